@@ -1,0 +1,1 @@
+"""Evaluation of EvoTok: metrics, suites, benchmarks."""

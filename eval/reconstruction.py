@@ -1,0 +1,51 @@
+"""How well the tokenizer keeps pixels and semantics, at every depth of the trajectory."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ..modeling_evotok.quantization_evotok import codebook_usage
+from .metrics import feature_cosine, psnr
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    model: EvoTokVQModel,
+    batches: Iterable[torch.Tensor],
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    semantic_depths: Iterable[int] | None = None,
+) -> dict[str, float | list[float]]:
+    """PSNR at depth 1 to L_pix, semantic cosine at chosen depths, and use of every codebook.
+
+    Args:
+        model: the tokenizer.
+        batches: images (B, 3, H, W) in [-1, 1].
+        teacher: gives the target features (B, N, S) of images; without it no cosine is measured.
+        semantic_depths: depths of the cosine, all by default.
+
+    Returns:
+        `psnr_depth{d}` in dB (mean over images), `semantic_cosine_depth{d}`, and the lists `usage`, `perplexity`.
+    """
+    was_training = model.training
+    model.eval()
+    config = model.config
+    depths = list(semantic_depths or range(1, config.num_codebooks + 1))
+    scores: dict[str, list[torch.Tensor]] = {}
+    counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)
+    for pixels in batches:
+        codes = model.encode(pixels)
+        for level in range(config.num_codebooks):
+            counts[level] += torch.bincount(codes[..., level].flatten().cpu(), minlength=config.codebook_size)
+        reference = (pixels + 1) / 2
+        for depth in range(1, config.num_pixel_codebooks + 1):
+            decoded = model.decode_pixels(codes, depth=depth)
+            scores.setdefault(f"psnr_depth{depth}", []).append(psnr((decoded + 1) / 2, reference))
+        if teacher is not None:
+            target = teacher(pixels)
+            for depth in depths:
+                cosine = feature_cosine(model.decode_semantics(codes, depth=depth), target)
+                scores.setdefault(f"semantic_cosine_depth{depth}", []).append(cosine)
+    model.train(was_training)
+    results: dict[str, float | list[float]] = {name: torch.cat(values).mean().item() for name, values in scores.items()}
+    return results | {name: values.tolist() for name, values in codebook_usage(counts).items()}

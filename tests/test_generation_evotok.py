@@ -1,0 +1,319 @@
+"""Generation: images by guided sampling, text without their settings."""
+
+import copy
+
+import pytest
+import torch
+from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
+from evotok import EvoTokForConditionalGeneration
+from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
+
+from evotok.modeling_evotok.generation_evotok import EvoTokCodeSampler
+
+
+PROMPT = torch.tensor([[3, 4, 5, START]])
+PROMPTS = torch.tensor([[3, 4, 5, START], [PAD, PAD, 9, START]])
+MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+GREEDY = {"generation_mode": "image", "do_sample": False}
+SAMPLED = {"generation_mode": "image", "guidance_scale": 3.0, "top_k": 10, "top_p": 0.9}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def teacher_forced_logits(model, prompt: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Logits (B, N, L, K) of codes (B, N, L) after prompts without padding, by one plain forward pass."""
+    placeholders = torch.full((len(prompt), POSITIONS), DRAW)
+    ids = torch.cat([prompt, placeholders], dim=1)
+    hidden = model.model(ids, generation_codes=codes).last_hidden_state[:, prompt.shape[1] - 1 : -1]
+    embeddings = model.model.vq_model.quantizer.embed(codes)
+    return model.depth_decoder(hidden.flatten(0, 1), embeddings.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_unguided_greedy_codes_are_the_argmax_of_the_forward_pass(tiny_model, cache):
+    codes = tiny_model.generate(PROMPT, **GREEDY, guidance_scale=1, cache_implementation=cache)
+    assert codes.shape == (1, POSITIONS, 2) and codes.dtype == torch.long
+    assert len(codes.unique()) > 4, "a constant image would prove nothing"
+    assert torch.equal(teacher_forced_logits(tiny_model, PROMPT, codes).argmax(-1), codes)
+
+
+def test_guided_scores_are_those_of_two_separate_runs(tiny_model):
+    output = tiny_model.generate(PROMPT, **GREEDY, guidance_scale=2.5, return_dict_in_generate=True, output_scores=True)
+    conditional = teacher_forced_logits(tiny_model, PROMPT, output.codes)
+    unconditional = teacher_forced_logits(tiny_model, torch.tensor([[START]]), output.codes)
+    expected = unconditional + 2.5 * (conditional - unconditional)
+    assert output.scores.shape == (1, POSITIONS, 2, 32)
+    torch.testing.assert_close(output.scores, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(expected.argmax(-1), output.codes)
+    assert not torch.equal(output.codes, tiny_model.generate(PROMPT, **GREEDY, guidance_scale=1))
+
+
+def test_negative_prompt_is_what_guidance_moves_away_from(tiny_model):
+    negative = torch.tensor([[7, 8, 9, 10, 11, START]])  # longer than the prompt: the prompt's row is padded
+    output = tiny_model.generate(
+        PROMPT, **GREEDY, negative_prompt_ids=negative, return_dict_in_generate=True, output_scores=True
+    )
+    conditional = teacher_forced_logits(tiny_model, PROMPT, output.codes)
+    unconditional = teacher_forced_logits(tiny_model, negative, output.codes)
+    expected = unconditional + 7.5 * (conditional - unconditional)
+    torch.testing.assert_close(output.scores, expected, atol=1e-3, rtol=1e-4)
+    padded = torch.tensor([[PAD, 7, 8, 9, 10, 11, START]])
+    for extra in ({}, {"negative_prompt_attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1, 1]])}):
+        assert torch.equal(tiny_model.generate(PROMPT, **GREEDY, negative_prompt_ids=padded, **extra), output.codes)
+
+
+@pytest.mark.parametrize("scale", [1, 3.0])
+def test_a_batch_is_its_prompts_one_by_one(tiny_model, scale):
+    together = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY, guidance_scale=scale)
+    for i in range(2):
+        alone = tiny_model.generate(PROMPTS[i : i + 1, MASK[i] == 1], **GREEDY, guidance_scale=scale)
+        assert torch.equal(alone[0], together[i])
+    inferred = tiny_model.generate(PROMPTS, **GREEDY, guidance_scale=scale)  # the mask of pad tokens
+    assert torch.equal(inferred, together)
+
+
+def test_left_padding_changes_nothing(tiny_model):
+    padded = torch.cat([torch.full((1, 7), PAD), PROMPT], dim=1)
+    mask = (padded != PAD).long()
+    expected = tiny_model.generate(PROMPT, **GREEDY)
+    assert torch.equal(tiny_model.generate(padded, attention_mask=mask, **GREEDY), expected)
+
+
+def test_guidance_scale_one_runs_no_second_row(tiny_model, monkeypatch):
+    rows = []
+    language_model = tiny_model.model.language_model
+    forward = language_model.forward
+    monkeypatch.setattr(
+        language_model, "forward", lambda *args, **kw: rows.append(len(kw["inputs_embeds"])) or forward(*args, **kw)
+    )
+    tiny_model.generate(PROMPTS, **GREEDY, guidance_scale=1)
+    assert rows == [2] * POSITIONS  # nothing is read after the last position
+    rows.clear()
+    tiny_model.generate(PROMPTS, **GREEDY)
+    assert rows == [4] * POSITIONS
+
+
+def test_lm_head_is_not_run(tiny_model, monkeypatch):
+    monkeypatch.setattr(tiny_model.lm_head, "forward", None)
+    tiny_model.generate(PROMPT, **GREEDY)
+
+
+def test_seed_fixes_the_codes_and_images_of_a_prompt_differ(tiny_model):
+    first = tiny_model.generate(PROMPTS, **SAMPLED, num_return_sequences=3, generator=seeded())
+    again = tiny_model.generate(PROMPTS, **SAMPLED, num_return_sequences=3, generator=seeded())
+    other = tiny_model.generate(PROMPTS, **SAMPLED, num_return_sequences=3, generator=seeded(1))
+    assert first.shape == (6, POSITIONS, 2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len({row.numpy().tobytes() for row in first}) == 6
+
+
+def test_return_sequences_lie_beside_their_prompt(tiny_model):
+    codes = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY, num_return_sequences=2)
+    expected = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY)
+    assert torch.equal(codes, expected.repeat_interleave(2, 0))
+
+
+def test_guard_keeps_implausible_codes_out(tiny_model):
+    arguments = SAMPLED | {"guidance_scale": 7.5, "guidance_min_p": 0.3, "top_k": 0, "top_p": 1.0}
+    codes = tiny_model.generate(PROMPT, **arguments, num_return_sequences=4, generator=seeded())
+    conditional = teacher_forced_logits(tiny_model, PROMPT.expand(4, -1), codes).softmax(-1)
+    chosen = conditional.gather(-1, codes[..., None]).squeeze(-1)
+    assert (chosen >= 0.3 * conditional.amax(-1) * (1 - 1e-4)).all()
+    unguarded = tiny_model.generate(PROMPT, **arguments | {"guidance_min_p": 0}, generator=seeded())
+    conditional = teacher_forced_logits(tiny_model, PROMPT, unguarded).softmax(-1)
+    chosen = conditional.gather(-1, unguarded[..., None]).squeeze(-1)
+    assert (chosen < 0.3 * conditional.amax(-1)).any()
+
+
+def test_images_in_the_prompt(tiny_model, pixels):
+    """An image given and one drawn before, the first seen by the conditional row only."""
+    ids = torch.tensor([[3, START, *[IMAGE] * POSITIONS, END, START, *[DRAW] * POSITIONS, END, START]])
+    drawn = tiny_model.model.vq_model.encode(pixels[1:2])[..., :2]
+    images = {"pixel_values": pixels[:1], "generation_codes": drawn}
+    codes = tiny_model.generate(ids, **images, **GREEDY, guidance_scale=1)
+    full = torch.cat([ids, torch.full((1, POSITIONS), DRAW)], dim=1)
+    hidden = tiny_model.model(full, pixel_values=pixels[:1], generation_codes=torch.cat([drawn, codes]))
+    hidden = hidden.last_hidden_state[0, ids.shape[1] - 1 : -1]
+    logits = tiny_model.depth_decoder(hidden, tiny_model.model.vq_model.quantizer.embed(codes)[0])
+    assert torch.equal(logits.argmax(-1), codes[0])
+    tiny_model.generate(ids.repeat(2, 1), pixel_values=pixels[:2], generation_codes=drawn.repeat(2, 1, 1), **GREEDY)
+
+
+def test_callback_and_streamer(tiny_model):
+    class Streamer:
+        def __init__(self):
+            self.pieces, self.ended = [], False
+
+        def put(self, value):
+            self.pieces.append(value)
+
+        def end(self):
+            self.ended = True
+
+    calls, streamer = [], Streamer()
+    codes = tiny_model.generate(
+        PROMPTS, **GREEDY, callback=lambda position, so_far: calls.append((position, so_far.shape)), streamer=streamer
+    )
+    assert calls == [(i, (2, i + 1, 2)) for i in range(POSITIONS)]
+    assert streamer.ended and torch.equal(torch.stack(streamer.pieces, dim=1), codes)
+
+
+def test_decode_image_tokens(tiny_model):
+    codes = tiny_model.generate(PROMPTS, **GREEDY)
+    assert torch.equal(tiny_model.decode_image_tokens(codes), tiny_model.model.vq_model.decode_pixels(codes))
+    assert tiny_model.decode_image_tokens(codes).shape == (2, 3, 32, 32)
+
+
+def test_values_come_from_call_then_config_then_model(fresh_model):
+    def settings(generation_config=None, **kwargs):
+        return fresh_model._image_settings(generation_config, kwargs)[0]
+
+    paper = {"guidance_scale": 7.5, "guidance_min_p": 0.0, "top_k": 900, "top_p": 0.96, "temperature": 1.0}
+    assert settings() | paper == settings() and settings()["do_sample"]
+    fresh_model.generation_config.update(guidance_min_p=0.2, image_top_k=50, do_sample=True, temperature=0.1, top_k=3)
+    assert settings()["guidance_min_p"] == 0.2 and settings()["top_k"] == 50
+    assert settings()["temperature"] == 1.0, "the plain one is of text"
+    given = GenerationConfig(do_sample=True, temperature=0.5, guidance_scale=2.0, num_return_sequences=3)
+    assert settings(given)["temperature"] == 0.5 and settings(given)["guidance_scale"] == 2.0
+    assert settings(given)["top_k"] == 50 and settings(given)["num_return_sequences"] == 3
+    assert settings(given, temperature=0.7, top_k=None)["temperature"] == 0.7
+    assert settings(given, top_k=None)["top_k"] is None
+
+
+def test_sampler_warps_as_transformers_does():
+    scores = torch.randn(6, 50, generator=seeded()) * 3
+    for top_k, top_p, temperature in ((10, 0.9, 1.0), (900, 0.5, 0.7), (0, 0.3, 1.0), (5, 1.0, 2.0), (None, None, 1)):
+        expected = scores / temperature
+        if top_k:
+            expected = TopKLogitsWarper(top_k)(None, expected)
+        if top_p:
+            expected = TopPLogitsWarper(top_p)(None, expected)
+        warped = EvoTokCodeSampler(top_k=top_k, top_p=top_p, temperature=temperature).warp(scores)
+        torch.testing.assert_close(warped, expected)
+    ties = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
+    assert EvoTokCodeSampler(top_k=2, top_p=1.0).warp(ties).isfinite().tolist() == [[False, True, True, True, False]]
+
+
+def test_sampler_draws_one_code_for_both_rows():
+    logits = torch.randn(8, 50, generator=seeded())
+    codes = EvoTokCodeSampler(guidance_scale=2.0, generator=seeded())(logits)
+    assert codes.shape == (8,) and torch.equal(codes[:4], codes[4:])
+    greedy = EvoTokCodeSampler(guidance_scale=2.0, temperature=0)(logits)
+    assert torch.equal(greedy[:4], (logits[4:] + 2 * (logits[:4] - logits[4:])).argmax(-1))
+
+
+def test_text_is_plain_transformers_generation(tiny_model, fresh_model, pixels):
+    """No second forward pass per token, no placeholder in the text, images expanded row by row."""
+    assert tiny_model.generation_config.guidance_scale == 7.5
+    prompts = torch.tensor([[PAD, PAD, 5, 6], [3, 4, 5, 6]])
+    arguments = {
+        "attention_mask": (prompts != PAD).long(),
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "eos_token_id": -1,
+    }
+    text = tiny_model.generate(prompts, **arguments)
+    alone = tiny_model.generate(prompts[:1, 2:], **arguments | {"attention_mask": None})
+    assert torch.equal(text[0, 2:], alone[0])
+    plain = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=-1)
+    assert torch.equal(tiny_model.generate(prompts, plain, attention_mask=arguments["attention_mask"]), text)
+    assert plain.guidance_scale is None
+    fresh_model.lm_head.weight.data[[IMAGE, DRAW]] = 100 * fresh_model.lm_head.weight.data[[5, 5]].sign()
+    text = fresh_model.generate(prompts, **arguments | {"do_sample": True, "temperature": 9.0})
+    assert not torch.isin(text, torch.tensor([IMAGE, DRAW])).any()
+
+
+def test_text_modes_of_transformers(tiny_model, pixels):
+    ids = torch.tensor([[3, START, *[IMAGE] * POSITIONS, END, 4]])
+    arguments = {"max_new_tokens": 6, "do_sample": False, "pixel_values": pixels[:1]}
+    text = tiny_model.generate(ids, **arguments)
+    embeds = tiny_model.get_input_embeddings()(ids)
+    assert torch.equal(tiny_model.generate(inputs_embeds=embeds, **arguments), text[:, ids.shape[1] :])
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(tiny_model.generate(ids, **arguments, **static), text)
+    assert torch.equal(tiny_model.generate(ids, **arguments, prompt_lookup_num_tokens=2), text)
+    first = tiny_model.generate(ids, **arguments | {"max_new_tokens": 3}, return_dict_in_generate=True)
+    rest = tiny_model.generate(
+        first.sequences, past_key_values=first.past_key_values, max_new_tokens=3, do_sample=False
+    )
+    assert torch.equal(rest, text)
+
+
+def test_text_after_images_of_both_kinds(tiny_model, pixels):
+    seen, drawn = [START, *[IMAGE] * POSITIONS, END], [START, *[DRAW] * POSITIONS, END]
+    rows = [[3, *seen, *drawn, *seen, 4], [3, *seen, *drawn, *drawn, 4]]
+    ids = torch.tensor(rows)
+    images = {"pixel_values": pixels[:3], "generation_pixel_values": pixels[[3, 1, 2]]}
+    arguments = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
+    text = tiny_model.generate(ids, **images, **arguments)
+    uncached = tiny_model.generate(ids, **images, **arguments, use_cache=False)
+    assert torch.equal(text, uncached)
+    logits = tiny_model(ids, **images).logits[:, -1]
+    logits[:, [IMAGE, DRAW]] = -torch.inf
+    assert torch.equal(logits.argmax(-1), text[:, ids.shape[1]])
+    several = tiny_model.generate(ids, **images, **arguments, num_beams=2, num_return_sequences=2)
+    again = tiny_model.generate(ids[1:], pixel_values=pixels[2:3], generation_pixel_values=pixels[[1, 2]],
+                                **arguments, num_beams=2, num_return_sequences=2)  # fmt: skip
+    assert torch.equal(several[2:], again)
+    codes = tiny_model.model.vq_model.encode(pixels)
+    as_codes = {"image_codes": codes[:3], "generation_codes": codes[[3, 1, 2], :, :2]}
+    assert torch.equal(tiny_model.generate(ids, **as_codes, **arguments), text)
+    assert torch.equal(tiny_model.generate(ids, **as_codes, **arguments, num_beams=2, num_return_sequences=2), several)
+
+
+def test_saved_model_generates_the_same(tiny_model, tmp_path):
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.guidance_min_p = 0.25
+    model.save_pretrained(tmp_path)
+    loaded = EvoTokForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.generation_config.guidance_min_p == 0.25
+    arguments = {"generation_mode": "image", "top_k": 10, "num_return_sequences": 2}
+    expected = model.generate(PROMPT, **arguments, generator=seeded())
+    assert torch.equal(loaded.generate(PROMPT, **arguments, generator=seeded()), expected)
+
+
+def test_llama_draws():
+    model = build_tiny_model(tiny_config({"model_type": "llama"}))
+    codes = model.generate(PROMPTS, **GREEDY, guidance_scale=1)
+    assert torch.equal(teacher_forced_logits(model, PROMPT, codes[:1]).argmax(-1), codes[:1])
+
+
+def test_half_precision(tiny_model, tmp_path):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tiny_model.generate(PROMPTS, **SAMPLED).shape == (2, POSITIONS, 2)
+    tiny_model.save_pretrained(tmp_path)
+    loaded = EvoTokForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    codes = loaded.generate(PROMPTS, **SAMPLED)
+    assert loaded.decode_image_tokens(codes).dtype == torch.float32
+
+
+def test_eager_attention_draws_the_same(tiny_model, fresh_model):
+    fresh_model.set_attn_implementation("eager")
+    assert torch.equal(fresh_model.generate(PROMPTS, **GREEDY), tiny_model.generate(PROMPTS, **GREEDY))
+
+
+BAD_CALLS = {
+    "mode": ({"generation_mode": "video"}, "'video' must be 'text' or 'image'"),
+    "end": ({"inputs": torch.tensor([[3, 4]])}, "must end in the start-of-image token"),
+    "right padding": ({"inputs": torch.tensor([[3, START, PAD]])}, "pad on the left"),
+    "length": ({"inputs": torch.tensor([[3] * 240 + [START]])}, "241 tokens.*257.*at most 256.*by 1 tokens"),
+    "no prompt": ({"inputs": None}, "input_ids must be token ids"),
+    "negative prompt": ({"negative_prompt_ids": torch.tensor([[3]])}, "negative_prompt_ids must end"),
+    "negative rows": ({"negative_prompt_ids": torch.tensor([[START]] * 3)}, "3 rows and input_ids 1"),
+    "typo": ({"temprature": 1.0}, "takes no temprature"),
+    "length argument": ({"max_new_tokens": 5}, "takes no max_new_tokens"),
+    "guard": ({"guidance_min_p": 1.5}, r"guidance_min_p=1.5 must be in \[0, 1\]"),
+    "scale": ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be at least 0"),
+    "top_p": ({"top_p": 0.0}, "top_p=0.0 must be in"),
+    "top_k": ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+    "cache": ({"cache_implementation": "hybrid"}, "must be 'static' or 'dynamic'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls(tiny_model, name):
+    arguments, message = BAD_CALLS[name]
+    with pytest.raises(ValueError, match=message):
+        tiny_model.generate(**({"inputs": PROMPT, "generation_mode": "image"} | arguments))

@@ -1,0 +1,123 @@
+"""The depth decoder: its size, its two paths over the same weights, its loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
+
+from evotok.modeling_evotok import modeling_evotok_depth
+
+
+POSITIONS, LEVELS, CODES, DIM, HIDDEN = 5, 3, 32, 8, 24
+
+
+def tiny_depth(**kwargs) -> EvoTokDepthDecoder:
+    torch.manual_seed(0)
+    config = EvoTokDepthDecoderConfig(
+        codebook_size=CODES,
+        codebook_dim=DIM,
+        num_codebooks=LEVELS,
+        backbone_hidden_size=HIDDEN,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        **kwargs,
+    )
+    return EvoTokDepthDecoder(config).eval()
+
+
+@pytest.fixture
+def batch():
+    """Hidden states (M, H), codebooks (L, K, C), codes (M, L) and their embeddings (M, L, C)."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(POSITIONS, HIDDEN, generator=generator)
+    codebooks = torch.randn(LEVELS, CODES, DIM, generator=generator)
+    codes = torch.randint(CODES, (POSITIONS, LEVELS), generator=generator)
+    return hidden, codebooks, codes, codebooks[torch.arange(LEVELS), codes]
+
+
+def test_parameter_count_at_paper_size():
+    with torch.device("meta"):
+        model = EvoTokDepthDecoder(EvoTokDepthDecoderConfig())
+    assert sum(p.numel() for p in model.parameters()) == 817_027_072
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cached_steps_give_the_teacher_forced_logits(batch, attention):
+    hidden, _, _, embeddings = batch
+    model = tiny_depth(attn_implementation=attention)
+    expected = model(hidden, embeddings)
+    cache = model.new_cache(POSITIONS)
+    for _ in range(2):  # the second position meets what the first left in the cache
+        inputs = hidden
+        for level in range(LEVELS):
+            torch.testing.assert_close(model.step(inputs, level, cache), expected[:, level], atol=1e-5, rtol=1e-5)
+            inputs = embeddings[:, : level + 1].sum(1)
+
+
+def test_a_level_sees_no_later_one(batch):
+    hidden, _, _, embeddings = batch
+    model = tiny_depth()
+    changed = embeddings.clone()
+    changed[:, 1] += 1
+    logits, other = model(hidden, embeddings), model(hidden, changed)
+    torch.testing.assert_close(logits[:, :2], other[:, :2])
+    assert not torch.allclose(logits[:, 2], other[:, 2])
+
+
+def test_generated_codes_are_the_argmax_of_teacher_forcing_them(batch):
+    hidden, codebooks, _, _ = batch
+    model = tiny_depth()
+    codes, total = model.generate_codes(hidden, codebooks, lambda logits: logits.argmax(-1))
+    embeddings = codebooks[torch.arange(LEVELS), codes]
+    assert torch.equal(model(hidden, embeddings).argmax(-1), codes)
+    torch.testing.assert_close(total, embeddings.sum(1))
+
+
+def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch):
+    hidden, _, codes, embeddings = batch
+    model = tiny_depth()
+    monkeypatch.setattr(modeling_evotok_depth, "_LOSS_ROWS", 2)
+    output = model.loss(hidden, embeddings, codes)
+    output.loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    expected = F.cross_entropy(model(hidden, embeddings).transpose(1, 2), codes, reduction="none")
+    expected.mean().backward()
+    torch.testing.assert_close(output.loss, expected.mean())
+    torch.testing.assert_close(output.level_losses, expected.mean(0))
+    assert not output.level_losses.requires_grad
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss(hidden, embeddings, codes).loss, output.loss.detach())
+
+
+def test_gradient_checkpointing_changes_nothing(batch):
+    hidden, _, codes, embeddings = batch
+    model = tiny_depth(hidden_dropout=0.0).train()
+    plain = model.loss(hidden, embeddings, codes).loss
+    model.gradient_checkpointing_enable()
+    loss = model.loss(hidden, embeddings, codes).loss
+    loss.backward()
+    torch.testing.assert_close(loss, plain)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_dropout_works_in_training_only(batch):
+    hidden, _, _, embeddings = batch
+    model = tiny_depth(hidden_dropout=0.5)
+    assert torch.equal(model(hidden, embeddings), model(hidden, embeddings))
+    model.train()
+    assert not torch.equal(model(hidden, embeddings), model(hidden, embeddings))
+
+
+def test_save_and_load(batch, tmp_path):
+    hidden, _, _, embeddings = batch
+    model = tiny_depth()
+    model.save_pretrained(tmp_path)
+    loaded, report = EvoTokDepthDecoder.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert torch.equal(loaded.eval()(hidden, embeddings), model(hidden, embeddings))

@@ -1,0 +1,1 @@
+"""Training of EvoTok: data, losses, stages."""

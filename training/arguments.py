@@ -1,0 +1,177 @@
+"""Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
+
+    stage: tokenizer            # tokenizer | pretrain | sft | gen
+    model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
+    data: {...}                 # DataArguments
+    loss: {...}                 # TokenizerLossArguments (tokenizer stage)
+    training: {...}             # transformers.TrainingArguments
+"""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+STAGES = ("tokenizer", "pretrain", "sft", "gen")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    checkpoint: str | None = None
+    """Folder or hub id that training starts from: the stage before."""
+    vq_checkpoint: str | None = None
+    """Trained image tokenizer, where a multimodal model is built from its parts."""
+    encoder_checkpoint: str | None = None
+    """SigLIP2 checkpoint that the tokenizer's encoder starts from."""
+    language_model_checkpoint: str | None = None
+    """Causal language model that a multimodal model is built on; built from `config` when left out."""
+    text_tokenizer_size: int | None = None
+    """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig` that differ from the paper's."""
+    trainable: list[str] = field(default_factory=list)
+    """Names of the parts that are trained; the rest is frozen. The stage's own default when empty."""
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    name: str = "emoji"
+    """`emoji` (the embedded world), `folder` (images), or `llava` (JSON or JSONL in LLaVA's format)."""
+    path: str | None = None
+    """Folder of images, or LLaVA file."""
+    image_folder: str | None = None
+    """Where the images of a LLaVA file lie; its own folder when left out."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Weights of the kinds of samples (emoji)."""
+    caption_dropout: float = 0.0
+    """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
+    max_length: int = 2048
+    """Tokens a sample may have, image positions included."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts drawn as one PNG at every save (gen stage)."""
+
+
+@dataclass
+class TokenizerLossArguments:
+    """Terms of Eq. 5 to 7 and their weights."""
+
+    reconstruction: float = 1.0
+    perceptual: float = 1.0
+    adversarial: float = 0.5
+    semantic: float = 1.0
+    commitment: float = 1.0
+    adversarial_start_step: int = 20000
+    """The discriminator learns, and is listened to, from this step on."""
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    discriminator_learning_rate: float = 1e-4
+    semantic_folds: int = 1
+    """Also compare the features in this many slices of their channels; 1 is the paper's plain cosine."""
+    teacher: str = "siglip"
+    """`siglip` (the frozen encoder checkpoint) or `efficientnet` (EfficientNet-Lite0, extra `mini`)."""
+    teacher_share: float = 1.0
+    """Share of each batch that the teacher looks at: it may cost more than the model."""
+    perceptual_network: str = "lpips"
+    """`lpips` or `efficientnet`."""
+
+
+@dataclass
+class Recipe:
+    """One stage of training, as read from its YAML file."""
+
+    stage: str
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
+    training: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+
+
+def _refuse_unknown(given, known, where: str) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
+            raise ValueError(f"{where}: unknown key {key!r}.{hint}")
+
+
+def _build(cls, values: Any, where: str):
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {values!r}.")
+    _refuse_unknown(values, (f.name for f in fields(cls)), where)
+    return cls(**values)
+
+
+def _override(tree: dict, word: str) -> None:
+    path, separator, text = word.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"override {word!r} is not of the form section.key=value.")
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {word!r}: {key!r} is a value, not a section.")
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-4 as text
+        except ValueError:
+            pass
+    tree[keys[-1]] = value
+
+
+def _merge(base: dict, difference: dict) -> dict:
+    """`difference` laid over `base`, section by section."""
+    merged = dict(base)
+    for key, value in difference.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read_tree(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a recipe is a mapping with `stage`, `model`, `data` and `training`.")
+    if "base" in tree:
+        return _merge(_read_tree(path.parent / tree.pop("base")), tree)
+    return tree
+
+
+def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe, follow its `base:` files, apply overrides, and refuse every key that is not known.
+
+    Args:
+        path: YAML file.
+        overrides: words like `training.max_steps=10`; the value is read as YAML.
+
+    Raises:
+        ValueError: no such file, not YAML, unknown key or stage; the message names file, key and mend.
+    """
+    from transformers import TrainingArguments
+
+    tree = _read_tree(Path(path))
+    for word in overrides:
+        _override(tree, word)
+    _refuse_unknown(tree, (f.name for f in fields(Recipe)), str(path))
+    if tree.get("stage") not in STAGES:
+        raise ValueError(f"{path}: stage {tree.get('stage')!r} is not one of {', '.join(STAGES)}.")
+    sections = {"model": ModelArguments, "data": DataArguments, "loss": TokenizerLossArguments}
+    for name, cls in sections.items():
+        tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
+    _refuse_unknown(tree.get("training", {}), (f.name for f in fields(TrainingArguments)), f"{path}: training")
+    return Recipe(**tree)

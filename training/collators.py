@@ -1,0 +1,256 @@
+"""Turns records of conversations into batches for `EvoTokForConditionalGeneration.forward`.
+
+The same tokens as `EvoTokProcessor.apply_chat_template(..., return_assistant_tokens_mask=True)` gives, faster: the
+template is rendered and tokenized with one placeholder an image, and expanded on the ids.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..processing.chat_template_evotok import prepare_conversations
+from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from ..processing.processing_evotok import EvoTokProcessor
+
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+
+
+@dataclass
+class _Sample:
+    """A record on its way into a batch."""
+
+    name: str
+    messages: list[dict]
+    given: list = field(default_factory=list)
+    written: list = field(default_factory=list)
+    codes: torch.Tensor | None = None
+    ids: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+
+class EvoTokCollator:
+    """Collates records into padded batches, on the right.
+
+    A record is `{"messages": [...], "images": [...]}`, messages as in a chat with `{"type": "image"}` parts and images
+    in reading order (anything `load_image` takes), or `{"messages", "images", "codes"}` where `codes` `(G, N, L)` or
+    `(N, L)` stand for the images of the assistant's turns. Records whose images cannot be read, or that `max_length`
+    would cut inside an image or before any target, are left out, logged and counted in `skipped`; a batch of nothing
+    else repeats the last good sample. With workers, each counts its own.
+
+    Args:
+        processor ([`EvoTokProcessor`]): its tokenizer, template and image processor.
+        max_length (`int`, *optional*): longest row in tokens, image positions included.
+        caption_dropout (`float`):
+            Probability that a text-to-image record loses its user text, which leaves exactly the processor's negative
+            prompt for classifier-free guidance to lean on. Records of any other form are not touched.
+        train_on (`"assistant"` or `"all"`): targets are the assistant's turns, `<|im_end|>` included, or every token.
+        seed (`int`):
+            With the record's `index`, if it has one, decides whether the caption is dropped: number the draws, not the
+            rows, if a row is seen more than once. Without an index torch's generator decides.
+
+    Raises:
+        ValueError: from a call, for records that are malformed, and if no good sample has been seen yet.
+    """
+
+    def __init__(
+        self,
+        processor: EvoTokProcessor,
+        max_length: int | None = None,
+        caption_dropout: float = 0.0,
+        train_on: Literal["assistant", "all"] = "assistant",
+        seed: int = 0,
+    ):
+        if not 0.0 <= caption_dropout <= 1.0 or train_on not in ("assistant", "all"):
+            raise ValueError(
+                f"caption_dropout={caption_dropout} must be in [0, 1], train_on={train_on!r} assistant or all."
+            )
+        if not processor.tokenizer.is_fast:
+            raise ValueError("EvoTokCollator needs character offsets: use a tokenizer of the `tokenizers` backend.")
+        self.processor = processor
+        self.max_length = max_length
+        self.caption_dropout = caption_dropout
+        self.train_on = train_on
+        self.seed = seed
+        self.skipped: Counter[str] = Counter()
+        self._spare: _Sample | None = None
+        self._control_pattern = processor.control_pattern
+
+    def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` `(B, T)`; `pixel_values` `(I, 3, H, W)`, `generation_pixel_values`
+        `(G, 3, H, W)` and `generation_codes` `(G, N, L)` if the batch has any."""
+        samples = [sample for record in records if (sample := self._read(record)) is not None]
+        self._tokenize(samples)
+        samples = [sample for sample in samples if self._fit(sample)]
+        if not samples:
+            if self._spare is None:
+                raise ValueError(
+                    f"No record of the batch can be used, {dict(self.skipped)} so far: check the data set."
+                )
+            samples = [self._spare]
+        self._spare = samples[-1]
+        return self._stack(samples)
+
+    def _skip(self, reason: str, message: str) -> None:
+        self.skipped[reason] += 1
+        logger.warning(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}")
+
+    def _read(self, record: dict) -> _Sample | None:
+        """Checks the messages and deals images and codes out to the two kinds of turns; None if an image is corrupt."""
+        name = f"record {record.get('id', record.get('index', '?'))}"
+        try:
+            [messages], _ = prepare_conversations([record["messages"]], self._control_pattern)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{name}: {error!s}") from error
+        sample = _Sample(name, _empty_caption(messages) if self._drops_caption(record, messages) else messages)
+        try:
+            self._route_images(sample, record)
+        except EvoTokImageError as error:
+            self._skip("image", f"{name}: {error}")
+            return None
+        return sample
+
+    def _route_images(self, sample: _Sample, record: dict) -> None:
+        codes = record.get("codes")
+        images = list(record.get("images") or [])
+        num_images, num_parts, num_written = len(images), 0, 0
+        for message in sample.messages:
+            written = message["role"] == "assistant"
+            for part in message["content"] if isinstance(message["content"], list) else ():
+                if part["type"] == "text":
+                    continue
+                num_written += written
+                if written and codes is not None:
+                    continue
+                source = next((part[key] for key in ("image", "path", "url", "image_url") if key in part), None)
+                num_parts += source is None
+                if source is None and images:
+                    source = images.pop(0)
+                if source is not None:
+                    (sample.written if written else sample.given).append(load_image(source))
+        if num_images != num_parts:
+            raise ValueError(f"{sample.name}: {num_images} images for {num_parts} image parts: give one for each.")
+        if codes is not None:
+            sample.codes = torch.from_numpy(np.array(codes).astype(np.int64))  # (G, N, L)
+            sample.codes = sample.codes[None] if sample.codes.ndim == 2 else sample.codes
+            expected = (num_written, self.processor.num_image_tokens)
+            if sample.codes.shape[:2] != expected:
+                raise ValueError(
+                    f"{sample.name}: codes of shape {tuple(sample.codes.shape)}, not {expected} + (levels,)."
+                )
+
+    def _drops_caption(self, record: dict, messages: list[dict]) -> bool:
+        if not self.caption_dropout or not _is_text_to_image(messages):
+            return False
+        if record.get("index") is None:
+            draw = torch.rand(()).item()
+        else:
+            draw = random.Random(f"{self.seed}/{record['index']}").random()
+        return draw < self.caption_dropout
+
+    def _tokenize(self, samples: list[_Sample]) -> None:
+        """Sets the ids and labels of every sample, placeholders expanded."""
+        if not samples:
+            return
+        processor = self.processor
+        texts, spans = render_jinja_template(
+            [sample.messages for sample in samples],
+            chat_template=processor.chat_template,
+            return_assistant_tokens_mask=True,
+            system_prompt=processor.system_prompt,
+            **processor.tokenizer.special_tokens_map,
+        )
+        encoded = processor.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
+        for sample, ids, offsets, turns in zip(
+            samples, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        ):
+            ids, offsets = np.array(ids), np.array(offsets)
+            target = np.full(len(ids), self.train_on == "all")
+            for start, end in turns:
+                target |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+            given = ids == processor.image_token_id
+            repeats = np.where(given | (ids == processor.image_generation_token_id), processor.num_image_tokens, 1)
+            labels = np.where(target & ~given, ids, IGNORE_INDEX)
+            sample.ids, sample.labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
+
+    def _fit(self, sample: _Sample) -> bool:
+        """Cuts a sample to `max_length`; False if that is not to be had without breaking an image."""
+        if self.max_length is not None and len(sample.ids) > self.max_length:
+            if np.isin(sample.ids[self.max_length :], self.processor.image_token_ids).any():
+                self._skip(
+                    "length", f"{sample.name}: {len(sample.ids)} tokens, over {self.max_length} inside an image."
+                )
+                return False
+            sample.ids, sample.labels = sample.ids[: self.max_length], sample.labels[: self.max_length]
+        if (sample.labels == IGNORE_INDEX).all():
+            self._skip("target", f"{sample.name}: nothing to learn within {self.max_length} tokens.")
+            return False
+        return True
+
+    def _stack(self, samples: list[_Sample]) -> dict[str, torch.Tensor]:
+        width = max(len(sample.ids) for sample in samples)
+        input_ids = np.full((len(samples), width), self.processor.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        labels = np.full_like(input_ids, IGNORE_INDEX)
+        for row, sample in enumerate(samples):
+            length = len(sample.ids)
+            input_ids[row, :length], labels[row, :length], attention_mask[row, :length] = sample.ids, sample.labels, 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+        images = {
+            "pixel_values": [image for sample in samples for image in sample.given],
+            "generation_pixel_values": [image for sample in samples for image in sample.written],
+        }
+        batch |= {name: pixels_of(group, self.processor.image_processor) for name, group in images.items() if group}
+        codes = [sample.codes for sample in samples if sample.codes is not None and len(sample.codes)]
+        if codes:
+            if images["generation_pixel_values"]:
+                raise ValueError(
+                    "A batch has codes for some of its written images and pixels for others: give one kind."
+                )
+            batch["generation_codes"] = torch.cat(codes)
+        return batch
+
+
+def _is_text_to_image(messages: list[dict]) -> bool:
+    """A system message or none, one user turn of text, one assistant turn with an image."""
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles != ["user", "assistant"]:
+        return False
+    has_image = [
+        isinstance(message["content"], list) and any(part["type"] != "text" for part in message["content"])
+        for message in messages[-2:]
+    ]
+    return has_image == [False, True]
+
+
+def _empty_caption(messages: list[dict]) -> list[dict]:
+    return [{**message, "content": ""} if message["role"] == "user" else message for message in messages]
+
+
+def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
+    """Pixels `(B, 3, H, W)` of RGB images, as `image_processor` gives them; at once if all have the right size."""
+    arrays = [np.asarray(image) if isinstance(image, Image.Image) else image for image in images]
+    shape = (image_processor.size["height"], image_processor.size["width"], 3)
+    fits = all(isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape for image in arrays)
+    if not fits or not (image_processor.do_rescale and image_processor.do_normalize):
+        return image_processor(list(images), return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
+    std = torch.tensor(image_processor.image_std).view(3, 1, 1)
+    return pixels.mul_(image_processor.rescale_factor).sub_(mean).div_(std).contiguous()
+
+
+__all__ = ["EvoTokCollator", "pixels_of"]

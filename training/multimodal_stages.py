@@ -1,0 +1,151 @@
+"""The stages that train the language model: pretrain, sft and gen (paper, Sec. 3.2 and 3.3).
+
+They differ in data and in which parts learn; model, collator and trainer are the same.
+"""
+
+import copy
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+
+from ..modeling_evotok.configuration_evotok import EvoTokConfig
+from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ..processing.processing_evotok import EvoTokProcessor
+from .arguments import Recipe
+from .collators import EvoTokCollator
+from .conversations import load_conversations
+from .emoji.dataset import EmojiTrainingSet
+from .emoji.evaluation import corpus
+from .emoji.world import EmojiWorld
+from .multimodal_data import Indexed, WithCodes
+from .multimodal_trainer import MultimodalTrainer
+from .text_tokenizer import train_text_tokenizer
+
+
+PARTS = {
+    "semantic_projector": "model.semantic_projector",
+    "pixel_projector": "model.pixel_projector",
+    "language_model": "model.language_model",
+    "lm_head": "lm_head",
+    "depth_decoder": "depth_decoder",
+}
+TRAINABLE = {
+    "pretrain": ["semantic_projector"],
+    "sft": ["semantic_projector", "language_model", "lm_head"],
+    "gen": ["pixel_projector", "depth_decoder", "language_model", "lm_head"],
+}
+
+
+def freeze_all_but(model: EvoTokForConditionalGeneration, parts: list[str]) -> None:
+    """Let only these parts learn; the tokenizer never does.
+
+    Raises:
+        ValueError: a name that is no part.
+    """
+    for name in parts:
+        if name not in PARTS:
+            raise ValueError(f"model.trainable: {name!r} is no part of the model. Parts: {', '.join(PARTS)}.")
+    model.requires_grad_(False)
+    for name in parts:
+        model.get_submodule(PARTS[name]).requires_grad_(True)
+
+
+def build_multimodal(recipe: Recipe, world: EmojiWorld | None) -> tuple[EvoTokForConditionalGeneration, EvoTokProcessor]:
+    """Model and processor that a recipe starts from: the stage before, or trained parts put together.
+
+    Everything is built in fp32; mixed precision is the trainer's business.
+    """
+    arguments = recipe.model
+    if arguments.checkpoint:
+        model = EvoTokForConditionalGeneration.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+        return model, EvoTokProcessor.from_pretrained(arguments.checkpoint)
+    if arguments.vq_checkpoint is None:
+        raise ValueError("a recipe needs model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
+    vq_model = EvoTokVQModel.from_pretrained(arguments.vq_checkpoint, dtype=torch.float32)
+    language_model = None
+    if arguments.language_model_checkpoint:
+        language_model = AutoModelForCausalLM.from_pretrained(arguments.language_model_checkpoint, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.language_model_checkpoint)
+    else:
+        tokenizer = train_text_tokenizer(corpus(world or EmojiWorld()), arguments.text_tokenizer_size or 1536)
+    vq_config = vq_model.config
+    processor = EvoTokProcessor.from_parts(
+        tokenizer, image_size=vq_config.image_size, num_image_tokens=vq_config.num_positions, **recipe.processor
+    )
+    config = build_config(recipe, processor, vq_config, language_model)
+    model = EvoTokForConditionalGeneration._from_config(config, dtype=torch.float32)
+    model.model.vq_model.load_state_dict(vq_model.state_dict())
+    if language_model is not None:
+        model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+        model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    return model, processor
+
+
+def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:
+    """The multimodal config of a recipe, with the special tokens where the text tokenizer has them."""
+    fields = copy.deepcopy(recipe.model.config)
+    tokenizer = processor.tokenizer
+    if language_model is not None:
+        fields["text_config"] = language_model.config.to_dict() | fields.get("text_config", {})
+    else:
+        fields.setdefault("text_config", {})["vocab_size"] = -(-len(tokenizer) // 64) * 64
+        fields["text_config"] |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if len(tokenizer) > fields["text_config"]["vocab_size"]:
+        raise ValueError(
+            f"the text tokenizer has {len(tokenizer)} tokens but the language model's vocabulary only "
+            f"{fields['text_config']['vocab_size']}: resize the model before, or take its own tokenizer."
+        )
+    fields["image_token_id"] = processor.image_token_id
+    fields["image_generation_token_id"] = processor.image_generation_token_id
+    fields["vision_start_token_id"] = tokenizer.convert_tokens_to_ids(processor.vision_start_token)
+    fields["vision_end_token_id"] = tokenizer.convert_tokens_to_ids(processor.vision_end_token)
+    return EvoTokConfig(vq_config=vq_config.to_dict(), **fields)
+
+
+def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld | None) -> Dataset:
+    """Records of conversations, each with its `index` for reproducible caption dropout."""
+    if recipe.data.name == "emoji":
+        steps = arguments.max_steps * arguments.gradient_accumulation_steps
+        samples = steps * arguments.train_batch_size * arguments.world_size
+        return EmojiTrainingSet(world, samples, recipe.data.mixture or None, seed=arguments.seed)
+    if recipe.data.name == "llava":
+        return load_conversations(recipe.data.path, recipe.data.image_folder)
+    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji' or 'llava'.")
+
+
+def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
+    """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
+    world = EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
+    model, processor = build_multimodal(recipe, world)
+    freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+    data = Indexed(build_data(recipe, arguments, world))
+    if recipe.data.name == "emoji":
+        data = WithCodes(data, model.model.vq_model)
+    if recipe.lora:
+        model = add_lora(model, recipe)
+    trainer = MultimodalTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=EvoTokCollator(
+            processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed
+        ),
+        processing_class=processor,
+        sample_prompts=recipe.data.sample_prompts,
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model()
+
+
+def add_lora(model: EvoTokForConditionalGeneration, recipe: Recipe):
+    """Low-rank adapters on the language model; projectors and depth decoder learn in full."""
+    from peft import LoraConfig, get_peft_model
+
+    parts = recipe.model.trainable or TRAINABLE[recipe.stage]
+    fields = {
+        "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        "modules_to_save": [name for name in parts if name not in ("language_model", "lm_head")],
+    }
+    return get_peft_model(model, LoraConfig(**(fields | recipe.lora)))

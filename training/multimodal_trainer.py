@@ -1,0 +1,86 @@
+"""Trainer of the language-model stages: logs both losses, keeps the tokenizer in fp32, draws samples."""
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+from transformers.modeling_utils import unwrap_model
+
+from ..eval.pictures import contact_sheet
+
+
+class MultimodalTrainer(Trainer):
+    """`Trainer` for `EvoTokForConditionalGeneration`.
+
+    Images become codes before the model sees them: an engine that casts its parameters to half precision would cast
+    the tokenizer's too, and 4% of the codes would change.
+
+    Args:
+        sample_prompts: prompts drawn as one PNG at every save.
+    """
+
+    def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sample_prompts = list(sample_prompts)
+        self.running: dict[str, list[torch.Tensor]] = {}
+        self.vq_model = self._inner(self.model).model.vq_model
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self.vq_model = copy.deepcopy(self.vq_model).float().to(self.args.device)
+
+    @staticmethod
+    def _inner(model):
+        model = unwrap_model(model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        levels = self.vq_model.config.num_pixel_codebooks
+        if "pixel_values" in inputs:
+            inputs["image_codes"] = self.vq_model.encode(inputs.pop("pixel_values"))
+        if "generation_pixel_values" in inputs:
+            inputs["generation_codes"] = self.vq_model.encode(inputs.pop("generation_pixel_values"))[..., :levels]
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own weighted sum; its two terms, and the image loss of every level, are logged beside it."""
+        outputs = model(**inputs)
+        for name in ("text_loss", "image_loss"):
+            if outputs.get(name) is not None:
+                self.running.setdefault(name, []).append(outputs[name].detach())
+        levels = outputs.get("image_level_losses")
+        for level, loss in enumerate(() if levels is None else levels, start=1):
+            self.running.setdefault(f"image_loss_level{level}", []).append(loss.detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs, *args, **kwargs):
+        """Adds the mean of every term since the last log."""
+        if "loss" in logs and self.running:
+            logs |= {name: torch.stack(values).mean().item() for name, values in self.running.items()}
+            self.running = {}
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.sample_prompts and self.is_world_process_zero() and not self.is_deepspeed_enabled:
+            self._draw_samples(Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:07d}.png")
+
+    def _draw_samples(self, path: Path) -> None:
+        model, processor = self._inner(self.model), self.processing_class
+        conversations = [[{"role": "user", "content": prompt}] for prompt in self.sample_prompts]
+        inputs = processor.apply_chat_template(
+            conversations,
+            generation_mode="image",
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.args.device)
+        was_training = model.training
+        model.eval()
+        generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
+        codes = model.generate(**inputs, generation_mode="image", generator=generator)
+        images = processor.post_process_image_generation(model.decode_image_tokens(codes))
+        model.train(was_training)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(images, self.sample_prompts).save(path)

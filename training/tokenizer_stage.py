@@ -1,0 +1,83 @@
+"""The tokenizer stage: build model, teacher and data from a recipe, train, save."""
+
+from transformers import TrainingArguments
+
+from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from .arguments import Recipe
+from .emoji.world import EmojiWorld
+from .teachers import EfficientNetTeacher, SiglipTeacher
+from .tokenizer_data import EmojiImages, FolderImages, emoji_pixels
+from .tokenizer_trainer import TokenizerTrainer
+
+
+def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
+    """The model a recipe starts from: the checkpoint before, a SigLIP2 encoder, or nothing."""
+    arguments = recipe.model
+    if arguments.checkpoint:
+        return EvoTokVQModel.from_pretrained(arguments.checkpoint)
+    if arguments.encoder_checkpoint:
+        return EvoTokVQModel.from_pretrained_encoder(arguments.encoder_checkpoint, **arguments.config)
+    return EvoTokVQModel(EvoTokVQConfig(**arguments.config))
+
+
+def build_teacher(recipe: Recipe, config: EvoTokVQConfig, calibration=None):
+    """The frozen network that gives the semantic target."""
+    if recipe.loss.teacher == "efficientnet":
+        teacher = EfficientNetTeacher(config.grid_size)
+        if calibration is not None:
+            teacher.calibrate(calibration)
+        return teacher
+    if recipe.model.encoder_checkpoint is None:
+        raise ValueError("loss.teacher 'siglip' needs model.encoder_checkpoint, the SigLIP2 weights it is made of.")
+    return SiglipTeacher(recipe.model.encoder_checkpoint)
+
+
+def build_perceptual(recipe: Recipe, teacher):
+    """Function (fake, real) -> scalar, or None when the term has no weight.
+
+    Raises:
+        ValueError: LPIPS is asked for and its weights are not there.
+    """
+    if not recipe.loss.perceptual:
+        return None
+    if recipe.loss.perceptual_network == "efficientnet":
+        return teacher.perceptual_distance
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type="vgg")
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"LPIPS is not to be had ({error}): pip install torchvision and let it fetch VGG16 once, "
+            "or set loss.perceptual_network=efficientnet, or loss.perceptual=0."
+        ) from None
+
+
+def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
+    """Train as the recipe says; the finished model lies in `output_dir`."""
+    model = build_tokenizer(recipe)
+    config = model.config
+    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    samples *= arguments.world_size
+    held_out = calibration = None
+    if recipe.data.name == "emoji":
+        world = EmojiWorld(recipe.data.path)
+        data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
+        held_out, calibration = emoji_pixels(world, "new_concept", 128), emoji_pixels(world, "train", 512)
+    else:
+        data = FolderImages(recipe.data.path, config.image_size)
+    teacher = build_teacher(recipe, config, calibration) if recipe.loss.semantic else None
+    trainer = TokenizerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data if held_out is not None else None,
+        loss_args=recipe.loss,
+        teacher=teacher,
+        perceptual=build_perceptual(recipe, teacher),
+        held_out=held_out,
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.evaluate()
+    trainer.save_model()

@@ -1,0 +1,86 @@
+"""Train one stage of EvoTok from a recipe.
+
+    evotok train configs/mini/tokenizer.yaml training.max_steps=100
+    torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/sft.yaml training.deepspeed=configs/deepspeed/zero2.json
+
+A run that was stopped goes on from its last complete checkpoint; `--restart` begins anew.
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+from transformers import TrainingArguments
+
+from .arguments import Recipe, read_recipe
+from .checkpoints import last_complete_checkpoint
+
+
+def prepare_process(deepspeed: bool) -> None:
+    """On a machine without an accelerator DeepSpeed needs the process group before TrainingArguments exist, or every
+    process believes that it is alone."""
+    if torch.accelerator.is_available() or not deepspeed:
+        return
+    from accelerate import PartialState
+
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """TrainingArguments of a recipe, with what this project always wants."""
+    given = dict(recipe.training)
+    prepare_process(bool(given.get("deepspeed")))
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        given.setdefault("use_cpu", True)
+        if given.get("deepspeed"):
+            given.setdefault("accelerator_config", {"use_configured_state": True})
+    given.setdefault("remove_unused_columns", False)
+    given.setdefault("ddp_broadcast_buffers", False)
+    given.setdefault("dataloader_pin_memory", not on_cpu)
+    given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
+    return TrainingArguments(**given)
+
+
+def _has_tensorboard() -> bool:
+    from transformers.integrations import is_tensorboard_available
+
+    return is_tensorboard_available()
+
+
+def train(recipe: Recipe, restart: bool = False) -> None:
+    """Run the stage that a recipe names, from its last complete checkpoint unless `restart`."""
+    arguments = training_arguments(recipe)
+    resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
+    if recipe.stage == "tokenizer":
+        from .tokenizer_stage import train_tokenizer as run
+    else:
+        from .multimodal_stages import train_multimodal as run
+    run(recipe, arguments, resume_from)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of this module; exit code 2 for a mistake in the recipe."""
+    parser = argparse.ArgumentParser(prog="evotok train", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="YAML file, such as configs/mini/tokenizer.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--restart", action="store_true", help="begin anew although the output folder has checkpoints")
+    options = parser.parse_args(argv)
+    try:
+        train(read_recipe(options.recipe, options.overrides), options.restart)
+    except (ValueError, ImportError) as error:
+        print(f"evotok train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
