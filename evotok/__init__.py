@@ -42,6 +42,15 @@ AutoModelForImageTextToText.register(EvoTokConfig, EvoTokForConditionalGeneratio
 AutoModelForMultimodalLM.register(EvoTokConfig, EvoTokForConditionalGeneration)
 AutoProcessor.register(EvoTokConfig, EvoTokProcessor)
 
+# Saved folders carry the code, so that `trust_remote_code=True` loads them where this package is not installed.
+for _config in (EvoTokConfig, EvoTokVQConfig, EvoTokDepthDecoderConfig):
+    _config.register_for_auto_class()
+EvoTokModel.register_for_auto_class("AutoModel")
+EvoTokVQModel.register_for_auto_class("AutoModel")
+EvoTokDepthDecoder.register_for_auto_class("AutoModel")
+EvoTokForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+EvoTokProcessor.register_for_auto_class()
+
 __all__ = [
     "EvoTokConfig",
     "EvoTokDepthDecoder",

@@ -11,6 +11,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+_AUTO_MAP = {
+    "AutoConfig": "configuration_evotok.EvoTokConfig",
+    "AutoModel": "modeling_evotok.EvoTokModel",
+    "AutoModelForImageTextToText": "modeling_evotok.EvoTokForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_evotok.EvoTokForConditionalGeneration",
+}
+
+
 @strict
 class EvoTokVQConfig(PreTrainedConfig):
     r"""Configuration of [`EvoTokVQModel`], the image tokenizer (paper, Sec. 3.1).
@@ -207,6 +215,8 @@ class EvoTokConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        # One class registers for one Auto class; a folder saved by either model must open with all of them.
+        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
         depth = {} if self.depth_decoder_config is None else self.depth_decoder_config
         super().__post_init__(**kwargs)
         if isinstance(depth, dict):

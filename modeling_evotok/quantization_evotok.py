@@ -104,6 +104,11 @@ class EvoTokCodebook(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
+    def train(self, mode: bool = True) -> "EvoTokCodebook":
+        """As in PyTorch; and `from_pretrained`, which makes new parameters, calls it last: no optimizer may see them."""
+        self.weight.requires_grad_(False)
+        return super().train(mode)
+
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
         """One step of the moving averages on the global batch, then restart of unused codes.

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
-from evotok import EvoTokForConditionalGeneration
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
+from evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.generation_evotok import EvoTokCodeSampler
 
 
@@ -263,6 +263,14 @@ def test_text_after_images_of_both_kinds(tiny_model, pixels):
     assert torch.equal(tiny_model.generate(ids, **as_codes, **arguments, num_beams=2, num_return_sequences=2), several)
 
 
+def test_images_of_a_row_are_repeated_together(tiny_model, pixels):
+    ids = torch.tensor([[DRAW] * 2 * POSITIONS, [DRAW] * POSITIONS + [3] * POSITIONS])
+    codes = tiny_model.model.vq_model.encode(pixels[:3])[..., :2]
+    expanded_ids, images = tiny_model._expand_inputs_for_generation(2, input_ids=ids, generation_codes=codes)
+    assert torch.equal(expanded_ids, ids.repeat_interleave(2, 0))
+    assert torch.equal(images["generation_codes"], codes[[0, 1, 0, 1, 2, 2]])
+
+
 def test_saved_model_generates_the_same(tiny_model, tmp_path):
     model = copy.deepcopy(tiny_model)
     model.generation_config.guidance_min_p = 0.25
@@ -278,6 +286,14 @@ def test_llama_draws():
     model = build_tiny_model(tiny_config({"model_type": "llama"}))
     codes = model.generate(PROMPTS, **GREEDY, guidance_scale=1)
     assert torch.equal(teacher_forced_logits(model, PROMPT, codes[:1]).argmax(-1), codes[:1])
+
+
+def test_a_position_traces_as_two_whole_graphs(fresh_model, tiny_model):
+    """No break for the compiler in reading a position or in writing its levels (tracing only: no code is built)."""
+    fresh_model._read = torch.compile(fresh_model._read, fullgraph=True, backend="eager")
+    decoder = fresh_model.depth_decoder
+    decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True, backend="eager")
+    assert torch.equal(fresh_model.generate(PROMPT, **GREEDY), tiny_model.generate(PROMPT, **GREEDY))
 
 
 def test_half_precision(tiny_model, tmp_path):

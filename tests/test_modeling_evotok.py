@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
-from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokModel
 from transformers import AutoModelForCausalLM
+
+from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokModel
 
 
 SEEN, DRAWN = [START, *[IMAGE] * POSITIONS, END], [START, *[DRAW] * POSITIONS, END]
@@ -77,6 +78,14 @@ def test_image_loss_is_eq_11_at_the_positions_before(tiny_model, pixels):
     expected = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
     torch.testing.assert_close(output.image_loss, expected.mean())
     torch.testing.assert_close(output.image_level_losses, expected.mean(0))
+
+
+def test_a_position_with_nothing_before_it_is_not_predicted(tiny_model, pixels):
+    whole = batch_of([[DRAW] * POSITIONS + [END]])
+    rest = {name: value.clone() for name, value in whole.items()}
+    rest["labels"][0, 0] = -100
+    losses = [tiny_model(**batch, generation_pixel_values=pixels[:1]).image_loss for batch in (whole, rest)]
+    assert torch.equal(*losses)
 
 
 def test_mixed_batch_is_its_rows_one_by_one(tiny_model, pixels):

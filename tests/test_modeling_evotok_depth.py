@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
 
+from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
 from evotok.modeling_evotok import modeling_evotok_depth
 
 

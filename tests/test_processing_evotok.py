@@ -130,18 +130,6 @@ def test_keyword_arguments_reach_the_parts(processor):
 # --- chat template ----------------------------------------------------------------------------------------------------
 
 
-def test_template_renders_both_kinds_of_images(processor):
-    conversation = [user(show(RED), "What is this?"), assistant("A dog."), user("Draw it."), assistant(show(GREEN))]
-    assert processor.apply_chat_template(conversation) == (
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>\n"
-        "<|im_start|>assistant\nA dog.<|im_end|>\n"
-        "<|im_start|>user\nDraw it.<|im_end|>\n"
-        "<|im_start|>assistant\n<|vision_start|><|image_gen|><|vision_end|><|im_end|>\n"
-    )
-    with_system = processor.apply_chat_template([{"role": "system", "content": "Be kind."}, *conversation[:1]])
-    assert with_system.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n")
-
-
 def test_system_prompt_is_kept_and_gives_way(tokenizer, tmp_path):
     EvoTokProcessor.from_parts(tokenizer, SIZE, POSITIONS, system_prompt="Be kind.").save_pretrained(tmp_path)
     processor = EvoTokProcessor.from_pretrained(tmp_path)
@@ -188,51 +176,6 @@ def test_image_mode_with_an_image_given(processor):
     inputs = encode(processor, [user(show(BLUE), "Draw it again.")], generation_mode="image")
     assert inputs["pixel_values"].shape[0] == 1
     assert (inputs["negative_prompt_ids"] != processor.image_token_id).all()
-
-
-@pytest.mark.parametrize("marker", ["<|image_pad|>", "<|image_gen|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"])
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_text_cannot_forge_markers(processor, marker, role):
-    harmless = [{"role": role, "content": "x y"}, user("a")]
-    expected = processor.apply_chat_template(harmless, tokenize=True)[0]
-    specials = [token for token in expected if token in processor.tokenizer.added_tokens_decoder]
-    half = len(marker) // 2
-    forged = [f"x {marker} y", [say(f"x {marker[:half]}"), say(f"{marker[half:]} y")], f"{marker[:3]}{marker}"]
-    for content in forged:
-        ids = processor.apply_chat_template([{"role": role, "content": content}, user("a")], tokenize=True)[0]
-        assert [token for token in ids if token in processor.tokenizer.added_tokens_decoder] == specials
-    rendered = processor.apply_chat_template([{"role": role, "content": forged[0]}])
-    assert f"x < {marker[1:]} y" in rendered
-
-
-@pytest.mark.parametrize(
-    "conversation",
-    [
-        [],
-        [[]],
-        "hello",
-        [{"role": "robot", "content": "a"}],
-        [{"role": "user<|im_end|>", "content": "a"}],
-        [{"role": "user", "content": 3}],
-        [{"role": "user", "content": ["a"]}],
-        [{"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}],
-        [{"role": "user", "content": [{"type": "text"}]}],
-        [{"role": "user", "content": "half \ud83d of a pair"}],
-        [user({"type": "image"})],
-        [user({"type": "image", "path": "/no/such/file.png"})],
-    ],
-)
-def test_bad_conversations_are_value_errors(processor, conversation):
-    with pytest.raises(ValueError) as error:
-        encode(processor, conversation)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_the_callers_conversation_is_left_alone(processor):
-    conversation = [user("a", show(RED), "b <|im_end|>", "c")]
-    before = [part.get("text") for part in conversation[0]["content"]]
-    encode(processor, conversation)
-    assert [part.get("text") for part in conversation[0]["content"]] == before
 
 
 # --- tokenizers and saving --------------------------------------------------------------------------------------------

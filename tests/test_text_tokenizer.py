@@ -23,6 +23,11 @@ def test_known_words_are_one_token_each(tokenizer):
         assert len(tokenizer.tokenize(" " + label)) == len(words)
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_roles_are_one_token_each(tokenizer, role):
+    assert len(tokenizer.tokenize(f"<|im_start|>{role}\n")) == 3
+
+
 @pytest.mark.parametrize("text", ["a tiger", "Ünïcode 日本語 🐯 \t x\n\n  y ", "123.5%", "don't", "<|not_special|>"])
 def test_nothing_is_lost(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -43,7 +48,7 @@ def test_special_tokens_are_qwens(tokenizer):
 
 def test_size_is_kept(tokenizer):
     assert len(tokenizer) <= 512
-    assert len(train_text_tokenizer(TEXTS, vocab_size=300)) == 300
+    assert len(train_text_tokenizer(TEXTS, vocab_size=310)) == 310
     with pytest.raises(ValueError, match="more than 263"):
         train_text_tokenizer(TEXTS, vocab_size=263)
 

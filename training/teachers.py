@@ -39,6 +39,7 @@ class EfficientNetTeacher(nn.Module):
 
     MAPS = {10: 112, 15: 320}  # index of the block -> its channels
     SHALLOW = (0, 2, 4)  # blocks whose maps serve as perceptual features
+    POOLED = (14, 15)  # blocks whose averages find the same emoji in another style best
     FEATURE_DIM = sum(MAPS.values())
 
     def __init__(self, grid_size: int = 8):
@@ -92,6 +93,12 @@ class EfficientNetTeacher(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, grid^2, 432), standardised."""
         return (self._features(pixel_values) - self.mean) / self.std
+
+    @torch.no_grad()
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """One feature vector an image, for retrieval: (B, 3, H, W) in [-1, 1] -> (B, 512), not standardised."""
+        maps = self._maps(pixel_values, self.POOLED, 16 * self.grid_size)
+        return torch.cat([features.mean((2, 3)) for features in maps], dim=1)
 
     def perceptual_distance(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Mean squared distance of channel-normalised shallow maps, as in LPIPS without its learned weights: scalar."""

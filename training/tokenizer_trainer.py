@@ -46,7 +46,7 @@ class TokenizerTrainer(Trainer):
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.perceptual = perceptual
         self.held_out = held_out
-        self.running: dict[str, float] = {}
+        self.running: dict[str, list[torch.Tensor]] = {}
         self.discriminator = self.discriminator_optimizer = None
         if "adversarial" in self.weights:
             self.discriminator = PatchDiscriminator(loss_args.discriminator_channels, loss_args.discriminator_layers)
@@ -78,11 +78,17 @@ class TokenizerTrainer(Trainer):
             self.discriminator.requires_grad_(True)
         loss = weighted_sum(terms, self.weights)
         if model.training:
-            if self._adversarial:
-                terms["discriminator"] = self._teach_discriminator(pixels, fake.detach())
+            self._pair = pixels, fake.detach()
             for name, term in terms.items():
                 self.running.setdefault(name, []).append(term.detach())
         return (loss, output) if return_outputs else loss
+
+    def training_step(self, *args, **kwargs):
+        """The generator's step; the discriminator's comes after its backward pass, which still needs the weights."""
+        loss = super().training_step(*args, **kwargs)
+        if self._adversarial:
+            self.running.setdefault("discriminator", []).append(self._teach_discriminator(*self._pair))
+        return loss
 
     def _teach_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).float().chunk(2)
@@ -94,7 +100,7 @@ class TokenizerTrainer(Trainer):
                 torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.SUM)
                 parameter.grad /= self.args.world_size
         self.discriminator_optimizer.step()
-        return loss
+        return loss.detach()
 
     def log(self, logs, *args, **kwargs):
         """Adds the mean of every term since the last log."""

@@ -11,7 +11,7 @@ import os
 import sys
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
 from .checkpoints import last_complete_checkpoint
@@ -56,6 +56,7 @@ def _has_tensorboard() -> bool:
 def train(recipe: Recipe, restart: bool = False) -> None:
     """Run the stage that a recipe names, from its last complete checkpoint unless `restart`."""
     arguments = training_arguments(recipe)
+    set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
     resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
     if recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="YAML file, such as configs/mini/tokenizer.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     parser.add_argument("--restart", action="store_true", help="begin anew although the output folder has checkpoints")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         train(read_recipe(options.recipe, options.overrides), options.restart)
     except (ValueError, ImportError) as error:

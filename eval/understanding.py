@@ -1,0 +1,76 @@
+"""Questions about images: the model's answers in batches, and their accuracy beside the commonest answer's."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ..processing.processing_evotok import EvoTokProcessor
+
+
+class AnswerScores(NamedTuple):
+    """`accuracy` of the answers, `baseline` accuracy of always giving the `commonest` right answer, `n` questions."""
+
+    accuracy: float
+    baseline: float
+    n: int
+    commonest: str
+
+
+def prompt_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of a record up to the answer wanted, each image in its place."""
+    images = iter(record["images"])
+    return [
+        message | {"content": [p | {"image": next(images)} if p["type"] == "image" else p for p in message["content"]]}
+        for message in record["messages"][:-1]
+    ]
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    records: Sequence[dict[str, Any]],
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+) -> list[str]:
+    """Greedy answers, one a record, in the order of the records.
+
+    Args:
+        model: in evaluation mode.
+        records: `{"messages": [..., assistant turn], "images": [...]}`; the last turn is left for the model to write.
+    """
+    answers: list[str] = []
+    for start in range(0, len(records), batch_size):
+        conversations = [prompt_of(record) for record in records[start : start + batch_size]]
+        inputs = processor.apply_chat_template(
+            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(model.device)
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # (B, T + new)
+        written = tokens[:, inputs["input_ids"].shape[1] :]
+        answers += processor.batch_decode(written, skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, punctuation and symbols as spaces, single spaces: `" Food & Drink. "` -> `"food drink"`."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    letters = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in text)
+    return " ".join(letters.split())
+
+
+def score_answers(records: Sequence[dict[str, Any]], answers: Sequence[str]) -> AnswerScores:
+    """Exact match after `normalize_answer` with the `answer` of each record.
+
+    Raises:
+        ValueError: no records, or not one answer a record.
+    """
+    if not records or len(records) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(records)} records: give one for each, and at least one.")
+    wanted = [normalize_answer(record["answer"]) for record in records]
+    right = sum(normalize_answer(answer) == key for answer, key in zip(answers, wanted, strict=True))
+    commonest, times = Counter(wanted).most_common(1)[0]
+    return AnswerScores(right / len(wanted), times / len(wanted), len(wanted), commonest)

@@ -1,0 +1,94 @@
+"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `measure`.
+
+Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
+its traceback.
+"""
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+
+# name -> (module with EXAMPLES, add_arguments(parser) and run(options), summary)
+COMMANDS = {
+    "demo": ("evotok.demo", "see what the embedded mini model can do: pictures, questions and answers"),
+    "chat": ("evotok.commands.chat", "talk about images, once with --prompt or turn by turn"),
+    "generate": ("evotok.commands.generate", "draw images from text"),
+    "encode": ("evotok.commands.encode", "turn images into the codes of the image tokenizer"),
+    "decode": ("evotok.commands.decode", "turn codes back into images, from as many levels as wanted"),
+    "train": ("evotok.commands.train", "train one stage from a recipe, or go on where it was stopped"),
+    "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
+}
+DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."
+EPILOG = """examples:
+  evotok demo
+  evotok chat mini --image cat.png --prompt "What is this?"
+  evotok generate mini --prompt "a frog, noto style" --num-images 4 --out frogs
+  evotok train configs/mini/tokenizer.yaml training.max_steps=100
+
+`evotok COMMAND --help` says more. Exit codes: 0 done, 2 a mistake that you can mend, 130 interrupted."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
+    """The command line; only the module of the command `wanted` is imported, because some are slow to."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="evotok", description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program a mistake was noticed")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=formatter
+        )
+        if name == wanted:
+            module = importlib.import_module(module_name)
+            command.epilog = f"examples:\n{module.EXAMPLES}"
+            module.add_arguments(command)
+            command.set_defaults(run=module.run, prog=command.prog)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+        options = parser.parse_args(argv)
+    except SystemExit as stop:  # help, or a mistake that the parser has reported
+        return int(stop.code or 0)
+    if options.version:
+        from evotok import __version__
+
+        print(f"evotok {__version__}")
+        return 0
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 0
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print(f"{options.prog}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if options.traceback:
+            raise
+        print(f"{options.prog}: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Files of codes: one safetensors with `codes` (I, N, D) uint16, the images' names, and which tokenizer wrote them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from evotok.commands.files import new_files
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evotok import EvoTokVQModel
+
+FORMAT = "evotok-codes-1"
+
+
+class Codes(NamedTuple):
+    """Codes of images: `codes` (I, N, D) uint16, one name an image, and the fingerprint of their tokenizer."""
+
+    codes: "np.ndarray"
+    names: list[str]
+    tokenizer: str
+
+
+def fingerprint(model: "EvoTokVQModel") -> str:
+    """SHA-256 of what an image goes through on its way to codes: encoder and codebooks.
+
+    Tokenizers of equal fingerprint give the same codes, whatever checkpoint they lie in and however they decode.
+    """
+    digest = hashlib.sha256(f"{FORMAT}/{model.config.image_size}".encode())
+    parts = ("vision_tower.", "to_latent.")
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(parts) or (name.startswith("quantizer.") and name.endswith(".weight")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def write_codes(path: str | Path, content: Codes) -> None:
+    """Write a file of codes; until it is complete it does not bear its name.
+
+    Raises:
+        ValueError: `path` is a folder.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder, give the name of a file to write.")
+    metadata = {"format": FORMAT, "tokenizer": content.tokenizer, "names": json.dumps(content.names)}
+    with new_files(path.parent, overwrite=True) as reserve:
+        save_file({"codes": content.codes}, reserve(path.name), metadata=metadata)
+
+
+def read_codes(path: str | Path) -> Codes:
+    """Read a file of codes.
+
+    Raises:
+        ValueError: no such file, or not what `write_codes` writes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. `evotok encode` writes files of codes.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path}: not a file of codes. `evotok encode` writes them.")
+            content = Codes(file.get_tensor("codes"), json.loads(metadata["names"]), metadata["tokenizer"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: not a whole file of codes ({reason}): encode the images again.") from None
+    codes = content.codes
+    if codes.dtype != "uint16" or codes.ndim != 3 or len(codes) != len(content.names):
+        raise ValueError(
+            f"{path}: {codes.dtype} codes of shape {codes.shape} with {len(content.names)} names; a file of codes has "
+            "uint16 codes (images, positions, levels) and a name for each image."
+        )
+    return content

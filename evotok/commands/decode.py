@@ -1,0 +1,55 @@
+"""`evotok decode`: codes to images, from any prefix of their levels."""
+
+import argparse
+import sys
+
+from evotok.commands.checkpoints import HELP, load_tokenizer
+from evotok.commands.codes import fingerprint, read_codes
+from evotok.commands.files import safe_name, save_images
+
+
+EXAMPLES = """  evotok decode mini pets.safetensors --out pets
+  evotok decode mini pets.safetensors --depth 1 --out pets"""
+BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{HELP}; of the tokenizer that wrote the codes")
+    parser.add_argument("file", metavar="FILE", help="file of codes that `evotok encode` wrote")
+    parser.add_argument("--depth", type=int, metavar="D", help="levels to decode; those of the pixels by default")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decode everything, then write everything; prints the paths."""
+    from pathlib import Path
+
+    import torch
+
+    from evotok.processing.image_loading_evotok import convert_to_images
+
+    content = read_codes(options.file)
+    model, _ = load_tokenizer(options.checkpoint)
+    if content.tokenizer != fingerprint(model):
+        raise ValueError(
+            f"{options.file}: written by another tokenizer than that of {options.checkpoint}. "
+            "Decode with the checkpoint that encoded, or encode again."
+        )
+    levels, pixel_levels = content.codes.shape[-1], model.config.num_pixel_codebooks
+    depth = min(levels, pixel_levels) if options.depth is None else options.depth
+    if not 1 <= depth <= levels:
+        raise ValueError(f"--depth {depth}: these codes have {levels} levels, give 1 to {levels}.")
+    if depth > pixel_levels:
+        print(f"note: pixels were learned from {pixel_levels} levels; deeper ones carry meaning only.", file=sys.stderr)
+    images = []
+    for batch in torch.from_numpy(content.codes.astype("int64")).split(BATCH):
+        try:
+            with torch.inference_mode():
+                images += convert_to_images(model.decode_pixels(batch.to(model.device), depth=depth))
+        except ValueError as error:
+            raise ValueError(f"{options.file}: {error}") from None
+    names = (f"{safe_name(Path(name).stem)}-depth{depth}" for name in content.names)
+    for path in save_images(options.out, list(zip(names, images, strict=True)), overwrite=True):
+        print(path)
+    return 0

@@ -1,0 +1,44 @@
+"""`evotok encode`: images to codes."""
+
+import argparse
+
+from evotok.commands.checkpoints import HELP, load_tokenizer
+from evotok.commands.codes import Codes, fingerprint, write_codes
+
+
+EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
+  evotok decode mini pets.safetensors --depth 2 --out depth2"""
+BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{HELP}; an image tokenizer alone will do")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files of any common kind")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file of codes to write, *.safetensors")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Encode batch by batch; the file is written when all images are."""
+    from pathlib import Path
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from evotok.processing.image_loading_evotok import load_image
+
+    if Path(options.out).suffix != ".safetensors":
+        raise ValueError(f"--out {options.out}: the name of a file of codes ends in .safetensors.")
+    model, image_processor = load_tokenizer(options.checkpoint)
+    batches = []
+    with tqdm(total=len(options.images), unit="image", disable=None, leave=False) as progress:
+        for start in range(0, len(options.images), BATCH):
+            images = [load_image(path) for path in options.images[start : start + BATCH]]
+            pixels = image_processor(images, return_tensors="pt")["pixel_values"]
+            batches.append(model.encode(pixels.to(model.device)).cpu().numpy().astype(np.uint16))
+            progress.update(len(images))
+    codes = np.concatenate(batches)  # (I, N, D)
+    names = [Path(path).name for path in options.images]
+    write_codes(options.out, Codes(codes, names, fingerprint(model)))
+    print(f"{options.out}: {codes.shape[0]} images x {codes.shape[1]} positions x {codes.shape[2]} levels")
+    return 0

@@ -1,0 +1,81 @@
+"""Every shipped recipe parses, its model builds on the meta device, its training arguments are accepted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
+from evotok.training.arguments import read_recipe
+from evotok.training.multimodal_stages import TRAINABLE, freeze_all_but
+from evotok.training.tokenizer_trainer import TERMS
+
+
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name in ("mini", "paper"))
+MINI_TEXT = {"vocab_size": 1536}
+
+
+def names(paths):
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_all_stages_ship_at_both_scales():
+    assert {path.stem for path in RECIPES if path.parent.name == "mini"} >= {"tokenizer", "pretrain", "sft", "gen"}
+    assert {path.stem for path in RECIPES if path.parent.name == "paper"} >= {"tokenizer", "pretrain", "sft", "gen"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_recipe_parses_and_builds(path, tmp_path):
+    recipe = read_recipe(path)
+    given = {key: value for key, value in recipe.training.items() if key not in ("deepspeed", "bf16")}
+    TrainingArguments(**given | {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True})
+    scale = path.parent.name
+    vq_fields = read_recipe(path.parent / "tokenizer.yaml").model.config
+    with torch.device("meta"):
+        if recipe.stage == "tokenizer":
+            model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
+            assert set(TERMS) <= set(vars(recipe.loss))
+            assert scale != "paper" or sum(p.numel() for p in model.parameters()) == 391_216_267
+            return
+        fields = read_recipe(path.parent / "pretrain.yaml").model.config
+        if scale == "mini":
+            fields["text_config"] |= MINI_TEXT
+            fields |= dict.fromkeys(
+                ("image_token_id", "image_generation_token_id", "vision_start_token_id", "vision_end_token_id"), 1
+            )
+        model = EvoTokForConditionalGeneration(EvoTokConfig(vq_config=vq_fields, **fields))
+    parts = recipe.model.trainable or TRAINABLE[recipe.stage]
+    freeze_all_but(model, parts)
+    assert not any(p.requires_grad for p in model.model.vq_model.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deepspeed").glob("*.json")), ids=lambda path: path.name)
+def test_deepspeed_files_leave_sizes_to_the_recipe(path):
+    settings = json.loads(path.read_text())
+    assert settings["train_micro_batch_size_per_gpu"] == settings["train_batch_size"] == "auto"
+    assert settings["gradient_clipping"] == "auto" and "optimizer" not in settings
+    assert settings["zero_optimization"]["stage"] in (2, 3)
+
+
+def test_unknown_part_is_named(fresh_model):
+    with pytest.raises(ValueError, match="'projector' is no part of the model"):
+        freeze_all_but(fresh_model, ["projector"])
+
+
+def test_parameters_of_the_7b_model():
+    with torch.device("meta"):
+        model = EvoTokForConditionalGeneration(EvoTokConfig())
+    parts = {
+        "vq_model": (model.model.vq_model, 391_216_267),
+        "semantic_projector": (model.model.semantic_projector, 16_522_240),
+        "pixel_projector": (model.model.pixel_projector, 12_966_912),
+        "depth_decoder": (model.depth_decoder, 817_027_072),
+    }
+    for name, (module, expected) in parts.items():
+        assert sum(p.numel() for p in module.parameters()) == expected, name
+    language_model = sum(p.numel() for m in (model.model.language_model, model.lm_head) for p in m.parameters())
+    assert language_model == 7_615_616_512

@@ -1,0 +1,254 @@
+"""Measuring a checkpoint, and the card that is made of the results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_understanding import build_chat_model
+
+from evotok import EvoTokConfig, EvoTokVQConfig, measure
+from evotok.model_card import USAGE, read_results, render_card, write_card
+
+
+MINI = Path(__file__).resolve().parent.parent / "assets" / "evotok-mini"
+SPLITS = ("train", "new_pair")
+
+
+def results_of_everything():
+    """Results in which every number is another one."""
+    numbers = (i / 1000 for i in range(101, 999))
+    results = {
+        "checkpoint_sha256": "ab" * 32,
+        "data_sha256": "cd" * 32,
+        "data": {"concepts": 1461, "familiar": 200},
+        "parameters": {"tokenizer": 4_600_000, "language_model": 5_200_000, "depth_decoder": 2_700_000, "all": 13e6},
+        "versions": {"evotok": "9.8.7", "torch": "6.5.4"},
+        "sections": {n: {"settings": {"seed": 0}, "finished": True, "seconds": 60.2, "threads": 2} for n in ("a", "b")},
+    }
+    results |= {f"psnr_new_concept_depth{d}": 18 + d + next(numbers) for d in (1, 2, 3, 4)}
+    results |= {f"semantic_cosine_new_concept_depth{d}": next(numbers) for d in (4, 8, 12, 16)}
+    results |= {"semantic_cosine_new_concept_baseline": next(numbers), "psnr_new_concept_n": 576}
+    results |= {"codebook_usage_min": next(numbers), "codebook_usage_n": 7305}
+    for name in measure.QUESTIONS:
+        results |= {name: next(numbers), f"{name}_baseline": next(numbers), f"{name}_n": 92}
+    results["t2i_top5_chance"] = 5 / 1461
+    for split in SPLITS:
+        results |= {f"t2i_top{k}_{split}_ceiling": next(numbers) for k in (1, 5)}
+        for cell in (f"{split}_cfg1", f"{split}_cfg7.5"):
+            results |= {f"t2i_top{k}_{cell}{kind}": next(numbers) for k in (1, 5) for kind in ("", "_same_style")}
+            results[f"t2i_top5_{cell}_n"] = 256
+    results["t2i_table"] = [
+        {"split": split, "guidance_scale": s, "guidance_min_p": p, "images": 128, "top5": next(numbers)}
+        for split in SPLITS
+        for s in (1.0, 7.5)
+        for p in (0.3, 0.0)
+    ]
+    return results | {f"{name}_target": target for name, target in measure.TARGETS.items()}
+
+
+@pytest.fixture
+def results():
+    return results_of_everything()
+
+
+def test_head_is_that_of_the_hub(results):
+    head = yaml.safe_load(render_card(results, EvoTokConfig()).split("---\n")[1])
+    assert (head["license"], head["library_name"]) == ("apache-2.0", "transformers")
+    assert head["pipeline_tag"] == "any-to-any" and "text-to-image" in head["tags"]
+
+
+def test_every_figure_stands_in_the_card(results):
+    card = render_card(results, EvoTokConfig())
+    unshown = re.compile("_target$|_n$|^t2i_top1_.*_same_style$")
+    for name, value in results.items():
+        if isinstance(value, float) and not unshown.search(name):
+            shown = f"{value:.2f}" if name.startswith("psnr") else f"{value:.{4 if 'chance' in name else 3}f}"
+            assert shown in card, name
+    for row in results["t2i_table"]:
+        assert f"{row['top5']:.3f} (n 128)" in card
+
+
+def test_targets_and_baselines_are_judged(results):
+    def row(name, value):
+        [line] = [
+            li for li in render_card(results | {name: value}, EvoTokConfig()).splitlines() if f"{value:.3f}" in li
+        ]
+        return line
+
+    assert row("qa_color", 0.8567).endswith("| 0.857 | 0.85 | yes | 0.111 | yes |") or "0.85 | yes" in row(
+        "qa_color", 0.8567
+    )
+    assert "0.85 | **no**" in row("qa_color", 0.8432)
+    assert row("qa_color", 0.0012).endswith("| **no** |"), "worse than the commonest answer"
+
+
+def test_claims_follow_the_numbers(results):
+    def card(**changes):
+        return render_card(results | changes, EvoTokConfig())
+
+    assert "PSNR rises with every depth" in card()
+    assert "PSNR **does not rise**" in card(psnr_new_concept_depth2=1.0)
+    assert "against 0.400, better" in card(**{"t2i_top5_train_cfg1": 0.4, "t2i_top5_train_cfg7.5": 0.5})
+    assert "against 0.400, **not** better" in card(**{"t2i_top5_train_cfg1": 0.4, "t2i_top5_train_cfg7.5": 0.4})
+
+
+@pytest.mark.parametrize(("prefix", "title"), [("psnr", "### Image tok"), ("qa", "### Questions"), ("t2i", "### Text")])
+def test_what_is_not_measured_is_left_out(results, prefix, title):
+    assert title in render_card(results, EvoTokConfig())
+    prefixes = {"psnr": ("psnr", "semantic", "codebook")}.get(prefix, (prefix,))
+    fewer = {k: v for k, v in results.items() if not k.startswith(prefixes)}
+    assert title not in render_card(fewer, EvoTokConfig())
+
+
+def test_figures_are_those_of_the_issue(results):
+    assert set(measure.TARGETS) <= set(results)
+    assert measure.TARGETS["t2i_top5_new_pair_cfg7.5"] == 0.3 and measure.TARGETS["psnr_new_concept_depth4"] == 22.5
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"psnr": 1}', None])
+def test_files_that_hold_no_results(tmp_path, text):
+    if text is not None:
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json: .*evotok measure"):
+        read_results(tmp_path / "results.json")
+
+
+def test_card_of_a_folder(results, tmp_path):
+    EvoTokConfig(vq_config=EvoTokVQConfig(codebook_size=77)).save_pretrained(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    write_card(tmp_path)
+    assert "levels of 77 codes" in (tmp_path / "README.md").read_text()
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".md", ".py"}
+
+
+@pytest.mark.skipif(not (MINI / "results.json").is_file(), reason="EvoTok-mini is not measured yet")
+def test_shipped_card_is_that_of_the_shipped_results():
+    results = read_results(MINI / "results.json")
+    assert set(measure.TARGETS) <= set(results) and all(s["finished"] for s in results["sections"].values())
+    assert (MINI / "README.md").read_text("utf-8") == render_card(results, EvoTokConfig.from_pretrained(MINI))
+    assert results["checkpoint_sha256"] == measure.sha256(*sorted(MINI.glob("*.safetensors")))
+
+
+def test_usage_runs(tmp_path, monkeypatch):
+    model, processor = build_chat_model()
+    model.save_pretrained(tmp_path / "mini")
+    processor.save_pretrained(tmp_path / "mini")
+    monkeypatch.chdir(tmp_path)
+    code = USAGE.strip().removeprefix("```python").removesuffix("```").replace("assets/evotok-mini", "mini")
+    names = {}
+    exec(code, names)
+    assert names["image"].size == (32, 32) and (tmp_path / "frog.png").is_file()
+    assert names["codes"].shape == (1, 16, 4) and names["pixels"].shape == (1, 3, 32, 32)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A function that measures with two stand-ins for sections, and the list of those that ran."""
+    model, _ = build_chat_model()
+    model.config.vq_config.encoder_config.image_size = 64  # the stand-ins look at no image
+    ran = []
+
+    def section(name):
+        def measure_it(run):
+            ran.append(name)
+            run.record({f"{name}_score": 0.5 + len(ran), f"{name}_seed": run.options.seed})
+            if name == "t2i" and run.options.images == 13:
+                raise KeyboardInterrupt
+
+        return measure_it
+
+    sections = {name: (section(name), (f"{name}_",), ("seed",)) for name in ("qa", "t2i")}
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text('{"model_type": "evotok"}')
+    monkeypatch.setattr(measure, "SECTIONS", sections)
+    monkeypatch.setattr(measure, "load_multimodal", lambda name: (model, None))
+    monkeypatch.setattr(measure, "render_card", lambda results, config: "card")
+
+    def function(*sections, **options):
+        keys = {k: options.pop(k) for k in ("out", "restart") if k in options}
+        del ran[:]
+        return measure.measure(tmp_path, measure.Options(**options), sections or ("qa", "t2i"), **keys)
+
+    function.ran, function.folder = ran, tmp_path
+    return function
+
+
+def test_finished_sections_are_not_measured_again(measured):
+    first = measured()
+    assert measured.ran == ["qa", "t2i"]
+    assert read_results(measured.folder / "results.json") == first
+    assert measured() == first and measured.ran == []
+    assert measured("t2i", restart=True)["qa_score"] == first["qa_score"] and measured.ran == ["t2i"]
+    changed = measured("qa", seed=5)
+    assert measured.ran == ["qa"] and changed["qa_seed"] == 5 and changed["t2i_seed"] == 0
+
+
+def test_a_measurement_cut_off_goes_on(measured):
+    with pytest.raises(KeyboardInterrupt):
+        measured(images=13)
+    left = read_results(measured.folder / "results.json")
+    assert left["sections"]["qa"]["finished"] and not left["sections"]["t2i"]["finished"]
+    assert (measured.folder / "README.md").read_text() == "card"
+    measured()
+    assert measured.ran == ["t2i"]
+
+
+def test_results_of_other_weights_are_dropped(measured):
+    measured("qa")
+    (measured.folder / "model.safetensors").write_bytes(b"other weights")
+    results = measured("t2i")
+    assert "qa_score" not in results and list(results["sections"]) == ["t2i"]
+
+
+def test_results_elsewhere_leave_the_card_alone(measured):
+    measured(out=measured.folder / "new" / "quick.json")
+    assert {path.name for path in (measured.folder / "new").iterdir()} == {"quick.json"}
+    assert not (measured.folder / "README.md").exists()
+
+
+def test_bad_options_and_checkpoints(measured, tmp_path, capsys):
+    with pytest.raises(ValueError, match="images=0 must be at least 1"):
+        measured(images=0)
+    assert measure.main([str(tmp_path / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert measure.main([str(tmp_path), "--card"]) == 2
+    (measured.folder / "results.json").write_text("no JSON")
+    assert measure.main([str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "results.json: damaged" in lines[1]
+
+
+def test_cells_of_the_guidance_table():
+    cells = measure.t2i_cells(0.3, measure.Options())
+    assert [(c["guidance_scale"], c["guidance_min_p"], c["images"]) for c in cells[:4:2]] == [
+        (1.0, 0.3, 256),
+        (7.5, 0.3, 256),
+    ]
+    assert len(cells) == 20 and len({json.dumps(c) for c in cells}) == 20
+    assert {c["images"] for c in cells[4:]} == {128}
+    assert len(measure.t2i_cells(0.0, measure.Options())) == 10, "without a guard there is one kind"
+
+
+def test_prompted_drawings():
+    world = measure.EmojiWorld()
+    train, pairs = (measure.prompted_drawings(world, split, 256) for split in SPLITS)
+    assert len({(d.concept.index, d.style) for d in train}) == 256 and all(d.concept.familiar for d in train + pairs)
+    known = world.drawings("new_pair", familiar=True)
+    assert pairs == (known * 3)[:256] and all(world.split_of(d) == "new_pair" for d in pairs)
+    assert {d.style for d in train} == set(measure.GALLERY_STYLES)
+
+
+def test_average_features_are_a_baseline():
+    class Teacher:
+        def __call__(self, pixels):
+            return pixels.flatten(2).transpose(1, 2)
+
+    calibration = torch.tensor([[1.0, 1.0], [3.0, 1.0]]).view(2, 2, 1, 1)
+    batches = iter([torch.tensor([[2.0, 1.0], [-1.0, 2.0]]).view(2, 2, 1, 1)])
+    assert measure._cosine_of_mean(Teacher(), calibration, batches) == pytest.approx(0.5)

@@ -1,0 +1,144 @@
+"""The residual quantizer: exact search, moving averages, restarts, straight-through."""
+
+import pytest
+import torch
+
+from evotok import EvoTokVQConfig
+from evotok.modeling_evotok.quantization_evotok import (
+    EvoTokCodebook,
+    EvoTokResidualVectorQuantizer,
+    codebook_usage,
+    search_nearest,
+)
+
+
+def quantizer_config(**fields):
+    defaults = {"codebook_size": 64, "codebook_dim": 8, "num_codebooks": 4, "num_pixel_codebooks": 2}
+    return EvoTokVQConfig(**(defaults | fields))
+
+
+def filled_quantizer(**fields):
+    torch.manual_seed(0)
+    quantizer = EvoTokResidualVectorQuantizer(quantizer_config(**fields))
+    for level, codebook in enumerate(quantizer.codebooks):
+        codebook.weight.data.normal_(std=0.5**level)
+    return quantizer
+
+
+@pytest.mark.parametrize("size", [64, 100, 4096])  # whole groups, no groups, several groups
+def test_search_agrees_with_double_precision(size):
+    torch.manual_seed(1)
+    vectors, codebook = torch.randn(500, 16), torch.randn(size, 16)
+    expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
+    assert torch.equal(search_nearest(vectors, codebook), expected)
+
+
+def test_search_takes_the_first_of_equal_entries():
+    codebook = torch.randn(256, 8)
+    codebook[200] = codebook[3]
+    assert search_nearest(codebook[3:4], codebook).item() == 3
+
+
+def test_search_in_several_blocks_equals_one(monkeypatch):
+    from evotok.modeling_evotok import quantization_evotok
+
+    vectors, codebook = torch.randn(100, 8), torch.randn(128, 8)
+    whole = search_nearest(vectors, codebook)
+    monkeypatch.setitem(quantization_evotok._BLOCK_BYTES, "cpu", 4 * 128 * 7)
+    assert torch.equal(search_nearest(vectors, codebook), whole)
+
+
+def test_each_level_quantises_what_was_left_over():
+    quantizer = filled_quantizer().eval()
+    features = torch.randn(2, 9, 8)
+    output = quantizer(features)
+    residual = features
+    for level, codebook in enumerate(quantizer.codebooks):
+        distances = torch.cdist(residual.double(), codebook.weight.double()[None])
+        assert torch.equal(output.codes[..., level], distances.argmin(-1))
+        residual = residual - codebook.weight[output.codes[..., level]]
+    torch.testing.assert_close(output.semantic_features, quantizer.decode_codes(output.codes))
+    torch.testing.assert_close(output.pixel_features, quantizer.decode_codes(output.codes[..., :2]))
+    torch.testing.assert_close(quantizer.embed(output.codes).sum(-2), output.semantic_features)
+    assert torch.equal(quantizer.encode(features), output.codes)
+
+
+def test_loss_is_equation_7_and_reductions_differ_by_scale():
+    features = torch.randn(2, 9, 8)
+    mean, total = (filled_quantizer(vq_loss_reduction=r).eval()(features) for r in ("mean", "sum"))
+    errors, approximation = [], 0
+    for level in range(4):
+        approximation = approximation + filled_quantizer().codebooks[level].weight[mean.codes[..., level]]
+        errors.append((features - approximation).square().mean())
+    torch.testing.assert_close(mean.loss, torch.stack(errors).mean())
+    torch.testing.assert_close(total.loss, mean.loss * 4 * 8)
+
+
+def test_gradients_of_both_branches_reach_the_features_unchanged():
+    features = torch.randn(1, 4, 8, requires_grad=True)
+    output = filled_quantizer().eval()(features)
+    (output.pixel_features.sum() + 2 * output.semantic_features.sum()).backward()
+    torch.testing.assert_close(features.grad, torch.full_like(features, 3.0))
+
+
+def test_codes_do_not_change_under_autocast():
+    quantizer, features = filled_quantizer().eval(), torch.randn(4, 16, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer(features).codes, filled_quantizer().eval()(features).codes)
+
+
+def test_moving_averages_follow_the_clusters():
+    config = quantizer_config(codebook_size=2, codebook_warmup_steps=0, codebook_restart_threshold=0)
+    codebook = EvoTokCodebook(config)
+    codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
+    vectors = torch.cat([torch.full((30, 8), 1.0), torch.full((10, 8), 9.0)])
+    for _ in range(1000):
+        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    torch.testing.assert_close(codebook.weight.data, torch.tensor([[1.0] * 8, [9.0] * 8]), atol=1e-2, rtol=0)
+    torch.testing.assert_close(codebook.cluster_size, torch.tensor([30.0, 10.0]), atol=1e-1, rtol=0)
+
+
+def test_nothing_moves_before_the_warmup_is_over():
+    config = quantizer_config(codebook_size=2, codebook_warmup_steps=3, codebook_restart_threshold=0)
+    codebook = EvoTokCodebook(config)
+    codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
+    before, vectors = codebook.weight.clone(), torch.ones(20, 8)
+    for _ in range(3):
+        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+        assert torch.equal(codebook.weight, before)
+    codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    assert not torch.equal(codebook.weight[0], before[0])
+    assert torch.equal(codebook.weight[1], before[1])  # nobody chose it: no mean to move to
+
+
+def test_unused_codes_are_restarted_from_the_batch():
+    codebook = EvoTokCodebook(quantizer_config(codebook_restart_threshold=1.0))
+    codebook.weight.data.fill_(1e6)
+    codebook.weight.data[0] = 0
+    vectors = torch.randn(640, 8)
+    codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    distances = torch.cdist(codebook.weight[1:].double(), vectors.double())
+    assert (distances.amin(1) < 1e-6).all()
+    assert codebook_usage(
+        torch.bincount(search_nearest(vectors, codebook.weight), minlength=64)[None]
+    )["usage"].item() > 0.9
+
+
+def test_evaluation_leaves_the_codebooks_alone():
+    quantizer = filled_quantizer().eval()
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    quantizer(torch.randn(2, 9, 8))
+    assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
+
+
+def test_usage_and_perplexity_of_known_counts():
+    counts = torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0]])
+    metrics = codebook_usage(counts)
+    torch.testing.assert_close(metrics["usage"], torch.tensor([1.0, 0.25]))
+    torch.testing.assert_close(metrics["perplexity"], torch.tensor([4.0, 1.0]))
+
+
+@pytest.mark.parametrize("codes", [torch.zeros(1, 4, 5, dtype=torch.long), torch.zeros(1, 4, 2)])
+def test_codes_of_the_wrong_kind_are_refused(codes):
+    with pytest.raises(ValueError, match="1 to 4 levels"):
+        filled_quantizer().decode_codes(codes)
