@@ -40,7 +40,6 @@ from evotok.training.teachers import EfficientNetTeacher
 from evotok.training.tokenizer_data import emoji_pixels, to_pixels
 
 
-SUMMARY = "measure a checkpoint on the emoji world: results.json and the model card"
 EXAMPLES = """  evotok measure                                       the embedded mini model, everything
   evotok measure runs/mini/gen --only t2i --images 64
   evotok measure --quick                               a first impression, in results.quick.json
@@ -425,14 +424,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command on its own; exit code 2 for a mistake that the user can mend."""
-    parser = argparse.ArgumentParser(prog="evotok measure", description=SUMMARY)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except (ValueError, ImportError, OSError) as error:
-        print(f"evotok measure: {error}", file=sys.stderr)
-        return 2
+    """The command on its own: the exit code."""
+    from evotok.cli import main as command_line
+
+    return command_line(["measure", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

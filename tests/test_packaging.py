@@ -1,0 +1,138 @@
+"""What is packed and pinned: version, folder map, extras, constraints, licences. Builds nothing."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = {"app", "deepspeed", "dev", "eval", "flash", "mini", "train"}
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    """The arguments of `setup()`."""
+    import setuptools
+
+    arguments = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", arguments.update)
+        patch.chdir(ROOT)
+        runpy.run_path(str(ROOT / "setup.py"))
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    assert all([s.operator for s in r.specifier] == ["=="] for r in requirements), "constraints are exact"
+    return {canonicalize_name(r.name): Version(next(iter(r.specifier)).version) for r in requirements}
+
+
+def test_version_is_the_packages(metadata):
+    import evotok
+
+    assert metadata["version"] == evotok.__version__
+    assert Version(evotok.__version__)
+
+
+def test_every_folder_with_code_is_packed(metadata):
+    folders = set(metadata["package_dir"].values())
+    for top in ("evotok", "modeling_evotok", "processing", "training", "eval"):
+        for path in (ROOT / top).rglob("*.py"):
+            assert path.parent.relative_to(ROOT).as_posix() in folders, f"{path} would be missing from a wheel"
+    assert metadata["package_dir"]["evotok.modeling_evotok"] == "modeling_evotok"
+    assert metadata["packages"] == list(metadata["package_dir"])
+
+
+@pytest.mark.parametrize("top", ["configs", "assets"])
+def test_every_data_file_is_packed(metadata, top):
+    folder = ROOT / top
+    packed = {path for pattern in metadata["package_data"][f"evotok.{top}"] for path in folder.glob(pattern)}
+    tracked = subprocess.run(["git", "ls-files", top], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for path in map(ROOT.joinpath, tracked.splitlines()):
+        assert path in packed or not path.exists(), f"{path.relative_to(ROOT)}: setup.py packs no such files"
+
+
+def test_installed_paths_of_data_match_those_of_a_checkout():
+    """`training/emoji/world.py` looks two folders up for `assets`: the root of a checkout, or the installed package."""
+    from evotok.training.emoji.world import EmojiWorld
+
+    assert EmojiWorld().root == ROOT / "assets" / "emoji"
+
+
+def test_extras_parse_and_are_pinned(metadata, pins):
+    assert set(metadata["extras_require"]) == EXTRAS
+    unpinned = metadata["extras_require"]["app"] + metadata["extras_require"]["flash"]  # make installs neither
+    everything = [r for extra in metadata["extras_require"].values() for r in extra] + metadata["install_requires"]
+    for text in everything:
+        requirement = Requirement(text)
+        if text not in unpinned:
+            name = canonicalize_name(requirement.name)
+            assert name in pins, f"{name} is installed by make, but not pinned"
+            assert pins[name] in requirement.specifier, f"{requirement} excludes the pinned {pins[name]}"
+
+
+def test_constraints_keep_torch_and_have_no_accelerator_packages(pins):
+    assert pins["torch"] == Version("2.13.0") and pins["torch"].local is None
+    assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
+    assert "torchvision" not in pins
+
+
+def test_pins_are_what_is_tested_with(pins):
+    import torch
+    import transformers
+
+    assert Version(torch.__version__.split("+")[0]) == pins["torch"]
+    assert Version(transformers.__version__) == pins["transformers"]
+
+
+def test_licences_of_embedded_art_are_named():
+    assert "Apache License" in (ROOT / "LICENSE").read_text() and "Version 2.0" in (ROOT / "LICENSE").read_text()
+    notice = (ROOT / "NOTICE").read_text()
+    beside = (ROOT / "assets" / "emoji" / "LICENSES.md").read_text()
+    sheets = json.loads((ROOT / "assets" / "emoji" / "emoji.json").read_text())["styles"]
+    for sheet in sheets.values():
+        assert f"assets/emoji/{sheet}" in notice, sheet
+        licence = re.search(rf"## {re.escape(sheet)}\n(?:.*\n)*?- licence: (\S+)", beside)[1]
+        line = notice[notice.index(f"assets/emoji/{sheet}") :].split("assets/emoji/", 2)[1]
+        assert licence in line, f"{sheet}: NOTICE does not say {licence}"
+    assert "EfficientNet-Lite0" in notice
+
+
+def test_makefile_has_the_promised_targets():
+    text = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "lint", "mini", "clean"):
+        assert re.search(rf"^{target}:", text, re.MULTILINE), target
+    for recipe in re.findall(r"configs/\S+\.yaml", text):
+        assert (ROOT / recipe).is_file(), recipe
+    for module in re.findall(r"-m evotok\.(\S+)", text):
+        assert (ROOT / "evotok" / f"{module}.py").is_file() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_ci_is_executable_bash():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_the_command_is_installed(metadata):
+    [script] = metadata["entry_points"]["console_scripts"]
+    module, function = script.split("=")[1].strip().split(":")
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {module} as m; print(callable(m.{function}))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == "True", result.stderr

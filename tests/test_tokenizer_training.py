@@ -1,0 +1,95 @@
+"""Losses, discriminator, teacher and data of the tokenizer stage."""
+
+import pytest
+import torch
+
+from evotok.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+from evotok.training.emoji.world import EmojiWorld
+from evotok.training.losses import semantic_loss, weighted_sum
+from evotok.training.teachers import EfficientNetTeacher
+from evotok.training.tokenizer_data import EmojiImages, FolderImages, emoji_pixels, to_pixels
+
+
+@pytest.fixture(scope="module")
+def world():
+    return EmojiWorld()
+
+
+def test_semantic_loss_is_one_minus_the_cosine_whatever_the_length():
+    features = torch.randn(2, 5, 8)
+    assert semantic_loss(3 * features, features).item() == pytest.approx(0, abs=1e-6)
+    assert semantic_loss(-features, features).item() == pytest.approx(2, abs=1e-6)
+    half = torch.cat([features[..., :4], -features[..., 4:]], dim=-1)
+    folded = semantic_loss(half, features, folds=2) - semantic_loss(half, features)
+    assert folded.item() == pytest.approx(1, abs=1e-6)  # one slice equal (0), one opposite (2)
+
+
+def test_weighted_sum_takes_weights_by_name():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert weighted_sum(terms, {"b": 10.0, "a": 1.0}).item() == 32
+
+
+def test_hinge_losses():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0])
+    assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.5))
+    assert generator_loss(fake).item() == pytest.approx(1.0)
+
+
+def test_discriminator_tells_two_textures_apart():
+    torch.manual_seed(0)
+    model = PatchDiscriminator(channels=8, num_layers=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    flat, noisy = torch.zeros(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
+    for _ in range(20):
+        loss = discriminator_loss(model(noisy), model(flat))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert model(noisy).mean() > 0.5 and model(flat).mean() < -0.5
+    assert model(flat).shape[1] == 1 and model(flat).shape[2] > 1
+
+
+def test_teacher_is_frozen_standardised_and_one_vector_a_position(world):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    teacher = EfficientNetTeacher(grid_size=8).train()
+    assert not teacher.model.training and not any(p.requires_grad for p in teacher.parameters())
+    pixels = emoji_pixels(world, "train", 16)
+    teacher.calibrate(pixels)
+    features = teacher(pixels)
+    assert features.shape == (16, 64, EfficientNetTeacher.FEATURE_DIM)
+    assert features.mean((0, 1)).abs().max() < 1e-3
+    same = pixels[:2]
+    assert teacher.perceptual_distance(same, same).item() == pytest.approx(0, abs=1e-6)
+    assert teacher.perceptual_distance(same, same.flip(0)).item() > 0.01
+
+
+def test_emoji_images_are_a_function_of_the_index_and_hold_nothing_back(world):
+    data = EmojiImages(world, 30, seed=3)
+    again = EmojiImages(world, 30, seed=3)
+    for index in (7, 0, 29):
+        pixels = data[index]["pixel_values"]
+        assert pixels.shape == (3, 64, 64) and pixels.min() >= -1 and pixels.max() <= 1
+        assert torch.equal(pixels, again[index]["pixel_values"])
+    assert not torch.equal(data[0]["pixel_values"], EmojiImages(world, 30, seed=4)[0]["pixel_values"])
+    assert {world.split_of(drawing) for drawing in data.drawings} == {"train"}
+
+
+def test_folder_images_are_cropped_squares(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (100, 40), (255, 0, 0)).save(tmp_path / "wide.png")
+    (tmp_path / "deep").mkdir()
+    Image.new("L", (20, 50), 255).save(tmp_path / "deep" / "small.png")
+    data = FolderImages(tmp_path, size=32)
+    assert len(data) == 2
+    assert all(data[i]["pixel_values"].shape == (3, 32, 32) for i in range(2))
+    with pytest.raises(ValueError, match="no images below this folder"):
+        FolderImages(tmp_path / "none", size=32)
+
+
+def test_pixels_run_from_minus_one_to_one():
+    from PIL import Image
+
+    image = Image.new("RGB", (2, 1))
+    image.putpixel((1, 0), (255, 255, 255))
+    assert to_pixels(image).tolist() == [[[-1.0, 1.0]]] * 3
