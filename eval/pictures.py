@@ -29,7 +29,9 @@ def contact_sheet(
         x, y = margin + column * (cell + margin), head + margin + row * (cell + caption_height + margin)
         # Whole multiples of pixel art stay crisp; anything else is resampled.
         smooth = cell % image.width != 0
-        sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST), (x, y))
+        sheet.paste(
+            image.resize((cell, cell), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST), (x, y)
+        )
         draw.rectangle((x - 1, y - 1, x + cell, y + cell), outline="#d0d0d0")
         for line, text in enumerate(_wrap(caption, draw, font, cell)[:2]):
             draw.text((x, y + cell + 4 + 18 * line), text, fill="#333333", font=font)

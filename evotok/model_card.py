@@ -314,6 +314,6 @@ def _limits(results: dict[str, Any]) -> str:
   other words and open conversation are out of its reach.
 - Prompts *seen in training* measure how well drawings were learnt by heart, *unseen pairs* whether anything was
   understood beyond that.
-- The network that judges pictures is the one that taught the tokenizer its semantics, though other layers of it: it is
-  no independent judge, and rewards an image that can be recognised, not one that is beautiful.
+- The network that judges pictures is the one that taught the tokenizer its semantics (here its last maps, averaged over
+  the picture): it is no independent judge, and rewards what can be recognised, not what is beautiful.
 - It draws trademarks and faces as the emoji sets do and was not tested for bias."""

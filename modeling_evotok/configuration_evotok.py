@@ -1,3 +1,16 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configurations of EvoTok: the image tokenizer, the depth decoder, and the multimodal model built of both.
 
 Defaults are the paper's sizes (256 px, SigLIP2-large encoder, 16 levels of 32,768 codes, Qwen2.5-7B). Every size is a
@@ -120,8 +133,8 @@ class EvoTokVQConfig(PreTrainedConfig):
         patch_size = getattr(self.encoder_config, "patch_size", factor)
         if patch_size != factor:
             raise ValueError(
-                f"pixel_channel_multipliers has {len(self.pixel_channel_multipliers)} entries and upsamples by {factor}, "
-                f"but encoder_config.patch_size is {patch_size}: give log2(patch_size) + 1 multipliers."
+                f"pixel_channel_multipliers has {len(self.pixel_channel_multipliers)} entries and upsamples by "
+                f"{factor}, but encoder_config.patch_size is {patch_size}: give log2(patch_size) + 1 multipliers."
             )
 
 

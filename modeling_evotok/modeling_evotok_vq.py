@@ -1,3 +1,16 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """EvoTok's image tokenizer: encoder, residual quantizer, pixel decoder and semantic decoder (paper, Sec. 3.1).
 
     pixels -> vision tower -> to_latent -> quantizer -> codes (B, N, 16)
@@ -18,6 +31,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_evotok import EvoTokVQConfig
 from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer
@@ -97,8 +111,8 @@ class EvoTokPixelAttention(nn.Module):
         return x + self.out_proj(mixed.transpose(1, 2).reshape_as(x))
 
 
-class EvoTokUpBlock(nn.Module):
-    """All residual blocks of one resolution, attention after each at the lowest, then a doubling at all but the last."""
+class EvoTokUpBlock(GradientCheckpointingLayer):
+    """The residual blocks of one resolution, attention after each at the lowest, then a doubling at all but the last."""
 
     def __init__(self, in_channels: int, out_channels: int, attention: bool, upsample: bool, config: EvoTokVQConfig):
         super().__init__()
@@ -123,11 +137,9 @@ class EvoTokPixelDecoder(nn.Module):
         widths = [config.pixel_base_channels * multiplier for multiplier in reversed(config.pixel_channel_multipliers)]
         self.latent_proj = nn.Conv2d(config.codebook_dim, config.pixel_latent_channels, 1)
         self.conv_in = nn.Conv2d(config.pixel_latent_channels, widths[0], 3, padding=1)
-        self.mid_blocks = nn.Sequential(
-            EvoTokResidualBlock(widths[0], widths[0], config),
-            EvoTokPixelAttention(widths[0], config),
-            EvoTokResidualBlock(widths[0], widths[0], config),
-        )
+        self.mid_resnet_1 = EvoTokResidualBlock(widths[0], widths[0], config)
+        self.mid_attention = EvoTokPixelAttention(widths[0], config)
+        self.mid_resnet_2 = EvoTokResidualBlock(widths[0], widths[0], config)
         last = len(widths) - 1
         self.up_blocks = nn.ModuleList(
             EvoTokUpBlock(widths[max(i - 1, 0)], width, attention=i == 0, upsample=i != last, config=config)
@@ -138,7 +150,8 @@ class EvoTokPixelDecoder(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> (B, 3, H, W), about [-1, 1]: nothing clamps it."""
-        hidden = self.mid_blocks(self.conv_in(self.latent_proj(features)))
+        hidden = self.conv_in(self.latent_proj(features))
+        hidden = self.mid_resnet_2(self.mid_attention(self.mid_resnet_1(hidden)))
         for block in self.up_blocks:
             hidden = block(hidden)
         return self.conv_out(F.silu(self.norm_out(hidden)))
@@ -174,16 +187,42 @@ class EvoTokSemanticAttention(nn.Module):
         return self.out_proj(mixed.reshape(*x.shape[:-1], -1))
 
 
+class EvoTokSemanticMLP(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, config: EvoTokVQConfig):
+        super().__init__()
+        width, inner = config.semantic_hidden_size, int(config.semantic_hidden_size * config.semantic_mlp_ratio)
+        self.fc1 = nn.Linear(width, inner)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class EvoTokTanhProjection(nn.Module):
+    """Linear, Tanh, Linear: into the latent space, and out of it to the teacher's."""
+
+    def __init__(self, width: int, out_features: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(width, width)
+        self.act = nn.Tanh()
+        self.linear_2 = nn.Linear(width, out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
 class EvoTokSemanticLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer of the semantic decoder."""
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()
-        width, inner = config.semantic_hidden_size, int(config.semantic_hidden_size * config.semantic_mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.norm1 = nn.LayerNorm(config.semantic_hidden_size, eps=config.layer_norm_eps)
         self.self_attn = EvoTokSemanticAttention(config)
-        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+        self.norm2 = nn.LayerNorm(config.semantic_hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EvoTokSemanticMLP(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn(self.norm1(x))
@@ -201,7 +240,7 @@ class EvoTokSemanticDecoder(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1, config.num_positions + 1, width))
         self.layers = nn.ModuleList(EvoTokSemanticLayer(config) for _ in range(config.semantic_num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.semantic_feature_dim))
+        self.head = EvoTokTanhProjection(width, config.semantic_feature_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, N, S)."""
@@ -253,11 +292,10 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
-        width = config.encoder_config.hidden_size
         self.vision_tower = AutoModel.from_config(config.encoder_config)
         # The last layer's output is taken as it comes.
         self.vision_tower.post_layernorm = nn.Identity()
-        self.to_latent = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.codebook_dim))
+        self.to_latent = EvoTokTanhProjection(config.encoder_config.hidden_size, config.codebook_dim)
         self.quantizer = EvoTokResidualVectorQuantizer(config)
         self.pixel_decoder = EvoTokPixelDecoder(config)
         self.semantic_decoder = EvoTokSemanticDecoder(config)
@@ -298,7 +336,8 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype).clamp(-1, 1)
         return self.to_latent(self.vision_tower(pixels).last_hidden_state)
 
-    def forward(self, pixel_values: torch.FloatTensor, return_dict: bool | None = None) -> EvoTokVQOutput | tuple:
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> EvoTokVQOutput | tuple:
         """Encode, quantise and decode both ways. In training mode the codebooks take a step.
 
         Args:
@@ -308,13 +347,12 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
             ValueError: the images are not of the configured size.
         """
         quantized = self.quantizer(self._encode_features(pixel_values))
-        output = EvoTokVQOutput(
+        return EvoTokVQOutput(
             vq_loss=quantized.loss,
             codes=quantized.codes,
             reconstruction=self._to_pixels(quantized.pixel_features),
             semantic_features=self._to_semantics(quantized.semantic_features),
         )
-        return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:

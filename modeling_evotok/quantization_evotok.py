@@ -1,3 +1,16 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Residual vector quantisation with codebooks learned by moving averages (paper, Eq. 1-4 and 7).
 
 Three pieces: `search_nearest` finds the nearest entry of one codebook, `EvoTokCodebook` holds one level and learns it,
@@ -105,7 +118,7 @@ class EvoTokCodebook(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def train(self, mode: bool = True) -> "EvoTokCodebook":
-        """As in PyTorch; and `from_pretrained`, which makes new parameters, calls it last: no optimizer may see them."""
+        """As in PyTorch; `from_pretrained` makes new parameters and calls this last: no optimizer may see them."""
         self.weight.requires_grad_(False)
         return super().train(mode)
 

@@ -79,7 +79,7 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
     model = EvoTokForConditionalGeneration(config or tiny_config()).eval()
     for codebook in model.model.vq_model.quantizer.codebooks:
         codebook.weight.data.normal_()
-    model.model.vq_model.to_latent[-1].weight.data.normal_()
+    model.model.vq_model.to_latent.linear_2.weight.data.normal_()
     return model
 
 

@@ -127,7 +127,18 @@ def test_library_code_does_not(path):
 @pytest.mark.parametrize("path", sources(*LIGHT), ids=name)
 def test_command_line_modules_import_nothing_heavy(path):
     """`evotok --help` must not wait for torch."""
-    allowed = {"argparse", "collections", "contextlib", "hashlib", "importlib", "json", "pathlib", "random", "re", "sys"}
+    allowed = {
+        "argparse",
+        "collections",
+        "contextlib",
+        "hashlib",
+        "importlib",
+        "json",
+        "pathlib",
+        "random",
+        "re",
+        "sys",
+    }
     allowed |= {"textwrap", "time", "typing", "unicodedata", "evotok.commands"}
     for node in tree_of(path).body:
         modules = []

@@ -12,7 +12,12 @@ def write(path, text):
 
 def test_overrides_reach_nested_keys_with_their_types(tmp_path):
     recipe = write(tmp_path / "r.yaml", "stage: sft\ntraining: {learning_rate: 1.0e-3}\n")
-    words = ["training.learning_rate=2e-5", "data.max_length=77", "model.config.text_config.hidden_size=8", "training.bf16=true"]
+    words = [
+        "training.learning_rate=2e-5",
+        "data.max_length=77",
+        "model.config.text_config.hidden_size=8",
+        "training.bf16=true",
+    ]
     read = read_recipe(recipe, words)
     assert read.training == {"learning_rate": 2e-5, "bf16": True}
     assert read.data.max_length == 77 and read.model.config["text_config"]["hidden_size"] == 8

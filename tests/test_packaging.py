@@ -116,7 +116,9 @@ def test_makefile_has_the_promised_targets():
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe
     for module in re.findall(r"-m evotok\.(\S+)", text):
-        assert (ROOT / "evotok" / f"{module}.py").is_file() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+        assert (ROOT / "evotok" / f"{module}.py").is_file() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), (
+            module
+        )
 
 
 def test_ci_is_executable_bash():

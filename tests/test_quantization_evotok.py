@@ -119,9 +119,10 @@ def test_unused_codes_are_restarted_from_the_batch():
     codebook.update(vectors, search_nearest(vectors, codebook.weight))
     distances = torch.cdist(codebook.weight[1:].double(), vectors.double())
     assert (distances.amin(1) < 1e-6).all()
-    assert codebook_usage(
-        torch.bincount(search_nearest(vectors, codebook.weight), minlength=64)[None]
-    )["usage"].item() > 0.9
+    assert (
+        codebook_usage(torch.bincount(search_nearest(vectors, codebook.weight), minlength=64)[None])["usage"].item()
+        > 0.9
+    )
 
 
 def test_evaluation_leaves_the_codebooks_alone():

@@ -24,8 +24,8 @@ for auto in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMul
     opened = auto.from_pretrained(folder, trust_remote_code=True)
     names[auto.__name__] = type(opened).__name__
     if auto is AutoModelForImageTextToText:
-        same = torch.equal(opened.model.vq_model.encode(torch.zeros(1, 3, 32, 32)), torch.load(codes_file, weights_only=True))
-        names["same_codes"] = same
+        expected = torch.load(codes_file, weights_only=True)
+        names["same_codes"] = torch.equal(opened.model.vq_model.encode(torch.zeros(1, 3, 32, 32)), expected)
 names["vq"] = type(AutoModel.from_pretrained(vq_folder, trust_remote_code=True)).__name__
 print(json.dumps(names))
 """

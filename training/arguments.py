@@ -1,10 +1,10 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-    stage: tokenizer            # tokenizer | pretrain | sft | gen
-    model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
-    data: {...}                 # DataArguments
-    loss: {...}                 # TokenizerLossArguments (tokenizer stage)
-    training: {...}             # transformers.TrainingArguments
+stage: tokenizer            # tokenizer | pretrain | sft | gen
+model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
+data: {...}                 # DataArguments
+loss: {...}                 # TokenizerLossArguments (tokenizer stage)
+training: {...}             # transformers.TrainingArguments
 """
 
 import difflib

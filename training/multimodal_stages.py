@@ -52,7 +52,9 @@ def freeze_all_but(model: EvoTokForConditionalGeneration, parts: list[str]) -> N
         model.get_submodule(PARTS[name]).requires_grad_(True)
 
 
-def build_multimodal(recipe: Recipe, world: EmojiWorld | None) -> tuple[EvoTokForConditionalGeneration, EvoTokProcessor]:
+def build_multimodal(
+    recipe: Recipe, world: EmojiWorld | None
+) -> tuple[EvoTokForConditionalGeneration, EvoTokProcessor]:
     """Model and processor that a recipe starts from: the stage before, or trained parts put together.
 
     Everything is built in fp32; mixed precision is the trainer's business.

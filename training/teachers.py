@@ -107,4 +107,5 @@ class EfficientNetTeacher(nn.Module):
         with torch.no_grad():
             reals = self._maps(real, self.SHALLOW, size)
         pairs = zip(fakes, reals, strict=True)
-        return sum(((F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs), start=fake.new_zeros(()))
+        distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs]
+        return torch.stack(distances).sum()

@@ -1,7 +1,8 @@
 """Train one stage of EvoTok from a recipe.
 
     evotok train configs/mini/tokenizer.yaml training.max_steps=100
-    torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/sft.yaml training.deepspeed=configs/deepspeed/zero2.json
+    torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/sft.yaml \\
+        training.deepspeed=configs/deepspeed/zero2.json
 
 A run that was stopped goes on from its last complete checkpoint; `--restart` begins anew.
 """

@@ -1,4 +1,4 @@
-"""`evotok export`: a trained checkpoint as one folder to share: half the size, with code, processor and sampling values."""
+"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, sampling values."""
 
 import argparse
 import shutil
@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("checkpoint", help=HELP)
     parser.add_argument("--out", required=True, help="folder to write; files of an older export in it are replaced")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the weights")
+    dtypes = ["bfloat16", "float16", "float32"]
+    parser.add_argument("--dtype", default="bfloat16", choices=dtypes, help="of the weights")
     parser.add_argument("--guidance-min-p", type=float, help="plausibility guard saved as the default (0 = none)")
     parser.add_argument("--top-k", type=int, help="number of codes to sample from, saved as the default")
     parser.add_argument("--temperature", type=float, help="sampling temperature of images, saved as the default")
