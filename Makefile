@@ -53,8 +53,8 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/pretrain.yaml
 	$(BIN)/evotok train configs/mini/sft.yaml
 	$(BIN)/evotok train configs/mini/gen.yaml
-	$(BIN)/python -m evotok.training.export_mini
-	$(BIN)/python -m evotok.eval.mini assets/evotok-mini --out assets/evotok-mini/results.json
+	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
+	$(BIN)/evotok measure mini
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache

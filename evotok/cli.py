@@ -1,4 +1,4 @@
-"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `measure`.
+"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `export`, `measure`.
 
 Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
 its traceback.
@@ -18,6 +18,7 @@ COMMANDS = {
     "encode": ("evotok.commands.encode", "turn images into the codes of the image tokenizer"),
     "decode": ("evotok.commands.decode", "turn codes back into images, from as many levels as wanted"),
     "train": ("evotok.commands.train", "train one stage from a recipe, or go on where it was stopped"),
+    "export": ("evotok.commands.export", "write a trained checkpoint as one folder to share"),
     "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
 }
 DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."

@@ -112,7 +112,7 @@ class EvoTokPixelAttention(nn.Module):
 
 
 class EvoTokUpBlock(GradientCheckpointingLayer):
-    """The residual blocks of one resolution, attention after each at the lowest, then a doubling at all but the last."""
+    """The residual blocks of one resolution, attention after each at the lowest; then a doubling, but at the last."""
 
     def __init__(self, in_channels: int, out_channels: int, attention: bool, upsample: bool, config: EvoTokVQConfig):
         super().__init__()
