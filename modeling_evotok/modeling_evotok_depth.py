@@ -37,6 +37,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
+from .modeling_evotok_vq import eager_attention_forward
 
 
 # Rows whose logits of one level are alive at once in the loss: 128 MiB in float32 at the paper's K = 32,768.
@@ -64,25 +65,6 @@ class EvoTokDepthCache(NamedTuple):
         self.keys[layer, :, :, level : level + 1] = key
         self.values[layer, :, :, level : level + 1] = value
         return self.keys[layer, :, :, : level + 1], self.values[layer, :, :, : level + 1]
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out: query, key, value (M, heads, T, head_dim) -> (M, T, heads, head_dim), weights."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 class EvoTokDepthAttention(nn.Module):

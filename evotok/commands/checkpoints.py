@@ -109,13 +109,15 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
     from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 
     quiet_libraries()
+    device = pick_device()
     with _loading(name):
+        # Half precision saves time on accelerators only.
         model, report = EvoTokForConditionalGeneration.from_pretrained(
-            checkpoint.folder, dtype="auto", output_loading_info=True
+            checkpoint.folder, dtype="float32" if device.type == "cpu" else "auto", output_loading_info=True
         )
         processor = EvoTokProcessor.from_pretrained(checkpoint.folder)
     _check_complete(name, report["missing_keys"], report["unexpected_keys"])
-    return model.to(pick_device()).eval(), processor
+    return model.to(device).eval(), processor
 
 
 def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
