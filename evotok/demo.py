@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evotok.commands.checkpoints import HELP, load_multimodal
-from evotok.commands.files import new_files
+from evotok.commands.files import new_files, safe_name, save_images
 
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ QUESTIONS = (
 )
 SEEN, UNSEEN, SCENE = "seen in training", "never seen in this style", "new scene"
 SCENE_GROUPS = ("animals & nature", "food & drink")
+HELD_OUT = 8
 TRAINED_STYLES = ("noto", "twemoji", "fluent_flat", "fluent_3d")
 
 
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the four files of the demo and show the answers."""
+    """Write the files of the demo and show the answers."""
     from rich.console import Console
 
     from evotok.training.emoji.world import EmojiWorld
@@ -72,8 +73,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: this is a file, give a folder.")
     with console.status("Loading the model"):
         model, processor = load_multimodal(options.checkpoint)
+    drawings = pick_drawings(random.Random(options.seed), world.drawings("new_concept"), HELD_OUT)
+    originals = [world.image(drawing) for drawing in drawings]
+    names = [safe_name(f"{drawing.concept.name} {drawing.style}") for drawing in drawings]
+    save_images(out / "images", zip(names, originals, strict=True), overwrite=True)
     with console.status("Reconstructing images that it never saw"):
-        _save(out / "reconstructions.png", reconstructions(model, processor, world, options.seed))
+        _save(out / "reconstructions.png", reconstructions(model, processor, originals))
     with console.status("Answering questions"):
         answers = ask_questions(model, processor, world, options.seed)
     _save(out / "questions.png", question_sheet(answers))
@@ -82,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     sheet = draw_prompts(model, processor, prompts, options.guidance_scale, options.seed)
     _save(out / "text_to_image.png", sheet)
     console.print(table(answers))
-    print(f"{out / 'reconstructions.png'}: unseen images from 1, 2, 3, 4 levels of their codes")
+    print(f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`")
+    print(f"{out / 'reconstructions.png'}: the same from 1, 2, 3, 4 levels of their codes")
     print(f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {options.guidance_scale:g}")
     print(f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images")
     print(f"Done in {time.perf_counter() - started:.0f} s.")
@@ -110,15 +116,13 @@ def pick_drawings(rng: random.Random, drawings: list["Drawing"], count: int) -> 
     return chosen
 
 
-def reconstructions(model, processor, world: "EmojiWorld", seed: int, count: int = 8) -> "Image.Image":
-    """Sheet of held-out concepts above their reconstructions from 1, 2, ... levels, with the mean PSNR."""
+def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.Image":
+    """Sheet of images above their reconstructions from 1, 2, ... levels, with the mean PSNR."""
     import torch
 
     from evotok.eval.metrics import psnr
     from evotok.sheets import Cell, draw_sheet
 
-    drawings = pick_drawings(random.Random(seed), world.drawings("new_concept"), count)
-    originals = [world.image(drawing) for drawing in drawings]
     pixels = processor.image_processor(originals, return_tensors="pt")["pixel_values"].to(model.device)
     tokenizer = model.model.vq_model
     rows, labels = [originals], [("original", "")]
