@@ -50,6 +50,7 @@ format: $(VENV)/.ready-dev
 
 mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/tokenizer.yaml
+	$(BIN)/evotok train configs/mini/tokenizer-semantics.yaml
 	$(BIN)/evotok train configs/mini/pretrain.yaml
 	$(BIN)/evotok train configs/mini/sft.yaml
 	$(BIN)/evotok train configs/mini/gen.yaml

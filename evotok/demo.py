@@ -121,7 +121,7 @@ def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.
     import torch
 
     from evotok.eval.metrics import psnr
-    from evotok.sheets import Cell, draw_sheet
+    from evotok.eval.sheets import Cell, draw_sheet
 
     pixels = processor.image_processor(originals, return_tensors="pt")["pixel_values"].to(model.device)
     tokenizer = model.model.vq_model
@@ -173,7 +173,7 @@ def score(answers: list[Answer]) -> str:
 
 def question_sheet(answers: list[Answer]) -> "Image.Image":
     """Sheet of the images with question, answer and, where the answer is wrong, the right one."""
-    from evotok.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
+    from evotok.eval.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
 
     cells = []
     for answer in answers:
@@ -241,7 +241,7 @@ def draw_prompts(model, processor, prompts: list[tuple[str, str]], guidance_scal
     from tqdm import tqdm
 
     from evotok.eval.generation import generate_images
-    from evotok.sheets import BLUE, GREEN, GREY, Cell, Line, draw_sheet
+    from evotok.eval.sheets import BLUE, GREEN, GREY, Cell, Line, draw_sheet
 
     colors = {SEEN: GREY, UNSEEN: GREEN, SCENE: BLUE}
     with tqdm(total=model.config.vq_config.num_positions, desc="Drawing", disable=None, leave=False) as progress:

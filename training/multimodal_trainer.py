@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer
 from transformers.modeling_utils import unwrap_model
 
-from ..eval.pictures import contact_sheet
+from ..eval.sheets import Cell, Line, draw_sheet
 
 
 class MultimodalTrainer(Trainer):
@@ -83,4 +83,5 @@ class MultimodalTrainer(Trainer):
         images = processor.post_process_image_generation(model.decode_image_tokens(codes))
         model.train(was_training)
         path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(images, self.sample_prompts).save(path)
+        cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, self.sample_prompts, strict=True)]
+        draw_sheet(cells, columns=4, title=f"Step {self.state.global_step:,}").save(path)

@@ -6,7 +6,7 @@ from transformers import ProgressCallback, Trainer
 
 
 class ThroughputBar(ProgressCallback):
-    """Transformers' bar with `loss` and `images/s` behind it, instead of a line for every log."""
+    """Transformers' bar with `loss` and `images/s` behind it, instead of a line for every step logged."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -14,7 +14,10 @@ class ThroughputBar(ProgressCallback):
         self.since = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None or "loss" not in (logs or {}):
+        if self.training_bar is None:
+            return
+        if "loss" not in logs:  # an evaluation: worth a line of its own
+            super().on_log(args, state, control, logs=logs, **kwargs)
             return
         (start, step), now = self.since, time.monotonic()
         speed = (state.global_step - step) * self.samples / max(now - start, 1e-6)

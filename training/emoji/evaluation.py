@@ -11,6 +11,7 @@ from .prompts import (
     PROMPTS_WITHOUT_STYLE,
     SCENE_PROMPTS,
     STYLE_NAMES,
+    fill_scene_prompt,
     plural,
     scene_prompt,
     with_article,
@@ -94,7 +95,7 @@ def corpus(world: EmojiWorld) -> Iterator[str]:
         yield from (template.format(group=group) for template in QUESTIONS["yes_no group"])
     for color in COLORS:
         yield from (template.format(color=color) for template in QUESTIONS["yes_no color"])
-        yield from (template.format(things="a cat", background=color, style="") for template in SCENE_PROMPTS)
+        yield from (fill_scene_prompt(template, "a cat", color) for template in SCENE_PROMPTS)
     rng, drawings = random.Random(0), world.drawings("train", familiar=True)
     for layout in LAYOUTS:
         for _ in range(500):

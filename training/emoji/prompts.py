@@ -26,7 +26,7 @@ PROMPTS = (
     "a picture of {a}, {style} style",
 )
 PROMPTS_WITHOUT_STYLE = ("{a}", "draw {a}", "an emoji of {a}")
-SCENE_PROMPTS = ("{things} on a {background} background{style}", "{background} background with {things}{style}")
+SCENE_PROMPTS = ("{things} on {a_background} background{style}", "{background} background with {things}{style}")
 
 _IRREGULAR = {
     "wolf": "wolves", "foot": "feet", "child": "children", "person": "people", "man": "men", "woman": "women",
@@ -88,13 +88,18 @@ def describe(scene: Scene) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
+def fill_scene_prompt(template: str, things: str, background: str, style: str = "") -> str:
+    """A prompt of `SCENE_PROMPTS`, filled in; `style` begins with a comma."""
+    return template.format(things=things, background=background, a_background=with_article(background), style=style)
+
+
 def scene_prompt(rng: random.Random, scene: Scene, canonical: bool = False) -> str:
     """A text-to-image prompt of a scene; names the style where all emoji share one (always when `canonical`)."""
     styles = {item.drawing.style for item in scene.items}
     named = len(styles) == 1 and (canonical or rng.random() < 0.8)
     style = f", {STYLE_NAMES[next(iter(styles))]} style" if named else ""
     template = SCENE_PROMPTS[0] if canonical else rng.choice(SCENE_PROMPTS)
-    return template.format(things=describe(scene), background=scene.background, style=style)
+    return fill_scene_prompt(template, describe(scene), scene.background, style)
 
 
 def t2i_record(
