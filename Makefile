@@ -56,6 +56,9 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/gen.yaml
 	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
 	$(BIN)/evotok measure mini
+	$(BIN)/evotok demo --out demo
+	cp demo/text_to_image.png demo/reconstructions.png assets/evotok-mini/
+	$(BIN)/python -m evotok.readme
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache
