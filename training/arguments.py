@@ -34,6 +34,9 @@ class ModelArguments:
     """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig` that differ from the paper's."""
+    attn_implementation: str | None = None
+    """Attention of language model and depth decoder: `sdpa` by default, `flash_attention_2` where it is installed;
+    `eager` is the fastest for short rows on a CPU."""
     trainable: list[str] = field(default_factory=list)
     """Names of the parts that are trained; the rest is frozen. The stage's own default when empty."""
 

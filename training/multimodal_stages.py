@@ -122,6 +122,9 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
     world = EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
     model, processor = build_multimodal(recipe, world)
+    if recipe.model.attn_implementation:  # not the tokenizer's: its codes must not move
+        for part in (model.model.language_model, model.depth_decoder):
+            part.set_attn_implementation(recipe.model.attn_implementation)
     freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
     data = Indexed(build_data(recipe, arguments, world))
     if recipe.data.name == "emoji":
