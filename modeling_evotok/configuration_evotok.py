@@ -22,6 +22,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import auto_docstring
 
 
 _AUTO_MAP = {
@@ -32,31 +33,59 @@ _AUTO_MAP = {
 }
 
 
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokVQModel`], the image tokenizer (paper, Sec. 3.1).
+    """
+)
 @strict
 class EvoTokVQConfig(PreTrainedConfig):
-    r"""Configuration of [`EvoTokVQModel`], the image tokenizer (paper, Sec. 3.1).
-
-    Args:
-        encoder_config (`dict` or `PreTrainedConfig`):
-            Vision encoder. Its last layer's output is taken as it is (no post-layernorm, no pooling head), so
-            `num_hidden_layers` is 23 where the SigLIP2-large checkpoint has 24: `hidden_states[-2]` of the original.
-        codebook_size (`int`): entries K of each codebook.
-        codebook_dim (`int`): width C of the shared latent space.
-        num_codebooks (`int`): levels of the residual trajectory, L_sem of Eq. 4.
-        num_pixel_codebooks (`int`): levels whose sum is decoded to pixels, L_pix of Eq. 4.
-        codebook_decay (`float`): decay of the moving averages that codebooks are learned by.
-        codebook_epsilon (`float`): Laplace smoothing of the cluster sizes.
-        codebook_warmup_steps (`int`):
-            Training steps before the moving averages start; until then unused codes are only restarted from data.
-        codebook_restart_threshold (`float`):
-            A code whose average count per step falls below it is restarted from a vector of the global batch; 0 never.
-        vq_loss_reduction (`"sum"` or `"mean"`): over the levels in Eq. 7; the mean keeps the weight free of the depth.
-        pixel_latent_channels, pixel_base_channels, pixel_channel_multipliers, pixel_num_res_blocks:
-            Pixel decoder: width after the 1x1 convolution, base width, multipliers from full resolution down to the
-            grid, residual blocks per resolution (one more is built, as in VQGAN).
-        semantic_hidden_size, semantic_num_hidden_layers, semantic_num_attention_heads, semantic_mlp_ratio:
-            Semantic decoder: a ViT over the grid. The head width is `hidden_size // heads`, which need not divide.
-        semantic_feature_dim (`int`): width of the teacher features that semantics are decoded to.
+    r"""
+    encoder_config (`dict` or `PreTrainedConfig`, *optional*):
+        Vision encoder. Its last layer's output is taken as it is (no post-layernorm, no pooling head), so
+        `num_hidden_layers` is 23 where the SigLIP2-large checkpoint has 24: `hidden_states[-2]` of the original.
+    codebook_size (`int`, *optional*, defaults to 32768):
+        Entries K of each codebook.
+    codebook_dim (`int`, *optional*, defaults to 32):
+        Width C of the shared latent space.
+    num_codebooks (`int`, *optional*, defaults to 16):
+        Levels of the residual trajectory, L_sem of Eq. 4.
+    num_pixel_codebooks (`int`, *optional*, defaults to 4):
+        Levels whose sum is decoded to pixels, L_pix of Eq. 4: a prefix of the trajectory, at most all of it.
+    codebook_decay (`float`, *optional*, defaults to 0.99):
+        Decay of the moving averages that codebooks are learned by.
+    codebook_epsilon (`float`, *optional*, defaults to 1e-05):
+        Laplace smoothing of the cluster sizes.
+    codebook_warmup_steps (`int`, *optional*, defaults to 2000):
+        Training steps before the moving averages start; until then unused codes are only restarted from data.
+    codebook_restart_threshold (`float`, *optional*, defaults to 1.0):
+        A code whose average count per step falls below it is restarted from a vector of the global batch; 0 never.
+    vq_loss_reduction (`str`, *optional*, defaults to `"mean"`):
+        `"sum"` or `"mean"` over the levels in Eq. 7; the mean keeps the weight free of the depth.
+    pixel_latent_channels (`int`, *optional*, defaults to 256):
+        Pixel decoder: width after the 1x1 convolution.
+    pixel_base_channels (`int`, *optional*, defaults to 128):
+        Pixel decoder: base width.
+    pixel_channel_multipliers (`list[int]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
+        Pixel decoder: multiples of the base width from full resolution down to the grid, log2(patch_size) + 1 of them.
+    pixel_num_res_blocks (`int`, *optional*, defaults to 2):
+        Pixel decoder: residual blocks per resolution (one more is built, as in VQGAN).
+    pixel_norm_groups (`int`, *optional*, defaults to 32):
+        Pixel decoder: groups of its normalisations.
+    semantic_hidden_size (`int`, *optional*, defaults to 1024):
+        Semantic decoder, a ViT over the grid: its width.
+    semantic_num_hidden_layers (`int`, *optional*, defaults to 3):
+        Semantic decoder: layers.
+    semantic_num_attention_heads (`int`, *optional*, defaults to 12):
+        Semantic decoder: heads, `semantic_hidden_size // semantic_num_attention_heads` wide, which need not divide.
+    semantic_mlp_ratio (`float`, *optional*, defaults to 4.0):
+        Semantic decoder: width of the MLPs, as a multiple of its own.
+    semantic_feature_dim (`int`, *optional*, defaults to 1024):
+        Width of the teacher features that semantics are decoded to.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-06):
+        Epsilon of the layer and group normalisations.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation that linear layers, class token and positions are drawn with; convolutions are LeCun normal.
     """
 
     model_type = "evotok_vq"
@@ -138,15 +167,27 @@ class EvoTokVQConfig(PreTrainedConfig):
             )
 
 
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokDepthDecoder`], the transformer over depth that writes the codes of one position (paper,
+    Sec. 3.3, Eq. 9).
+    """
+)
 @strict
 class EvoTokDepthDecoderConfig(PreTrainedConfig):
-    r"""Configuration of [`EvoTokDepthDecoder`], the transformer over depth that writes the codes of one position
-    (paper, Sec. 3.3, Eq. 9).
-
-    Args:
-        codebook_size, codebook_dim (`int`): as in [`EvoTokVQConfig`].
-        num_codebooks (`int`): levels written per position, L_pix.
-        backbone_hidden_size (`int`): width of the language model's hidden states.
+    r"""
+    codebook_size (`int`, *optional*, defaults to 32768):
+        As in [`EvoTokVQConfig`].
+    codebook_dim (`int`, *optional*, defaults to 32):
+        As in [`EvoTokVQConfig`].
+    num_codebooks (`int`, *optional*, defaults to 4):
+        Levels written per position, L_pix.
+    backbone_hidden_size (`int`, *optional*, defaults to 3584):
+        Width of the language model's hidden states.
+    hidden_dropout (`float`, *optional*, defaults to 0.1):
+        Dropout after the attention's projection and after the MLP.
+    attention_dropout (`float`, *optional*, defaults to 0.0):
+        Dropout of the attention's weights.
     """
 
     model_type = "evotok_depth_decoder"
@@ -174,21 +215,36 @@ class EvoTokDepthDecoderConfig(PreTrainedConfig):
             )
 
 
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokForConditionalGeneration`]: image tokenizer, language model and depth decoder.
+    """
+)
 @strict
 class EvoTokConfig(PreTrainedConfig):
-    r"""Configuration of [`EvoTokForConditionalGeneration`]: image tokenizer, language model and depth decoder.
-
-    Args:
-        vq_config, depth_decoder_config, text_config: the parts; `text_config` may be that of any causal language model.
-            Code sizes and widths that the depth decoder shares with the other two are taken from them when
-            `depth_decoder_config` is left out or leaves them out.
-        image_token_id (`int`): placeholder of one position of an image that is given (Qwen2.5's `<|image_pad|>`).
-        image_generation_token_id (`int`):
-            Placeholder of one position of an image that is written. The default is the first row of Qwen2.5's padded
-            vocabulary that its tokenizer leaves free.
-        vision_start_token_id, vision_end_token_id (`int`): the tokens around either kind of image.
-        projector_hidden_act (`str`): activation of both multimodal projectors.
-        text_loss_weight, image_loss_weight (`float`): weights of the two terms of the training loss.
+    r"""
+    vq_config (`dict` or `EvoTokVQConfig`, *optional*):
+        The image tokenizer.
+    depth_decoder_config (`dict` or `EvoTokDepthDecoderConfig`, *optional*):
+        The depth decoder. Code sizes and widths that it shares with the other two are taken from them when it is left
+        out or leaves them out.
+    text_config (`dict` or `PreTrainedConfig`, *optional*):
+        The language model, of any causal architecture; Qwen2.5-7B by default.
+    image_token_id (`int`, *optional*, defaults to 151655):
+        Placeholder of one position of an image that is given (Qwen2.5's `<|image_pad|>`).
+    image_generation_token_id (`int`, *optional*, defaults to 151665):
+        Placeholder of one position of an image that is written. The default is the first row of Qwen2.5's padded
+        vocabulary that its tokenizer leaves free.
+    vision_start_token_id (`int`, *optional*, defaults to 151652):
+        Token before either kind of image.
+    vision_end_token_id (`int`, *optional*, defaults to 151653):
+        Token after either kind of image.
+    projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation of both multimodal projectors.
+    text_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the text term of the training loss.
+    image_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the image term of the training loss.
     """
 
     model_type = "evotok"

@@ -35,6 +35,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import auto_docstring
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
 from .modeling_evotok_vq import eager_attention_forward
@@ -152,9 +153,12 @@ class EvoTokCodeClassifier(nn.Module):
         return self.proj(self.norm(hidden_states))
 
 
+@auto_docstring(
+    custom_intro="""
+    Writes the codes of one position, level by level, from the language model's hidden state before it.
+    """
+)
 class EvoTokDepthDecoder(PreTrainedModel):
-    """Writes the codes of one position, level by level, from the language model's hidden state before it."""
-
     config: EvoTokDepthDecoderConfig
     config_class = EvoTokDepthDecoderConfig
     base_model_prefix = "depth_decoder"
@@ -192,15 +196,20 @@ class EvoTokDepthDecoder(PreTrainedModel):
             states = layer(states, mask)
         return states
 
+    @auto_docstring(
+        custom_intro="""
+        Teacher-forced logits of all levels.
+        """
+    )
     def forward(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
-        """Teacher-forced logits of all levels.
-
-        Args:
-            hidden_states: (M, H), the language model's output at the position before the one written.
-            code_embeddings: (M, L, C), embeddings of the true codes, not summed; the last level's is not read.
+        r"""
+        hidden_states (`torch.FloatTensor` of shape `(M, H)`):
+            The language model's output at the position before the one written.
+        code_embeddings (`torch.FloatTensor` of shape `(M, L, C)`):
+            Embeddings of the true codes, not summed; the last level's is not read.
 
         Returns:
-            (M, L, K). Training uses `loss`, which never holds all of them.
+            `torch.FloatTensor` of shape `(M, L, K)`. Training uses `loss`, which never holds all of them.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
         return torch.stack([head(states[:, level]) for level, head in enumerate(self.classifiers)], dim=1)

@@ -21,7 +21,6 @@ Shapes: B images, N = h x w positions, C codebook width, D levels, S width of th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,28 +29,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_evotok import EvoTokVQConfig
+from .modeling_outputs_evotok import EvoTokVQOutput
 from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer
-
-
-@dataclass
-class EvoTokVQOutput(ModelOutput):
-    """One pass through the tokenizer.
-
-    Args:
-        vq_loss: scalar, Eq. 7.
-        codes: (B, N, D) int64.
-        reconstruction: (B, 3, H, W), about [-1, 1].
-        semantic_features: (B, N, S), to be compared with the teacher's.
-    """
-
-    vq_loss: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
 
 
 def eager_attention_forward(
@@ -252,9 +235,10 @@ class EvoTokSemanticDecoder(nn.Module):
         return self.head(self.norm(tokens[:, 1:]))
 
 
+@auto_docstring(
+    custom_intro="What the tokenizer shares with every Transformers model: loading, saving, initialisation."
+)
 class EvoTokVQPreTrainedModel(PreTrainedModel):
-    """What the tokenizer shares with every Transformers model: loading, saving, initialisation."""
-
     config: EvoTokVQConfig
     config_class = EvoTokVQConfig
     base_model_prefix = "vq_model"
@@ -287,9 +271,12 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
 
 
+@auto_docstring(
+    custom_intro="""
+    The image tokenizer: `encode` an image to codes, `decode_pixels` and `decode_semantics` any prefix of them.
+    """
+)
 class EvoTokVQModel(EvoTokVQPreTrainedModel):
-    """The image tokenizer: `encode` an image to codes, `decode_pixels` and `decode_semantics` any prefix of them."""
-
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.encoder_config)
@@ -337,11 +324,18 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         return self.to_latent(self.vision_tower(pixels).last_hidden_state)
 
     @can_return_tuple
+    @auto_docstring(
+        custom_intro="""
+        Encode, quantise and decode both ways. In training mode the codebooks take a step.
+        """
+    )
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> EvoTokVQOutput | tuple:
-        """Encode, quantise and decode both ways. In training mode the codebooks take a step.
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`):
+            Images in [-1, 1].
 
-        Args:
-            pixel_values: (B, 3, H, W) in [-1, 1].
+        Returns:
+            [`EvoTokVQOutput`], or with `return_dict=False` a tuple of its fields.
 
         Raises:
             ValueError: the images are not of the configured size.

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
-from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig
 
 from evotok import EvoTokForConditionalGeneration
-from evotok.modeling_evotok.generation_evotok import EvoTokCodeSampler
 
 
 PROMPT = torch.tensor([[3, 4, 5, START]])
@@ -180,28 +179,6 @@ def test_values_come_from_call_then_config_then_model(fresh_model):
     assert settings(given)["top_k"] == 50 and settings(given)["num_return_sequences"] == 3
     assert settings(given, temperature=0.7, top_k=None)["temperature"] == 0.7
     assert settings(given, top_k=None)["top_k"] is None
-
-
-def test_sampler_warps_as_transformers_does():
-    scores = torch.randn(6, 50, generator=seeded()) * 3
-    for top_k, top_p, temperature in ((10, 0.9, 1.0), (900, 0.5, 0.7), (0, 0.3, 1.0), (5, 1.0, 2.0), (None, None, 1)):
-        expected = scores / temperature
-        if top_k:
-            expected = TopKLogitsWarper(top_k)(None, expected)
-        if top_p:
-            expected = TopPLogitsWarper(top_p)(None, expected)
-        warped = EvoTokCodeSampler(top_k=top_k, top_p=top_p, temperature=temperature).warp(scores)
-        torch.testing.assert_close(warped, expected)
-    ties = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
-    assert EvoTokCodeSampler(top_k=2, top_p=1.0).warp(ties).isfinite().tolist() == [[False, True, True, True, False]]
-
-
-def test_sampler_draws_one_code_for_both_rows():
-    logits = torch.randn(8, 50, generator=seeded())
-    codes = EvoTokCodeSampler(guidance_scale=2.0, generator=seeded())(logits)
-    assert codes.shape == (8,) and torch.equal(codes[:4], codes[4:])
-    greedy = EvoTokCodeSampler(guidance_scale=2.0, temperature=0)(logits)
-    assert torch.equal(greedy[:4], (logits[4:] + 2 * (logits[:4] - logits[4:])).argmax(-1))
 
 
 def test_text_is_plain_transformers_generation(tiny_model, fresh_model, pixels):
