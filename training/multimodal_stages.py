@@ -142,7 +142,8 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         sample_prompts=recipe.data.sample_prompts,
     )
     use_throughput_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume_from)
+    result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_metrics("train", result.metrics)
     trainer.save_model()
 
 

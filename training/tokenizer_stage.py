@@ -80,6 +80,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         held_out=held_out,
     )
     use_throughput_bar(trainer)
-    trainer.train(resume_from_checkpoint=resume_from)
+    result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_metrics("train", result.metrics)
     trainer.evaluate()
     trainer.save_model()
