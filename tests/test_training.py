@@ -15,7 +15,7 @@ from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.training.checkpoints import last_complete_checkpoint
-from evotok.training.train import main
+from evotok.training.train import clear_stale_build_locks, main
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +147,17 @@ def test_two_processes_with_zero2_equal_one(recipes, tmp_path):
     one, both = (EvoTokForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("one", "two"))
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(both.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_stale_build_locks_are_removed_and_fresh_ones_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    stale, fresh = tmp_path / "old" / "lock", tmp_path / "new" / "lock"
+    for lock in (stale, fresh):
+        lock.parent.mkdir()
+        lock.touch()
+    os.utime(stale, (0, 0))
+    clear_stale_build_locks()
+    assert fresh.exists() and not stale.exists()
 
 
 def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(recipes, capsys):
