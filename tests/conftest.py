@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from evotok import EvoTokConfig, EvoTokForConditionalGeneration
+from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
+from evotok.training.text_tokenizer import train_text_tokenizer
 
 
 torch.set_num_threads(1)
@@ -81,6 +82,17 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
         codebook.weight.data.normal_()
     model.model.vq_model.to_latent.linear_2.weight.data.normal_()
     return model
+
+
+def build_chat_model():
+    """A tiny random model and a processor with a text tokenizer that go together."""
+    tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
+    processor = EvoTokProcessor.from_parts(tokenizer, image_size=32, num_image_tokens=16)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    config = tiny_config({"vocab_size": len(tokenizer), "max_position_embeddings": 512} | ids)
+    for name, token_id in processor.token_ids.items():
+        setattr(config, name, token_id)
+    return build_tiny_model(config), processor
 
 
 @pytest.fixture(scope="session")

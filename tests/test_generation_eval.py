@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_understanding import build_chat_model
+from conftest import build_chat_model
 
 from evotok.eval.generation import Gallery, generate_images, retrieval_ranks, round_pixels, standardize, topk
 

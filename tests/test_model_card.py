@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_understanding import build_chat_model
+from conftest import build_chat_model
 
 from evotok import EvoTokConfig, EvoTokVQConfig, measure
 from evotok.model_card import USAGE, read_results, render_card, write_card

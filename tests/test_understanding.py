@@ -1,23 +1,10 @@
 """Answers in batches, and how they are scored."""
 
 import pytest
-from conftest import build_tiny_model, tiny_config
+from conftest import build_chat_model
 from PIL import Image
 
-from evotok import EvoTokProcessor
 from evotok.eval.understanding import answer_questions, normalize_answer, prompt_of, score_answers
-from evotok.training.text_tokenizer import train_text_tokenizer
-
-
-def build_chat_model():
-    """A tiny random model and a processor with a text tokenizer that go together."""
-    tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
-    processor = EvoTokProcessor.from_parts(tokenizer, image_size=32, num_image_tokens=16)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    config = tiny_config({"vocab_size": len(tokenizer), "max_position_embeddings": 512} | ids)
-    for name, token_id in processor.token_ids.items():
-        setattr(config, name, token_id)
-    return build_tiny_model(config), processor
 
 
 @pytest.fixture(scope="module")
