@@ -1,0 +1,143 @@
+# Copyright 2026 The EvoTok contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The chat template of EvoTok, and the checks that conversations go through before it is rendered.
+
+Text is data: a special token typed by a user (`<|image_pad|>`, `<|im_start|>`) must not become one. Such a marker gets
+a space after its first character, so that the tokenizer sees plain text and the reader sees what was meant.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+# ChatML with the images of a message in place. `system_prompt` and `generation_mode` are template variables.
+CHAT_TEMPLATE = """\
+{%- macro render(content, placeholder) %}
+    {%- if content is string %}
+        {{- content }}
+    {%- else %}
+        {%- for part in content or [] %}
+            {%- if part['type'] == 'text' %}
+                {{- part['text'] }}
+            {%- else %}
+                {{- '<|vision_start|>' + placeholder + '<|vision_end|>' }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{{- bos_token or '' }}
+{%- if system_prompt and messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\n' + system_prompt + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+            {{- render(message['content'], '<|image_gen|>') + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- render(message['content'], '<|image_pad|>') + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if generation_mode == 'image' %}
+        {{- '<|vision_start|>' }}
+    {%- endif %}
+{%- endif %}
+"""
+
+ROLES = ("system", "user", "assistant")
+_IMAGE_TYPES = ("image", "image_url")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def build_control_pattern(tokenizer: Any) -> re.Pattern:
+    """Matches every special token of `tokenizer`, the longest first."""
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted((token for token in tokens if len(token.strip()) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tuple[list[list[dict]], bool]:
+    """Copies a conversation, or a batch of them, with its text made harmless and neighbouring text parts joined.
+
+    Args:
+        conversation: messages `{"role": ..., "content": str or list of parts}`, where a part is
+            `{"type": "text", "text": ...}` or `{"type": "image", ...}`; or a list of such conversations.
+        control_pattern (`re.Pattern`): from [`build_control_pattern`].
+
+    Returns:
+        The conversations as a batch, and whether a batch was given.
+
+    Raises:
+        ValueError: for an empty conversation, an unknown role or type of part, or text that is none.
+    """
+    conversation = getattr(conversation, "messages", conversation)
+    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
+        raise ValueError('A conversation is a list of at least one message {"role": ..., "content": ...}.')
+    first = conversation[0]
+    is_batched = isinstance(first, (list, tuple)) or hasattr(first, "messages")
+    batch = conversation if is_batched else [conversation]
+    prepared = []
+    for chat in batch:
+        messages = [_prepare_message(message, control_pattern) for message in getattr(chat, "messages", chat)]
+        if not messages:
+            raise ValueError('A conversation is a list of at least one message {"role": ..., "content": ...}.')
+        prepared.append(messages)
+    return prepared, is_batched
+
+
+def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, Mapping) else message
+        raise ValueError(f"Message with role {role!r}: a message is a dict whose role is one of {', '.join(ROLES)}.")
+    content = message.get("content")
+    if content is None:
+        content = ""
+    if isinstance(content, str):
+        return {**message, "content": _neutralize(content, control_pattern)}
+    if not isinstance(content, Sequence):
+        raise ValueError(f"Content of type {type(content).__name__}: give a string or a list of parts.")
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            if parts and parts[-1]["type"] == "text":  # a marker must not be put together from two parts either
+                parts[-1]["text"] += part["text"]
+            else:
+                parts.append({"type": "text", "text": part["text"]})
+        elif kind in _IMAGE_TYPES:
+            parts.append({key: value for key, value in part.items() if value is not None})
+        else:
+            raise ValueError(
+                f"Content part {str(part)[:80]!r} is not understood: give "
+                '{"type": "text", "text": "..."} or {"type": "image"}.'
+            )
+    for part in parts:
+        if part["type"] == "text":
+            part["text"] = _neutralize(part["text"], control_pattern)
+    return {**message, "content": parts}
+
+
+def _neutralize(text: str, control_pattern: re.Pattern) -> str:
+    """`<|im_end|>` -> `< |im_end|>`."""
+    if _SURROGATE.search(text):
+        raise ValueError("Text holds half of a surrogate pair, which is no character: remove it.")
+    return control_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+__all__ = ["CHAT_TEMPLATE", "ROLES", "build_control_pattern", "prepare_conversations"]

@@ -1,0 +1,320 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configurations of EvoTok: the image tokenizer, the depth decoder, and the multimodal model built of both.
+
+Defaults are the paper's sizes (256 px, SigLIP2-large encoder, 16 levels of 32,768 codes, Qwen2.5-7B). Every size is a
+field, so that the mini model differs from the paper's by its `config.json` alone.
+"""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import auto_docstring
+
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_evotok.EvoTokConfig",
+    "AutoModel": "modeling_evotok.EvoTokModel",
+    "AutoModelForImageTextToText": "modeling_evotok.EvoTokForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_evotok.EvoTokForConditionalGeneration",
+}
+
+
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokVQModel`], the image tokenizer (paper, Sec. 3.1).
+    """
+)
+@strict
+class EvoTokVQConfig(PreTrainedConfig):
+    r"""
+    encoder_config (`dict` or `PreTrainedConfig`, *optional*):
+        Vision encoder. Its last layer's output is taken as it is (no post-layernorm, no pooling head), so
+        `num_hidden_layers` is 23 where the SigLIP2-large checkpoint has 24: `hidden_states[-2]` of the original.
+    codebook_size (`int`, *optional*, defaults to 32768):
+        Entries K of each codebook.
+    codebook_dim (`int`, *optional*, defaults to 32):
+        Width C of the shared latent space.
+    num_codebooks (`int`, *optional*, defaults to 16):
+        Levels of the residual trajectory, L_sem of Eq. 4.
+    num_pixel_codebooks (`int`, *optional*, defaults to 4):
+        Levels whose sum is decoded to pixels, L_pix of Eq. 4: a prefix of the trajectory, at most all of it.
+    codebook_decay (`float`, *optional*, defaults to 0.99):
+        Decay of the moving averages that codebooks are learned by.
+    codebook_epsilon (`float`, *optional*, defaults to 1e-05):
+        Laplace smoothing of the cluster sizes.
+    codebook_warmup_steps (`int`, *optional*, defaults to 2000):
+        Training steps before the moving averages start; until then unused codes are only restarted from data.
+    codebook_restart_threshold (`float`, *optional*, defaults to 1.0):
+        A code whose average count per step falls below it is restarted from a vector of the global batch; 0 never.
+    vq_loss_reduction (`str`, *optional*, defaults to `"mean"`):
+        `"sum"` or `"mean"` over the levels in Eq. 7; the mean keeps the weight free of the depth.
+    pixel_latent_channels (`int`, *optional*, defaults to 256):
+        Pixel decoder: width after the 1x1 convolution.
+    pixel_base_channels (`int`, *optional*, defaults to 128):
+        Pixel decoder: base width.
+    pixel_channel_multipliers (`list[int]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
+        Pixel decoder: multiples of the base width from full resolution down to the grid, log2(patch_size) + 1 of them.
+    pixel_num_res_blocks (`int`, *optional*, defaults to 2):
+        Pixel decoder: residual blocks per resolution (one more is built, as in VQGAN).
+    pixel_norm_groups (`int`, *optional*, defaults to 32):
+        Pixel decoder: groups of its normalisations.
+    semantic_hidden_size (`int`, *optional*, defaults to 1024):
+        Semantic decoder, a ViT over the grid: its width.
+    semantic_num_hidden_layers (`int`, *optional*, defaults to 3):
+        Semantic decoder: layers.
+    semantic_num_attention_heads (`int`, *optional*, defaults to 12):
+        Semantic decoder: heads, `semantic_hidden_size // semantic_num_attention_heads` wide, which need not divide.
+    semantic_mlp_ratio (`float`, *optional*, defaults to 4.0):
+        Semantic decoder: width of the MLPs, as a multiple of its own.
+    semantic_feature_dim (`int`, *optional*, defaults to 1024):
+        Width of the teacher features that semantics are decoded to.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-06):
+        Epsilon of the layer and group normalisations.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation that linear layers, class token and positions are drawn with; convolutions are LeCun normal.
+    """
+
+    model_type = "evotok_vq"
+    base_config_key = "vq_config"
+    sub_configs_defaults = {
+        "encoder_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="siglip_vision_model",
+            init_kwargs={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 23,
+                "num_attention_heads": 16,
+                "image_size": 256,
+                "patch_size": 16,
+                "vision_use_head": False,
+            },
+        )
+    }
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    codebook_size: int = 32768
+    codebook_dim: int = 32
+    num_codebooks: int = 16
+    num_pixel_codebooks: int = 4
+    codebook_decay: float = 0.99
+    codebook_epsilon: float = 1e-5
+    codebook_warmup_steps: int = 2000
+    codebook_restart_threshold: float | int = 1.0
+    vq_loss_reduction: Literal["sum", "mean"] = "mean"
+    pixel_latent_channels: int = 256
+    pixel_base_channels: int = 128
+    pixel_channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
+    pixel_num_res_blocks: int = 2
+    pixel_norm_groups: int = 32
+    semantic_hidden_size: int = 1024
+    semantic_num_hidden_layers: int = 3
+    semantic_num_attention_heads: int = 12
+    semantic_mlp_ratio: float | int = 4.0
+    semantic_feature_dim: int = 1024
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.pixel_channel_multipliers = list(self.pixel_channel_multipliers)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image, in pixels."""
+        return self.encoder_config.image_size
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the square grid of positions."""
+        return self.encoder_config.image_size // self.encoder_config.patch_size
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of an image, N."""
+        return self.grid_size**2
+
+    def validate_depths(self):
+        """`num_pixel_codebooks` is a prefix of the trajectory, at most all of it."""
+        if not 1 <= self.num_pixel_codebooks <= self.num_codebooks:
+            raise ValueError(
+                f"num_pixel_codebooks={self.num_pixel_codebooks} must be between 1 and num_codebooks="
+                f"{self.num_codebooks}: pixels are decoded from a prefix of the levels."
+            )
+
+    def validate_upsampling(self):
+        """The pixel decoder doubles the grid once per multiplier but the last, back to the image's size."""
+        factor = 2 ** (len(self.pixel_channel_multipliers) - 1)
+        patch_size = getattr(self.encoder_config, "patch_size", factor)
+        if patch_size != factor:
+            raise ValueError(
+                f"pixel_channel_multipliers has {len(self.pixel_channel_multipliers)} entries and upsamples by "
+                f"{factor}, but encoder_config.patch_size is {patch_size}: give log2(patch_size) + 1 multipliers."
+            )
+
+
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokDepthDecoder`], the transformer over depth that writes the codes of one position (paper,
+    Sec. 3.3, Eq. 9).
+    """
+)
+@strict
+class EvoTokDepthDecoderConfig(PreTrainedConfig):
+    r"""
+    codebook_size (`int`, *optional*, defaults to 32768):
+        As in [`EvoTokVQConfig`].
+    codebook_dim (`int`, *optional*, defaults to 32):
+        As in [`EvoTokVQConfig`].
+    num_codebooks (`int`, *optional*, defaults to 4):
+        Levels written per position, L_pix.
+    backbone_hidden_size (`int`, *optional*, defaults to 3584):
+        Width of the language model's hidden states.
+    hidden_dropout (`float`, *optional*, defaults to 0.1):
+        Dropout after the attention's projection and after the MLP.
+    attention_dropout (`float`, *optional*, defaults to 0.0):
+        Dropout of the attention's weights.
+    """
+
+    model_type = "evotok_depth_decoder"
+    base_config_key = "depth_decoder_config"
+
+    codebook_size: int = 32768
+    codebook_dim: int = 32
+    num_codebooks: int = 4
+    backbone_hidden_size: int = 3584
+    hidden_size: int = 2560
+    intermediate_size: int = 10240
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 40
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def validate_heads(self):
+        """Heads divide the width."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+
+
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`EvoTokForConditionalGeneration`]: image tokenizer, language model and depth decoder.
+    """
+)
+@strict
+class EvoTokConfig(PreTrainedConfig):
+    r"""
+    vq_config (`dict` or `EvoTokVQConfig`, *optional*):
+        The image tokenizer.
+    depth_decoder_config (`dict` or `EvoTokDepthDecoderConfig`, *optional*):
+        The depth decoder. Code sizes and widths that it shares with the other two are taken from them when it is left
+        out or leaves them out.
+    text_config (`dict` or `PreTrainedConfig`, *optional*):
+        The language model, of any causal architecture; Qwen2.5-7B by default.
+    image_token_id (`int`, *optional*, defaults to 151655):
+        Placeholder of one position of an image that is given (Qwen2.5's `<|image_pad|>`).
+    image_generation_token_id (`int`, *optional*, defaults to 151665):
+        Placeholder of one position of an image that is written. The default is the first row of Qwen2.5's padded
+        vocabulary that its tokenizer leaves free.
+    vision_start_token_id (`int`, *optional*, defaults to 151652):
+        Token before either kind of image.
+    vision_end_token_id (`int`, *optional*, defaults to 151653):
+        Token after either kind of image.
+    projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation of both multimodal projectors.
+    text_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the text term of the training loss.
+    image_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the image term of the training loss.
+    """
+
+    model_type = "evotok"
+    sub_configs_defaults = {
+        "vq_config": EvoTokVQConfig,
+        "depth_decoder_config": EvoTokDepthDecoderConfig,
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="qwen2",
+            init_kwargs={
+                "vocab_size": 152064,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 32768,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+                "bos_token_id": 151643,
+                "eos_token_id": 151645,
+            },
+        ),
+    }
+
+    vq_config: dict | PreTrainedConfig | None = None
+    depth_decoder_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 151655
+    image_generation_token_id: int = 151665
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    projector_hidden_act: str = "gelu"
+    text_loss_weight: float | int = 1.0
+    image_loss_weight: float | int = 1.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        # One class registers for one Auto class; a folder saved by either model must open with all of them.
+        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
+        depth = {} if self.depth_decoder_config is None else self.depth_decoder_config
+        super().__post_init__(**kwargs)
+        if isinstance(depth, dict):
+            shared = {
+                "codebook_size": self.vq_config.codebook_size,
+                "codebook_dim": self.vq_config.codebook_dim,
+                "num_codebooks": self.vq_config.num_pixel_codebooks,
+                "backbone_hidden_size": self.text_config.hidden_size,
+            }
+            for name, value in shared.items():
+                if name not in depth:
+                    setattr(self.depth_decoder_config, name, value)
+        # Set in the text config of many language models; generation and saving read the outer one.
+        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+
+    def validate_parts_agree(self):
+        """The depth decoder speaks the tokenizer's codes and the language model's width."""
+        depth, vq, text = self.depth_decoder_config, self.vq_config, self.text_config
+        if isinstance(depth, dict) or isinstance(vq, dict) or isinstance(text, dict) or depth is None:
+            return
+        pairs = {
+            "codebook_size": (depth.codebook_size, vq.codebook_size),
+            "codebook_dim": (depth.codebook_dim, vq.codebook_dim),
+            "num_codebooks (vq_config.num_pixel_codebooks)": (depth.num_codebooks, vq.num_pixel_codebooks),
+            "backbone_hidden_size (text_config.hidden_size)": (depth.backbone_hidden_size, text.hidden_size),
+        }
+        for name, (mine, theirs) in pairs.items():
+            if mine != theirs:
+                raise ValueError(f"depth_decoder_config.{name} is {mine} but must be {theirs}: make the parts agree.")
+
+
+__all__ = ["EvoTokConfig", "EvoTokDepthDecoderConfig", "EvoTokVQConfig"]

@@ -1,0 +1,337 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Generation with EvoTok: text as with any Transformers model, images by guided sampling of codes.
+
+    model.generate(**inputs)                                                  -> token ids
+    model.generate(**inputs, generation_mode="image", guidance_scale=7.5)     -> codes (B x n, N, L)
+    model.decode_image_tokens(codes)                                          -> pixels
+
+Sampling values of images live in `generation_config` beside those of text and never mix with them: `guidance_scale` and
+`guidance_min_p`, which mean nothing for text, and `image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`,
+because text has its own `do_sample` and so on. In image mode the arguments of a call are named without the prefix.
+
+Shapes: B prompts, n images per prompt, M = B x n images, R = M or, guided, 2M rows [conditional; unconditional],
+T prompt length, N positions, L levels, H width, K codebook size, C codebook width.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
+from transformers.utils import ModelOutput
+
+from .sampling_evotok import EvoTokCodeSampler
+
+
+# The paper's guidance and its release's sampling; `guidance_min_p` 0 is the paper's plain guidance.
+IMAGE_GENERATION_DEFAULTS = {
+    "guidance_scale": 7.5,
+    "guidance_min_p": 0.0,
+    "image_do_sample": True,
+    "image_temperature": 1.0,
+    "image_top_k": 900,
+    "image_top_p": 0.96,
+}
+
+
+def image_generation_config(config) -> GenerationConfig:
+    """The generation config of a new [`EvoTokForConditionalGeneration`]: special tokens of the language model, image
+    sampling values, and image placeholders banned from text."""
+    text_config = config.text_config
+    tokens = {name: getattr(text_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    placeholders = [config.image_token_id, config.image_generation_token_id]
+    return GenerationConfig(**tokens, suppress_tokens=placeholders, **IMAGE_GENERATION_DEFAULTS)
+
+
+@dataclass
+class EvoTokImageGenerationOutput(ModelOutput):
+    """What `generate(generation_mode="image", return_dict_in_generate=True)` returns.
+
+    Args:
+        codes: (M, N, L) int64, the images of prompt i at rows i x n to (i + 1) x n.
+        scores: (M, N, L, K) float32 with `output_scores=True`: the logits that were sampled from, after guidance, guard
+            and warping; -inf for a code that could not be drawn.
+    """
+
+    codes: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+
+
+class EvoTokGenerationMixin(GenerationMixin):
+    """`generate` for text and images, for a model with `model` (an [`EvoTokModel`]) and `depth_decoder`."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args,
+        generation_mode: str = "text",
+        **kwargs,
+    ):
+        """Generate text or images.
+
+        Args:
+            inputs: (B, T) token ids; may be called `input_ids`.
+            generation_config: as in Transformers. In image mode its `image_*` fields count first, its plain
+                `temperature`, `top_k`, `top_p` and `do_sample` second, then the model's own `generation_config`.
+            generation_mode: `"text"`, which is Transformers' `generate` with all its arguments (`guidance_scale` counts
+                only if the call says it), or `"image"`, whose arguments are those of `generate_images`.
+
+        Returns:
+            text: as in Transformers. image: codes (M, N, L), or an [`EvoTokImageGenerationOutput`].
+
+        Raises:
+            ValueError: unknown `generation_mode`; see `generate_images`.
+        """
+        if generation_mode == "image":
+            input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+            return self.generate_images(input_ids, generation_config, *args, **kwargs)
+        if generation_mode != "text":
+            raise ValueError(f"generation_mode={generation_mode!r} must be 'text' or 'image'.")
+        if "guidance_scale" not in kwargs:  # the saved one is for images: here it would run the model twice per token
+            if generation_config is None:
+                kwargs["guidance_scale"] = None
+            elif generation_config.guidance_scale is None:
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.guidance_scale = 1.0
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        negative_prompt_ids: torch.LongTensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callable[[int, torch.LongTensor], Any] | None = None,
+        streamer: Any | None = None,
+        cache_implementation: str | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | EvoTokImageGenerationOutput:
+        """Write exactly N positions after each prompt; no text token can end an image early, none is ever scored.
+
+        Args:
+            input_ids: (B, T), left-padded, each row ending in `vision_start_token_id`.
+            attention_mask: (B, T); without it, pad tokens are masked.
+            negative_prompt_ids: (B or 1, T') left-padded, what guidance moves away from, ending in
+                `vision_start_token_id`; by default that token alone.
+            negative_prompt_attention_mask: (B or 1, T').
+            callback: called with a position and the codes so far, (M, position + 1, L).
+            streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
+            cache_implementation: `"static"` (default, a fixed shape that compiles) or `"dynamic"`.
+            kwargs: `guidance_scale` (1 runs no second row), `guidance_min_p`, `do_sample`, `temperature`, `top_k`,
+                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; and images in the prompt as
+                in `forward`: `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
+
+        Raises:
+            ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range.
+        """
+        settings, images = self._image_settings(generation_config, kwargs)
+        copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")
+        scores = [] if settings.pop("output_scores") and return_dict else None
+        sampler = EvoTokCodeSampler(**settings, generator=generator, scores=scores)
+
+        embeds, mask = self._embed_prompts(input_ids, attention_mask, "input_ids", **images)
+        embeds, mask = embeds.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # (M, T, H), (M, T)
+        if sampler.guided:
+            if negative_prompt_ids is None:
+                negative_prompt_ids = input_ids[:1, -1:]
+                negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
+            negative = self._embed_prompts(negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids")
+            embeds, mask = _stack_rows(embeds, mask, *negative, batch_size=input_ids.shape[0])
+        codes = self._write_positions(embeds, mask, sampler, callback, streamer, cache_implementation)
+        if not return_dict:
+            return codes
+        if scores is not None:
+            scores = torch.stack(scores, dim=1).unflatten(1, codes.shape[1:])
+        return EvoTokImageGenerationOutput(codes=codes, scores=scores)
+
+    def decode_image_tokens(self, codes: torch.LongTensor) -> torch.FloatTensor:
+        """Pixels (M, 3, height, width), about [-1, 1], of codes (M, N, L); the processor makes PIL images of them."""
+        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
+            return self.model.vq_model.decode_pixels(codes)
+
+    def _image_settings(self, generation_config: GenerationConfig | None, kwargs: dict) -> tuple[dict, dict]:
+        """Values of the sampler and the call, each from the first place that has it; and the images in the prompt."""
+        images = ("pixel_values", "image_codes", "generation_pixel_values", "generation_codes")
+        images = {name: kwargs.pop(name) for name in images if name in kwargs}
+        settings = {}
+        for field in IMAGE_GENERATION_DEFAULTS:
+            name = field.removeprefix("image_")
+            places = [(generation_config, field), (generation_config, name), (self.generation_config, field)]
+            values = (getattr(place, key, None) for place, key in places)
+            default = next((v for v in values if v is not None), IMAGE_GENERATION_DEFAULTS[field])
+            settings[name] = kwargs.pop(name, default)
+        for name, default in (
+            ("num_return_sequences", 1),
+            ("return_dict_in_generate", False),
+            ("output_scores", False),
+        ):
+            settings[name] = kwargs.pop(name, getattr(generation_config, name, None)) or default
+        unknown = sorted(name for name, value in kwargs.items() if value is not None)
+        if unknown:
+            raise ValueError(f"generate(generation_mode='image') takes no {', '.join(unknown)}.")
+        return settings, images
+
+    def _embed_prompts(self, input_ids, attention_mask, name: str, **images) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedded prompts (B, T, H) and their mask (B, T), checked."""
+        start = self.config.vision_start_token_id
+        if input_ids is None or input_ids.ndim != 2 or not input_ids.numel():
+            raise ValueError(f"{name} must be token ids of shape (batch, length).")
+        if (input_ids[:, -1] != start).any():
+            raise ValueError(
+                f"Each row of {name} must end in the start-of-image token ({start}): pad on the left, and let the "
+                "processor's chat template open the image."
+            )
+        if attention_mask is None:
+            pad = self.generation_config.pad_token_id
+            attention_mask = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        length, limit = int(attention_mask.sum(-1).max()), self.config.text_config.max_position_embeddings
+        positions = self.config.vq_config.num_positions
+        if length + positions > limit:
+            raise ValueError(
+                f"{name} of {length} tokens and an image of {positions} positions make {length + positions}, but the "
+                f"language model reads at most {limit}: shorten the prompt by {length + positions - limit} tokens."
+            )
+        self._refuse_missing_images(input_ids, **images)
+        return self.model.embed_inputs(input_ids, **images).inputs_embeds, attention_mask.long()
+
+    def _write_positions(self, embeds, mask, sampler, callback, streamer, cache_implementation) -> torch.LongTensor:
+        """The loop over positions: (R, T, H), (R, T) -> codes (M, N, L). Nothing in it waits for the device."""
+        (rows, length), positions = mask.shape, self.config.vq_config.num_positions
+        images = rows // 2 if sampler.guided else rows
+        cache = self._new_image_cache(length + positions, cache_implementation)
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        next_ids = mask.sum(-1, keepdim=True) + torch.arange(positions, device=mask.device)  # (R, N)
+        mask = F.pad(mask, (0, positions), value=1)  # (R, T + N); what is not written yet, causality hides
+        codebooks, depth_cache = self._image_codebooks(), self.depth_decoder.new_cache(rows)
+        codes = mask.new_empty(images, positions, codebooks.shape[0], dtype=torch.long)
+
+        hidden, features = self._read(embeds, mask[:, :length], position_ids, cache), None
+        for position in range(positions):
+            if features is not None:
+                ids = next_ids[:, position - 1 : position]
+                seen = mask if isinstance(cache, StaticCache) else mask[:, : length + position]
+                hidden = self._read(self.model.pixel_projector(features)[:, None], seen, ids, cache)
+            written, features = self.depth_decoder.generate_codes(hidden, codebooks, sampler, depth_cache)
+            codes[:, position] = written[:images]
+            if callback is not None:
+                callback(position, codes[:, : position + 1])
+            if streamer is not None:
+                streamer.put(codes[:, position].cpu())
+        if streamer is not None:
+            streamer.end()
+        return codes
+
+    def _read(self, embeds, mask, position_ids, cache) -> torch.Tensor:
+        """One pass of the language model, without its head: (R, t, H) -> last hidden states (R, H)."""
+        outputs = self.model.language_model(
+            inputs_embeds=embeds.to(self.model.language_model.dtype),
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+    def _new_image_cache(self, length: int, implementation: str | None) -> StaticCache | DynamicCache:
+        config = self.config.text_config
+        if implementation is None:
+            # Flash attention takes the mask for all there is to see, written or not; under autocast keys and values
+            # differ in dtype from step to step, and only a growing cache takes that.
+            grows = "flash" in config._attn_implementation or torch.is_autocast_enabled(self.device.type)
+            implementation = "dynamic" if grows else "static"
+        if implementation == "static":
+            return StaticCache(config=config, max_cache_len=length)
+        if implementation == "dynamic":
+            return DynamicCache(config=config)
+        raise ValueError(f"cache_implementation={implementation!r} must be 'static' or 'dynamic' for images.")
+
+    def _image_codebooks(self) -> torch.Tensor:
+        """Entries of the levels written, one contiguous table (L, K, C): looked up N x L times."""
+        config = self.config.depth_decoder_config
+        every = torch.arange(config.codebook_size, device=self.device)[:, None].expand(-1, config.num_codebooks)
+        return self.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        """As in Transformers; images written in the prompt are embedded in the first step only, like images given."""
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("image_codes", "generation_pixel_values", "generation_codes"):
+                kwargs.pop(name, None)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration and inputs.get("input_ids") is not None:
+            self._refuse_missing_images(**inputs)
+        return inputs
+
+    def _refuse_missing_images(self, input_ids, mm_encoder_outputs=None, **images):
+        """Raises ValueError for placeholders of which no image is given; other counts are checked when embedding."""
+        given = (mm_encoder_outputs or {}).get("image")
+        for token_id, images_of_kind in (
+            (self.config.image_token_id, (given, images.get("pixel_values"), images.get("image_codes"))),
+            (
+                self.config.image_generation_token_id,
+                (images.get("generation_pixel_values"), images.get("generation_codes")),
+            ),
+        ):
+            if all(image is None for image in images_of_kind):
+                self.model.check_placeholders(input_ids == token_id, 0)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """As in Transformers, which would repeat image by image: a row's images are repeated together."""
+        kinds = {
+            "image_codes": self.config.image_token_id,
+            "generation_pixel_values": self.config.image_generation_token_id,
+            "generation_codes": self.config.image_generation_token_id,
+        }
+        expanded = {}
+        for name, token_id in kinds.items():
+            images = model_kwargs.get(name)
+            if images is not None and input_ids is not None and expand_size > 1:
+                counts = (input_ids == token_id).sum(-1) // self.config.vq_config.num_positions
+                rows = model_kwargs.pop(name).split(counts.tolist())
+                expanded[name] = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, model_kwargs | expanded
+
+
+def _stack_rows(embeds, mask, negative_embeds, negative_mask, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-pad both kinds of rows to one length and stack them: (2M, T, H), (2M, T)."""
+    if negative_embeds.shape[0] not in (1, batch_size):
+        raise ValueError(
+            f"negative_prompt_ids has {negative_embeds.shape[0]} rows and input_ids {batch_size}: give one, or as many."
+        )
+    copies = embeds.shape[0] // negative_embeds.shape[0]
+    kinds = [
+        (embeds, mask),
+        (negative_embeds.repeat_interleave(copies, 0), negative_mask.repeat_interleave(copies, 0)),
+    ]
+    length = max(mask.shape[1] for _, mask in kinds)
+    embeds = [F.pad(embeds, (0, 0, length - embeds.shape[1], 0)) for embeds, _ in kinds]
+    masks = [F.pad(mask, (length - mask.shape[1], 0)) for _, mask in kinds]
+    return torch.cat(embeds), torch.cat(masks)
+
+
+__all__ = ["EvoTokCodeSampler", "EvoTokGenerationMixin", "EvoTokImageGenerationOutput"]

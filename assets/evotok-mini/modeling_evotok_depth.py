@@ -1,0 +1,302 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""EvoTok's depth decoder: a causal transformer over the levels of one position (paper, Sec. 3.3, Eq. 9-11).
+
+    language model's hidden state -> token 0 -> code of level 0
+    embedding of level 0          -> token 1 -> code of level 1
+    sum of levels 0 and 1         -> token 2 -> code of level 2, and so on
+
+Two paths over the same weights: `forward` and `loss` are teacher-forced, `step` and `generate_codes` write one level at
+a time with a small cache of fixed shape.
+
+Shapes: M positions, L levels, H width of the language model, E width here, C codebook width, K codebook size.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import auto_docstring
+
+from .configuration_evotok import EvoTokDepthDecoderConfig
+from .modeling_evotok_vq import eager_attention_forward
+
+
+# Rows whose logits of one level are alive at once in the loss: 128 MiB in float32 at the paper's K = 32,768.
+_LOSS_ROWS = 1024
+
+
+class EvoTokDepthLoss(NamedTuple):
+    """Eq. 11: `loss`, the mean over positions and levels, and `level_losses` (L,), its detached means per level."""
+
+    loss: torch.Tensor
+    level_losses: torch.Tensor
+
+
+class EvoTokDepthCache(NamedTuple):
+    """Keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once.
+
+    A level overwrites its own slot and reads no later one, so that the next position needs no reset.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, level: int) -> tuple[torch.Tensor, ...]:
+        """Store (M, heads, 1, head_dim) and return all levels so far, (M, heads, level + 1, head_dim)."""
+        self.keys[layer, :, :, level : level + 1] = key
+        self.values[layer, :, :, level : level + 1] = value
+        return self.keys[layer, :, :, : level + 1], self.values[layer, :, :, : level + 1]
+
+
+class EvoTokDepthAttention(nn.Module):
+    """Multi-head causal attention over levels, all projections with bias."""
+
+    def __init__(self, config: EvoTokDepthDecoderConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: EvoTokDepthCache | None = None,
+        level: int = 0,
+    ) -> torch.Tensor:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (M, heads, T, head_dim)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx, level)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed, _ = attention_interface(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
+        return self.out_proj(mixed.reshape(*hidden_states.shape[:-1], -1))
+
+
+class EvoTokDepthMLP(nn.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(self, config: EvoTokDepthDecoderConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act_fn(self.fc1(hidden_states)))
+
+
+class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer; dropout after the attention's projection and after the MLP."""
+
+    def __init__(self, config: EvoTokDepthDecoderConfig, layer_idx: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = EvoTokDepthAttention(config, layer_idx)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EvoTokDepthMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: EvoTokDepthCache | None = None,
+        level: int = 0,
+    ) -> torch.Tensor:
+        mixed = self.self_attn(self.norm1(hidden_states), attention_mask, cache, level)
+        hidden_states = hidden_states + self.dropout(mixed)
+        return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
+
+
+class EvoTokCodeClassifier(nn.Module):
+    """LayerNorm and Linear: (..., E) -> (..., K) logits of one level. The layers end without a norm of their own."""
+
+    def __init__(self, config: EvoTokDepthDecoderConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.proj = nn.Linear(config.hidden_size, config.codebook_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.norm(hidden_states))
+
+
+@auto_docstring(
+    custom_intro="""
+    Writes the codes of one position, level by level, from the language model's hidden state before it.
+    """
+)
+class EvoTokDepthDecoder(PreTrainedModel):
+    config: EvoTokDepthDecoderConfig
+    config_class = EvoTokDepthDecoderConfig
+    base_model_prefix = "depth_decoder"
+    main_input_name = "hidden_states"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EvoTokDepthDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: EvoTokDepthDecoderConfig):
+        super().__init__(config)
+        self.backbone_projection = nn.Linear(config.backbone_hidden_size, config.hidden_size)
+        self.code_projection = nn.Linear(config.codebook_dim, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.num_codebooks, config.hidden_size)
+        self.layers = nn.ModuleList(EvoTokDepthDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.classifiers = nn.ModuleList(EvoTokCodeClassifier(config) for _ in range(config.num_codebooks))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.position_embeddings
+
+    def encode_levels(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
+        """Teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
+        first = self.backbone_projection(hidden_states.to(self.backbone_projection.weight.dtype))  # (M, E)
+        sums = code_embeddings[:, :-1].cumsum(dim=1)  # (M, L - 1, C): a level sees the sum of those before it
+        rest = self.code_projection(sums.to(self.code_projection.weight.dtype))
+        states = torch.cat([first[:, None], rest], dim=1)
+        levels = torch.arange(states.shape[1], device=states.device)
+        states = states + self.position_embeddings(levels)
+        mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
+        for layer in self.layers:
+            states = layer(states, mask)
+        return states
+
+    @auto_docstring(
+        custom_intro="""
+        Teacher-forced logits of all levels.
+        """
+    )
+    def forward(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
+        r"""
+        hidden_states (`torch.FloatTensor` of shape `(M, H)`):
+            The language model's output at the position before the one written.
+        code_embeddings (`torch.FloatTensor` of shape `(M, L, C)`):
+            Embeddings of the true codes, not summed; the last level's is not read.
+
+        Returns:
+            `torch.FloatTensor` of shape `(M, L, K)`. Training uses `loss`, which never holds all of them.
+        """
+        states = self.encode_levels(hidden_states, code_embeddings)
+        return torch.stack([head(states[:, level]) for level, head in enumerate(self.classifiers)], dim=1)
+
+    def loss(
+        self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor, codes: torch.LongTensor
+    ) -> EvoTokDepthLoss:
+        """Cross-entropy of the true codes, mean over M x L (Eq. 11).
+
+        Logits exist for one level and `_LOSS_ROWS` positions at a time, in the backward pass too, where they are
+        computed again.
+
+        Args:
+            hidden_states: (M, H), M at least 1.
+            code_embeddings: (M, L, C), not summed.
+            codes: (M, L) int64.
+        """
+        states = self.encode_levels(hidden_states, code_embeddings)
+        level_losses = []
+        for level, head in enumerate(self.classifiers):
+            blocks = zip(states[:, level].split(_LOSS_ROWS), codes[:, level].split(_LOSS_ROWS), strict=True)
+            total = sum(self._sum_of_losses(head, rows, targets) for rows, targets in blocks)
+            level_losses.append(total / codes.shape[0])
+        level_losses = torch.stack(level_losses)
+        return EvoTokDepthLoss(level_losses.mean(), level_losses.detach())
+
+    def _sum_of_losses(self, head: nn.Module, states: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
+        def cross_entropy(states: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(head(states).float(), targets, reduction="sum")
+
+        if not torch.is_grad_enabled():
+            return cross_entropy(states)
+        return checkpoint(cross_entropy, states, use_reentrant=False, preserve_rng_state=False)
+
+    def new_cache(self, batch_size: int) -> EvoTokDepthCache:
+        """A cache for `step`, to be allocated once and used for any number of positions."""
+        config, weight = self.config, self.code_projection.weight
+        head_dim = config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, batch_size, config.num_attention_heads, config.num_codebooks, head_dim)
+        return EvoTokDepthCache(weight.new_zeros(shape), weight.new_zeros(shape))
+
+    @torch.no_grad()
+    def step(self, inputs: torch.Tensor, level: int, cache: EvoTokDepthCache) -> torch.Tensor:
+        """Logits of one level, given that the levels before it are in the cache.
+
+        Args:
+            inputs: (M, H) the language model's hidden states at level 0, after it (M, C) the sum of the embeddings of
+                all levels written so far.
+            level: from 0 to L - 1; a Python number, so that the four steps compile into one graph.
+            cache: of `new_cache(M)`; changed in place.
+
+        Returns:
+            (M, K).
+        """
+        projection = self.code_projection if level else self.backbone_projection
+        state = projection(inputs.to(projection.weight.dtype)) + self.position_embeddings.weight[level]
+        state = state[:, None]  # (M, 1, E)
+        for layer in self.layers:
+            state = layer(state, None, cache, level)
+        return self.classifiers[level](state[:, 0])
+
+    @torch.no_grad()
+    def generate_codes(
+        self,
+        hidden_states: torch.Tensor,
+        codebooks: torch.Tensor,
+        sample: Callable[[torch.Tensor], torch.LongTensor],
+        cache: EvoTokDepthCache | None = None,
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
+        """Write all levels of one position.
+
+        Args:
+            hidden_states: (M, H).
+            codebooks: (L, K, C), one contiguous table of the entries of the levels written.
+            sample: takes the logits (M, K) of a level and returns its codes (M,).
+            cache: of `new_cache(M)`; a fresh one if None.
+
+        Returns:
+            codes (M, L) int64 and the sum of their embeddings (M, C).
+        """
+        cache = self.new_cache(hidden_states.shape[0]) if cache is None else cache
+        inputs, codes = hidden_states, []
+        for level in range(self.config.num_codebooks):
+            codes.append(sample(self.step(inputs, level, cache)))
+            embedding = F.embedding(codes[-1], codebooks[level])  # (M, C)
+            inputs = inputs + embedding if level else embedding
+        return torch.stack(codes, dim=1), inputs
+
+
+__all__ = ["EvoTokDepthDecoder", "EvoTokDepthLoss"]

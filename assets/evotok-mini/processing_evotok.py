@@ -1,0 +1,299 @@
+# Copyright 2026 The EvoTok contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processor of EvoTok: conversations with images in either turn -> what the model's `forward` and `generate` take.
+
+An image in a user turn is *given* (understanding) and becomes `pixel_values`; one in an assistant turn is *written*
+(generation) and becomes `generation_pixel_values`, or `generation_codes` where it is encoded already.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import SiglipImageProcessorPil
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import AddedToken, TextInput
+from transformers.utils import auto_docstring, is_torchvision_available, logging
+
+from .chat_template_evotok import CHAT_TEMPLATE, build_control_pattern, prepare_conversations
+from .image_loading_evotok import convert_to_images, flatten_images, load_image
+
+
+logger = logging.get_logger(__name__)
+
+
+@auto_docstring(
+    custom_intro="""
+    Image processor, tokenizer and chat template of EvoTok in one. Special tokens that the tokenizer lacks are added to
+    it; for Qwen2.5, which has all but `<|image_gen|>`, that is id 151665, the first free row of the padded vocabulary.
+    Padding is on the left, as generation needs it.
+    """
+)
+class EvoTokProcessor(ProcessorMixin):
+    text_kwargs = {"padding": True}
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_image_tokens: int = 256,
+        image_token: str = "<|image_pad|>",
+        image_generation_token: str = "<|image_gen|>",
+        vision_start_token: str = "<|vision_start|>",
+        vision_end_token: str = "<|vision_end|>",
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+    ):
+        r"""
+        num_image_tokens (`int`, *optional*, defaults to 256):
+            Positions of one image, N.
+        image_token (`str`, *optional*, defaults to `"<|image_pad|>"`):
+            Placeholder of a position of an image that is given.
+        image_generation_token (`str`, *optional*, defaults to `"<|image_gen|>"`):
+            Placeholder of a position of an image that is written.
+        vision_start_token (`str`, *optional*, defaults to `"<|vision_start|>"`):
+            Stands before either kind of image.
+        vision_end_token (`str`, *optional*, defaults to `"<|vision_end|>"`):
+            Stands after either kind of image.
+        system_prompt (`str`, *optional*):
+            For conversations without a system message of their own.
+        """
+        self.num_image_tokens = num_image_tokens
+        self.image_token = image_token
+        self.image_generation_token = image_generation_token
+        self.vision_start_token = vision_start_token
+        self.vision_end_token = vision_end_token
+        self.system_prompt = system_prompt
+        if chat_template is None:
+            chat_template = CHAT_TEMPLATE.replace("<|image_pad|>", image_token)
+            chat_template = chat_template.replace("<|image_gen|>", image_generation_token)
+            chat_template = chat_template.replace("<|vision_start|>", vision_start_token)
+            chat_template = chat_template.replace("<|vision_end|>", vision_end_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self._prepare_tokenizer()
+
+    def _prepare_tokenizer(self):
+        """Adds the special tokens that are missing and looks up the ids."""
+        names = ("vision_start_token", "vision_end_token", "image_token", "image_generation_token")
+        known = self.tokenizer.get_vocab()
+        wanted = ["<|im_start|>", "<|im_end|>", *(getattr(self, name) for name in names)]
+        missing = [token for token in wanted if token not in known]
+        if missing:
+            logger.info(f"Adding {', '.join(missing)} to the tokenizer, from id {len(self.tokenizer)}.")
+            added = [AddedToken(token, special=True, normalized=False) for token in missing]
+            self.tokenizer.add_tokens(added, special_tokens=True)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer.padding_side = "left"
+        self.token_ids = {f"{name}_id": self.tokenizer.convert_tokens_to_ids(getattr(self, name)) for name in names}
+        for name, token_id in self.token_ids.items():
+            setattr(self, name, token_id)
+        self.image_token_ids = [self.image_token_id, self.image_generation_token_id]
+
+    @classmethod
+    def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":
+        """A processor around `tokenizer` for square images of `image_size` pixels and `num_image_tokens` positions."""
+        image_processor_class = SiglipImageProcessorPil
+        if is_torchvision_available():
+            from transformers import SiglipImageProcessor as image_processor_class
+        image_processor = image_processor_class(size={"height": image_size, "width": image_size})
+        return cls(image_processor, tokenizer, num_image_tokens=num_image_tokens, **kwargs)
+
+    @auto_docstring
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        generation_codes: Any = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        r"""
+        images (`ImageInput`, *optional*):
+            Anything that `load_image` takes, one for each placeholder of either kind in reading order over the batch,
+            as a flat list or as a list for each text.
+        generation_codes (`torch.LongTensor` of shape `(G, N, L)`, *optional*):
+            Codes of the images that are written; `images` then holds the given ones only.
+
+        Returns:
+            [`BatchFeature`]: `input_ids` and `attention_mask` `(B, T)`, each placeholder expanded to
+            `num_image_tokens`; `pixel_values` `(I, 3, H, W)` of the images given; `generation_pixel_values`
+            `(G, 3, H, W)` or `generation_codes` `(G, N, L)` of the images written.
+
+        Raises:
+            ValueError: if placeholders and images do not match, or an image cannot be read.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None and not all(isinstance(sample, str) for sample in texts):
+            raise ValueError("`text` must be a string or a list of strings.")
+        given, written = self._route_images(images, texts, generation_codes)
+        inputs = super().__call__(images=given or None, text=text, **kwargs)
+        if written:
+            images_kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+            processed = self.image_processor(written, **images_kwargs["images_kwargs"])
+            inputs["generation_pixel_values"] = processed["pixel_values"]
+        if generation_codes is not None:
+            inputs["generation_codes"] = generation_codes
+        return inputs
+
+    def _route_images(self, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
+        """Loads the images and deals them out to the placeholders: those given, those written."""
+        loaded = [load_image(image) for image in flatten_images(images)]
+        if texts is None:
+            return loaded, []
+        kinds = [self._placeholder_pattern.findall(sample) for sample in texts]
+        num_written = sum(kind.count(self.image_generation_token) for kind in kinds)
+        if codes is not None:
+            self._check_codes(codes, num_written)
+            kinds = [[token for token in kind if token == self.image_token] for kind in kinds]
+        nested = isinstance(images, (list, tuple)) and any(isinstance(group, (list, tuple)) for group in images)
+        if nested and len(images) == len(texts):
+            for row, (group, kind) in enumerate(zip(images, kinds, strict=True)):
+                self._check_count(len(flatten_images(group)), len(kind), f"text {row}")
+        order = [token for kind in kinds for token in kind]
+        self._check_count(len(loaded), len(order), "the batch")
+        given = [image for image, token in zip(loaded, order, strict=True) if token == self.image_token]
+        return given, [image for image, token in zip(loaded, order, strict=True) if token != self.image_token]
+
+    @property
+    def _placeholder_pattern(self) -> re.Pattern:
+        return re.compile(f"{re.escape(self.image_token)}|{re.escape(self.image_generation_token)}")
+
+    def _check_count(self, num_images: int, num_placeholders: int, where: str):
+        if num_images != num_placeholders:
+            raise ValueError(
+                f"{num_images} images for {num_placeholders} image placeholders in {where}: give one image for each "
+                f"{self.image_token} and {self.image_generation_token}, in reading order"
+                ' (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.'
+            )
+
+    def _check_codes(self, codes: Any, num_written: int):
+        shape = tuple(np.shape(codes))
+        if len(shape) != 3 or shape[:2] != (num_written, self.num_image_tokens):
+            raise ValueError(
+                f"generation_codes of shape {shape} for {num_written} images to be written: give "
+                f"(G, N, L) = ({num_written}, {self.num_image_tokens}, levels)."
+            )
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The placeholders that one given image expands to."""
+        return self.image_token * self.num_image_tokens
+
+    def get_text_with_replacements(self, text: list[str], images_replacements: Sequence[str] = (), *args):
+        """Expands both kinds of placeholders; returns texts and, for each, where they were and where they went."""
+        replacements = iter(images_replacements)
+        written = self.image_generation_token * self.num_image_tokens
+        expanded, offsets = [], []
+        for sample in text:
+            pieces, spans, last, grown = [], [], 0, 0
+            for match in self._placeholder_pattern.finditer(sample):
+                replacement = written if match[0] == self.image_generation_token else next(replacements)
+                start = match.start() + grown
+                new_span = (start, start + len(replacement))
+                span = {"type": "image", "span": match.span(), "new_span": new_span}
+                spans.append({**span, "text": match[0], "replacement": replacement})
+                pieces += [sample[last : match.start()], replacement]
+                last, grown = match.end(), grown + len(replacement) - len(match[0])
+            expanded.append("".join([*pieces, sample[last:]]))
+            offsets.append(spans)
+        return expanded, offsets
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchFeature, modalities: list[str]):
+        super()._check_special_mm_tokens(text, text_inputs, modalities=[*modalities, "image_generation"])
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """Placeholders inserted for images of the given (height, width): the same number for every one."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        generation_mode: str = "text",
+        negative_prompt: str | list[str] | None = None,
+        add_generation_prompt: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        r"""As [`ProcessorMixin.apply_chat_template`], for text and for images.
+
+        Args:
+            generation_mode (`"text"` or `"image"`):
+                `"image"` ends the prompt with the start of an image, and with `tokenize=True, return_dict=True` adds
+                `negative_prompt_ids` and `negative_prompt_attention_mask`, `(B, S)`: the unconditional prompts of
+                classifier-free guidance, the same template with an empty user turn.
+            negative_prompt (`str` or `list[str]`, *optional*): user text of the unconditional prompts.
+
+        Raises:
+            ValueError: for roles or parts that are not understood, and images that do not match their parts.
+        """
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f'generation_mode={generation_mode!r}: choose "text" or "image".')
+        conversations, is_batched = prepare_conversations(conversation, self.control_pattern)
+        if self.system_prompt:
+            kwargs.setdefault("system_prompt", self.system_prompt)
+        if generation_mode == "image":
+            kwargs["generation_mode"] = generation_mode
+        kwargs = {"chat_template": chat_template, "processor_kwargs": dict(processor_kwargs or {}), **kwargs}
+        kwargs["add_generation_prompt"] = add_generation_prompt or generation_mode == "image"
+        inputs = super().apply_chat_template(conversations if is_batched else conversations[0], **kwargs)
+        if generation_mode == "image" and kwargs.get("tokenize") and kwargs.get("return_dict"):
+            negative = self._negative_conversations(conversations, negative_prompt)
+            for name in ("images", "generation_codes"):
+                kwargs["processor_kwargs"].pop(name, None)
+            kwargs["return_assistant_tokens_mask"] = False
+            negative = super().apply_chat_template(negative, **kwargs)
+            inputs["negative_prompt_ids"] = negative["input_ids"]
+            inputs["negative_prompt_attention_mask"] = negative["attention_mask"]
+        return inputs
+
+    @property
+    def control_pattern(self) -> re.Pattern:
+        """Matches the special tokens that text of a conversation must not forge."""
+        return build_control_pattern(self.tokenizer)
+
+    def _negative_conversations(self, conversations: list[list[dict]], prompt: Any) -> list[list[dict]]:
+        """The system message of each conversation, then a user turn that says `prompt`, or nothing."""
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt or ""] * len(conversations)
+        if len(prompts) != len(conversations):
+            raise ValueError(f"{len(prompts)} negative prompts for {len(conversations)} conversations: give one each.")
+        negative = []
+        for messages, text in zip(conversations, prompts, strict=True):
+            system = [message for message in messages if message["role"] == "system"]
+            negative.append([*system[:1], {"role": "user", "content": text}])
+        return prepare_conversations(negative, self.control_pattern)[0]
+
+    def post_process_image_generation(self, pixels: Any) -> list[Image.Image]:
+        """Decoded pixels `(B, 3, H, W)` or `(3, H, W)`, about [-1, 1], as PIL images; what lies outside is clipped."""
+        return convert_to_images(pixels)
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list[str] | list[Image.Image]:
+        """Text of generated ids, or with `generation_mode="image"` images of decoded pixels."""
+        if generation_mode == "image":
+            return self.post_process_image_generation(generated_outputs)
+        return super().post_process_multimodal_output(
+            generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
+        )
+
+
+__all__ = ["EvoTokProcessor"]

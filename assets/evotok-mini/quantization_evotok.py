@@ -1,0 +1,241 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Residual vector quantisation with codebooks learned by moving averages (paper, Eq. 1-4 and 7).
+
+Three pieces: `search_nearest` finds the nearest entry of one codebook, `EvoTokCodebook` holds one level and learns it,
+`EvoTokResidualVectorQuantizer` chains the levels. All of it runs in fp32 whatever the autocast: in bf16 the distances
+of near codes tie and codes change.
+
+Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .configuration_evotok import EvoTokVQConfig
+
+
+# Distances of one block of rows live at a time: small enough to stay in the cache of a CPU core, large enough to fill a
+# GPU. The block's minimum is taken in groups, because torch's argmin over 32,768 columns costs more than the matmul.
+_BLOCK_BYTES = {"cpu": 16 * 2**20, "other": 256 * 2**20}
+_GROUP = 64
+
+
+def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest codebook entry in squared Euclidean distance, Eq. 3; the first index on ties.
+
+    Args:
+        vectors: (M, C) float32.
+        codebook: (K, C) float32.
+
+    Returns:
+        (M,) int64. Memory beyond the result is bounded by a constant, not by M x K.
+    """
+    size = codebook.shape[0]
+    # |x - e|^2 = |x|^2 - 2 x.e + |e|^2; |x|^2 does not move the minimum and |e|^2 rides along as one more column.
+    keys = torch.cat([-2.0 * codebook, codebook.square().sum(1, keepdim=True)], dim=1).t()  # (C + 1, K)
+    queries = F.pad(vectors, (0, 1), value=1.0)  # (M, C + 1)
+    budget = _BLOCK_BYTES.get(vectors.device.type, _BLOCK_BYTES["other"])
+    rows = max(1, budget // (4 * size))
+    if size % _GROUP:
+        return torch.cat([(block @ keys).argmin(1) for block in queries.split(rows)])
+    codes = []
+    for block in queries.split(rows):
+        scores = (block @ keys).view(block.shape[0], -1, _GROUP)  # (rows, K / group, group)
+        group = scores.amin(2).argmin(1)  # (rows,)
+        winners = scores.gather(1, group[:, None, None].expand(-1, 1, _GROUP)).squeeze(1)  # (rows, group)
+        codes.append(group * _GROUP + winners.argmin(1))
+    return torch.cat(codes)
+
+
+def codebook_usage(counts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Share of entries in use and perplexity of each level.
+
+    Args:
+        counts: (D, K) how often each code was chosen, over any amount of data.
+
+    Returns:
+        `usage` (D,) in [0, 1] and `perplexity` (D,) in [1, K].
+    """
+    counts = counts.float()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(share, share).sum(1)
+    return {"usage": (counts > 0).float().mean(1), "perplexity": entropy.exp()}
+
+
+def _all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@dataclass
+class EvoTokQuantizerOutput(ModelOutput):
+    """What quantising gives.
+
+    Args:
+        codes: (B, N, D) int64.
+        pixel_features: (B, N, C), the sum of the first `num_pixel_codebooks` levels (straight-through).
+        semantic_features: (B, N, C), the sum of all levels (straight-through).
+        loss: scalar, Eq. 7.
+    """
+
+    codes: torch.LongTensor | None = None
+    pixel_features: torch.FloatTensor | None = None
+    semantic_features: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+
+
+class EvoTokCodebook(nn.Module):
+    """One level: K entries, learned by moving averages of the vectors they were chosen for."""
+
+    def __init__(self, config: EvoTokVQConfig):
+        super().__init__()
+        self.decay = config.codebook_decay
+        self.epsilon = config.codebook_epsilon
+        self.warmup_steps = config.codebook_warmup_steps
+        self.restart_threshold = config.codebook_restart_threshold
+        size, dim = config.codebook_size, config.codebook_dim
+        # A parameter, so that it counts, shards and moves as one; the optimizer never sees it.
+        self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=False)
+        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def train(self, mode: bool = True) -> "EvoTokCodebook":
+        """As in PyTorch; `from_pretrained` makes new parameters and calls this last: no optimizer may see them."""
+        self.weight.requires_grad_(False)
+        return super().train(mode)
+
+    @torch.no_grad()
+    def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """One step of the moving averages on the global batch, then restart of unused codes.
+
+        The sums of vectors need no buffer of their own: `weight * cluster_size` is the sum that the weights came from.
+        Before `warmup_steps` the entries stay where they are and only restarts move them, so that sizes and sums never
+        drift apart.
+
+        Args:
+            vectors: (M, C) float32, this process's residuals.
+            codes: (M,) int64, the entries they were assigned to.
+        """
+        size, dim = self.weight.shape
+        statistics = vectors.new_zeros(size, dim + 1)  # sums and counts, reduced in one message
+        statistics.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
+        sums, counts = _all_reduce(statistics).split([dim, 1], dim=1)
+        old_size = self.cluster_size[:, None]
+        new_size = self.decay * old_size + (1 - self.decay) * counts  # (K, 1)
+        new_sum = self.decay * old_size * self.weight + (1 - self.decay) * sums  # (K, C)
+        total = new_size.sum()
+        smoothed = (new_size + self.epsilon) / (total + size * self.epsilon) * total
+        # An entry nobody has chosen yet has no mean to move to.
+        moves = (new_size > 0) & (self.step >= self.warmup_steps)
+        weight = torch.where(moves, new_sum / smoothed.clamp(min=self.epsilon), self.weight)
+        if self.restart_threshold:
+            unused = new_size < self.restart_threshold
+            weight = torch.where(unused, self._draw(vectors), weight)
+            new_size = new_size.masked_fill(unused, self.restart_threshold)
+        self.weight.copy_(weight)
+        self.cluster_size.copy_(new_size.squeeze(1))
+        self.step.add_(1)
+
+    def _draw(self, vectors: torch.Tensor) -> torch.Tensor:
+        """K random vectors of the global batch, the same on every process: process r fills rows r, r + world, ..."""
+        size = self.weight.shape[0]
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        rank = dist.get_rank() if world > 1 else 0
+        rows = torch.arange(rank, size, world, device=vectors.device)
+        if rows.numel() <= vectors.shape[0]:
+            chosen = torch.randperm(vectors.shape[0], device=vectors.device)[: rows.numel()]
+        else:
+            chosen = torch.randint(vectors.shape[0], (rows.numel(),), device=vectors.device)
+        candidates = vectors.new_zeros(size, vectors.shape[1]).index_copy_(0, rows, vectors[chosen])
+        return _all_reduce(candidates)
+
+
+class EvoTokResidualVectorQuantizer(nn.Module):
+    """The residual trajectory: each level quantises what the levels before it left over (Eq. 2)."""
+
+    def __init__(self, config: EvoTokVQConfig):
+        super().__init__()
+        self.num_pixel_codebooks = config.num_pixel_codebooks
+        self.codebook_size = config.codebook_size
+        self.loss_reduction = config.vq_loss_reduction
+        self.codebooks = nn.ModuleList(EvoTokCodebook(config) for _ in range(config.num_codebooks))
+
+    def forward(self, features: torch.Tensor) -> EvoTokQuantizerOutput:
+        """Quantise, and in training mode also learn the codebooks (one step per call).
+
+        Args:
+            features: (B, N, C), any floating dtype; computed in float32.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            target = features.float()
+            residual = target.detach()
+            approximation = torch.zeros_like(residual)
+            codes, errors, pixel_features = [], [], None
+            for level, codebook in enumerate(self.codebooks, start=1):
+                flat = residual.flatten(0, 1)  # (M, C)
+                chosen = search_nearest(flat, codebook.weight)
+                entries = F.embedding(chosen, codebook.weight).view_as(residual)  # before the update, as decoded below
+                if self.training:
+                    codebook.update(flat, chosen)
+                approximation = approximation + entries
+                residual = residual - entries
+                errors.append((target - approximation).square().mean((0, 1)))  # (C,)
+                codes.append(chosen.view(features.shape[:2]))
+                if level == self.num_pixel_codebooks:
+                    pixel_features = approximation
+            errors = torch.stack(errors)  # (D, C)
+            return EvoTokQuantizerOutput(
+                codes=torch.stack(codes, dim=-1),
+                pixel_features=target + (pixel_features - target).detach(),
+                semantic_features=target + (approximation - target).detach(),
+                loss=errors.mean() if self.loss_reduction == "mean" else errors.sum(),
+            )
+
+    @torch.no_grad()
+    def encode(self, features: torch.Tensor) -> torch.LongTensor:
+        """Codes of features without learning from them: (B, N, C) -> (B, N, D) int64."""
+        with torch.autocast(features.device.type, enabled=False):
+            residual, codes = features.float().flatten(0, 1), []
+            for codebook in self.codebooks:
+                codes.append(search_nearest(residual, codebook.weight))
+                residual = residual - F.embedding(codes[-1], codebook.weight)
+        return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
+
+    def embed(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Entry of every code, not summed: (..., d) int64 -> (..., d, C), for any prefix of d <= D levels."""
+        self._check(codes)
+        levels = [F.embedding(codes[..., level], self.codebooks[level].weight) for level in range(codes.shape[-1])]
+        return torch.stack(levels, dim=-2)
+
+    def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Sum of the entries, Eq. 4: (..., d) int64 -> (..., C), for any prefix of d <= D levels."""
+        self._check(codes)
+        total = F.embedding(codes[..., 0], self.codebooks[0].weight)
+        for level in range(1, codes.shape[-1]):
+            total = total + F.embedding(codes[..., level], self.codebooks[level].weight)
+        return total
+
+    def _check(self, codes: torch.Tensor) -> None:
+        if codes.is_floating_point() or codes.shape[-1] > len(self.codebooks) or codes.shape[-1] == 0:
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be integers with 1 to "
+                f"{len(self.codebooks)} levels in the last dimension."
+            )

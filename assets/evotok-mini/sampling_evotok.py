@@ -1,0 +1,107 @@
+# Copyright 2026 The EvoTok authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Drawing the code of one level of one position: guidance, plausibility guard, temperature, top-k, top-p.
+
+Shapes: M images, R = M or, guided, 2M rows [conditional; unconditional], K codebook size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class EvoTokCodeSampler:
+    """Draws one code per image from the logits of one level: guidance, plausibility guard, temperature, top-k, top-p.
+
+    Args:
+        guidance_scale: s in `u + s (c - u)`; exactly 1 means that there are no unconditional rows.
+        guidance_min_p: only codes whose conditional probability is at least this share of the likeliest one's may be
+            drawn, whatever guidance makes of the others; 0 for no guard. Far from the mode both rows are noise, and s
+            times their difference lifts absurd codes.
+        do_sample: False takes the likeliest code, as temperature 0 does.
+        top_k, top_p: None or 0, and None or 1, for no limit.
+        generator: of the device that the model runs on.
+    """
+
+    guidance_scale: float = 7.5
+    guidance_min_p: float = 0.0
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int | None = 900
+    top_p: float | None = 0.96
+    generator: torch.Generator | None = None
+    scores: list[torch.Tensor] | None = None
+
+    def __post_init__(self):
+        checks = {
+            "guidance_scale": self.guidance_scale >= 0,
+            "guidance_min_p": 0 <= self.guidance_min_p <= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 0),
+            "top_p": self.top_p is None or 0 < self.top_p <= 1,
+        }
+        ranges = {"guidance_min_p": "in [0, 1]", "top_k": "a whole number, 0 or more", "top_p": "in (0, 1]"}
+        for name, passed in checks.items():
+            if not passed:
+                raise ValueError(f"{name}={getattr(self, name)} must be {ranges.get(name, 'at least 0')}.")
+        self.do_sample = self.do_sample and self.temperature > 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are unconditional rows."""
+        return self.guidance_scale != 1
+
+    def __call__(self, logits: torch.Tensor) -> torch.LongTensor:
+        """(R, K) -> (R,) int64, the same code in both rows of an image."""
+        conditional = scores = logits.float()
+        if self.guided:
+            conditional, unconditional = logits.float().chunk(2)  # (M, K)
+            scores = unconditional + self.guidance_scale * (conditional - unconditional)
+        if self.guidance_min_p > 0:
+            floor = conditional.amax(-1, keepdim=True) + math.log(self.guidance_min_p)
+            scores = scores.masked_fill(conditional < floor, -math.inf)
+        if self.do_sample:
+            scores = self.warp(scores)
+            codes = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(-1)
+        else:
+            codes = scores.argmax(-1)
+        if self.scores is not None:
+            self.scores.append(scores)
+        return codes.repeat(2) if self.guided else codes
+
+    def warp(self, scores: torch.Tensor) -> torch.Tensor:
+        """Temperature, top-k and top-p of (M, K), as Transformers' warpers have them (ties with the k-th are kept).
+
+        Theirs sort all K entries for top-p, at every level of every position; here the k that top-k left are enough.
+        """
+        size = scores.shape[-1]
+        scores = scores / self.temperature
+        top_k = min(self.top_k or size, size)
+        limited_p = self.top_p is not None and self.top_p < 1
+        if top_k == size and not limited_p:
+            return scores
+        best = scores.topk(top_k).values  # (M, k), descending
+        if top_k < size:
+            scores = scores.masked_fill(scores < best[:, -1:], -math.inf)
+        if limited_p:
+            probabilities = (best - scores.logsumexp(-1, keepdim=True)).exp()
+            mass_before = probabilities.cumsum(-1) - probabilities
+            last = (mass_before < self.top_p).sum(-1, keepdim=True).clamp(min=1) - 1
+            scores = scores.masked_fill(scores < best.gather(-1, last), -math.inf)
+        return scores
+
+
+__all__ = ["EvoTokCodeSampler"]
