@@ -150,6 +150,14 @@ class EvoTokProcessor(ProcessorMixin):
             inputs["generation_codes"] = generation_codes
         return inputs
 
+    def save_pretrained(self, save_directory: str, **kwargs):
+        """As in Transformers, but saving leaves no trace on the processor: the map to the carried code, written into
+        it on the way, is not read back either."""
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        finally:
+            vars(self).pop("auto_map", None)
+
     def _route_images(self, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
         """Loads the images and deals them out to the placeholders: those given, those written."""
         loaded = [load_image(image) for image in flatten_images(images)]
