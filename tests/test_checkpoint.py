@@ -53,7 +53,7 @@ def test_results_name_every_figure_promised():
         "qa_count",
     )
     for name in (*promised, "t2i_top5_train_cfg7.5", "t2i_top5_new_pair_cfg7.5"):
-        assert 0 <= results[name] and f"{name}_target" in results
+        assert results[name] >= 0 and f"{name}_target" in results
 
 
 def test_reconstructions_are_as_good_as_reported(mini):
