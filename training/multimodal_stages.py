@@ -21,7 +21,6 @@ from .emoji.evaluation import corpus
 from .emoji.world import EmojiWorld
 from .multimodal_data import Indexed, WithCodes
 from .multimodal_trainer import MultimodalTrainer
-from .progress import use_throughput_bar
 from .text_tokenizer import train_text_tokenizer
 
 
@@ -141,7 +140,6 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         processing_class=processor,
         sample_prompts=recipe.data.sample_prompts,
     )
-    use_throughput_bar(trainer)
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
     trainer.save_model()

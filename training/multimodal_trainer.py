@@ -4,13 +4,13 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import Trainer
 from transformers.modeling_utils import unwrap_model
 
 from ..eval.sheets import Cell, Line, draw_sheet
+from .trainer import EvoTokTrainer
 
 
-class MultimodalTrainer(Trainer):
+class MultimodalTrainer(EvoTokTrainer):
     """`Trainer` for `EvoTokForConditionalGeneration`.
 
     Images become codes before the model sees them: an engine that casts its parameters to half precision would cast
@@ -23,7 +23,6 @@ class MultimodalTrainer(Trainer):
     def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.sample_prompts = list(sample_prompts)
-        self.running: dict[str, list[torch.Tensor]] = {}
         self.vq_model = self._inner(self.model).model.vq_model
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self.vq_model = copy.deepcopy(self.vq_model).float().to(self.args.device)
@@ -45,20 +44,11 @@ class MultimodalTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own weighted sum; its two terms, and the image loss of every level, are logged beside it."""
         outputs = model(**inputs)
-        for name in ("text_loss", "image_loss"):
-            if outputs.get(name) is not None:
-                self.running.setdefault(name, []).append(outputs[name].detach())
+        self.note_terms({name: outputs[name] for name in ("text_loss", "image_loss") if outputs.get(name) is not None})
         levels = outputs.get("image_level_losses")
-        for level, loss in enumerate(() if levels is None else levels, start=1):
-            self.running.setdefault(f"image_loss_level{level}", []).append(loss.detach())
+        if levels is not None:
+            self.note_terms({f"image_loss_level{level}": loss for level, loss in enumerate(levels, start=1)})
         return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def log(self, logs, *args, **kwargs):
-        """Adds the mean of every term since the last log."""
-        if "loss" in logs and self.running:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self.running.items()}
-            self.running = {}
-        super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)

@@ -6,7 +6,6 @@ from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe
 from .emoji.world import EmojiWorld
-from .progress import use_throughput_bar
 from .teachers import EfficientNetTeacher, SiglipTeacher
 from .tokenizer_data import EmojiImages, FolderImages, emoji_pixels
 from .tokenizer_trainer import TokenizerTrainer
@@ -79,7 +78,6 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         perceptual=build_perceptual(recipe, teacher),
         held_out=held_out,
     )
-    use_throughput_bar(trainer)
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
     trainer.evaluate()

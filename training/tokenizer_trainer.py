@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer
 
 from ..eval.reconstruction import evaluate_reconstruction
 from .arguments import TokenizerLossArguments
 from .discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from .losses import semantic_loss, weighted_sum
+from .trainer import EvoTokTrainer
 
 
 TERMS = ("reconstruction", "perceptual", "adversarial", "semantic", "commitment")
 
 
-class TokenizerTrainer(Trainer):
+class TokenizerTrainer(EvoTokTrainer):
     """One step: encode and decode, weigh the terms, then, from its start step on, teach the discriminator.
 
     Args:
@@ -42,11 +42,10 @@ class TokenizerTrainer(Trainer):
         # Convolutions run faster on channels-last weights, on CPU and GPU alike.
         self.model.pixel_decoder.to(memory_format=torch.channels_last)
         self.loss_args = loss_args
-        self.weights = {name: asdict(loss_args)[name] for name in TERMS if asdict(loss_args)[name]}
+        self.weights = {name: weight for name, weight in asdict(loss_args).items() if name in TERMS and weight}
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.perceptual = perceptual
         self.held_out = held_out
-        self.running: dict[str, list[torch.Tensor]] = {}
         self.discriminator = self.discriminator_optimizer = None
         if "adversarial" in self.weights:
             self.discriminator = PatchDiscriminator(loss_args.discriminator_channels, loss_args.discriminator_layers)
@@ -79,15 +78,14 @@ class TokenizerTrainer(Trainer):
         loss = weighted_sum(terms, self.weights)
         if model.training:
             self._pair = pixels, fake.detach()
-            for name, term in terms.items():
-                self.running.setdefault(name, []).append(term.detach())
+            self.note_terms(terms)
         return (loss, output) if return_outputs else loss
 
     def training_step(self, *args, **kwargs):
         """The generator's step; the discriminator's comes after its backward pass, which still needs the weights."""
         loss = super().training_step(*args, **kwargs)
         if self._adversarial:
-            self.running.setdefault("discriminator", []).append(self._teach_discriminator(*self._pair))
+            self.note_terms({"discriminator": self._teach_discriminator(*self._pair)})
         return loss
 
     def _teach_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -100,14 +98,7 @@ class TokenizerTrainer(Trainer):
                 torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.SUM)
                 parameter.grad /= self.args.world_size
         self.discriminator_optimizer.step()
-        return loss.detach()
-
-    def log(self, logs, *args, **kwargs):
-        """Adds the mean of every term since the last log."""
-        if "loss" in logs and self.running:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self.running.items()}
-            self.running = {}
-        super().log(logs, *args, **kwargs)
+        return loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """PSNR, semantic cosine and codebook usage on the held-out images, and a sheet of samples as PNG."""
