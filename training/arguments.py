@@ -4,6 +4,7 @@ stage: tokenizer            # tokenizer | pretrain | sft | gen
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
+optimizer: {...}            # OptimizerArguments
 training: {...}             # transformers.TrainingArguments
 """
 
@@ -86,6 +87,17 @@ class TokenizerLossArguments:
 
 
 @dataclass
+class OptimizerArguments:
+    """How weights move; what both optimizers share (learning rate, betas, decay) is in `training`."""
+
+    name: str = "trainer"
+    """`trainer`: what `training.optim` says, AdamW by default. `muon`: Muon for matrices, AdamW for the rest; without
+    DeepSpeed or FSDP."""
+    matrix_learning_rate: float = 0.02
+    """Muon's step, on the same schedule as `training.learning_rate`."""
+
+
+@dataclass
 class Recipe:
     """One stage of training, as read from its YAML file."""
 
@@ -93,6 +105,7 @@ class Recipe:
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
+    optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     training: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
@@ -173,7 +186,12 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     _refuse_unknown(tree, (f.name for f in fields(Recipe)), str(path))
     if tree.get("stage") not in STAGES:
         raise ValueError(f"{path}: stage {tree.get('stage')!r} is not one of {', '.join(STAGES)}.")
-    sections = {"model": ModelArguments, "data": DataArguments, "loss": TokenizerLossArguments}
+    sections = {
+        "model": ModelArguments,
+        "data": DataArguments,
+        "loss": TokenizerLossArguments,
+        "optimizer": OptimizerArguments,
+    }
     for name, cls in sections.items():
         tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
     _refuse_unknown(tree.get("training", {}), (f.name for f in fields(TrainingArguments)), f"{path}: training")

@@ -21,6 +21,7 @@ from .emoji.evaluation import corpus
 from .emoji.world import EmojiWorld
 from .multimodal_data import Indexed, WithCodes
 from .multimodal_trainer import MultimodalTrainer
+from .optimizers import optimizer_choice
 from .text_tokenizer import train_text_tokenizer
 
 
@@ -139,6 +140,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         ),
         processing_class=processor,
         sample_prompts=recipe.data.sample_prompts,
+        **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)

@@ -6,6 +6,7 @@ from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe
 from .emoji.world import EmojiWorld
+from .optimizers import optimizer_choice
 from .teachers import EfficientNetTeacher, SiglipTeacher
 from .tokenizer_data import EmojiImages, FolderImages, emoji_pixels
 from .tokenizer_trainer import TokenizerTrainer
@@ -77,6 +78,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         teacher=teacher,
         perceptual=build_perceptual(recipe, teacher),
         held_out=held_out,
+        **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
