@@ -14,7 +14,7 @@ from evotok.training.emoji.colors import COLORS, PALETTE, dominant_color
 from evotok.training.emoji.dataset import MIXTURE_KINDS, EmojiTrainingSet
 from evotok.training.emoji.evaluation import corpus, evaluation_set
 from evotok.training.emoji.prompts import caption, describe, plural, prompt, scene_prompt, t2i_record, with_article
-from evotok.training.emoji.questions import KINDS, answer_of, ask, ask_scene, conversation
+from evotok.training.emoji.questions import KINDS, answer_of, ask, ask_scene, conversation, scene_conversation
 from evotok.training.emoji.scenes import RELATIONS, Item, Scene, render, sample_scene
 from evotok.training.emoji.world import SPLITS, STYLES, Drawing, EmojiWorld
 
@@ -268,9 +268,19 @@ def test_scene_answers(world):
 def test_conversations_have_several_turns_and_one_image(world):
     entry = conversation(random.Random(0), world, named(world, "frog"))
     roles = [message["role"] for message in entry["messages"]]
-    assert roles == ["user", "assistant"] * (len(roles) // 2) and 4 <= len(roles) <= 6
+    assert roles == ["user", "assistant"] * (len(roles) // 2) and 6 <= len(roles) <= 14
     images = [part for message in entry["messages"] for part in message["content"] if part["type"] == "image"]
     assert len(images) == len(entry["images"]) == 1
+
+
+def test_scene_conversations_ask_all_that_a_scene_allows(world):
+    drawings = world.drawings("train", familiar=True)
+    for kind, answers in (("pair", 3), ("same", 2)):
+        scene = sample_scene(random.Random(1), world, drawings, kind=kind)
+        entry = scene_conversation(random.Random(0), world, scene)
+        given = [m["content"][0]["text"] for m in entry["messages"] if m["role"] == "assistant"]
+        wanted = {str(len(scene.items)), scene.background} | ({scene.relation()} if kind == "pair" else set())
+        assert len(given) == answers and set(given) == wanted
 
 
 def test_prompts(world):

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from .prompts import t2i_record
-from .questions import ask, ask_scene, can_ask, conversation
+from .questions import ask, ask_scene, can_ask, conversation, scene_conversation
 from .scenes import Scene, render, sample_scene, varied
 from .world import Drawing, EmojiWorld
 
@@ -22,8 +22,9 @@ DEFAULT_MIXTURE = {
     "position": 0.05,
     "conversation": 0.05,
 }
-MIXTURE_KINDS = (*DEFAULT_MIXTURE, "t2i", "t2i_scene")
+MIXTURE_KINDS = (*DEFAULT_MIXTURE, "scene_conversation", "t2i", "t2i_scene")
 _LAYOUTS = ("mixed", "same", "pair")
+_AS_DRAWN = 0.3  # share of questions' pictures that are neither moved nor coloured, as evaluation shows them
 
 
 class EmojiTrainingSet(Dataset):
@@ -34,10 +35,10 @@ class EmojiTrainingSet(Dataset):
     Args:
         world: the emoji.
         length: number of records; index any of 0 .. length - 1.
-        mixture: weight of each kind: name, group, style, yes_no, color, count, position, conversation, t2i, t2i_scene.
-            Weights need not sum to 1.
+        mixture: weight of each kind: name, group, style, yes_no, color, count, position, conversation,
+            scene_conversation, t2i, t2i_scene. Weights need not sum to 1.
         seed: another seed gives another sequence.
-        augment: show questions' pictures a little moved and scaled, half of them on a coloured background.
+        augment: show most of the questions' pictures a little moved and scaled, half of those on a coloured background.
         augment_t2i: the same, always on white, for single pictures to draw; off by default, since exact pictures are
             learnt far sooner.
         canonical: probability of the canonical wording for a text-to-image prompt.
@@ -79,13 +80,16 @@ class EmojiTrainingSet(Dataset):
         kind = rng.choices(self.kinds, self.weights)[0]
         if kind in ("t2i", "t2i_scene"):
             return self._text_to_image(rng, kind)
+        if kind == "scene_conversation":
+            return scene_conversation(rng, self.world, self._scene(rng, rng.choice(("count", "position"))))
         if kind in ("count", "position") or (kind == "color" and rng.random() < 0.3):
             return ask_scene(rng, self.world, self._scene(rng, kind), kind)
         return self._question(rng, kind)
 
     def _question(self, rng: random.Random, kind: str) -> dict[str, Any]:
         drawing = self._drawing(rng, kind)
-        image = render(varied(rng, self.world, drawing), self.world) if self.augment else None
+        vary = self.augment and rng.random() >= _AS_DRAWN
+        image = render(varied(rng, self.world, drawing), self.world) if vary else None
         if kind == "conversation":
             return conversation(rng, self.world, drawing, image)
         return ask(rng, self.world, drawing, kind, image)

@@ -78,11 +78,21 @@ def ask(
 def conversation(
     rng: random.Random, world: EmojiWorld, drawing: Drawing, image: Image.Image | None = None
 ) -> dict[str, Any]:
-    """Two or three different questions about one image, in one record of several turns (kind "conversation")."""
-    kinds = [kind for kind in KINDS if can_ask(world, drawing, kind)]
-    chosen = rng.sample(kinds, min(len(kinds), rng.randint(2, 3)))
+    """Three to seven questions about one image in any order, in one record of several turns (kind "conversation").
+
+    An image costs a model far more than a question about it: many turns an image are the cheapest lessons.
+    """
+    kinds = [kind for kind in KINDS if can_ask(world, drawing, kind)] + ["yes_no", "yes_no"]
+    chosen = rng.sample(kinds, rng.randint(3, len(kinds)))
     turns = [_turn(rng, world, drawing, kind, canonical=False) for kind in chosen]
     return record(image or world.image(drawing), turns, "conversation")
+
+
+def scene_conversation(rng: random.Random, world: EmojiWorld, scene: Scene) -> dict[str, Any]:
+    """Every question that a scene allows, in any order, in one record (kind "scene_conversation")."""
+    kinds = ["count", "color"] + ["position"] * _has_position(scene)
+    turns = [_scene_turn(rng, scene, kind, canonical=False) for kind in rng.sample(kinds, len(kinds))]
+    return record(render(scene, world), turns, "scene_conversation")
 
 
 def ask_scene(
@@ -93,15 +103,7 @@ def ask_scene(
     Raises:
         ValueError: unknown kind, or position of a scene that is not two different familiar things clearly apart.
     """
-    if kind == "count":
-        turn = _pick(rng, "count", canonical), str(len(scene.items))
-    elif kind == "color":
-        turn = _pick(rng, "background", canonical), scene.background
-    elif kind == "position":
-        turn = _position(rng, scene, canonical)
-    else:
-        raise ValueError(f"unknown kind {kind!r} of a question about a scene: choose one of {', '.join(SCENE_KINDS)}")
-    return record(render(scene, world), [turn], kind)
+    return record(render(scene, world), [_scene_turn(rng, scene, kind, canonical)], kind)
 
 
 def answer_of(entry: dict[str, Any]) -> str:
@@ -147,11 +149,25 @@ def _yes_no(rng: random.Random, world: EmojiWorld, drawing: Drawing, canonical: 
     return _pick(rng, f"yes_no {topic}", canonical).format(**words), "yes" if truth else "no"
 
 
-def _position(rng: random.Random, scene: Scene, canonical: bool) -> tuple[str, str]:
-    relation = scene.relation()
+def _scene_turn(rng: random.Random, scene: Scene, kind: str, canonical: bool) -> tuple[str, str]:
+    if kind == "count":
+        return _pick(rng, "count", canonical), str(len(scene.items))
+    if kind == "color":
+        return _pick(rng, "background", canonical), scene.background
+    if kind == "position":
+        return _position(rng, scene, canonical)
+    raise ValueError(f"unknown kind {kind!r} of a question about a scene: choose one of {', '.join(SCENE_KINDS)}")
+
+
+def _has_position(scene: Scene) -> bool:
     concepts = [item.drawing.concept for item in scene.items]
-    if relation is None or concepts[0] == concepts[1] or not all(c.familiar for c in concepts):
+    return scene.relation() is not None and concepts[0] != concepts[1] and all(c.familiar for c in concepts)
+
+
+def _position(rng: random.Random, scene: Scene, canonical: bool) -> tuple[str, str]:
+    if not _has_position(scene):
         raise ValueError("position needs a scene of two different familiar things: sample_scene(..., kind='pair')")
+    relation, concepts = scene.relation(), [item.drawing.concept for item in scene.items]
     axis = "position left right" if relation in ("left", "right") else "position above below"
     template = QUESTIONS["position"][0] if canonical else rng.choice(QUESTIONS["position"] + QUESTIONS[axis])
     return template.format(first=concepts[0].name, second=concepts[1].name), relation
