@@ -84,7 +84,11 @@ def recipes(tmp_path_factory):
     config = {"text_config": text, "depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
     loss = {"perceptual": 0.0, "semantic": 0.0, "adversarial": 0.1, "adversarial_start_step": 2}
     stages = {
-        "tokenizer": {"model": {"config": VQ}, "loss": loss | {"discriminator_channels": 8}},
+        "tokenizer": {
+            "model": {"config": VQ},
+            "loss": loss | {"discriminator_channels": 8},
+            "optimizer": {"name": "muon"},
+        },
         "gen": {
             "model": {"vq_checkpoint": str(folder / "vq"), "text_tokenizer_size": 400, "config": config},
             "data": {"mixture": {"t2i": 1.0}, "caption_dropout": 0.1},

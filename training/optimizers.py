@@ -16,8 +16,8 @@ _NOT_MATRICES = ("embed", "lm_head", "classifiers", "position", "to_latent")
 class MuonAdamW(torch.optim.Optimizer):
     """Weight matrices learn by Muon (orthogonalised momentum), everything else by AdamW.
 
-    On EvoTok-mini a step of Muon is worth about two of AdamW, and costs a tenth more. Whole matrices are needed, so that
-    it does not go with sharded parameters.
+    On EvoTok-mini a step of Muon is worth about two of AdamW, and costs a tenth more. It needs whole matrices: sharded
+    parameters are not for it.
 
     Args:
         matrices, others: parameters of each kind.
