@@ -36,9 +36,11 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import auto_docstring
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
 from .modeling_evotok_vq import eager_attention_forward
+from .modeling_outputs_evotok import EvoTokDepthDecoderOutput
 
 
 # Rows whose logits of one level are alive at once in the loss: 128 MiB in float32 at the paper's K = 32,768.
@@ -90,7 +92,7 @@ class EvoTokDepthAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         cache: EvoTokDepthCache | None = None,
         level: int = 0,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (M, heads, T, head_dim)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
@@ -101,8 +103,10 @@ class EvoTokDepthAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
-        mixed, _ = attention_interface(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
-        return self.out_proj(mixed.reshape(*hidden_states.shape[:-1], -1))
+        mixed, weights = attention_interface(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling
+        )
+        return self.out_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class EvoTokDepthMLP(nn.Module):
@@ -136,7 +140,7 @@ class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
         cache: EvoTokDepthCache | None = None,
         level: int = 0,
     ) -> torch.Tensor:
-        mixed = self.self_attn(self.norm1(hidden_states), attention_mask, cache, level)
+        mixed, _ = self.self_attn(self.norm1(hidden_states), attention_mask, cache, level)
         hidden_states = hidden_states + self.dropout(mixed)
         return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
 
@@ -170,6 +174,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": EvoTokDepthDecoderLayer, "attentions": EvoTokDepthAttention}
+    _input_embed_layer = "position_embeddings"
 
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__(config)
@@ -179,9 +185,6 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self.layers = nn.ModuleList(EvoTokDepthDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.classifiers = nn.ModuleList(EvoTokCodeClassifier(config) for _ in range(config.num_codebooks))
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.position_embeddings
 
     def encode_levels(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
         """Teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
@@ -196,12 +199,15 @@ class EvoTokDepthDecoder(PreTrainedModel):
             states = layer(states, mask)
         return states
 
+    @capture_outputs
     @auto_docstring(
         custom_intro="""
         Teacher-forced logits of all levels.
         """
     )
-    def forward(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor, **kwargs
+    ) -> tuple | EvoTokDepthDecoderOutput:
         r"""
         hidden_states (`torch.FloatTensor` of shape `(M, H)`):
             The language model's output at the position before the one written.
@@ -209,10 +215,12 @@ class EvoTokDepthDecoder(PreTrainedModel):
             Embeddings of the true codes, not summed; the last level's is not read.
 
         Returns:
-            `torch.FloatTensor` of shape `(M, L, K)`. Training uses `loss`, which never holds all of them.
+            [`EvoTokDepthDecoderOutput`], or with `return_dict=False` a tuple of its fields that are not None. Training
+            uses `loss`, which never holds all logits.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
-        return torch.stack([head(states[:, level]) for level, head in enumerate(self.classifiers)], dim=1)
+        logits = torch.stack([head(states[:, level]) for level, head in enumerate(self.classifiers)], dim=1)
+        return EvoTokDepthDecoderOutput(logits=logits)
 
     def loss(
         self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor, codes: torch.LongTensor
@@ -299,4 +307,4 @@ class EvoTokDepthDecoder(PreTrainedModel):
         return torch.stack(codes, dim=1), inputs
 
 
-__all__ = ["EvoTokDepthDecoder", "EvoTokDepthLoss"]
+__all__ = ["EvoTokDepthDecoder", "EvoTokDepthDecoderOutput", "EvoTokDepthLoss"]

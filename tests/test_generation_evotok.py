@@ -27,7 +27,8 @@ def teacher_forced_logits(model, prompt: torch.Tensor, codes: torch.Tensor) -> t
     ids = torch.cat([prompt, placeholders], dim=1)
     hidden = model.model(ids, generation_codes=codes).last_hidden_state[:, prompt.shape[1] - 1 : -1]
     embeddings = model.model.vq_model.quantizer.embed(codes)
-    return model.depth_decoder(hidden.flatten(0, 1), embeddings.flatten(0, 1)).unflatten(0, codes.shape[:2])
+    logits = model.depth_decoder(hidden.flatten(0, 1), embeddings.flatten(0, 1)).logits
+    return logits.unflatten(0, codes.shape[:2])
 
 
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
@@ -135,7 +136,7 @@ def test_images_in_the_prompt(tiny_model, pixels):
     full = torch.cat([ids, torch.full((1, POSITIONS), DRAW)], dim=1)
     hidden = tiny_model.model(full, pixel_values=pixels[:1], generation_codes=torch.cat([drawn, codes]))
     hidden = hidden.last_hidden_state[0, ids.shape[1] - 1 : -1]
-    logits = tiny_model.depth_decoder(hidden, tiny_model.model.vq_model.quantizer.embed(codes)[0])
+    logits = tiny_model.depth_decoder(hidden, tiny_model.model.vq_model.quantizer.embed(codes)[0]).logits
     assert torch.equal(logits.argmax(-1), codes[0])
     tiny_model.generate(ids.repeat(2, 1), pixel_values=pixels[:2], generation_codes=drawn.repeat(2, 1, 1), **GREEDY)
 

@@ -74,7 +74,7 @@ def test_image_loss_is_eq_11_at_the_positions_before(tiny_model, pixels):
     hidden = output.hidden_states[-1][0, start : start + POSITIONS]  # start of image predicts position 0
     codes = tiny_model.model.vq_model.encode(pixels[:1])[0, :, :2]
     embeddings = tiny_model.model.vq_model.quantizer.embed(codes)
-    logits = tiny_model.depth_decoder(hidden, embeddings)
+    logits = tiny_model.depth_decoder(hidden, embeddings).logits
     expected = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
     torch.testing.assert_close(output.image_loss, expected.mean())
     torch.testing.assert_close(output.image_level_losses, expected.mean(0))

@@ -48,7 +48,7 @@ def test_parameter_count_at_paper_size():
 def test_cached_steps_give_the_teacher_forced_logits(batch, attention):
     hidden, _, _, embeddings = batch
     model = tiny_depth(attn_implementation=attention)
-    expected = model(hidden, embeddings)
+    expected = model(hidden, embeddings).logits
     cache = model.new_cache(POSITIONS)
     for _ in range(2):  # the second position meets what the first left in the cache
         inputs = hidden
@@ -62,7 +62,7 @@ def test_a_level_sees_no_later_one(batch):
     model = tiny_depth()
     changed = embeddings.clone()
     changed[:, 1] += 1
-    logits, other = model(hidden, embeddings), model(hidden, changed)
+    logits, other = model(hidden, embeddings).logits, model(hidden, changed).logits
     torch.testing.assert_close(logits[:, :2], other[:, :2])
     assert not torch.allclose(logits[:, 2], other[:, 2])
 
@@ -72,7 +72,7 @@ def test_generated_codes_are_the_argmax_of_teacher_forcing_them(batch):
     model = tiny_depth()
     codes, total = model.generate_codes(hidden, codebooks, lambda logits: logits.argmax(-1))
     embeddings = codebooks[torch.arange(LEVELS), codes]
-    assert torch.equal(model(hidden, embeddings).argmax(-1), codes)
+    assert torch.equal(model(hidden, embeddings).logits.argmax(-1), codes)
     torch.testing.assert_close(total, embeddings.sum(1))
 
 
@@ -84,7 +84,7 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch
     output.loss.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    expected = F.cross_entropy(model(hidden, embeddings).transpose(1, 2), codes, reduction="none")
+    expected = F.cross_entropy(model(hidden, embeddings).logits.transpose(1, 2), codes, reduction="none")
     expected.mean().backward()
     torch.testing.assert_close(output.loss, expected.mean())
     torch.testing.assert_close(output.level_losses, expected.mean(0))
@@ -109,9 +109,9 @@ def test_gradient_checkpointing_changes_nothing(batch):
 def test_dropout_works_in_training_only(batch):
     hidden, _, _, embeddings = batch
     model = tiny_depth(hidden_dropout=0.5)
-    assert torch.equal(model(hidden, embeddings), model(hidden, embeddings))
+    assert torch.equal(model(hidden, embeddings).logits, model(hidden, embeddings).logits)
     model.train()
-    assert not torch.equal(model(hidden, embeddings), model(hidden, embeddings))
+    assert not torch.equal(model(hidden, embeddings).logits, model(hidden, embeddings).logits)
 
 
 def test_save_and_load(batch, tmp_path):
@@ -120,4 +120,4 @@ def test_save_and_load(batch, tmp_path):
     model.save_pretrained(tmp_path)
     loaded, report = EvoTokDepthDecoder.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert torch.equal(loaded.eval()(hidden, embeddings), model(hidden, embeddings))
+    assert torch.equal(loaded.eval()(hidden, embeddings).logits, model(hidden, embeddings).logits)

@@ -90,6 +90,7 @@ class EvoTokVQConfig(PreTrainedConfig):
 
     model_type = "evotok_vq"
     base_config_key = "vq_config"
+    attribute_map = {"hidden_size": "semantic_feature_dim"}  # width of the features that others get of an image
     sub_configs_defaults = {
         "encoder_config": SubConfigSpec(
             config_class=AutoConfig,

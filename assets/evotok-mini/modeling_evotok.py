@@ -23,6 +23,7 @@ Shapes: B rows, S tokens, H width, V vocabulary; I images in reading order over 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -49,7 +50,8 @@ pixel_values (`torch.FloatTensor` of shape `(I, 3, h, w)`, *optional*):
     Images given, in [-1, 1], of the tokenizer's image size.
 labels (`torch.LongTensor` of shape `(B, S)`, *optional*):
     -100 where nothing is learned. At positions of images written, anything but -100 asks for the image loss (Eq. 11);
-    other placeholders are never a target of the text loss.
+    other placeholders are never a target of the text loss. With `shift_labels`, which are labels moved one position to
+    the left already, as parallel training over the sequence passes them, `labels` only ask for a loss.
 image_codes (`torch.LongTensor` of shape `(I, N, d)`, *optional*):
     Images given, as codes, any prefix of the levels; instead of `pixel_values`.
 generation_pixel_values (`torch.FloatTensor` of shape `(I, 3, h, w)`, *optional*):
@@ -92,13 +94,18 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all.
     _keep_in_fp32_modules_strict = ["vq_model"]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """As [`EvoTokVQPreTrainedModel.is_custom_code`]: the whole model is initialised with this one's answer."""
+        return False
+
 
 @auto_docstring(custom_intro="Image tokenizer, language model and the two projectors, without heads.")
 class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)
-        self.vq_model = EvoTokVQModel(config.vq_config).float().eval().requires_grad_(False)
         self.language_model = AutoModel.from_config(config.text_config)
+        self.vq_model = EvoTokVQModel(config.vq_config).float().eval().requires_grad_(False)
         self.semantic_projector = EvoTokMultiModalProjector(config, config.vq_config.semantic_feature_dim)
         self.pixel_projector = EvoTokMultiModalProjector(config, config.vq_config.codebook_dim)
         self.post_init()
@@ -139,10 +146,12 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
             ValueError: the images are not of the configured size.
         """
         features = self._features_of_codes(self.vq_model.encode(pixel_values))
-        asked = {name: True for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)}
-        if asked:
-            encoder = self.vq_model.vision_tower(pixel_values, **asked)
-            features.hidden_states, features.attentions = encoder.hidden_states, encoder.attentions
+        encoder = self.vq_model.vision_tower
+        names = ("output_hidden_states", "output_attentions")
+        asked = {name: kwargs.get(name, getattr(encoder.config, name, False)) for name in names}
+        if any(asked.values()):
+            states = encoder(pixel_values, **asked)
+            features.hidden_states, features.attentions = states.hidden_states, states.attentions
         return features
 
     @can_return_tuple
@@ -199,7 +208,7 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
             attentions=outputs.attentions,
             image_hidden_states=inputs.image_hidden_states,
             generation_codes=inputs.generation_codes,
-            generation_mask=inputs.generation_mask,
+            generation_mask=None if inputs.generation_codes is None else inputs.generation_mask.long(),
         )
 
 
@@ -302,11 +311,18 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
             **losses,
         )
 
-    def _losses(self, outputs: EvoTokModelOutputWithPast, labels: torch.LongTensor, **kwargs) -> dict:
-        labels = labels.to(outputs.last_hidden_state.device)
-        text_loss, has_text = self._text_loss(outputs.last_hidden_state, labels, **kwargs)
+    def _losses(
+        self,
+        outputs: EvoTokModelOutputWithPast,
+        labels: torch.LongTensor,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> dict:
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels is None else shift_labels
+        targets = targets.to(outputs.last_hidden_state.device)
+        text_loss, has_text = self._text_loss(outputs.last_hidden_state, targets, **kwargs)
         total = self.config.text_loss_weight * text_loss
-        image = self._image_loss(outputs, labels)
+        image = self._image_loss(outputs, targets)
         if image is not None:
             total = total + self.config.image_loss_weight * image.loss
         elif self.model.must_touch(self.depth_decoder):
@@ -321,13 +337,12 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
             "image_level_losses": None if image is None else image.level_losses,
         }
 
-    def _text_loss(self, hidden_states: torch.Tensor, labels: torch.LongTensor, **kwargs) -> tuple[torch.Tensor, bool]:
-        """Cross-entropy of text labels, and whether there are any. The LM head runs only where a label is."""
-        targets = labels[:, 1:]
+    def _text_loss(self, hidden_states: torch.Tensor, targets: torch.LongTensor, **kwargs) -> tuple[torch.Tensor, bool]:
+        """Cross-entropy of text targets, and whether there are any. The LM head runs only where a target is."""
         mask = targets != IGNORE_INDEX
         for token_id in (self.config.image_token_id, self.config.image_generation_token_id):
             mask = mask & (targets != token_id)
-        logits = self.lm_head(hidden_states[:, :-1][mask])  # (labels, V)
+        logits = self.lm_head(hidden_states[mask])  # (targets, V)
         if not logits.shape[0]:
             return logits.float().sum(), False  # zero, and not the NaN of an empty mean
         targets = targets[mask]
@@ -335,16 +350,17 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
         loss = self.loss_function(logits=logits, labels=targets, shift_labels=targets, vocab_size=vocab_size, **kwargs)
         return loss, True
 
-    def _image_loss(self, outputs: EvoTokModelOutputWithPast, labels: torch.LongTensor) -> EvoTokDepthLoss | None:
+    def _image_loss(self, outputs: EvoTokModelOutputWithPast, targets: torch.LongTensor) -> EvoTokDepthLoss | None:
         """Eq. 11 over the labelled positions of images written; each is predicted from the position before it."""
         if outputs.generation_codes is None:
             return None
-        mask = outputs.generation_mask & (labels != IGNORE_INDEX)
-        mask[:, 0] = False  # nothing comes before it
-        hidden_states = outputs.last_hidden_state[:, :-1][mask[:, 1:]]  # (M, H)
+        written = outputs.generation_mask.bool()
+        before = written[:, 1:] & (targets[:, :-1] != IGNORE_INDEX)  # (B, S - 1), the positions predicted from
+        hidden_states = outputs.last_hidden_state[:, :-1][before]  # (M, H)
         if not hidden_states.shape[0]:
             return None
-        codes = outputs.generation_codes.flatten(0, 1)[mask[outputs.generation_mask]]  # (M, L)
+        labelled = F.pad(before, (1, 0))[written]  # nothing comes before the first position
+        codes = outputs.generation_codes.flatten(0, 1)[labelled]  # (M, L)
         with torch.no_grad():
             embeddings = self.model.vq_model.quantizer.embed(codes)  # (M, L, C)
         return self.depth_decoder.loss(hidden_states, embeddings, codes)

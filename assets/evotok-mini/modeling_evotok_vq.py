@@ -28,6 +28,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import auto_docstring
 from transformers.utils.generic import can_return_tuple
@@ -253,6 +254,12 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
     # In half precision near codes tie: the codebooks are never loaded in less than fp32.
     _keep_in_fp32_modules_strict = ["quantizer"]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, although this is no file of Transformers'. Custom code is taken to draw weights without regard to what
+        was loaded, and is kept from modules without parameters of their own; but SigLIP draws its layers from such."""
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -312,8 +319,8 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_tower.get_input_embeddings()
 
-    def _encode_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C), before quantisation."""
+    def _encode_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
+        """(B, 3, H, W) in [-1, 1] -> (B, N, C), before quantisation, and what the encoder returned."""
         size = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size):
             raise ValueError(
@@ -321,7 +328,8 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 "resize the images, for instance with the checkpoint's own processor."
             )
         pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype).clamp(-1, 1)
-        return self.to_latent(self.vision_tower(pixels).last_hidden_state)
+        encoded = self.vision_tower(pixels, **kwargs)
+        return self.to_latent(encoded.last_hidden_state), encoded
 
     @can_return_tuple
     @auto_docstring(
@@ -335,17 +343,20 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
             Images in [-1, 1].
 
         Returns:
-            [`EvoTokVQOutput`], or with `return_dict=False` a tuple of its fields.
+            [`EvoTokVQOutput`], or with `return_dict=False` a tuple of its fields that are not None.
 
         Raises:
             ValueError: the images are not of the configured size.
         """
-        quantized = self.quantizer(self._encode_features(pixel_values))
+        features, encoded = self._encode_features(pixel_values, **kwargs)
+        quantized = self.quantizer(features)
         return EvoTokVQOutput(
             vq_loss=quantized.loss,
             codes=quantized.codes,
             reconstruction=self._to_pixels(quantized.pixel_features),
             semantic_features=self._to_semantics(quantized.semantic_features),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     @torch.no_grad()
@@ -355,7 +366,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         Autocast is switched off, because in half precision the features, and so the codes, would differ.
         """
         with torch.autocast(pixel_values.device.type, enabled=False):
-            return self.quantizer.encode(self._encode_features(pixel_values))
+            return self.quantizer.encode(self._encode_features(pixel_values)[0])
 
     def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
         """Image of the first `depth` levels (`num_pixel_codebooks` by default): (B, N, d) -> (B, 3, H, W)."""

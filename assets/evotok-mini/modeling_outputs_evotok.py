@@ -38,12 +38,35 @@ class EvoTokVQOutput(ModelOutput):
         Image decoded of the first `num_pixel_codebooks` levels, about [-1, 1].
     semantic_features (`torch.FloatTensor` of shape `(B, N, F)`):
         Semantics decoded of all levels, to be compared with the teacher's.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+        Those of the encoder, with `output_hidden_states=True`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*):
+        Those of the encoder, with `output_attentions=True` and eager attention.
     """
 
     vq_loss: torch.FloatTensor | None = None
     codes: torch.LongTensor | None = None
     reconstruction: torch.FloatTensor | None = None
     semantic_features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="What [`EvoTokDepthDecoder`] returns; E is its width.")
+@dataclass
+class EvoTokDepthDecoderOutput(ModelOutput):
+    r"""
+    logits (`torch.FloatTensor` of shape `(M, L, K)`):
+        Scores of the codes of every level.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+        `(M, L, E)` before the first layer and after each, with `output_hidden_states=True`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*):
+        `(M, heads, L, L)` of each layer, with `output_attentions=True` and eager attention.
+    """
+
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="What [`EvoTokModel`] returns beside the usual fields.")
@@ -54,13 +77,13 @@ class EvoTokModelOutputWithPast(BaseModelOutputWithPast):
         The given images as the language model sees them.
     generation_codes (`torch.LongTensor` of shape `(I, N, L)`, *optional*):
         The codes of the images written.
-    generation_mask (`torch.BoolTensor` of shape `(B, S)`, *optional*):
-        Where the positions of the images written are.
+    generation_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
+        1 where the positions of the images written are.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
     generation_codes: torch.LongTensor | None = None
-    generation_mask: torch.BoolTensor | None = None
+    generation_mask: torch.LongTensor | None = None
 
 
 @auto_docstring(custom_intro="What [`EvoTokForConditionalGeneration`] returns.")
@@ -94,12 +117,19 @@ class EvoTokCausalLMOutputWithPast(ModelOutput):
 
 
 class EvoTokInputs(NamedTuple):
-    """Embedded inputs: `inputs_embeds` (B, S, H); the other fields as in [`EvoTokModelOutputWithPast`]."""
+    """Embedded inputs: `inputs_embeds` (B, S, H), `generation_mask` (B, S) bool, and the rest as in
+    [`EvoTokModelOutputWithPast`]."""
 
     inputs_embeds: torch.Tensor
     image_hidden_states: torch.Tensor | None
     generation_codes: torch.LongTensor | None
-    generation_mask: torch.BoolTensor | None
+    generation_mask: torch.BoolTensor
 
 
-__all__ = ["EvoTokCausalLMOutputWithPast", "EvoTokInputs", "EvoTokModelOutputWithPast", "EvoTokVQOutput"]
+__all__ = [
+    "EvoTokCausalLMOutputWithPast",
+    "EvoTokDepthDecoderOutput",
+    "EvoTokInputs",
+    "EvoTokModelOutputWithPast",
+    "EvoTokVQOutput",
+]

@@ -184,9 +184,10 @@ class EvoTokProcessor(ProcessorMixin):
     def _check_count(self, num_images: int, num_placeholders: int, where: str):
         if num_images != num_placeholders:
             raise ValueError(
-                f"{num_images} images for {num_placeholders} image placeholders in {where}: give one image for each "
-                f"{self.image_token} and {self.image_generation_token}, in reading order"
-                ' (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.'
+                f"{num_images} images for {num_placeholders} image placeholders in {where}: the number of "
+                f"{self.image_token} and {self.image_generation_token} tokens in the prompts should be the same as the "
+                'number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass '
+                "codes as generation_codes."
             )
 
     def _check_codes(self, codes: Any, num_written: int):
