@@ -362,3 +362,14 @@ def test_corpus_holds_what_the_model_must_read_and_write(world):
         parts = [p for m in dataset[i]["messages"] for p in m["content"] if p["type"] == "text"]
         spoken = {w for p in parts for w in p["text"].replace(",", " ").replace("?", " ").split()}
         assert spoken <= words, spoken - words
+
+
+def test_blocks_of_records_all_draw_or_all_answer(world):
+    mixture = {"t2i": 0.5, "t2i_scene": 0.2, "name": 0.3}
+    records = EmojiTrainingSet(world, 400, mixture, block=8)
+    kinds = [records[i]["kind"] for i in range(400)]
+    blocks = [{kind == "name" for kind in kinds[i : i + 8]} for i in range(0, 400, 8)]
+    assert all(len(block) == 1 for block in blocks) and 5 < sum(block == {True} for block in blocks) < 25
+    assert {"t2i", "t2i_scene"} <= set(kinds)
+    with pytest.raises(ValueError, match="block=0"):
+        EmojiTrainingSet(world, 1, block=0)

@@ -54,6 +54,9 @@ class DataArguments:
     """Where the images of a LLaVA file lie; its own folder when left out."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Weights of the kinds of samples (emoji)."""
+    block: int = 1
+    """Samples in a row that all draw, or all answer (emoji): batches of one form need little padding. With
+    `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
     """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
     max_length: int = 2048

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from .emoji.dataset import DRAWING_KINDS
 from .tokenizer_data import to_pixels
 
 
@@ -34,8 +35,6 @@ class WithCodes(Dataset):
         remembered: pictures whose codes are kept.
     """
 
-    KINDS = ("t2i", "t2i_scene")
-
     def __init__(self, records, vq_model: EvoTokVQModel, remembered: int = 20000):
         self.records, self.vq_model, self.remembered = records, vq_model, remembered
         self.codes: dict[bytes, np.ndarray] = {}
@@ -45,7 +44,7 @@ class WithCodes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        if record["kind"] not in self.KINDS:
+        if record["kind"] not in DRAWING_KINDS:
             return record
         [image] = record["images"]
         return record | {"images": [], "codes": self._encode(image)}

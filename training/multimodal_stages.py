@@ -112,7 +112,7 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
     if recipe.data.name == "emoji":
         steps = arguments.max_steps * arguments.gradient_accumulation_steps
         samples = steps * arguments.train_batch_size * arguments.world_size
-        return EmojiTrainingSet(world, samples, recipe.data.mixture or None, seed=arguments.seed)
+        return EmojiTrainingSet(world, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
     if recipe.data.name == "llava":
         return load_conversations(recipe.data.path, recipe.data.image_folder)
     raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji' or 'llava'.")

@@ -22,7 +22,8 @@ DEFAULT_MIXTURE = {
     "position": 0.05,
     "conversation": 0.05,
 }
-MIXTURE_KINDS = (*DEFAULT_MIXTURE, "scene_conversation", "t2i", "t2i_scene")
+DRAWING_KINDS = ("t2i", "t2i_scene")
+MIXTURE_KINDS = (*DEFAULT_MIXTURE, "scene_conversation", *DRAWING_KINDS)
 _LAYOUTS = ("mixed", "same", "pair")
 _AS_DRAWN = 0.3  # share of questions' pictures that are neither moved nor coloured, as evaluation shows them
 
@@ -42,9 +43,11 @@ class EmojiTrainingSet(Dataset):
         augment_t2i: the same, always on white, for single pictures to draw; off by default, since exact pictures are
             learnt far sooner.
         canonical: probability of the canonical wording for a text-to-image prompt.
+        block: this many records in a row all draw, or all answer: conversations are twice as long as prompts, and
+            batches of one form need little padding. Read them in order, then.
 
     Raises:
-        ValueError: unknown kind, or weights that are negative or all zero.
+        ValueError: unknown kind, weights that are negative or all zero, or a block below 1.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class EmojiTrainingSet(Dataset):
         augment: bool = True,
         augment_t2i: bool = False,
         canonical: float = 0.5,
+        block: int = 1,
     ):
         mixture = dict(DEFAULT_MIXTURE if mixture is None else mixture)
         unknown = sorted(set(mixture) - set(MIXTURE_KINDS))
@@ -63,9 +67,13 @@ class EmojiTrainingSet(Dataset):
             raise ValueError(f"unknown kind {unknown[0]!r} in the mixture: choose among {', '.join(MIXTURE_KINDS)}")
         if min(mixture.values(), default=0) < 0 or sum(mixture.values()) <= 0:
             raise ValueError("weights of the mixture must be 0 or more, and one of them above 0")
-        self.world, self.length, self.seed = world, length, seed
+        if block < 1:
+            raise ValueError(f"block={block} must be at least 1 record.")
+        self.world, self.length, self.seed, self.block = world, length, seed, block
         self.augment, self.augment_t2i, self.canonical = augment, augment_t2i, canonical
-        self.kinds, self.weights = list(mixture), list(mixture.values())
+        drawing = {kind: weight for kind, weight in mixture.items() if kind in DRAWING_KINDS}
+        answering = {kind: weight for kind, weight in mixture.items() if kind not in DRAWING_KINDS}
+        self.forms = [form for form in (drawing, answering) if sum(form.values())]
         self.seen = world.drawings("train")
         self.familiar = world.drawings("train", familiar=True)
 
@@ -77,14 +85,20 @@ class EmojiTrainingSet(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"record {index} of a training set of {self.length}")
         rng = random.Random(f"{self.seed}/{index}")
-        kind = rng.choices(self.kinds, self.weights)[0]
-        if kind in ("t2i", "t2i_scene"):
+        form = self._form(index // self.block)
+        kind = rng.choices(list(form), list(form.values()))[0]
+        if kind in DRAWING_KINDS:
             return self._text_to_image(rng, kind)
         if kind == "scene_conversation":
             return scene_conversation(rng, self.world, self._scene(rng, rng.choice(("count", "position"))))
         if kind in ("count", "position") or (kind == "color" and rng.random() < 0.3):
             return ask_scene(rng, self.world, self._scene(rng, kind), kind)
         return self._question(rng, kind)
+
+    def _form(self, block: int) -> dict[str, float]:
+        """Weights of the kinds that a block of records is of: those that draw, or those that answer."""
+        rng = random.Random(f"{self.seed}/block {block}")
+        return rng.choices(self.forms, [sum(form.values()) for form in self.forms])[0]
 
     def _question(self, rng: random.Random, kind: str) -> dict[str, Any]:
         drawing = self._drawing(rng, kind)
