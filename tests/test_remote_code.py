@@ -43,7 +43,8 @@ tensors = {"encoded": opened["tokenizer"].encode(question["pixel_values"])}
 for name in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
     model = opened[name]
     tensors[f"{name}.text"] = model.generate(**question, max_new_tokens=6, do_sample=False)
-    tensors[f"{name}.codes"] = model.generate(**wish, generation_mode="image", generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    tensors[f"{name}.codes"] = model.generate(**wish, generation_mode="image", generator=generator)
     tensors[f"{name}.pixels"] = model.decode_image_tokens(tensors[f"{name}.codes"])
 save_file(tensors, results)
 names = {name: type(it).__name__ for name, it in opened.items()}

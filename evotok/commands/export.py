@@ -1,9 +1,10 @@
-"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, sampling values, card.
+"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, values and card.
 
 The folder is what the Hub wants: `hf upload NAME FOLDER`, or `push_to_hub` of the model and the processor it loads as.
 """
 
 import argparse
+import copy
 import shutil
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     with filled_folder(out, OUTDATED) as part:
         model, processor = load_multimodal(options.checkpoint)
         _set_sampling(model.generation_config, processor, options)
-        model.to(getattr(torch, options.dtype))
         # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
-        model.model.vq_model.quantizer.float()
+        codebooks = copy.deepcopy(model.model.vq_model.quantizer)
+        model.to(getattr(torch, options.dtype)).model.vq_model.quantizer = codebooks
         model.save_pretrained(part)
         processor.save_pretrained(part)
         card = find_checkpoint(options.checkpoint).folder / "README.md"
