@@ -1,14 +1,17 @@
 """`evotok export`: a folder that the Hub takes as it is, and no trace of an older export in it."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import build_chat_model
 from huggingface_hub import ModelCard
 from transformers.pipelines import get_supported_tasks
+from transformers.utils import hub
 
-from evotok import EvoTokForConditionalGeneration
+from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import filled_folder
@@ -109,3 +112,24 @@ def test_a_folder_is_filled_all_or_not_at_all(tmp_path):
     with filled_folder(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_push_to_hub_sends_all_that_a_stranger_needs(trained, tmp_path, monkeypatch):
+    """Weights, configs, code and the card that is there already; nothing is sent anywhere."""
+    assert export(trained, "--out", tmp_path / "model") == 0
+    card, sent = ModelCard.load(tmp_path / "model" / "README.md"), {}
+
+    def receive(self, working_dir, repo_id, **kwargs):
+        sent.update({path.name: path.read_bytes() for path in Path(working_dir).iterdir()})
+        return repo_id
+
+    monkeypatch.setattr(
+        hub, "hf_api", lambda *_, **__: SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    )
+    monkeypatch.setattr(hub.ModelCard, "load", lambda *_, **__: card)
+    monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", receive)
+    EvoTokForConditionalGeneration.from_pretrained(tmp_path / "model").push_to_hub("somebody/model")
+    EvoTokProcessor.from_pretrained(tmp_path / "model").push_to_hub("somebody/model")
+    written = {path.name for path in (tmp_path / "model").iterdir()}
+    assert set(sent) == written
+    assert ModelCard(sent["README.md"].decode()).data.pipeline_tag == "any-to-any"
