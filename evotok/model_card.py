@@ -15,12 +15,13 @@ from evotok.commands.files import new_files
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
 
 
+TAGS = ["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text"]
 METADATA = ModelCardData(
     language="en",
     license="apache-2.0",
     library_name="transformers",
     pipeline_tag="any-to-any",
-    tags=["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text", "emoji"],
+    tags=[*TAGS, "emoji"],
 )
 QUESTIONS = {
     "qa_name_new_pair": "name, of things known from other styles",

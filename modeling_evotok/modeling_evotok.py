@@ -74,7 +74,7 @@ class EvoTokMultiModalProjector(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
+        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.bias.dtype))))
 
 
 @auto_docstring(custom_intro="What EvoTok's multimodal models share with every Transformers model.")
@@ -93,6 +93,10 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all.
     _keep_in_fp32_modules_strict = ["vq_model"]
+    # Quantisation passes over these, whatever its config says; names count from the start, in both models. (As the
+    # list's own name says, the classifiers are fp32 in an fp16 model, too.)
+    _keep_in_fp32_modules = ["vq_model", "model.vq_model", "depth_decoder.classifiers"]
+    _no_split_modules = ["EvoTokVQModel"]  # `encode` and `decode_*` call its parts, past the hooks of the whole
 
     @classmethod
     def is_custom_code(cls) -> bool:

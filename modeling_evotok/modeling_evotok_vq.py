@@ -32,10 +32,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import auto_docstring
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokVQConfig
 from .modeling_outputs_evotok import EvoTokVQOutput
-from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer
+from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer, without_autocast
 
 
 def eager_attention_forward(
@@ -89,10 +90,10 @@ class EvoTokPixelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.norm(x)
         query, key, value = (
-            proj(normed).flatten(2).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(normed).flatten(2).transpose(1, 2)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, h w, channels)
-        return x + self.out_proj(mixed.transpose(1, 2).reshape_as(x))
+        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, 1, h w, channels)
+        return x + self.out_proj(mixed[:, 0].transpose(1, 2).reshape_as(x))
 
 
 class EvoTokUpBlock(GradientCheckpointingLayer):
@@ -365,7 +366,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
 
         Autocast is switched off, because in half precision the features, and so the codes, would differ.
         """
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with without_autocast(pixel_values.device.type):
             return self.quantizer.encode(self._encode_features(pixel_values)[0])
 
     def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
@@ -383,11 +384,14 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
             )
         if not 1 <= depth <= codes.shape[-1]:
             raise ValueError(f"depth={depth} must be between 1 and the {codes.shape[-1]} levels that codes have.")
-        low, high = codes.min(), codes.max()
-        if low < 0 or high >= self.config.codebook_size:
-            raise ValueError(
-                f"codes run from {int(low)} to {int(high)} but the codebooks hold {self.config.codebook_size} entries, "
-                f"0 to {self.config.codebook_size - 1}: were they written by another tokenizer?"
+        size = self.config.codebook_size
+        if not torch.compiler.is_exporting():  # ONNX cannot say it; its lookup refuses what is too large
+            torch_compilable_check(
+                ((codes >= 0) & (codes < size)).all(),
+                lambda: (
+                    f"codes run from {int(codes.min())} to {int(codes.max())} but the codebooks hold {size} entries, 0 "
+                    f"to {size - 1}: were they written by another tokenizer?"
+                ),
             )
         return self.quantizer.decode_codes(codes[..., :depth])
 

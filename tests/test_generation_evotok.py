@@ -290,14 +290,17 @@ def test_eager_attention_draws_the_same(tiny_model, fresh_model):
 
 BAD_CALLS = {
     "mode": ({"generation_mode": "video"}, "'video' must be 'text' or 'image'"),
-    "end": ({"inputs": torch.tensor([[3, 4]])}, "must end in the start-of-image token"),
+    "end": (
+        {"inputs": torch.tensor([[3, 4], [3, START]])},
+        "All rows of input_ids must end in the start-of-image token",
+    ),
     "right padding": ({"inputs": torch.tensor([[3, START, PAD]])}, "pad on the left"),
     "length": ({"inputs": torch.tensor([[3] * 240 + [START]])}, "241 tokens.*257.*at most 256.*by 1 tokens"),
     "no prompt": ({"inputs": None}, "input_ids must be token ids"),
-    "negative prompt": ({"negative_prompt_ids": torch.tensor([[3]])}, "negative_prompt_ids must end"),
+    "negative prompt": ({"negative_prompt_ids": torch.tensor([[3, PAD]])}, "negative_prompt_ids must end"),
     "negative rows": ({"negative_prompt_ids": torch.tensor([[START]] * 3)}, "3 rows and input_ids 1"),
     "typo": ({"temprature": 1.0}, "takes no temprature"),
-    "length argument": ({"max_new_tokens": 5}, "takes no max_new_tokens"),
+    "length argument": ({"min_new_tokens": 5}, "takes no min_new_tokens"),
     "guard": ({"guidance_min_p": 1.5}, r"guidance_min_p=1.5 must be in \[0, 1\]"),
     "scale": ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be at least 0"),
     "top_p": ({"top_p": 0.0}, "top_p=0.0 must be in"),

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"app", "deepspeed", "dev", "eval", "flash", "mini", "train"}
+EXTRAS = {"app", "deepspeed", "dev", "eval", "flash", "mini", "onnx", "train"}
 
 
 @pytest.fixture(scope="module")

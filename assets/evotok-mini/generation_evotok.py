@@ -130,10 +130,12 @@ class EvoTokGenerationMixin(GenerationMixin):
         """Write exactly N positions after each prompt; no text token can end an image early, none is ever scored.
 
         Args:
-            input_ids: (B, T), left-padded, each row ending in `vision_start_token_id`.
+            input_ids: (B, T), left-padded, each row ending in `vision_start_token_id`; if none does, it is added, as to
+                the prompts of pipelines, which are made for text.
             attention_mask: (B, T); without it, pad tokens are masked.
             negative_prompt_ids: (B or 1, T') left-padded, what guidance moves away from, ending in
-                `vision_start_token_id`; by default that token alone.
+                `vision_start_token_id` as well; by default `image_negative_prompt_ids` of the generation config, and
+                without them that token alone.
             negative_prompt_attention_mask: (B or 1, T').
             callback: called with a position and the codes so far, (M, position + 1, L).
             streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
@@ -154,7 +156,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         embeds, mask = embeds.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # (M, T, H), (M, T)
         if sampler.guided:
             if negative_prompt_ids is None:
-                negative_prompt_ids = input_ids[:1, -1:]
+                negative_prompt_ids = self._default_negative_prompt(input_ids.device)
                 negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
             negative = self._embed_prompts(negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids")
             embeds, mask = _stack_rows(embeds, mask, *negative, batch_size=input_ids.shape[0])
@@ -166,7 +168,10 @@ class EvoTokGenerationMixin(GenerationMixin):
         return EvoTokImageGenerationOutput(codes=codes, scores=scores)
 
     def decode_image_tokens(self, codes: torch.LongTensor) -> torch.FloatTensor:
-        """Pixels (M, 3, height, width), about [-1, 1], of codes (M, N, L); the processor makes PIL images of them."""
+        """Pixels (M, 3, height, width), about [-1, 1], of codes (M, N, L), or (M x N, L) as pipelines flatten them; the
+        processor makes PIL images of them."""
+        if codes.ndim == 2:
+            codes = codes.unflatten(0, (-1, self.config.vq_config.num_positions))
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             return self.model.vq_model.decode_pixels(codes)
 
@@ -187,6 +192,8 @@ class EvoTokGenerationMixin(GenerationMixin):
             ("output_scores", False),
         ):
             settings[name] = kwargs.pop(name, getattr(generation_config, name, None)) or default
+        for name in ("max_new_tokens", "pad_token_id"):  # pipelines add them to every call; an image has its length
+            kwargs.pop(name, None)
         unknown = sorted(name for name, value in kwargs.items() if value is not None)
         if unknown:
             raise ValueError(f"generate(generation_mode='image') takes no {', '.join(unknown)}.")
@@ -197,14 +204,17 @@ class EvoTokGenerationMixin(GenerationMixin):
         start = self.config.vision_start_token_id
         if input_ids is None or input_ids.ndim != 2 or not input_ids.numel():
             raise ValueError(f"{name} must be token ids of shape (batch, length).")
-        if (input_ids[:, -1] != start).any():
-            raise ValueError(
-                f"Each row of {name} must end in the start-of-image token ({start}): pad on the left, and let the "
-                "processor's chat template open the image."
-            )
         if attention_mask is None:
             pad = self.generation_config.pad_token_id
             attention_mask = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        opened = input_ids[:, -1] == start  # (B,)
+        if not opened.any() and attention_mask[:, -1].all():
+            input_ids, attention_mask = F.pad(input_ids, (0, 1), value=start), F.pad(attention_mask, (0, 1), value=1)
+        elif not opened.all():
+            raise ValueError(
+                f"All rows of {name} must end in the start-of-image token ({start}), or none: pad on the left, and let "
+                "the processor's chat template open the image."
+            )
         length, limit = int(attention_mask.sum(-1).max()), self.config.text_config.max_position_embeddings
         positions = self.config.vq_config.num_positions
         if length + positions > limit:
@@ -219,11 +229,12 @@ class EvoTokGenerationMixin(GenerationMixin):
         """The loop over positions: (R, T, H), (R, T) -> codes (M, N, L). Nothing in it waits for the device."""
         (rows, length), positions = mask.shape, self.config.vq_config.num_positions
         images = rows // 2 if sampler.guided else rows
-        cache = self._new_image_cache(length + positions, cache_implementation)
+        cache = self._new_image_cache(length + positions, cache_implementation, mask.device)
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
         next_ids = mask.sum(-1, keepdim=True) + torch.arange(positions, device=mask.device)  # (R, N)
         mask = F.pad(mask, (0, positions), value=1)  # (R, T + N); what is not written yet, causality hides
-        codebooks, depth_cache = self._image_codebooks(), self.depth_decoder.new_cache(rows)
+        depth_cache = self.depth_decoder.new_cache(rows, mask.device)
+        codebooks = self._image_codebooks(mask.device).to(depth_cache.positions.device)
         codes = mask.new_empty(images, positions, codebooks.shape[0], dtype=torch.long)
 
         hidden, features = self._read(embeds, mask[:, :length], position_ids, cache), None
@@ -253,12 +264,12 @@ class EvoTokGenerationMixin(GenerationMixin):
         )
         return outputs.last_hidden_state[:, -1]
 
-    def _new_image_cache(self, length: int, implementation: str | None) -> StaticCache | DynamicCache:
+    def _new_image_cache(self, length: int, implementation: str | None, device) -> StaticCache | DynamicCache:
         config = self.config.text_config
         if implementation is None:
             # Flash attention takes the mask for all there is to see, written or not; under autocast keys and values
             # differ in dtype from step to step, and only a growing cache takes that.
-            grows = "flash" in config._attn_implementation or torch.is_autocast_enabled(self.device.type)
+            grows = "flash" in config._attn_implementation or torch.is_autocast_enabled(device.type)
             implementation = "dynamic" if grows else "static"
         if implementation == "static":
             return StaticCache(config=config, max_cache_len=length)
@@ -266,10 +277,15 @@ class EvoTokGenerationMixin(GenerationMixin):
             return DynamicCache(config=config)
         raise ValueError(f"cache_implementation={implementation!r} must be 'static' or 'dynamic' for images.")
 
-    def _image_codebooks(self) -> torch.Tensor:
+    def _default_negative_prompt(self, device: torch.device) -> torch.LongTensor:
+        """The prompt (1, S) that says nothing, as `evotok export` saved it, or the start of an image alone."""
+        ids = getattr(self.generation_config, "image_negative_prompt_ids", None) or [self.config.vision_start_token_id]
+        return torch.tensor([ids], device=device)
+
+    def _image_codebooks(self, device: torch.device) -> torch.Tensor:
         """Entries of the levels written, one contiguous table (L, K, C): looked up N x L times."""
         config = self.config.depth_decoder_config
-        every = torch.arange(config.codebook_size, device=self.device)[:, None].expand(-1, config.num_codebooks)
+        every = torch.arange(config.codebook_size, device=device)[:, None].expand(-1, config.num_codebooks)
         return self.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):

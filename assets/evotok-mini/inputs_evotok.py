@@ -120,7 +120,7 @@ class EvoTokInputsMixin:
         masks = self.get_placeholder_mask(input_ids, inputs_embeds, image_features, generation_features)
         for mask, features in zip(masks, (image_features, generation_features), strict=True):
             if features is not None:
-                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), features.to(inputs_embeds.dtype))
+                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), features.to(inputs_embeds))
         for features in unused:
             inputs_embeds = inputs_embeds + 0.0 * features.sum().to(inputs_embeds.dtype)
         return EvoTokInputs(inputs_embeds, image_features, codes, masks[1])

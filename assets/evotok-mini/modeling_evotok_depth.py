@@ -55,13 +55,15 @@ class EvoTokDepthLoss(NamedTuple):
 
 
 class EvoTokDepthCache(NamedTuple):
-    """Keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once.
+    """Keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once, and the position
+    embeddings (L, E).
 
     A level overwrites its own slot and reads no later one, so that the next position needs no reset.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    positions: torch.Tensor
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, level: int) -> tuple[torch.Tensor, ...]:
         """Store (M, heads, 1, head_dim) and return all levels so far, (M, heads, level + 1, head_dim)."""
@@ -154,7 +156,7 @@ class EvoTokCodeClassifier(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.codebook_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.proj(self.norm(hidden_states))
+        return self.proj(self.norm(hidden_states.to(self.norm.weight.dtype)))
 
 
 @auto_docstring(
@@ -168,7 +170,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
     base_model_prefix = "depth_decoder"
     main_input_name = "hidden_states"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EvoTokDepthDecoderLayer"]
+    _no_split_modules = ["EvoTokDepthDecoder"]  # its stepwise path calls the parts, past the hooks of the whole
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -188,9 +190,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
 
     def encode_levels(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
         """Teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
-        first = self.backbone_projection(hidden_states.to(self.backbone_projection.weight.dtype))  # (M, E)
+        first = self.backbone_projection(hidden_states.to(self.backbone_projection.bias.dtype))  # (M, E)
         sums = code_embeddings[:, :-1].cumsum(dim=1)  # (M, L - 1, C): a level sees the sum of those before it
-        rest = self.code_projection(sums.to(self.code_projection.weight.dtype))
+        rest = self.code_projection(sums.to(self.code_projection.bias.dtype))
         states = torch.cat([first[:, None], rest], dim=1)
         levels = torch.arange(states.shape[1], device=states.device)
         states = states + self.position_embeddings(levels)
@@ -252,12 +254,17 @@ class EvoTokDepthDecoder(PreTrainedModel):
             return cross_entropy(states)
         return checkpoint(cross_entropy, states, use_reentrant=False, preserve_rng_state=False)
 
-    def new_cache(self, batch_size: int) -> EvoTokDepthCache:
-        """A cache for `step`, to be allocated once and used for any number of positions."""
-        config, weight = self.config, self.code_projection.weight
+    def new_cache(self, batch_size: int, device: torch.device | None = None) -> EvoTokDepthCache:
+        """A cache for `step`, to be allocated once and used for any number of positions.
+
+        `device` counts where the weights have none of their own, because Accelerate has offloaded them.
+        """
+        config, embeddings = self.config, self.position_embeddings
+        device = device if embeddings.weight.is_meta else embeddings.weight.device
+        positions = embeddings(torch.arange(config.num_codebooks, device=device))  # (L, E)
         head_dim = config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, batch_size, config.num_attention_heads, config.num_codebooks, head_dim)
-        return EvoTokDepthCache(weight.new_zeros(shape), weight.new_zeros(shape))
+        return EvoTokDepthCache(positions.new_zeros(shape), positions.new_zeros(shape), positions)
 
     @torch.no_grad()
     def step(self, inputs: torch.Tensor, level: int, cache: EvoTokDepthCache) -> torch.Tensor:
@@ -273,7 +280,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
             (M, K).
         """
         projection = self.code_projection if level else self.backbone_projection
-        state = projection(inputs.to(projection.weight.dtype)) + self.position_embeddings.weight[level]
+        state = projection(inputs.to(cache.positions)) + cache.positions[level]
         state = state[:, None]  # (M, 1, E)
         for layer in self.layers:
             state = layer(state, None, cache, level)
@@ -298,7 +305,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
         Returns:
             codes (M, L) int64 and the sum of their embeddings (M, C).
         """
-        cache = self.new_cache(hidden_states.shape[0]) if cache is None else cache
+        cache = self.new_cache(hidden_states.shape[0], hidden_states.device) if cache is None else cache
         inputs, codes = hidden_states, []
         for level in range(self.config.num_codebooks):
             codes.append(sample(self.step(inputs, level, cache)))

@@ -20,6 +20,7 @@ of near codes tie and codes change.
 Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +46,14 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
         codebook: (K, C) float32.
 
     Returns:
-        (M,) int64. Memory beyond the result is bounded by a constant, not by M x K.
+        (M,) int64. Memory beyond the result is bounded by a constant, not by M x K (in an exported graph it is not).
     """
     size = codebook.shape[0]
     # |x - e|^2 = |x|^2 - 2 x.e + |e|^2; |x|^2 does not move the minimum and |e|^2 rides along as one more column.
     keys = torch.cat([-2.0 * codebook, codebook.square().sum(1, keepdim=True)], dim=1).t()  # (C + 1, K)
     queries = F.pad(vectors, (0, 1), value=1.0)  # (M, C + 1)
+    if torch.compiler.is_exporting():  # the number of blocks would be that of the example, whatever M is later
+        return (queries @ keys).argmin(1)
     budget = _BLOCK_BYTES.get(vectors.device.type, _BLOCK_BYTES["other"])
     rows = max(1, budget // (4 * size))
     if size % _GROUP:
@@ -62,6 +65,11 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
         winners = scores.gather(1, group[:, None, None].expand(-1, 1, _GROUP)).squeeze(1)  # (rows, group)
         codes.append(group * _GROUP + winners.argmin(1))
     return torch.cat(codes)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Full precision inside; nothing at all where autocast is off, because an exported graph cannot hold a switch."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def codebook_usage(counts: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -121,6 +129,13 @@ class EvoTokCodebook(nn.Module):
         """As in PyTorch; `from_pretrained` makes new parameters and calls this last: no optimizer may see them."""
         self.weight.requires_grad_(False)
         return super().train(mode)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Nearest codes (M,) of vectors (M, C) float32, or the entries (..., C) of codes (...) int64.
+
+        One entrance for both: hooks of `forward` are how Accelerate brings in a weight that it has offloaded.
+        """
+        return search_nearest(inputs, self.weight) if inputs.is_floating_point() else F.embedding(inputs, self.weight)
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
@@ -191,8 +206,8 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             codes, errors, pixel_features = [], [], None
             for level, codebook in enumerate(self.codebooks, start=1):
                 flat = residual.flatten(0, 1)  # (M, C)
-                chosen = search_nearest(flat, codebook.weight)
-                entries = F.embedding(chosen, codebook.weight).view_as(residual)  # before the update, as decoded below
+                chosen = codebook(flat)
+                entries = codebook(chosen).view_as(residual)  # before the update, as decoded below
                 if self.training:
                     codebook.update(flat, chosen)
                 approximation = approximation + entries
@@ -212,25 +227,24 @@ class EvoTokResidualVectorQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.LongTensor:
         """Codes of features without learning from them: (B, N, C) -> (B, N, D) int64."""
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device.type):
             residual, codes = features.float().flatten(0, 1), []
             for codebook in self.codebooks:
-                codes.append(search_nearest(residual, codebook.weight))
-                residual = residual - F.embedding(codes[-1], codebook.weight)
+                codes.append(codebook(residual))
+                residual = residual - codebook(codes[-1])
         return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
 
     def embed(self, codes: torch.LongTensor) -> torch.Tensor:
         """Entry of every code, not summed: (..., d) int64 -> (..., d, C), for any prefix of d <= D levels."""
         self._check(codes)
-        levels = [F.embedding(codes[..., level], self.codebooks[level].weight) for level in range(codes.shape[-1])]
-        return torch.stack(levels, dim=-2)
+        return torch.stack([self.codebooks[level](codes[..., level]) for level in range(codes.shape[-1])], dim=-2)
 
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
         """Sum of the entries, Eq. 4: (..., d) int64 -> (..., C), for any prefix of d <= D levels."""
         self._check(codes)
-        total = F.embedding(codes[..., 0], self.codebooks[0].weight)
+        total = self.codebooks[0](codes[..., 0])
         for level in range(1, codes.shape[-1]):
-            total = total + F.embedding(codes[..., level], self.codebooks[level].weight)
+            total = total + self.codebooks[level](codes[..., level])
         return total
 
     def _check(self, codes: torch.Tensor) -> None:

@@ -1,12 +1,21 @@
-"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, sampling values."""
+"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, values and card.
+
+The folder is what the Hub wants: `hf upload NAME FOLDER`, or `push_to_hub` of the model and the processor it loads as.
+"""
 
 import argparse
+import copy
 import shutil
 from pathlib import Path
 
+from evotok.commands.files import filled_folder
+
 
 EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
-  evotok export runs/paper/gen --out evotok-7b"""
+  evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256"""
+
+# Of an export with more or fewer files; beside the new weights they would be loaded in their place.
+OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +28,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-min-p", type=float, help="plausibility guard saved as the default (0 = none)")
     parser.add_argument("--top-k", type=int, help="number of codes to sample from, saved as the default")
     parser.add_argument("--temperature", type=float, help="sampling temperature of images, saved as the default")
+    card = "for the metadata of the card, if neither OUT nor the checkpoint has a README.md"
+    parser.add_argument("--license", default="apache-2.0", help=f"of the weights; {card}")
+    parser.add_argument("--base-model", nargs="+", default=[], metavar="ID", help=f"Hub ids it was made of; {card}")
 
 
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from evotok.commands.checkpoints import load_multimodal
+    from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 
-    model, processor = load_multimodal(options.checkpoint)
     out = Path(options.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: this is a file, give a folder to write to.")
+    with filled_folder(out, OUTDATED) as part:
+        model, processor = load_multimodal(options.checkpoint)
+        _set_sampling(model.generation_config, processor, options)
+        # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
+        codebooks = copy.deepcopy(model.model.vq_model.quantizer)
+        model.to(getattr(torch, options.dtype)).model.vq_model.quantizer = codebooks
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+        card = find_checkpoint(options.checkpoint).folder / "README.md"
+        if not (out / "README.md").exists():
+            if card.exists():
+                shutil.copyfile(card, part / card.name)
+            else:
+                from evotok.checkpoint_card import render_checkpoint_card
+
+                text = render_checkpoint_card(model, out.resolve().name, options.license, options.base_model)
+                (part / card.name).write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    print(f"{out}: {size / 1e6:.1f} MB of weights")
+    return 0
+
+
+def _set_sampling(generation_config, processor, options: argparse.Namespace) -> None:
+    """The values that the command line gives, and the unconditional prompt: pipelines know no other than the saved."""
     fields = {
         "guidance_min_p": options.guidance_min_p,
         "image_top_k": options.top_k,
@@ -37,20 +70,7 @@ def run(options: argparse.Namespace) -> int:
     }
     for name, value in fields.items():
         if value is not None:
-            setattr(model.generation_config, name, value)
-    model.to(getattr(torch, options.dtype))
-    # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
-    model.model.vq_model.quantizer.float()
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
-        out.mkdir(parents=True, exist_ok=True)
-        for path in part.iterdir():
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    print(f"{out}: {size / 1e6:.1f} MB of weights")
-    return 0
+            setattr(generation_config, name, value)
+    silence = [{"role": "user", "content": ""}]
+    inputs = processor.apply_chat_template(silence, generation_mode="image", tokenize=True, return_dict=True)
+    generation_config.image_negative_prompt_ids = list(inputs["negative_prompt_ids"][0])

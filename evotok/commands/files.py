@@ -1,6 +1,7 @@
 """Files that commands write: safe names, and all of them or none."""
 
 import re
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,6 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: this is a file, give a folder to write to.")
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     parts: dict[Path, Path] = {}
 
     def reserve(name: str) -> Path:
@@ -42,14 +42,52 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
         parts[part] = final
         return part
 
+    with _made(folder):
+        try:
+            yield reserve
+            for part, final in parts.items():
+                part.replace(final)
+        except BaseException:
+            for part in parts:
+                part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder that gets many files together, when all are written; after an error it is as it was.
+
+    Args:
+        folder: where; made if missing. Files in it stay, but for those of the same name as a new one.
+        outdated: patterns of names; files of such names that are not written anew would contradict them, and go.
+
+    Yields:
+        Path of an empty folder to write into, flat.
+
+    Raises:
+        ValueError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: this is a file, give a folder to write to.")
+    with _made(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        yield Path(part)
+        new = [path.name for path in Path(part).iterdir()]
+        for path in {path for pattern in outdated for path in folder.glob(pattern)}:
+            if path.name not in new:
+                path.unlink()
+        for name in new:
+            (Path(part) / name).replace(folder / name)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and its parents; after an error, those that were missing and are empty go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield reserve
-        for part, final in parts.items():
-            part.replace(final)
+        yield
     except BaseException:
-        for part in parts:
-            part.unlink(missing_ok=True)
         for path in missing:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

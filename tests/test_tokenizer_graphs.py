@@ -1,0 +1,81 @@
+"""The image tokenizer outside Python: `torch.export` programs and ONNX files give its codes and its pixels."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from evotok.cli import main
+from evotok.commands.checkpoints import load_tokenizer
+from evotok.commands.codes import fingerprint
+from evotok.tokenizer_graphs import GRAPHS, export_programs
+from evotok.training.emoji.world import EmojiWorld
+from evotok.training.tokenizer_data import emoji_pixels
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """The embedded model's: real codes, of real pictures."""
+    return load_tokenizer("mini")[0].cpu()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """(5, 3, 64, 64), never seen in training."""
+    return emoji_pixels(EmojiWorld(), "new_concept", 5)
+
+
+def expected(tokenizer, pictures) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Input and output of every graph, by the model itself."""
+    codes = tokenizer.encode(pictures)
+    with torch.no_grad():
+        return {
+            "encoder": (pictures, codes),
+            "pixel_decoder": (codes[..., :4], tokenizer.decode_pixels(codes)),
+            "semantic_decoder": (codes, tokenizer.decode_semantics(codes)),
+        }
+
+
+def test_programs_saved_and_loaded_give_the_same_for_any_batch(tiny_model, pixels, tmp_path):
+    vq_model = tiny_model.model.vq_model
+    codes = vq_model.encode(pixels)
+    inputs = {"encoder": pixels, "pixel_decoder": codes[..., :2], "semantic_decoder": codes}
+    for name, program in export_programs(vq_model).items():
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+        loaded = torch.export.load(tmp_path / f"{name}.pt2").module()
+        for batch in (4, 1):
+            with torch.no_grad():
+                wanted = getattr(vq_model, GRAPHS[name][0])(inputs[name][:batch])
+                given = loaded(inputs[name][:batch])
+            assert given.dtype == wanted.dtype
+            torch.testing.assert_close(given, wanted, rtol=0, atol=0 if name == "encoder" else 1e-5)
+
+
+def test_onnx_gives_the_same_codes_and_pixels_for_any_batch(tokenizer, pictures, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main(["export-onnx", "mini", "--out", str(tmp_path / "onnx")]) == 0
+    assert "encoder.onnx" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert names == {"encoder.onnx", "pixel_decoder.onnx", "semantic_decoder.onnx", "preprocessor_config.json"}
+    size = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())["size"]
+    assert size == {"height": 64, "width": 64}
+    for name, (inputs, outputs) in expected(tokenizer, pictures).items():
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        [taken], [given] = session.get_inputs(), session.get_outputs()
+        assert [taken.name, given.name] == list(GRAPHS[name][1:])
+        assert isinstance(taken.shape[0], str) and taken.shape[1:] == list(inputs.shape[1:])
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert metadata["tokenizer"] == fingerprint(tokenizer) and metadata["image_size"] == "64"
+        for batch in (5, 1):
+            result = torch.from_numpy(session.run(None, {taken.name: inputs[:batch].numpy()})[0])
+            atol = 0 if name == "encoder" else 1e-4
+            torch.testing.assert_close(result, outputs[:batch], rtol=0, atol=atol, msg=name)
+
+
+def test_without_the_packages_the_extra_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export-onnx", "mini", "--out", str(tmp_path / "a" / "onnx")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "evotok[onnx]" in line and list(tmp_path.iterdir()) == []
