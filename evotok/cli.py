@@ -1,4 +1,5 @@
-"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `export`, `measure`.
+"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `export`, `convert`,
+`measure`.
 
 Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
 its traceback.
@@ -19,6 +20,7 @@ COMMANDS = {
     "decode": ("evotok.commands.decode", "turn codes back into images, from as many levels as wanted"),
     "train": ("evotok.commands.train", "train one stage from a recipe, or go on where it was stopped"),
     "export": ("evotok.commands.export", "write a trained checkpoint as one folder to share"),
+    "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
     "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
 }
 DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."

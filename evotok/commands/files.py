@@ -1,6 +1,7 @@
 """Files that commands write: safe names, and all of them or none."""
 
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,38 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     except BaseException:
         for part in parts:
             part.unlink(missing_ok=True)
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder that appears under its name when all in it is written; after an error there is none.
+
+    Args:
+        folder: must not be there yet, or be empty.
+
+    Yields:
+        The folder to write into (its name ends in `.part`).
+
+    Raises:
+        ValueError: `folder` is a file, or has files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
+    missing = [path for path in folder.parents if not path.exists()]
+    part = folder.with_name(folder.name + ".part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.replace(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         for path in missing:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
