@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import sys
 import types
 
@@ -312,22 +313,23 @@ def test_the_model_and_back(merged, release, pixels, tmp_path):
 def test_stage_one_files_and_a_plain_language_model(release, pixels, tmp_path, capsys):
     """The base model's tables are shorter and its tokenizer lacks the start and end tokens; those were trained."""
     table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
+    source = tmp_path / "source"
     base = release["language"] | {"model.embed_tokens.weight": table[:300], "lm_head.weight": head[:300]}
-    save_language_model(tmp_path / "qwen", base, TEXT | {"model_type": "qwen2", "rope_theta": 5e5}, shards=2)
+    save_language_model(source / "qwen", base, TEXT | {"model_type": "qwen2", "rope_theta": 5e5}, shards=2)
     train_text_tokenizer(["You are a helpful assistant. user what is this? a red cat"] * 2, 300).save_pretrained(
-        tmp_path / "qwen"
+        source / "qwen"
     )
-    save_tokenizer(tmp_path / "last.pt", release["tokenizer"])
-    torch.save(prefixed(DEPTH, release["depth"]), tmp_path / "rqtransformer.bin")
+    save_tokenizer(source / "last.pt", release["tokenizer"])
+    torch.save(prefixed(DEPTH, release["depth"]), source / "rqtransformer.bin")
     stage = prefixed(PROJECTOR, release["generation"]) | {"model.embed_tokens.weight": table}
-    torch.save(stage, tmp_path / "mm_projector.bin")
-    assert convert(tmp_path, "--out", tmp_path / "ours") == 0
+    torch.save(stage, source / "mm_projector.bin")
+    assert convert(source, "--out", tmp_path / "ours") == 0
     assert "semantic_projector" in capsys.readouterr().out
     model = load(tmp_path / "ours")
     assert torch.equal(model.get_input_embeddings().weight, table) and model.config.vision_start_token_id == 301
     close(model.lm_head.weight[302], head[:300].mean(0))
     torch.save(prefixed(PROJECTOR, release["understanding"]), tmp_path / "other.bin")
-    assert convert(tmp_path, tmp_path / "other.bin", "--out", tmp_path / "both") == 0
+    assert convert(source, tmp_path / "other.bin", "--out", tmp_path / "both") == 0
     model = load(tmp_path / "both")
     model.lm_head.weight.data[300:] = head[300:]
     check_model(model, release, pixels)
@@ -381,9 +383,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("place", ["args", "weights", "top", "old format", "other protocol"])
-@pytest.mark.parametrize(
-    ("function", "name"), [(os.system, "posix.system"), (eval, "eval"), (pickle.loads, "_pickle.loads")]
-)
+@pytest.mark.parametrize(("function", "name"), [(os.system, "system"), (eval, "eval"), (pickle.loads, "loads")])
 def test_hostile_pickles_are_refused_and_named(place, function, name, tmp_path, capsys):
     trace = tmp_path / "ran"
     code = {os.system: f"touch {trace}", eval: f"open({str(trace)!r}, 'w')", pickle.loads: b"cos\nsystem\n."}[function]
@@ -393,7 +393,7 @@ def test_hostile_pickles_are_refused_and_named(place, function, name, tmp_path, 
     protocol = {"pickle_protocol": 4} if place == "other protocol" else {}
     torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=place != "old format", **protocol)
     line = refuse(capsys, tmp_path / "last.pt", "--out", tmp_path / "ours")
-    assert "last.pt" in line and (name in line or place == "other protocol")
+    assert re.search(rf"last\.pt: asks for \w+\.{name}, ", line), line
     assert not trace.exists() and not (tmp_path / "ours").exists() and not (tmp_path / "ours.part").exists()
 
 
@@ -482,6 +482,7 @@ def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")
     assert "there already" in refuse(capsys, last, "--out", tmp_path)
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
+    assert "ours already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)
     assert "no positive" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
     assert "one checkpoint" in refuse(capsys, converted, converted, "--to-reference", "--out", tmp_path / "x")

@@ -93,6 +93,8 @@ def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = 
     rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
     keeps_sums = "quantize.codebooks.0.embed_ema" in piece.tensors
     pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
+    if pixel_levels > levels:
+        raise ValueError(f"{origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
 
     semantic_width = shapes("decoder_vqkd.cls_token", 3)[2]
     inner = shapes("decoder_vqkd.blocks.0.attn.q_bias", 1)[0]

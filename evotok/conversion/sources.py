@@ -36,6 +36,7 @@ _ALONE = {
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
 _EMBEDDING = "model.embed_tokens.weight"
 _TORCH_FILES = ("last.pt", "rqtransformer.bin", "mm_projector.bin")
+_MODEL_FILES = ("*.safetensors", "*model*.bin", "*model*.pt")
 
 
 class Piece(NamedTuple):
@@ -69,7 +70,7 @@ def find_pieces(sources: list[str]) -> list[Piece]:
         else:
             raise ValueError(f"{source}: no such file or folder.")
         if not found:
-            wanted = f"{', '.join(_TORCH_FILES)}, *.safetensors or pytorch_model*.bin"
+            wanted = ", ".join(_TORCH_FILES + _MODEL_FILES)
             raise ValueError(
                 f"{source}: no weights of the release in it. Looked for {wanted}, here and one folder below."
             )
@@ -78,13 +79,19 @@ def find_pieces(sources: list[str]) -> list[Piece]:
 
 
 def _read_tree(folder: Path) -> list[Piece]:
-    """Pieces of a folder; where it has no language model itself, of the folders in it too."""
+    """Pieces of a folder; where it has no language model itself, of the folders in it too, but for ours."""
+    if _is_ours(folder):
+        raise ValueError(f"{folder}: a checkpoint of ours already; --to-reference converts it to the release's format.")
     pieces = _read_folder(folder)
     if not any(piece.part == LANGUAGE_MODEL for piece in pieces):
         for path in sorted(folder.iterdir()):
-            if path.is_dir():
+            if path.is_dir() and not _is_ours(path):
                 pieces += _read_folder(path)
     return pieces
+
+
+def _is_ours(folder: Path) -> bool:
+    return str(_read_config(folder).get("model_type")).startswith("evotok")
 
 
 def _read_folder(folder: Path) -> list[Piece]:
@@ -103,7 +110,7 @@ def _read_folder(folder: Path) -> list[Piece]:
 
 def _shards(folder: Path) -> list[Path]:
     """Weight files of the model that a folder holds: those that an index names, or all; safetensors first."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+    for pattern in _MODEL_FILES:
         indices = sorted(folder.glob(f"{pattern}.index.json"))
         if len(indices) > 1:
             raise ValueError(f"{folder}: {len(indices)} weight indices, {indices[0].name} and others: keep one.")
@@ -200,9 +207,9 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _only_part(tensors: dict[str, Tensor]) -> str | None:
-    """The part that a file is of, if it is of one alone: names that are not known are named as that part's then."""
+    """The part that a file is of, if it is of one alone: what nothing is known of is named as that part's then."""
     parts = {place[0] for place in map(_place, tensors) if place}
-    return parts.pop() if len(parts) == 1 else None
+    return parts.pop() if len(parts) == 1 and LANGUAGE_MODEL not in parts else None
 
 
 def of_part(pieces: list[Piece], part: str) -> Iterator[Piece]:

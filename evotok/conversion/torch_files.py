@@ -2,10 +2,11 @@
 
 import argparse
 import importlib.util
-import pickle
+import pickletools
 import re
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
-_GLOBAL_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
+_EXPECTED = re.compile(r"torch\.|collections\.(OrderedDict|Counter)$|argparse\.Namespace$|_codecs\.encode$")
+_SCANNED_BYTES = 2**24
 
 
 class StandIn:
@@ -49,18 +51,46 @@ def read_torch_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except _Forbidden as error:
         name = str(error)
-    except pickle.UnpicklingError as error:
-        found = _GLOBAL_IN_MESSAGE.search(str(error))
-        if found is None:
-            raise _damaged(path, error) from None
-        name = found[1]
     except Exception as error:  # noqa: BLE001 - a stranger's bytes raise anything
-        raise _damaged(path, error) from None
+        name = _first_forbidden(path, is_zip)
+        if name is None:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ValueError(f"{path}: not a file of torch.save, or damaged ({reason}). Copy it again.") from None
     raise ValueError(f"{path}: asks for {name}, which a checkpoint has no use for: refused, nothing of it was run.")
 
 
 class _Forbidden(Exception):  # noqa: N818 - the name of what is forbidden
     pass
+
+
+def _first_forbidden(path: Path, is_zip: bool) -> str | None:
+    """What stopped the reading, for the message: found without running anything, in pickles of any protocol."""
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                [record] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                content = archive.read(record)
+        else:
+            with path.open("rb") as file:
+                content = file.read(_SCANNED_BYTES)
+        position = 0
+        while position < len(content):  # the old format is several pickles in a row
+            strings: list[str] = []
+            for opcode, argument, start in pickletools.genops(content[position:]):
+                if opcode.name in ("GLOBAL", "INST"):
+                    module, name = str(argument).split(" ", 1)
+                    strings += [IMPORT_MAPPING.get(module, module), name]  # Python 2's names, in protocol 2
+                elif isinstance(argument, str):
+                    strings.append(argument)
+                if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                    name = ".".join(strings[-2:])
+                    if not (_EXPECTED.match(name) or _is_foreign_type(name)):
+                        return name
+                end = start
+            position += end + 1
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    return None
 
 
 def _is_foreign_type(name: str) -> bool:
@@ -76,10 +106,3 @@ def _is_foreign_type(name: str) -> bool:
         return importlib.util.find_spec(top) is None
     except (ImportError, ValueError):
         return False
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()).split("Please file an issue")[0][:120]
-    return ValueError(
-        f"{path}: not a file of torch.save, or damaged ({reason or type(error).__name__}). Copy it again."
-    )
