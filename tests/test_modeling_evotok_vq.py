@@ -98,6 +98,15 @@ def test_pixels_out_of_range_are_clamped(model):
     assert torch.equal(model.encode(pixels), model.encode(pixels.clamp(-1, 1)))
 
 
+def test_reconstructions_are_resized_where_the_grid_is_not_a_whole_image():
+    encoder = tiny_config().encoder_config.to_dict() | {"image_size": 38, "patch_size": 9}
+    with pytest.raises(Exception, match="set pixel_resize"):
+        tiny_config(encoder_config=encoder)
+    model = EvoTokVQModel(tiny_config(encoder_config=encoder, pixel_resize=True)).eval()
+    pixels = torch.rand(1, 3, 38, 38) * 2 - 1
+    assert model(pixels).reconstruction.shape == model.decode_pixels(model.encode(pixels)).shape == pixels.shape
+
+
 def test_save_and_load_give_the_same_codes(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded, info = EvoTokVQModel.from_pretrained(tmp_path, output_loading_info=True)

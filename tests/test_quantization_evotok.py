@@ -98,6 +98,28 @@ def test_moving_averages_follow_the_clusters():
     torch.testing.assert_close(codebook.cluster_size, torch.tensor([30.0, 10.0]), atol=1e-1, rtol=0)
 
 
+def test_moving_sums_of_their_own_are_gone_on_from():
+    """A converted codebook, whose entries are not quite its sums by its sizes."""
+    torch.manual_seed(0)
+    codebook = EvoTokCodebook(quantizer_config(codebook_warmup_steps=0, codebook_keeps_sums=True))
+    codebook.weight.data.normal_()
+    codebook.cluster_size.copy_(torch.rand(64) * 3 + 2)
+    codebook.vector_sum.normal_()
+    sums, sizes = codebook.vector_sum.clone(), codebook.cluster_size.clone()
+    sizes[5] = codebook.cluster_size[5] = 0.5  # is restarted
+    vectors = torch.randn(40, 8)
+    codes = torch.randint(6, 64, (40,))
+    codebook.update(vectors, codes)
+    for code in range(6, 64):
+        sums[code] = 0.99 * sums[code] + 0.01 * vectors[codes == code].sum(0)
+        sizes[code] = 0.99 * sizes[code] + 0.01 * (codes == code).sum()
+    torch.testing.assert_close(codebook.vector_sum[6:], sums[6:])
+    torch.testing.assert_close(codebook.cluster_size[6:], sizes[6:])
+    torch.testing.assert_close(codebook.weight[6:], sums[6:] / sizes[6:, None], rtol=1e-3, atol=1e-3)
+    assert (vectors == codebook.weight[5]).all(1).any()
+    torch.testing.assert_close(codebook.vector_sum[5], codebook.weight[5] * codebook.cluster_size[5])
+
+
 def test_nothing_moves_before_the_warmup_is_over():
     config = quantizer_config(codebook_size=2, codebook_warmup_steps=3, codebook_restart_threshold=0)
     codebook = EvoTokCodebook(config)

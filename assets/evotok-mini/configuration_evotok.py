@@ -60,6 +60,9 @@ class EvoTokVQConfig(PreTrainedConfig):
         Training steps before the moving averages start; until then unused codes are only restarted from data.
     codebook_restart_threshold (`float`, *optional*, defaults to 1.0):
         A code whose average count per step falls below it is restarted from a vector of the global batch; 0 never.
+    codebook_keeps_sums (`bool`, *optional*, defaults to `False`):
+        Whether the moving sums of vectors have a buffer of their own, as in checkpoints converted from the paper's
+        release; otherwise they are the entries times their cluster sizes.
     vq_loss_reduction (`str`, *optional*, defaults to `"mean"`):
         `"sum"` or `"mean"` over the levels in Eq. 7; the mean keeps the weight free of the depth.
     pixel_latent_channels (`int`, *optional*, defaults to 256):
@@ -72,6 +75,9 @@ class EvoTokVQConfig(PreTrainedConfig):
         Pixel decoder: residual blocks per resolution (one more is built, as in VQGAN).
     pixel_norm_groups (`int`, *optional*, defaults to 32):
         Pixel decoder: groups of its normalisations.
+    pixel_resize (`bool`, *optional*, defaults to `False`):
+        Pixel decoder: whether its image is resized (bicubic) to `image_size` where the grid, upsampled, has another
+        side: 27 x 27 positions of 14 pixels make 432 pixels of an image of 384. Otherwise the two must be equal.
     semantic_hidden_size (`int`, *optional*, defaults to 1024):
         Semantic decoder, a ViT over the grid: its width.
     semantic_num_hidden_layers (`int`, *optional*, defaults to 3):
@@ -116,12 +122,14 @@ class EvoTokVQConfig(PreTrainedConfig):
     codebook_epsilon: float = 1e-5
     codebook_warmup_steps: int = 2000
     codebook_restart_threshold: float | int = 1.0
+    codebook_keeps_sums: bool = False
     vq_loss_reduction: Literal["sum", "mean"] = "mean"
     pixel_latent_channels: int = 256
     pixel_base_channels: int = 128
     pixel_channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
     pixel_num_res_blocks: int = 2
     pixel_norm_groups: int = 32
+    pixel_resize: bool = False
     semantic_hidden_size: int = 1024
     semantic_num_hidden_layers: int = 3
     semantic_num_attention_heads: int = 12
@@ -158,13 +166,15 @@ class EvoTokVQConfig(PreTrainedConfig):
             )
 
     def validate_upsampling(self):
-        """The pixel decoder doubles the grid once per multiplier but the last, back to the image's size."""
+        """The pixel decoder doubles the grid once per multiplier but the last, back to the image's size unless it
+        resizes."""
         factor = 2 ** (len(self.pixel_channel_multipliers) - 1)
         patch_size = getattr(self.encoder_config, "patch_size", factor)
-        if patch_size != factor:
+        if patch_size != factor and not self.pixel_resize:
             raise ValueError(
                 f"pixel_channel_multipliers has {len(self.pixel_channel_multipliers)} entries and upsamples by "
-                f"{factor}, but encoder_config.patch_size is {patch_size}: give log2(patch_size) + 1 multipliers."
+                f"{factor}, but encoder_config.patch_size is {patch_size}: give log2(patch_size) + 1 multipliers, or "
+                "set pixel_resize."
             )
 
 

@@ -269,6 +269,8 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -1.0 / size, 1.0 / size)
             init.zeros_(module.cluster_size)
             init.zeros_(module.step)
+            if module.vector_sum is not None:
+                init.zeros_(module.vector_sum)
         elif isinstance(module, EvoTokSemanticDecoder):
             init.normal_(module.class_token, std=self.config.initializer_range)
             init.normal_(module.position_embedding, std=self.config.initializer_range)
@@ -398,7 +400,11 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
     def _to_pixels(self, features: torch.Tensor) -> torch.Tensor:
         side = self.config.grid_size
         grid = features.transpose(1, 2).unflatten(2, (side, side))  # (B, C, h, w)
-        return self.pixel_decoder(grid.to(self.pixel_decoder.latent_proj.weight.dtype))
+        pixels = self.pixel_decoder(grid.to(self.pixel_decoder.latent_proj.weight.dtype))
+        size = (self.config.image_size, self.config.image_size)
+        if self.config.pixel_resize and pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
+        return pixels
 
     def _to_semantics(self, features: torch.Tensor) -> torch.Tensor:
         return self.semantic_decoder(features.to(self.semantic_decoder.patch_proj.weight.dtype))

@@ -124,6 +124,7 @@ class EvoTokCodebook(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=False)
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("vector_sum", torch.zeros(size, dim) if config.codebook_keeps_sums else None)
 
     def train(self, mode: bool = True) -> "EvoTokCodebook":
         """As in PyTorch; `from_pretrained` makes new parameters and calls this last: no optimizer may see them."""
@@ -141,9 +142,9 @@ class EvoTokCodebook(nn.Module):
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
         """One step of the moving averages on the global batch, then restart of unused codes.
 
-        The sums of vectors need no buffer of their own: `weight * cluster_size` is the sum that the weights came from.
-        Before `warmup_steps` the entries stay where they are and only restarts move them, so that sizes and sums never
-        drift apart.
+        The sums of vectors need no buffer of their own: `weight * cluster_size` is the sum that the weights came from,
+        but for the smoothing; where there is one all the same, the average goes on from it. Before `warmup_steps` the
+        entries stay where they are and only restarts move them, so that sizes and sums never drift apart.
 
         Args:
             vectors: (M, C) float32, this process's residuals.
@@ -155,7 +156,8 @@ class EvoTokCodebook(nn.Module):
         sums, counts = _all_reduce(statistics).split([dim, 1], dim=1)
         old_size = self.cluster_size[:, None]
         new_size = self.decay * old_size + (1 - self.decay) * counts  # (K, 1)
-        new_sum = self.decay * old_size * self.weight + (1 - self.decay) * sums  # (K, C)
+        old_sum = old_size * self.weight if self.vector_sum is None else self.vector_sum
+        new_sum = self.decay * old_sum + (1 - self.decay) * sums  # (K, C)
         total = new_size.sum()
         smoothed = (new_size + self.epsilon) / (total + size * self.epsilon) * total
         # An entry nobody has chosen yet has no mean to move to.
@@ -165,6 +167,9 @@ class EvoTokCodebook(nn.Module):
             unused = new_size < self.restart_threshold
             weight = torch.where(unused, self._draw(vectors), weight)
             new_size = new_size.masked_fill(unused, self.restart_threshold)
+            moves = moves & ~unused
+        if self.vector_sum is not None:
+            self.vector_sum.copy_(torch.where(moves, new_sum, weight * new_size))
         self.weight.copy_(weight)
         self.cluster_size.copy_(new_size.squeeze(1))
         self.step.add_(1)

@@ -1,6 +1,7 @@
 """Files that commands write: safe names, and all of them or none."""
 
 import re
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -92,6 +93,35 @@ def _made(folder: Path) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder that appears under its name when all in it is written; after an error there is none.
+
+    Args:
+        folder: must not be there yet, or be empty.
+
+    Yields:
+        The folder to write into (its name ends in `.part`).
+
+    Raises:
+        ValueError: `folder` is a file, or has files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
+    part = folder.with_name(folder.name + ".part")
+    with _made(folder.parent):
+        try:
+            part.mkdir()
+            yield part
+            if folder.exists():
+                folder.rmdir()
+            part.replace(folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def save_images(folder: str | Path, named_images: Iterable[tuple[str, Any]], overwrite: bool = False) -> list[Path]:

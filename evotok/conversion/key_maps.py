@@ -1,0 +1,212 @@
+"""Which tensor of a reference checkpoint is which of ours: one table a part, read in both directions.
+
+A rule names our tensors and theirs with `{}` for what stands in both (an index, `weight` or `bias`, a whole tail), and
+how the layouts differ. Names of theirs are without the prefix of their part, those of the encoder as Transformers 5
+writes them.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """How tensors of ours and one of theirs become each other."""
+
+    to_ours: Callable[[Tensor], tuple[Tensor, ...]]
+    to_theirs: Callable[..., Tensor]
+
+
+class Rule(NamedTuple):
+    """`optional`: theirs may be missing, ours is zero then."""
+
+    ours: tuple[str, ...]
+    theirs: str
+    layout: Layout
+    optional: bool = False
+
+
+class Entry(NamedTuple):
+    """A rule applied to one tensor."""
+
+    ours: tuple[str, ...]
+    layout: Layout
+    optional: bool
+
+
+def _without_padding(table: Tensor) -> tuple[Tensor]:
+    return (table[:-1],)
+
+
+def _with_padding(table: Tensor) -> Tensor:
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+SAME = Layout(lambda x: (x,), lambda x: x)
+QKV = Layout(lambda x: tuple(part.clone() for part in x.chunk(3)), lambda *x: torch.cat(x))
+POINTWISE = Layout(lambda x: (x.flatten(1),), lambda x: x[:, :, None, None])  # a Linear as a 1x1 convolution
+LEADING_ONE = Layout(lambda x: (x.squeeze(0),), lambda x: x[None])
+PADDED = Layout(_without_padding, _with_padding)  # nn.Embedding's padding row, never a code
+
+
+def _rules(*rows: tuple) -> tuple[Rule, ...]:
+    """(ours, theirs[, layout[, optional]]) rows."""
+    return tuple(Rule((row[0],) if isinstance(row[0], str) else row[0], row[1], *(row[2:] or (SAME,))) for row in rows)
+
+
+_SEMANTIC, _VQKD = "semantic_decoder.layers.{}.", "decoder_vqkd.blocks.{}."
+_UP, _BLOCK = "pixel_decoder.up_blocks.{}.", "decoder.conv_blocks.{}."
+
+TOKENIZER_RULES = _rules(
+    ("vision_tower.{*}", "encoder_vqkd.{*}"),
+    ("to_latent.linear_1.{}", "encode_task_layer.0.{}"),
+    ("to_latent.linear_2.{}", "encode_task_layer.2.{}"),
+    ("quantizer.codebooks.{}.weight", "quantize.codebooks.{}.weight", PADDED),
+    ("quantizer.codebooks.{}.cluster_size", "quantize.codebooks.{}.cluster_size_ema", SAME, True),
+    ("quantizer.codebooks.{}.vector_sum", "quantize.codebooks.{}.embed_ema"),
+    ("quantizer.codebooks.{}.step", "quantize.codebooks.{}.step", SAME, True),
+    ("semantic_decoder.class_token", "decoder_vqkd.cls_token"),
+    ("semantic_decoder.position_embedding", "decoder_vqkd.pos_embed"),
+    ("semantic_decoder.patch_proj.weight", "decoder_vqkd.patch_embed.proj.weight", POINTWISE),
+    ("semantic_decoder.patch_proj.bias", "decoder_vqkd.patch_embed.proj.bias"),
+    (_SEMANTIC + "norm1.{}", _VQKD + "norm1.{}"),
+    (_SEMANTIC + "norm2.{}", _VQKD + "norm2.{}"),
+    (tuple(f"{_SEMANTIC}self_attn.{x}_proj.weight" for x in "qkv"), _VQKD + "attn.qkv.weight", QKV),
+    (_SEMANTIC + "self_attn.q_proj.bias", _VQKD + "attn.q_bias"),
+    (_SEMANTIC + "self_attn.v_proj.bias", _VQKD + "attn.v_bias"),
+    (_SEMANTIC + "self_attn.out_proj.{}", _VQKD + "attn.proj.{}"),
+    (_SEMANTIC + "mlp.{}.{}", _VQKD + "mlp.{}.{}"),
+    ("semantic_decoder.norm.{}", "decoder_vqkd.fc_norm.{}"),
+    ("semantic_decoder.head.linear_1.{}", "decode_task_layer.0.{}"),
+    ("semantic_decoder.head.linear_2.{}", "decode_task_layer.2.{}"),
+    ("pixel_decoder.latent_proj.{}", "post_quant_conv.{}"),
+    ("pixel_decoder.conv_in.{}", "decoder.conv_in.{}"),
+    ("pixel_decoder.mid_resnet_1.{*}", "decoder.mid.0.{*}"),
+    ("pixel_decoder.mid_attention.norm.{}", "decoder.mid.1.norm.{}"),
+    ("pixel_decoder.mid_attention.out_proj.{}", "decoder.mid.1.proj_out.{}"),
+    *((f"pixel_decoder.mid_attention.{x}_proj.{{}}", f"decoder.mid.1.{x}.{{}}") for x in "qkv"),
+    ("pixel_decoder.mid_resnet_2.{*}", "decoder.mid.2.{*}"),
+    (_UP + "resnets.{}.shortcut.{}", _BLOCK + "res.{}.nin_shortcut.{}"),
+    (_UP + "resnets.{}.{}.{}", _BLOCK + "res.{}.{}.{}"),
+    (_UP + "attentions.{}.norm.{}", _BLOCK + "attn.{}.norm.{}"),
+    (_UP + "attentions.{}.out_proj.{}", _BLOCK + "attn.{}.proj_out.{}"),
+    *((f"{_UP}attentions.{{}}.{x}_proj.{{}}", f"{_BLOCK}attn.{{}}.{x}.{{}}") for x in "qkv"),
+    (_UP + "upsample.{}", _BLOCK + "upsample.conv.{}"),
+    ("pixel_decoder.norm_out.{}", "decoder.norm_out.{}"),
+    ("pixel_decoder.conv_out.{}", "decoder.conv_out.{}"),
+)
+
+_LAYER, _HEAD = "layers.{}.", "head_transformer.blocks.{}."
+
+DEPTH_RULES = _rules(
+    ("code_projection.{}", "in_mlp_1.{}"),
+    ("backbone_projection.{}", "in_mlp_2.{}"),
+    ("position_embeddings.weight", "pos_emb_d", LEADING_ONE),
+    (_LAYER + "norm1.{}", _HEAD + "ln1.{}"),
+    (_LAYER + "norm2.{}", _HEAD + "ln2.{}"),
+    (_LAYER + "self_attn.q_proj.{}", _HEAD + "attn.query.{}"),
+    (_LAYER + "self_attn.k_proj.{}", _HEAD + "attn.key.{}"),
+    (_LAYER + "self_attn.v_proj.{}", _HEAD + "attn.value.{}"),
+    (_LAYER + "self_attn.out_proj.{}", _HEAD + "attn.proj.{}"),
+    (_LAYER + "mlp.fc1.{}", _HEAD + "mlp.0.{}"),
+    (_LAYER + "mlp.fc2.{}", _HEAD + "mlp.2.{}"),
+    ("classifiers.{}.norm.{}", "classifiers.{}.0.{}"),
+    ("classifiers.{}.proj.{}", "classifiers.{}.1.{}"),
+)
+
+PROJECTOR_RULES = _rules(("linear_1.{}", "0.{}"), ("linear_2.{}", "2.{}"))
+
+LANGUAGE_RULES = _rules(("language_model.{*}", "model.{*}"), ("lm_head.{}", "lm_head.{}"))
+
+# What a part holds and never runs, or runs as a constant that is checked apart.
+IGNORED = {
+    "tokenizer": r"quantize\.codebook_used|scaling_layer\.(shift|scale)|encoder_vqkd\.(post_layernorm|head)\..+"
+    r"|encoder_vqkd\.embeddings\.position_ids",
+    "depth decoder": "",
+    "projector": "",
+    "language model": r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+}
+
+
+def reference_names(rules: tuple[Rule, ...], ours: Iterable[str]) -> dict[str, Entry]:
+    """Their name -> our names and the layout, for all of `ours`.
+
+    Raises:
+        AssertionError: the table does not cover our model.
+    """
+    entries = {}
+    for name in ours:
+        rule, index, values = _find(rules, name)
+        if index == 0:
+            names = tuple(_fill(pattern, values) for pattern in rule.ours)
+            entries[_fill(rule.theirs, values)] = Entry(names, rule.layout, rule.optional)
+    return entries
+
+
+def _find(rules: tuple[Rule, ...], name: str) -> tuple[Rule, int, tuple[str, ...]]:
+    for rule in rules:
+        for index, pattern in enumerate(rule.ours):
+            regex = re.escape(pattern).replace(r"\{\*\}", "(.+)").replace(r"\{\}", r"([^.]+)")
+            if match := re.fullmatch(regex, name):
+                return rule, index, match.groups()
+    raise AssertionError(f"no rule for {name}")
+
+
+def _fill(pattern: str, values: tuple[str, ...]) -> str:
+    return pattern.replace("{*}", "{}").format(*values)
+
+
+def to_ours(
+    part: str, rules: tuple[Rule, ...], theirs: dict[str, Tensor], ours: dict[str, Tensor], unused: str, origin: object
+) -> dict[str, Tensor]:
+    """Tensors of theirs under our names and in our layout, all of them accounted for.
+
+    Args:
+        part: a key of `IGNORED`.
+        rules: its table.
+        theirs: their tensors; looked at only for their shapes, and changed in layout as views where that will do.
+        ours: our state dict, on any device, for its names and shapes.
+        unused: a pattern of further names that are not looked at.
+        origin: where theirs come from, for messages.
+
+    Raises:
+        ValueError: names that are missing, or that nothing is known of, or wrong shapes.
+    """
+    entries = reference_names(rules, ours)
+    missing = [name for name, entry in entries.items() if name not in theirs and not entry.optional]
+    if missing:
+        raise ValueError(f"{origin}: the {part} lacks {_some(missing)}: damaged, or not of the release's format.")
+    ignored = re.compile("|".join(filter(None, [IGNORED[part], unused])) or "(?!)")
+    unknown = [name for name in theirs if name not in entries and not ignored.fullmatch(name)]
+    if unknown:
+        raise ValueError(
+            f"{origin}: the {part} has {_some(unknown)}, of which the format knows nothing: not converted."
+        )
+    converted = {}
+    for name, entry in entries.items():
+        wanted = [ours[our_name] for our_name in entry.ours]
+        if name not in theirs:
+            converted |= {our_name: torch.zeros_like(ours[our_name], device="cpu") for our_name in entry.ours}
+            continue
+        shape = entry.layout.to_theirs(*(tensor.to("meta") for tensor in wanted)).shape
+        if theirs[name].shape != shape:
+            raise ValueError(
+                f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} where {tuple(shape)} is due."
+            )
+        converted |= dict(zip(entry.ours, entry.layout.to_ours(theirs[name]), strict=True))
+    return converted
+
+
+def to_theirs(rules: tuple[Rule, ...], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names and in their layout."""
+    return {
+        name: entry.layout.to_theirs(*(ours[our_name] for our_name in entry.ours)).contiguous()
+        for name, entry in reference_names(rules, ours).items()
+    }
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")

@@ -1,0 +1,178 @@
+"""The language model's side of a conversion: which one, its tables, its tokens and its text tokenizer."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from evotok import EvoTokProcessor, EvoTokVQConfig
+from evotok.conversion.sources import LANGUAGE_MODEL, PROJECTOR, Piece, of_part
+
+
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Appended to Qwen2.5's tokenizer by the release, in this order; a model that only understands has the first alone.
+APPENDED = ("[PAD]", "<im_start>", "<im_end>")
+SYSTEM_PROMPT = "You are a helpful assistant."
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+# Qwen2.5's ids of <|vision_start|>, <|vision_end|>, <|image_pad|> and <|video_pad|>.
+_QWEN_TOKENS = {
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "image_generation_token_id": 151656,
+}
+
+
+class Tokens(NamedTuple):
+    """Ids for our config, how many rows the tables need for them, and the processor where there is a text tokenizer."""
+
+    ids: dict[str, int]
+    rows: int
+    processor: EvoTokProcessor | None
+
+
+def choose_language_model(pieces: list[Piece], mode: str | None, folders: dict[str, Path]) -> Piece:
+    """The one language model of the merged checkpoint, with the rows of the tables that only another one has.
+
+    Args:
+        pieces: all that was found.
+        mode: `"understanding"` or `"generation"`, whose language model to take where they differ.
+        folders: of the modes that have a projector.
+
+    Raises:
+        ValueError: there is none, or they differ and nobody said which.
+    """
+    candidates = list(of_part(pieces, LANGUAGE_MODEL))
+    if not candidates:
+        parts = ", ".join(f"{piece.part} ({piece.origin})" for piece in pieces)
+        raise ValueError(f"no language model: found {parts}. Give the folder of the language model as well.")
+    chosen, *others = sorted(candidates, key=lambda piece: -_rows(piece))
+    if mode is not None:
+        wanted = [piece for piece in candidates if piece.origin == folders.get(mode)]
+        if not wanted:
+            raise ValueError(f"--language-model {mode}: no such language model beside a projector for {mode}.")
+        chosen = wanted[0]
+        others = [piece for piece in candidates if piece is not chosen]
+    tensors = dict(chosen.tensors)
+    for other in others:
+        differing = first_difference(chosen, other)
+        if differing and mode is None:
+            raise ValueError(
+                f"{chosen.origin} and {other.origin}: their language models differ ({differing}), and one checkpoint "
+                "holds one: say --language-model understanding or --language-model generation."
+            )
+        for name in (EMBEDDING, LM_HEAD):
+            if name in tensors and name in other.tensors and other.tensors[name].shape[1:] == tensors[name].shape[1:]:
+                more = other.tensors[name][tensors[name].shape[0] :]
+                tensors[name] = torch.cat([tensors[name], more.to(tensors[name].dtype)]) if len(more) else tensors[name]
+    return chosen._replace(tensors=_with_trained_rows(tensors, pieces))
+
+
+def _rows(piece: Piece) -> int:
+    table = piece.tensors.get(EMBEDDING)
+    if table is None or table.ndim != 2:
+        raise ValueError(f"{piece.origin}: the language model lacks {EMBEDDING}: damaged, or a shard is missing.")
+    return table.shape[0]
+
+
+def first_difference(one: Piece, other: Piece, names: set[str] | None = None) -> str | None:
+    """Name of a tensor in which two pieces differ by more than the rounding of the shorter of their dtypes, or None.
+
+    Tables of different numbers of rows are compared in those that both have.
+    """
+    for name in sorted(one.tensors.keys() | other.tensors.keys() if names is None else names):
+        if name not in one.tensors or name not in other.tensors:
+            return name
+        a, b = one.tensors[name], other.tensors[name]
+        if name in (EMBEDDING, LM_HEAD) and a.ndim == b.ndim == 2:
+            rows = min(len(a), len(b))
+            a, b = a[:rows], b[:rows]
+        dtype = min((a.dtype, b.dtype), key=lambda dtype: dtype.itemsize)
+        if a.shape != b.shape or not torch.equal(a.to(dtype), b.to(dtype)):
+            return name
+    return None
+
+
+def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[str, Tensor]:
+    """The table of embeddings that `mm_projector.bin` has, where start and end tokens were trained, is the model's.
+
+    The output table gets as many rows; new ones are the mean of the others, as the release makes them.
+    """
+    trained = [piece for piece in of_part(pieces, PROJECTOR) if EMBEDDING in piece.tensors]
+    if not trained:
+        return tensors
+    table = trained[0].tensors[EMBEDDING]
+    if table.ndim != 2 or table.shape[1] != tensors[EMBEDDING].shape[1]:
+        raise ValueError(
+            f"{trained[0].origin}: {EMBEDDING} has shape {tuple(table.shape)}, but the language model's is "
+            f"{tuple(tensors[EMBEDDING].shape)}."
+        )
+    tensors = tensors | {EMBEDDING: table.to(tensors[EMBEDDING].dtype)}
+    if LM_HEAD in tensors:
+        head = tensors[LM_HEAD][: len(table)]
+        more = head.float().mean(0, keepdim=True).to(head.dtype).expand(len(table) - len(head), -1)
+        tensors[LM_HEAD] = torch.cat([head, more]) if len(more) else head
+    return tensors
+
+
+def grow_tables(tensors: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The same with zero rows at the end of both tables, up to `rows`."""
+    tables = {name: tensors[name] for name in (EMBEDDING, LM_HEAD) if name in tensors and len(tensors[name]) < rows}
+    grown = {
+        name: torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])]) for name, table in tables.items()
+    }
+    return tensors | grown
+
+
+def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_tokens: bool, framed: bool) -> Tokens:
+    """Where our four image tokens are in the release's vocabulary.
+
+    Images written stand between `<im_start>` and `<im_end>`, the last two rows. Placeholders are special tokens of
+    Qwen2.5 that the release has no use for; a vocabulary without them gets rows of its own.
+
+    Args:
+        folder: of the language model, with or without a text tokenizer.
+        rows: of its tables.
+        vq_config: the image tokenizer's.
+        with_image_tokens: whether the model was made with `<im_start>` and `<im_end>`.
+        framed: whether images given stand between start and end tokens too.
+
+    Raises:
+        ValueError: the text tokenizer cannot be read.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        ids, end = {}, rows
+        for name, token_id in _QWEN_TOKENS.items():
+            if with_image_tokens and name.startswith("vision_"):
+                ids[name] = rows - 2 if name.startswith("vision_start") else rows - 1
+            elif rows > max(_QWEN_TOKENS.values()):
+                ids[name] = token_id
+            else:
+                ids[name], end = end, end + 1
+        return Tokens(ids, end, None)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - a stranger's files raise anything
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}).") from None
+    known = tokenizer.get_vocab()
+    absent = [token for token in APPENDED if token not in known]
+    if with_image_tokens and absent and len(tokenizer) + len(absent) == rows:
+        tokenizer.add_tokens(absent, special_tokens=True)
+        known = tokenizer.get_vocab()
+    names: dict[str, Any] = {}
+    if with_image_tokens and "<im_start>" in known and "<im_end>" in known:
+        names |= {"vision_start_token": "<im_start>", "vision_end_token": "<im_end>"}
+    if "<|image_gen|>" not in known and "<|video_pad|>" in known:
+        names["image_generation_token"] = "<|video_pad|>"
+    processor = EvoTokProcessor.from_parts(
+        tokenizer, vq_config.image_size, vq_config.num_positions, system_prompt=SYSTEM_PROMPT, **names
+    )
+    if not framed:
+        around = f"'{processor.vision_start_token}' + placeholder + '{processor.vision_end_token}'"
+        bare = f"(placeholder if placeholder == '{processor.image_token}' else {around})"
+        assert around in processor.chat_template
+        processor.chat_template = processor.chat_template.replace(around, bare)
+    return Tokens(dict(processor.token_ids), max(rows, len(tokenizer)), processor)

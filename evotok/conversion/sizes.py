@@ -1,0 +1,201 @@
+"""Our configuration of a reference checkpoint: sizes from the shapes of its tensors, the rest from what is known.
+
+Numbers of heads and the size of images stand in no tensor: they are given by the user, or by the arguments saved with
+the weights, or they are the release's.
+"""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from transformers import Qwen2Config
+
+from evotok import EvoTokDepthDecoderConfig, EvoTokVQConfig
+from evotok.conversion.sources import DEPTH_DECODER, LANGUAGE_MODEL, TOKENIZER, Piece
+
+
+RELEASED_HEADS = {"encoder_heads": 16, "semantic_heads": 12, "depth_heads": 40}
+# Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not seen.
+_RELEASED_IMAGE_SIZES = {(16, 16): 256, (14, 27): 384}
+_TEACHER = re.compile(r"siglip2?_(\d+)")
+_NORM_GROUPS = 32
+
+
+class Choices(NamedTuple):
+    """What the user knows of a checkpoint; None where the arguments in it or the release's values will do."""
+
+    encoder_heads: int | None = None
+    semantic_heads: int | None = None
+    depth_heads: int | None = None
+    image_size: int | None = None
+    pixel_levels: int | None = None
+
+
+class _Shapes:
+    """Shapes of a piece's tensors; one that is missing, or of another rank, is a ValueError that names it."""
+
+    def __init__(self, piece: Piece):
+        self.piece = piece
+
+    def __call__(self, name: str, rank: int) -> tuple[int, ...]:
+        tensor = self.piece.tensors.get(name)
+        if tensor is None:
+            raise ValueError(
+                f"{self.piece.origin}: the {self.piece.part} lacks {name}: damaged, or not of the release's format."
+            )
+        if tensor.ndim != rank or 0 in tensor.shape:
+            raise ValueError(
+                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} where {rank} dimensions are due."
+            )
+        return tuple(tensor.shape)
+
+    def count(self, prefix: str) -> int:
+        """How many indices follow `prefix`, which must be 0, 1, 2 and so on."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        found = {int(match[1]) for match in map(pattern.match, self.piece.tensors) if match}
+        if found != set(range(len(found))) or not found:
+            raise ValueError(
+                f"{self.piece.origin}: of {prefix}N the numbers {sorted(found)[:8]} are there, which should be 0, 1, 2 "
+                "and so on: damaged, or not of the release's format."
+            )
+        return len(found)
+
+
+def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = None) -> EvoTokVQConfig:
+    """Configuration of the image tokenizer.
+
+    Args:
+        piece: of `TOKENIZER`.
+        choices: the user's.
+        pixel_levels: levels that the depth decoder writes, where there is one.
+
+    Raises:
+        ValueError: sizes that contradict each other, or that a choice or a default does not fit.
+    """
+    assert piece.part == TOKENIZER
+    shapes, origin = _Shapes(piece), piece.origin
+    known = {name: value for name, value in piece.facts.items() if isinstance(value, int) and value > 0}
+    known |= {name: value for name, value in choices._asdict().items() if value is not None}
+    width, _, patch_size, _ = shapes("encoder_vqkd.embeddings.patch_embedding.weight", 4)
+    positions, _ = shapes("encoder_vqkd.embeddings.position_embedding.weight", 2)
+    grid_size = math.isqrt(positions)
+    if grid_size**2 != positions:
+        raise ValueError(f"{origin}: the encoder has {positions} positions, which are no square grid.")
+    image_size = _image_size(piece, choices, patch_size, grid_size)
+    encoder_layers = shapes.count("encoder_vqkd.encoder.layers.")
+    if encoder_layers < 2:
+        raise ValueError(f"{origin}: the encoder has one layer, of which the last is never used: damaged.")
+    heads = known.get("encoder_heads", RELEASED_HEADS["encoder_heads"])
+    if width % heads:
+        raise ValueError(f"{origin}: {heads} heads do not divide the encoder's width {width}: give --encoder-heads.")
+
+    levels = shapes.count("quantize.codebooks.")
+    rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
+    keeps_sums = "quantize.codebooks.0.embed_ema" in piece.tensors
+    pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
+    if pixel_levels > levels:
+        raise ValueError(f"{origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
+
+    semantic_width = shapes("decoder_vqkd.cls_token", 3)[2]
+    inner = shapes("decoder_vqkd.blocks.0.attn.q_bias", 1)[0]
+    semantic_heads = known.get("semantic_heads", RELEASED_HEADS["semantic_heads"])
+    if semantic_width // semantic_heads * semantic_heads != inner:
+        fitting = [str(n) for n in range(1, semantic_width + 1) if semantic_width // n * n == inner]
+        raise ValueError(
+            f"{origin}: {semantic_heads} heads do not make the semantic decoder's inner width {inner} of "
+            f"{semantic_width}: give --semantic-heads, which can be {', '.join(fitting) or 'nothing: damaged'}."
+        )
+
+    blocks = shapes.count("decoder.conv_blocks.")
+    widths = [shapes(f"decoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(blocks)]
+    base = math.gcd(*widths)
+    if base % _NORM_GROUPS:
+        raise ValueError(
+            f"{origin}: the pixel decoder's widths {widths} are no multiples of its {_NORM_GROUPS} groups."
+        )
+    return EvoTokVQConfig(
+        encoder_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": width,
+            "intermediate_size": shapes("encoder_vqkd.encoder.layers.0.mlp.fc1.weight", 2)[0],
+            "num_hidden_layers": encoder_layers - 1,
+            "num_attention_heads": heads,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "vision_use_head": False,
+        },
+        codebook_size=rows - 1,
+        codebook_dim=codebook_dim,
+        num_codebooks=levels,
+        num_pixel_codebooks=pixel_levels,
+        codebook_keeps_sums=keeps_sums,
+        pixel_latent_channels=shapes("post_quant_conv.weight", 4)[0],
+        pixel_base_channels=base,
+        pixel_channel_multipliers=[width // base for width in reversed(widths)],
+        pixel_num_res_blocks=shapes.count("decoder.conv_blocks.0.res.") - 1,
+        pixel_norm_groups=_NORM_GROUPS,
+        pixel_resize=grid_size * 2 ** (blocks - 1) != image_size,
+        semantic_hidden_size=semantic_width,
+        semantic_num_hidden_layers=shapes.count("decoder_vqkd.blocks."),
+        semantic_num_attention_heads=semantic_heads,
+        semantic_mlp_ratio=shapes("decoder_vqkd.blocks.0.mlp.fc1.weight", 2)[0] / semantic_width,
+        semantic_feature_dim=shapes("decode_task_layer.2.weight", 2)[0],
+    )
+
+
+def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int) -> int:
+    if choices.image_size is not None and choices.image_size // patch_size != grid_size:
+        raise ValueError(
+            f"--image-size {choices.image_size}: patches of {patch_size} pixels make a grid of "
+            f"{choices.image_size // patch_size}, but the encoder's positions one of {grid_size}."
+        )
+    texts = [value for value in piece.facts.values() if isinstance(value, str)]
+    teachers = [int(match[1]) for match in map(_TEACHER.fullmatch, texts) if match]
+    told = [choices.image_size, *teachers, piece.facts.get("image_size")]
+    fitting = (size for size in told if isinstance(size, int) and size // patch_size == grid_size)
+    return next(fitting, _RELEASED_IMAGE_SIZES.get((patch_size, grid_size), grid_size * patch_size))
+
+
+def depth_decoder_config(piece: Piece, choices: Choices) -> EvoTokDepthDecoderConfig:
+    """Configuration of the depth decoder; raises ValueError as `tokenizer_config`."""
+    assert piece.part == DEPTH_DECODER
+    shapes = _Shapes(piece)
+    width, codebook_dim = shapes("in_mlp_1.weight", 2)
+    heads = choices.depth_heads or RELEASED_HEADS["depth_heads"]
+    if width % heads:
+        raise ValueError(
+            f"{piece.origin}: {heads} heads do not divide the depth decoder's width {width}: give --depth-heads."
+        )
+    return EvoTokDepthDecoderConfig(
+        codebook_size=shapes("classifiers.0.1.weight", 2)[0],
+        codebook_dim=codebook_dim,
+        num_codebooks=shapes("pos_emb_d", 3)[1],
+        backbone_hidden_size=shapes("in_mlp_2.weight", 2)[1],
+        hidden_size=width,
+        intermediate_size=shapes("head_transformer.blocks.0.mlp.0.weight", 2)[0],
+        num_hidden_layers=shapes.count("head_transformer.blocks."),
+        num_attention_heads=heads,
+    )
+
+
+def language_model_config(piece: Piece) -> Qwen2Config:
+    """Configuration of the language model, from the `config.json` beside its weights.
+
+    Raises:
+        ValueError: there is none, or it lacks a field.
+    """
+    assert piece.part == LANGUAGE_MODEL
+    fields: dict[str, Any] = piece.facts
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
+    missing = [name for name in needed if not isinstance(fields.get(name), (int, float))]
+    if missing:
+        raise ValueError(
+            f"{piece.origin}: config.json is missing or lacks {', '.join(missing)}: give the folder that the language "
+            "model was saved in."
+        )
+    kept = {name: fields[name] for name in Qwen2Config.__annotations__ if fields.get(name) is not None}
+    kept["vocab_size"] = _Shapes(piece)("model.embed_tokens.weight", 2)[0]
+    if "rope_parameters" not in kept:  # as Transformers 4 writes it
+        scaling = fields.get("rope_scaling") or {"rope_type": "default"}
+        kept["rope_parameters"] = scaling | {"rope_theta": float(fields.get("rope_theta", 10000.0))}
+    return Qwen2Config(**kept)

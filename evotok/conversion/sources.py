@@ -1,0 +1,217 @@
+"""Finds what files and folders of a reference checkpoint hold: by the names of the tensors, not by those of the files.
+
+Tensors stay on disk (memory-mapped) until they are looked at.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evotok.conversion.torch_files import read_torch_file
+
+
+TOKENIZER, DEPTH_DECODER, PROJECTOR = "tokenizer", "depth decoder", "projector"
+LANGUAGE_MODEL = "language model"
+
+# Prefix of a name -> the part that the rest of it belongs to.
+_PREFIXES = {
+    TOKENIZER: re.compile(r"(model\.)?vision_tower\.vision_tower\."),
+    DEPTH_DECODER: re.compile(r"((model\.)?vision_tower\.)?rqtransformer\."),
+    PROJECTOR: re.compile(r"(model\.)?mm_projector\."),
+    LANGUAGE_MODEL: re.compile(r"(?=model\.(embed_tokens|layers|norm|rotary_emb)\.|lm_head\.)"),
+}
+# Parts that are also saved alone, without a prefix.
+_ALONE = {
+    TOKENIZER: re.compile(
+        r"(encoder_vqkd|encode_task_layer|quantize|scaling_layer|decoder_vqkd|decode_task_layer|post_quant_conv|decoder)\."
+    ),
+    DEPTH_DECODER: re.compile(r"(in_mlp_[12]|head_transformer|classifiers)\.|pos_emb_d$"),
+}
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
+_EMBEDDING = "model.embed_tokens.weight"
+_TORCH_FILES = ("last.pt", "rqtransformer.bin", "mm_projector.bin")
+_MODEL_FILES = ("*.safetensors", "*model*.bin", "*model*.pt")
+
+
+class Piece(NamedTuple):
+    """One part of the model as one file or folder has it.
+
+    Args:
+        part: `TOKENIZER`, `DEPTH_DECODER`, `PROJECTOR` or `LANGUAGE_MODEL`.
+        origin: the file or folder.
+        tensors: their names, without the prefix of the part; a projector may bring `model.embed_tokens.weight`.
+        facts: arguments of the training for a file, `config.json` for a folder.
+    """
+
+    part: str
+    origin: Path
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def find_pieces(sources: list[str]) -> list[Piece]:
+    """Everything that the sources hold, in their order.
+
+    Raises:
+        ValueError: a source is not there, is damaged or hostile, or holds names that belong to no part.
+    """
+    pieces = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found = _read_tree(source)
+        elif source.is_file():
+            found = _pieces_of(source, *_read_file(source))
+        else:
+            raise ValueError(f"{source}: no such file or folder.")
+        if not found:
+            wanted = ", ".join(_TORCH_FILES + _MODEL_FILES)
+            raise ValueError(
+                f"{source}: no weights of the release in it. Looked for {wanted}, here and one folder below."
+            )
+        pieces += found
+    return pieces
+
+
+def _read_tree(folder: Path) -> list[Piece]:
+    """Pieces of a folder; where it has no language model itself, of the folders in it too, but for ours."""
+    if _is_ours(folder):
+        raise ValueError(f"{folder}: a checkpoint of ours already; --to-reference converts it to the release's format.")
+    pieces = _read_folder(folder)
+    if not any(piece.part == LANGUAGE_MODEL for piece in pieces):
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not _is_ours(path):
+                pieces += _read_folder(path)
+    return pieces
+
+
+def _is_ours(folder: Path) -> bool:
+    return str(_read_config(folder).get("model_type")).startswith("evotok")
+
+
+def _read_folder(folder: Path) -> list[Piece]:
+    tensors: dict[str, Tensor] = {}
+    for path in _shards(folder):
+        shard, _ = _read_file(path)
+        if twice := tensors.keys() & shard.keys():
+            raise ValueError(f"{path}: {min(twice)} is in another file of this folder too. Remove what is left over.")
+        tensors |= shard
+    pieces = _pieces_of(folder, tensors, _read_config(folder)) if tensors else []
+    for name in _TORCH_FILES:
+        if (folder / name).is_file():
+            pieces += _pieces_of(folder / name, *_read_file(folder / name))
+    return pieces
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Weight files of the model that a folder holds: those that an index names, or all; safetensors first."""
+    for pattern in _MODEL_FILES:
+        indices = sorted(folder.glob(f"{pattern}.index.json"))
+        if len(indices) > 1:
+            raise ValueError(f"{folder}: {len(indices)} weight indices, {indices[0].name} and others: keep one.")
+        if indices:
+            return _indexed_shards(indices[0])
+        if paths := sorted(folder.glob(pattern)):
+            return paths
+    return []
+
+
+def _indexed_shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index}: damaged, or no index of weights. Copy it again.") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index}: names {name!r}, which is no file of this folder.")
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index.parent / name}: this shard is missing. Copy the folder again.")
+    return [index.parent / name for name in names]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: damaged, not JSON of one object. Copy it again.")
+    return config
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a file by their names without wrappers, and the arguments saved with them."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights, facts = load_file(path), None
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}). Copy it again.") from None
+    else:
+        content = read_torch_file(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of weights.")
+        chosen = (content[name] for name in ("ema", "model", "state_dict") if isinstance(content.get(name), dict))
+        weights, facts = next(filter(None, chosen), content), content.get("args")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        name = _WRAPPERS.sub("", str(name))
+        _check_tensor(path, name, tensor)
+        if name in tensors:
+            raise ValueError(f"{path}: {name} is there twice, with and without a wrapper's prefix.")
+        tensors[name] = tensor.detach()
+    facts = vars(facts) if isinstance(facts, argparse.Namespace) else facts
+    return tensors, facts if isinstance(facts, dict) else {}
+
+
+def _check_tensor(path: Path, name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"{path}: {name[:80]} is a {type(tensor).__name__} where a tensor is due: no weights of the release."
+        )
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or tensor.is_complex():
+        raise ValueError(f"{path}: {name} is no plain tensor of numbers but {tensor.dtype}, {tensor.layout}.")
+
+
+def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[Piece]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, rest = _place(name) or (_only_part(tensors), name)
+        if part is None:
+            raise ValueError(f"{origin}: {name} belongs to no part of the release's format: not converted.")
+        rest = rest.replace("encoder_vqkd.vision_model.", "encoder_vqkd.", 1)  # Transformers 4
+        if parts.setdefault(part, {}).setdefault(rest, tensor) is not tensor:
+            raise ValueError(f"{origin}: {name} is there twice under two prefixes.")
+    if PROJECTOR in parts and parts.get(LANGUAGE_MODEL, {}).keys() == {_EMBEDDING}:  # mm_projector.bin
+        parts[PROJECTOR] |= parts.pop(LANGUAGE_MODEL)
+    return [Piece(part, origin, tensors, facts) for part, tensors in parts.items()]
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    for part, prefix in _PREFIXES.items():
+        if match := prefix.match(name):
+            return part, name[match.end() :]
+    for part, own_names in _ALONE.items():
+        if own_names.match(name):
+            return part, name
+    return None
+
+
+def _only_part(tensors: dict[str, Tensor]) -> str | None:
+    """The part that a file is of, if it is of one alone: what nothing is known of is named as that part's then."""
+    parts = {place[0] for place in map(_place, tensors) if place}
+    return parts.pop() if len(parts) == 1 and LANGUAGE_MODEL not in parts else None
+
+
+def of_part(pieces: list[Piece], part: str) -> Iterator[Piece]:
+    """Those of one part; files before folders, because a folder repeats what a file of its own says in full."""
+    return iter(sorted((piece for piece in pieces if piece.part == part), key=lambda piece: piece.origin.is_dir()))
