@@ -8,11 +8,13 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import sys
 import types
 
 import pytest
 import torch
+from conftest import build_chat_model
 from release_format import (
     LEVELS,
     PIXEL_LEVELS,
@@ -29,12 +31,14 @@ from release_format import (
     save_tokenizer,
     semantics,
 )
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQModel
 from evotok.cli import main
 from evotok.conversion.sizes import Choices, tokenizer_config
 from evotok.conversion.sources import TOKENIZER, Piece
+from evotok.training import text_tokenizer
 from evotok.training.text_tokenizer import train_text_tokenizer
 
 
@@ -283,11 +287,72 @@ def test_processor_lays_out_turns_as_the_release_does(merged, release):
     assert processor.num_image_tokens == 16 and processor.token_ids["vision_start_token_id"] == 301
 
 
+def test_the_merged_model_draws_and_reads(merged, pixels):
+    model, processor = load(merged), EvoTokProcessor.from_pretrained(merged)
+    to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": "a cat"}], generation_mode="image", **to_tensors
+    )
+    codes = model.generate(**inputs, generation_mode="image", generator=torch.Generator().manual_seed(0))
+    assert codes.shape == (1, 16, PIXEL_LEVELS)
+    [image] = processor.post_process_image_generation(model.decode_image_tokens(codes))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "what is this?"}]
+    chat = [{"role": "user", "content": content}]
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **to_tensors)
+    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("specials", "placeholder", "rows"),
+    [(("<|image_pad|>", "<|video_pad|>"), "<|video_pad|>", 303), ((), "<|image_gen|>", 305)],
+    ids=["as Qwen2.5", "without placeholders"],
+)
+def test_placeholders_are_tokens_that_the_release_leaves_free(
+    specials, placeholder, rows, release, tmp_path, monkeypatch
+):
+    known = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *specials)
+    monkeypatch.setattr(text_tokenizer, "SPECIAL_TOKENS", known)
+    tokenizer = train_text_tokenizer(["You are a helpful assistant. user what is this? a red cat"] * 2, vocab_size=300)
+    tokenizer.add_tokens(["[PAD]", "<im_start>", "<im_end>"], special_tokens=True)
+    shutil.copytree(release["folder"] / "generation", tmp_path / "lm")
+    for path in (tmp_path / "lm").glob("token*"):
+        path.unlink()
+    tokenizer.save_pretrained(tmp_path / "lm")
+    assert convert(tmp_path / "lm", "--out", tmp_path / "ours") == 0
+    processor = EvoTokProcessor.from_pretrained(tmp_path / "ours")
+    model = load(tmp_path / "ours")
+    assert processor.image_generation_token == placeholder and model.lm_head.weight.shape[0] == rows
+    assert model.config.image_generation_token_id == processor.image_generation_token_id < rows
+    assert convert(tmp_path / "ours", "--to-reference", "--out", tmp_path / "back") == 0
+    back = AutoTokenizer.from_pretrained(tmp_path / "back" / "generation")
+    assert len(back) == 303 and back.convert_tokens_to_ids(["<im_start>", "<im_end>"]) == [301, 302]
+    text = "<|im_start|>what is<im_end>"
+    assert back(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_model_of_ours_gets_the_releases_tokens(tmp_path):
+    """Trained here, from nothing: start and end of image become the last two rows of both tables."""
+    model, processor = build_chat_model()
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    size = len(processor.tokenizer)
+    assert convert(tmp_path / "ours", "--to-reference", "--out", tmp_path / "back") == 0
+    for mode in ("understanding", "generation"):
+        tensors = load_file(tmp_path / "back" / mode / "model.safetensors")
+        back = AutoTokenizer.from_pretrained(tmp_path / "back" / mode)
+        assert len(back) == size + 3 and back.convert_tokens_to_ids("<im_start>") == size + 1
+        for name, mine in (
+            ("model.embed_tokens.weight", model.get_input_embeddings().weight),
+            ("lm_head.weight", model.lm_head.weight),
+        ):
+            assert tensors[name].shape[0] == size + 3 and torch.equal(tensors[name][:size], mine[:size])
+            assert torch.equal(tensors[name][-2], mine[model.config.vision_start_token_id])
+            assert torch.equal(tensors[name][-1], mine[model.config.vision_end_token_id])
+
+
 def test_the_model_and_back(merged, release, pixels, tmp_path):
     back = tmp_path / "back"
     assert convert(merged, "--to-reference", "--out", back) == 0
-    from safetensors.torch import load_file
-
     files = {mode: load_file(back / mode / "model.safetensors") for mode in ("understanding", "generation")}
     for mode, tensors in files.items():
         config = json.loads((back / mode / "config.json").read_text())
@@ -354,11 +419,7 @@ def test_without_a_text_tokenizer_and_with_tied_tables(release, pixels, tmp_path
 
 def test_different_language_models_need_a_choice(release, tmp_path, capsys):
     folder = tmp_path / "models"
-    from shutil import copytree
-
-    copytree(release["folder"], folder)
-    from safetensors.torch import load_file, save_file
-
+    shutil.copytree(release["folder"], folder)
     path = folder / "understanding" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"] += 1
@@ -468,12 +529,20 @@ def spoil_index(folder, name):
     ids=["shard", "outside", "index", "config", "no config", "other shard"],
 )
 def test_damaged_folders_are_named(spoil, message, release, tmp_path, capsys):
-    from shutil import copytree
-
-    copytree(release["folder"] / "generation", tmp_path / "lm")
+    shutil.copytree(release["folder"] / "generation", tmp_path / "lm")
     spoil(tmp_path / "lm")
     assert message in refuse(capsys, tmp_path / "lm", "--out", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+
+
+def test_code_of_a_strangers_text_tokenizer_is_not_run(release, tmp_path):
+    folder, trace = tmp_path / "lm", tmp_path / "ran"
+    shutil.copytree(release["folder"] / "generation", folder)
+    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Evil: pass\n")
+    facts = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
+    convert(folder, "--out", tmp_path / "ours")
+    assert not trace.exists()
 
 
 def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):

@@ -140,7 +140,8 @@ def _with_image_tokens_last(
     size = config.text_config.vocab_size if processor is None else len(processor.tokenizer)
     placeholders = {config.image_token_id, config.image_generation_token_id}
     tables = {name: language[name] for name in (EMBEDDING, LM_HEAD) if name in language}
-    if end == start + 1 and set(range(end + 1, size)) <= placeholders:
+    named = processor is None or (processor.vision_start_token, processor.vision_end_token) == APPENDED[1:]
+    if named and end == start + 1 and set(range(end + 1, size)) <= placeholders:
         return language | {name: table[: end + 1].clone() for name, table in tables.items()}, end + 1, False
     for name, table in tables.items():
         padding = table[:size].float().mean(0, keepdim=True).to(table.dtype)
