@@ -402,7 +402,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         grid = features.transpose(1, 2).unflatten(2, (side, side))  # (B, C, h, w)
         pixels = self.pixel_decoder(grid.to(self.pixel_decoder.latent_proj.weight.dtype))
         size = (self.config.image_size, self.config.image_size)
-        if self.config.pixel_resize and pixels.shape[-2:] != size:
+        if pixels.shape[-2:] != size:  # only where the config says pixel_resize
             pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
         return pixels
 
