@@ -261,7 +261,7 @@ def check_model(model, release, pixels):
     mine = codes[1, :, :PIXEL_LEVELS]
     books = [state[f"quantize.codebooks.{level}.weight"] for level in range(PIXEL_LEVELS)]
     vectors = torch.stack([books[level][mine[:, level]] for level in range(PIXEL_LEVELS)], 1)
-    close(model.depth_decoder(hidden, vectors), depth_logits(release["depth"], hidden, vectors))
+    close(model.depth_decoder(hidden, vectors).logits, depth_logits(release["depth"], hidden, vectors))
     labels = torch.where(ids == config.image_generation_token_id, ids, -100)
     logits = depth_logits(release["depth"], hidden, vectors)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), mine.flatten())
