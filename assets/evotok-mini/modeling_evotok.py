@@ -93,9 +93,8 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all.
     _keep_in_fp32_modules_strict = ["vq_model"]
-    # Quantisation passes over these, whatever its config says; names count from the start, in both models. (As the
-    # list's own name says, the classifiers are fp32 in an fp16 model, too.)
-    _keep_in_fp32_modules = ["vq_model", "model.vq_model", "depth_decoder.classifiers"]
+    # Quantisation passes over these, whatever its config says; names count from the start.
+    _keep_in_fp32_modules = ["vq_model"]
     _no_split_modules = ["EvoTokVQModel"]  # `encode` and `decode_*` call its parts, past the hooks of the whole
 
     @classmethod
@@ -222,6 +221,8 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
 class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # As above, for quantisation; and as the name says, in fp16 the classifiers are fp32.
+    _keep_in_fp32_modules = ["model.vq_model", "depth_decoder.classifiers"]
     # Trainer would divide by a count that mixes text labels with image positions; both losses are means already.
     accepts_loss_kwargs = False
 

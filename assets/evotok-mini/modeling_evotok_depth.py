@@ -170,7 +170,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
     base_model_prefix = "depth_decoder"
     main_input_name = "hidden_states"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EvoTokDepthDecoder"]  # its stepwise path calls the parts, past the hooks of the whole
+    # Its stepwise path calls the parts, past the hooks of the whole.
+    _no_split_modules = ["EvoTokDepthDecoder", "EvoTokDepthDecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
