@@ -3,6 +3,9 @@
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
+# make test-hf      Transformers' own common tests on every class, fetched from its source distribution
+# make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
+#
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
 PYTHON ?= python3
@@ -11,9 +14,17 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MADE_FROM := setup.py pyproject.toml constraints.txt
 
+# The oldest Transformers that has what EvoTok uses, and the one it is made with.
+OLDEST := 5.21.0
+NEWEST := 5.23.0
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
+	processing_evotok chat_template_evotok checkpoint remote_code))
+# The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
+HF_TESTS_FROM ?=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format mini clean
+.PHONY: help demo test test-hf test-matrix lint format mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -39,6 +50,31 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest
 
+test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
+	@$(PIP) parameterized
+	@$(if $(HF_TESTS_FROM),mkdir -p .hf-tests/given && ln -sfn '$(abspath $(HF_TESTS_FROM))' .hf-tests/given/transformers_tests)
+	@HF_HUB_OFFLINE=1 PYTHONPATH=.hf-tests/$(if $(HF_TESTS_FROM),given,fetched) \
+		$(BIN)/python -m pytest -o addopts=-q -W ignore::pytest.PytestUnknownMarkWarning tests/huggingface_mixins.py
+
+.hf-tests/fetched/.ready: $(VENV)/.ready-dev
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--no-binary :all: --dest $(@D) transformers==$(NEWEST)
+	@tar -xzf $(@D)/transformers-$(NEWEST).tar.gz -C $(@D) --strip-components=1 transformers-$(NEWEST)/tests
+	@mv $(@D)/tests $(@D)/transformers_tests && touch $(@D)/transformers_tests/__init__.py $@
+
+test-matrix: .venv-matrix/$(OLDEST)/.ready .venv-matrix/$(NEWEST)/.ready
+	@for version in $(OLDEST) $(NEWEST); do \
+		echo "Transformers $$version"; .venv-matrix/$$version/bin/python -m pytest $(CORE_TESTS) || exit 1; done
+
+# Transformers in an environment of its own; all else is that of .venv.
+.venv-matrix/%/.ready: $(VENV)/.ready-dev
+	@rm -rf $(@D) && $(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps transformers==$*
+	@$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/shared.pth
+	@touch $@
+
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -61,5 +97,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .hf-tests demo build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -30,7 +30,7 @@ def package_folders() -> dict[str, str]:
 
 REQUIRED = [
     "torch>=2.13",
-    "transformers>=5.23,<6",
+    "transformers>=5.21,<6",
     "accelerate>=1.15",
     "safetensors>=0.8",
     "datasets>=5.2",

@@ -168,13 +168,6 @@ def test_states_are_returned_when_asked(model_class, tester, config, inputs, how
     }
 
 
-def test_single_states_can_be_asked_for(model, inputs):
-    every = model(**inputs, output_hidden_states=True).hidden_states
-    some = model(**inputs, output_hidden_states=[0, -1]).hidden_states
-    assert [state is None for state in some] == [False, *[True] * (len(every) - 2), False]
-    torch.testing.assert_close((some[0], some[-1]), (every[0], every[-1]))
-
-
 def test_gradients_reach_the_first_states(model_class, config, inputs):
     model = model_class._from_config(config, attn_implementation="eager")
     output = model(**inputs, output_hidden_states=True, output_attentions=True)

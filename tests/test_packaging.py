@@ -96,6 +96,17 @@ def test_pins_are_what_is_tested_with(pins):
     assert Version(transformers.__version__) == pins["transformers"]
 
 
+def test_matrix_spans_the_transformers_that_are_allowed(metadata, pins):
+    oldest, newest = re.search(
+        r"^OLDEST := (\S+)\nNEWEST := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    ).groups()
+    (requirement,) = (Requirement(r) for r in metadata["install_requires"] if r.startswith("transformers"))
+    floor = next(Version(s.version) for s in requirement.specifier if s.operator == ">=")
+    assert Version(oldest).release[:2] == floor.release[:2]
+    assert Version(newest) == pins["transformers"]
+    assert f"The oldest Transformers that works is {floor}" in (ROOT / "README.md").read_text()
+
+
 def test_licences_of_embedded_art_are_named():
     assert "Apache License" in (ROOT / "LICENSE").read_text() and "Version 2.0" in (ROOT / "LICENSE").read_text()
     notice = (ROOT / "NOTICE").read_text()
@@ -111,7 +122,7 @@ def test_licences_of_embedded_art_are_named():
 
 def test_makefile_has_the_promised_targets():
     text = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "lint", "mini", "clean"):
+    for target in ("demo", "test", "test-hf", "test-matrix", "lint", "mini", "clean"):
         assert re.search(rf"^{target}:", text, re.MULTILINE), target
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe

@@ -45,8 +45,6 @@ logger = logging.get_logger(__name__)
     """
 )
 class EvoTokProcessor(ProcessorMixin):
-    text_kwargs = {"padding": True}
-
     def __init__(
         self,
         image_processor=None,
@@ -141,9 +139,14 @@ class EvoTokProcessor(ProcessorMixin):
         if texts is not None and not all(isinstance(sample, str) for sample in texts):
             raise ValueError("`text` must be a string or a list of strings.")
         given, written = self._route_images(images, texts, generation_codes)
+        said = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
+        if "padding" not in said:  # a class attribute would say so too, but only since Transformers 5.23
+            kwargs["padding"] = True
         inputs = super().__call__(images=given or None, text=text, **kwargs)
         if written:
-            images_kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+            images_kwargs = self._merge_kwargs(
+                self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            )
             processed = self.image_processor(written, **images_kwargs["images_kwargs"])
             inputs["generation_pixel_values"] = processed["pixel_values"]
         if generation_codes is not None:

@@ -43,12 +43,12 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 
     Args:
         vectors: (M, C) float32.
-        codebook: (K, C) float32.
+        codebook: (K, C) float32, or of lower precision in a model that was made so after loading.
 
     Returns:
         (M,) int64. Memory beyond the result is bounded by a constant, not by M x K (in an exported graph it is not).
     """
-    size = codebook.shape[0]
+    size, codebook = codebook.shape[0], codebook.float()
     # |x - e|^2 = |x|^2 - 2 x.e + |e|^2; |x|^2 does not move the minimum and |e|^2 rides along as one more column.
     keys = torch.cat([-2.0 * codebook, codebook.square().sum(1, keepdim=True)], dim=1).t()  # (C + 1, K)
     queries = F.pad(vectors, (0, 1), value=1.0)  # (M, C + 1)
