@@ -4,6 +4,7 @@ They differ in data and in which parts learn; model, collator and trainer are th
 """
 
 import copy
+import functools
 
 import torch
 from torch.utils.data import Dataset
@@ -22,6 +23,7 @@ from .emoji.world import EmojiWorld
 from .multimodal_data import Indexed, WithCodes
 from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
+from .streaming import build_stream, record_length
 from .text_tokenizer import train_text_tokenizer
 
 
@@ -115,7 +117,7 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
         return EmojiTrainingSet(world, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
     if recipe.data.name == "llava":
         return load_conversations(recipe.data.path, recipe.data.image_folder)
-    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji' or 'llava'.")
+    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'llava' or a 'mixture'.")
 
 
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
@@ -126,7 +128,12 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         for part in (model.model.language_model, model.depth_decoder):
             part.set_attn_implementation(recipe.model.attn_implementation)
     freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
-    data = Indexed(build_data(recipe, arguments, world))
+    collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
+    if recipe.data.name == "mixture":
+        length_of = functools.partial(record_length, num_image_tokens=processor.num_image_tokens)
+        data = build_stream(recipe, arguments, collator, model.model.vq_model, length_of)
+    else:
+        data = Indexed(build_data(recipe, arguments, world))
     if recipe.data.name == "emoji":
         data = WithCodes(data, model.model.vq_model)
     if recipe.lora:
@@ -135,9 +142,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=EvoTokCollator(
-            processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed
-        ),
+        data_collator=collator,
         processing_class=processor,
         sample_prompts=recipe.data.sample_prompts,
         **optimizer_choice(recipe.optimizer, arguments),
