@@ -6,7 +6,7 @@ from io import BytesIO
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from PIL import Image as PIL
+from PIL import Image as Picture
 
 from evotok.processing.image_loading_evotok import load_image
 from evotok.training.sources import SOURCES
@@ -19,7 +19,7 @@ TEXT_TURNS = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value":
 
 def picture(color="red", suffix="png"):
     buffer = BytesIO()
-    PIL.new("RGB", (40, 30), COLORS[color]).save(buffer, format={"png": "PNG", "jpg": "JPEG"}[suffix])
+    Picture.new("RGB", (40, 30), COLORS[color]).save(buffer, format={"png": "PNG", "jpg": "JPEG"}[suffix])
     return buffer.getvalue()
 
 

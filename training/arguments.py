@@ -1,6 +1,6 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-stage: tokenizer            # tokenizer | pretrain | sft | gen
+stage: tokenizer            # tokenizer | pretrain | sft | gen | unified
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 
-STAGES = ("tokenizer", "pretrain", "sft", "gen")
+STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
 
 
 @dataclass

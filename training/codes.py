@@ -134,8 +134,8 @@ def check_tokenizer(info: ShardInfo, model: EvoTokVQModel, where: str) -> None:
     """
     if info.tokenizer != (mine := fingerprint(model)):
         raise ValueError(
-            f"{where}: codes by the tokenizer {info.tokenizer[:12]}, but this model's is {mine[:12]}: encode the images "
-            "again, or start from the checkpoint they were encoded with."
+            f"{where}: codes by the tokenizer {info.tokenizer[:12]}, but this model's is {mine[:12]}: encode the "
+            "images again, or start from the checkpoint they were encoded with."
         )
     if info.levels != model.config.num_pixel_codebooks:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The stages that train the language model: pretrain, sft and gen (paper, Sec. 3.2 and 3.3).
+"""The stages that train the language model: pretrain, sft, gen (paper, Sec. 3.2 and 3.3), and unified, both at once.
 
 They differ in data and in which parts learn; model, collator and trainer are the same.
 """
@@ -38,6 +38,7 @@ TRAINABLE = {
     "pretrain": ["semantic_projector"],
     "sft": ["semantic_projector", "language_model", "lm_head"],
     "gen": ["pixel_projector", "depth_decoder", "language_model", "lm_head"],
+    "unified": list(PARTS),
 }
 
 

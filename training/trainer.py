@@ -1,4 +1,4 @@
-"""What the trainers of all stages share: terms of the loss in the log, streamed data that resume, a bar with the speed."""
+"""What the trainers of all stages share: terms of the loss in the log, streams that resume, a bar with the speed."""
 
 import time
 from collections import Counter

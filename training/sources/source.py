@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..conversations import convert_turns, read_json_records, resolve_image
@@ -34,7 +34,7 @@ class Source:
         task: `understanding` answers about images, `generation` draws them, `images` has no text worth learning.
         num_samples: rows, as published.
         num_bytes: of all files, roughly where the card does not say; for planning.
-        weight: how often it is drawn, beside the others of its stage: the millions of rows the paper's share stands for.
+        weight: how often it is drawn beside the others of its stage: the millions of rows of its share.
         licence: what its card says; the rights to the images are often somebody else's.
     """
 
@@ -88,8 +88,10 @@ def _open_json(paths: list[Path]) -> IterableDataset:
     # Kept as text: columns of such files change their type from row to row. Memory-mapped, so that many readers share
     # one copy and resume in no time. The stamps are there so that an edited file is not answered from the cache.
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    if next(_json_lines(stamps), None) is None:
+        raise ValueError(f"{', '.join(map(str, paths))}: no records in it.")
     try:
-        rows = Dataset.from_generator(_json_lines, gen_kwargs={"stamps": stamps})
+        rows = Dataset.from_generator(_json_lines, Features({"json": Value("string")}), gen_kwargs={"stamps": stamps})
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
