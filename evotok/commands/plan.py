@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/paper/sft.yaml")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
     parser.add_argument("--gpus", type=int, default=16, metavar="N", help="how many (default 16, as in the paper)")
-    parser.add_argument("--gpu", default="h100", metavar="KIND", help="which: h100 (default), h200, a100-80g, rtx4090 ...")
+    parser.add_argument(
+        "--gpu", default="h100", metavar="KIND", help="which: h100 (default), h200, a100-80g, rtx4090 ..."
+    )
     parser.add_argument(
         "--mfu", type=float, default=0.4, help="share of the GPU's peak that useful work reaches (default 0.4)"
     )
@@ -116,7 +118,14 @@ def _scaling(plan: "Plan"):
     from evotok.training.planning.memory import communication
 
     table = _table(
-        "From 1 to 512 GPUs", "GPUs", "GB each", "sent a step: ZeRO-1, 2", "ZeRO-3", "computing, s", "sending, s", "days"
+        "From 1 to 512 GPUs",
+        "GPUs",
+        "GB each",
+        "sent a step: ZeRO-1, 2",
+        "ZeRO-3",
+        "computing, s",
+        "sending, s",
+        "days",
     )
     for gpus in _SCALES:
         memory = plan.memory_on(gpus, plan.stage, plan.checkpointing)

@@ -131,7 +131,9 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
             plan.memory[checkpointing, stage] = plan.memory_on(gpus, stage, checkpointing)
     width = plan._engine["width"] if plan.stage is not None else 4
     engine_copies = 2 if plan.stage is not None else 1
-    plan.checkpoint_bytes = engine_copies * width * plan.parameters + (12 if plan.stage is not None else 8) * plan.trainable
+    plan.checkpoint_bytes = (
+        engine_copies * width * plan.parameters + (12 if plan.stage is not None else 8) * plan.trainable
+    )
     _plan_data(plan, model.config)
     return plan
 
@@ -168,7 +170,9 @@ def _plan_tokenizer(plan: Plan, micro: int) -> nn.Module:
             model, lambda m: run_tokenizer(m, micro), checkpointing, count=False
         )
     # The teacher, an encoder of its own, looks at every picture as well.
-    plan.flops_a_sample = one.flops + encoding_flops(model) * (1 + recipe.loss.teacher_share * bool(recipe.loss.semantic))
+    plan.flops_a_sample = one.flops + encoding_flops(model) * (
+        1 + recipe.loss.teacher_share * bool(recipe.loss.semantic)
+    )
     plan.tokens_a_sample = model.config.num_positions
     return model
 
@@ -215,9 +219,7 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
             profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), checkpointing, count=False)
             for rows in worst
         ]
-        plan._profiles[checkpointing] = Profile(
-            max(p.released for p in profiles), max(p.held for p in profiles), 0.0
-        )
+        plan._profiles[checkpointing] = Profile(max(p.released for p in profiles), max(p.held for p in profiles), 0.0)
     return inner
 
 

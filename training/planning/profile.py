@@ -108,9 +108,9 @@ def profile_step(
         count: also count operations; those of the recomputation are no work done, so without `checkpointing`.
     """
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     else:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     peaks, flops = [], 0.0
     for release in (True, False):
