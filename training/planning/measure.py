@@ -84,7 +84,7 @@ def predict(case: Case) -> float:
         model.to(torch.bfloat16)
     for part in (model.model.language_model, model.depth_decoder):
         part.set_attn_implementation(ATTENTION)
-    profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing, count=False)
+    profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing)
     bucket = model.config.text_config.hidden_size**2
     return estimate(Engine(*count, 2 if case.half else 4, case.stage, case.processes, bucket), profile).total
 
@@ -95,8 +95,10 @@ def measure(case: Case) -> float:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
         server.close()
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={case.processes}"]
-        command += [f"--master-port={port}", "-m", __spec__.name, "case", json.dumps(case), folder]
+        command = [sys.executable, "-m"]
+        if case.processes > 1:
+            command += ["torch.distributed.run", f"--nproc-per-node={case.processes}", f"--master-port={port}", "-m"]
+        command += [__spec__.name, "case", json.dumps(case), folder]
         # Freed memory goes back to the system at once, and is not kept for later.
         env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

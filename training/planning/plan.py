@@ -17,7 +17,7 @@ from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
 from ..sources import SOURCES
 from .gpus import GPUS_A_NODE, Gpu
 from .memory import Engine, Memory, communication, estimate
-from .profile import ATTENTION, Profile, Rows, encoding_flops, profile_step, run_multimodal, run_tokenizer
+from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, profile_step, run_multimodal, run_tokenizer
 
 
 # What rows hold on average, beside their images: tokens, and how many of them are learned.
@@ -131,9 +131,8 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
             plan.memory[checkpointing, stage] = plan.memory_on(gpus, stage, checkpointing)
     width = plan._engine["width"] if plan.stage is not None else 4
     engine_copies = 2 if plan.stage is not None else 1
-    plan.checkpoint_bytes = (
-        engine_copies * width * plan.parameters + (12 if plan.stage is not None else 8) * plan.trainable
-    )
+    kept = 12 if plan.stage is not None else 8
+    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable
     _plan_data(plan, model.config)
     return plan
 
@@ -164,15 +163,12 @@ def _plan_tokenizer(plan: Plan, micro: int) -> nn.Module:
         model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
     model.set_attn_implementation(ATTENTION)
     plan.parts = {name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()}
-    one = profile_step(model, lambda m: run_tokenizer(m, 1), checkpointing=False)
     for checkpointing in (False, True):
-        plan._profiles[checkpointing] = profile_step(
-            model, lambda m: run_tokenizer(m, micro), checkpointing, count=False
-        )
+        plan._profiles[checkpointing] = profile_step(model, lambda m: run_tokenizer(m, micro), checkpointing)
     # The teacher, an encoder of its own, looks at every picture as well.
-    plan.flops_a_sample = one.flops + encoding_flops(model) * (
-        1 + recipe.loss.teacher_share * bool(recipe.loss.semantic)
-    )
+    teacher = recipe.loss.teacher_share if recipe.loss.semantic else 0.0
+    one = count_flops(model, lambda m: run_tokenizer(m, 1))
+    plan.flops_a_sample = one + encoding_flops(model) * (1 + teacher)
     plan.tokens_a_sample = model.config.num_positions
     return model
 
@@ -201,7 +197,7 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
     for kind, share in kinds.items():
         text, labels = TEXT_TOKENS[kind]
         rows = Rows(1, positions + text, labels, int(kind == "understanding"), int(kind == "generation"))
-        flops = profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), checkpointing=False).flops
+        flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
         plan.flops_a_sample += share * flops
         plan.tokens_a_sample += share * rows.length
     if not _from_codes(recipe):
@@ -216,10 +212,9 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
     ]
     for checkpointing in (False, True):
         profiles = [
-            profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), checkpointing, count=False)
-            for rows in worst
+            profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), checkpointing) for rows in worst
         ]
-        plan._profiles[checkpointing] = Profile(max(p.released for p in profiles), max(p.held for p in profiles), 0.0)
+        plan._profiles[checkpointing] = Profile(max(p.released for p in profiles), max(p.held for p in profiles))
     return inner
 
 

@@ -35,14 +35,13 @@ class Rows(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """Bytes that one batch needs beside parameters and what an optimizer keeps, and operations that it takes.
+    """Bytes that one batch needs beside parameters and what an optimizer keeps.
 
     `released`: if gradients are taken away as they come (ZeRO-2 and 3); `held`: the peak with all gradients kept.
     """
 
     released: int
     held: int
-    flops: float
 
 
 class _Allocations(TorchDispatchMode):
@@ -54,11 +53,10 @@ class _Allocations(TorchDispatchMode):
         self._seen: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in _storages((args, kwargs)):  # weights, which were there before
+            self._seen.setdefault(storage._cdata, storage)
         outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
+        for storage in _storages(outputs):
             if storage._cdata not in self._seen:
                 self._seen[storage._cdata] = storage
                 weakref.finalize(storage, self._drop, storage.nbytes())
@@ -68,6 +66,10 @@ class _Allocations(TorchDispatchMode):
 
     def _drop(self, size: int) -> None:
         self.now -= size
+
+
+def _storages(tree) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class _Fused(torch.autograd.Function):
@@ -96,23 +98,17 @@ def _attention(module, query, key, value, attention_mask, **kwargs):
 AttentionInterface.register(ATTENTION, _attention)
 
 
-def profile_step(
-    model: nn.Module, run: Callable[[nn.Module], torch.Tensor], checkpointing: bool, count: bool = True
-) -> Profile:
+def profile_step(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], checkpointing: bool) -> Profile:
     """Run `run(model) -> loss` and its backward pass, once for either way to treat gradients.
 
     Args:
         model: on the meta device, frozen as it will be trained.
         run: one forward pass.
         checkpointing: recompute activations.
-        count: also count operations; those of the recomputation are no work done, so without `checkpointing`.
     """
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.activation_checkpointing_disable()
+    _set_checkpointing(model, checkpointing)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    peaks, flops = [], 0.0
+    peaks = []
     for release in (True, False):
         hooks = [p.register_post_accumulate_grad_hook(_forget) for p in learning] if release else []
         with _Allocations() as memory:
@@ -121,13 +117,24 @@ def profile_step(
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
-    if count and not checkpointing:
-        _Fused.flops = 0
-        with FlopCounterMode(display=False) as counter:
-            run(model).backward()
-        flops = float(counter.get_total_flops() + _Fused.flops)
-        model.zero_grad(set_to_none=True)
-    return Profile(*peaks, flops)
+    return Profile(*peaks)
+
+
+def count_flops(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> float:
+    """Operations of `run(model) -> loss` and its backward pass; what is computed twice to save memory is no work."""
+    _set_checkpointing(model, False)
+    _Fused.flops = 0
+    with FlopCounterMode(display=False) as counter:
+        run(model).backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops() + _Fused.flops)
+
+
+def _set_checkpointing(model: nn.Module, checkpointing: bool) -> None:
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.activation_checkpointing_disable()
 
 
 def _forget(parameter: torch.Tensor) -> None:
@@ -137,9 +144,7 @@ def _forget(parameter: torch.Tensor) -> None:
 def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.Tensor:
     """The loss of one batch. Which token stands where needs values, which meta has not, so that the parts of
     `forward` are put together here: images and text side by side, then both heads."""
-    base = getattr(model, "base_model", model) if hasattr(model, "peft_config") else model
-    base = base.model if hasattr(model, "peft_config") else base
-    inner, config = base.model, base.config
+    inner, config = model.model, model.config
     vq, dtype = config.vq_config, inner.language_model.dtype
     embeddings = inner.get_input_embeddings()
     images = rows.given + rows.written
@@ -156,15 +161,15 @@ def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.T
     loss = hidden.new_zeros(())
     if rows.labels:
         targets = _meta(rows.batch * rows.labels, dtype=torch.long)
-        logits = base.lm_head(hidden[: len(targets)])
-        loss = loss + base.loss_function(
+        logits = model.lm_head(hidden[: len(targets)])
+        loss = loss + model.loss_function(
             logits=logits, labels=targets, shift_labels=targets, vocab_size=config.text_config.vocab_size
         )
     if rows.written:
         positions, levels = rows.written * vq.num_positions, vq.num_pixel_codebooks
         codes = _meta(positions, levels, dtype=torch.long)
         codebooks = _meta(positions, levels, vq.codebook_dim, dtype=torch.float32)
-        loss = loss + base.depth_decoder.loss(hidden[:positions], codebooks, codes).loss
+        loss = loss + model.depth_decoder.loss(hidden[:positions], codebooks, codes).loss
     return loss
 
 
