@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
 from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a fixture
 
+from evotok import EvoTokForConditionalGeneration
 from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.multimodal_stages import _load_checkpoint
 from evotok.training.train import main
 
 
@@ -104,3 +107,19 @@ def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
     assert "set training.max_steps" in capsys.readouterr().err
     assert main([str(unified), "data.name=emoji"]) == 2
     assert "go together" in capsys.readouterr().err
+
+
+def test_a_stage_goes_on_from_the_adapters_of_the_one_before(recipes, tmp_path):  # noqa: F811
+    """As the low-memory recipes do: their weights are merged, the copies that were trained in full are taken over."""
+    pytest.importorskip("peft")
+    first, adapters = tmp_path / "first", tmp_path / "adapters"
+    one = ["training.max_steps=1", "training.learning_rate=0.05"]
+    assert main([str(recipes / "sft.yaml"), f"training.output_dir={first}", *one]) == 0
+    lora = [f"model.checkpoint={first}", "model.trainable=[semantic_projector,language_model]", "lora.r=4"]
+    assert main([str(recipes / "sft.yaml"), f"training.output_dir={adapters}", *one, *lora]) == 0
+    merged = _load_checkpoint(str(adapters)).state_dict()
+    before = EvoTokForConditionalGeneration.from_pretrained(first).state_dict()
+    assert merged.keys() == before.keys()
+    moved = {name for name, tensor in merged.items() if not torch.equal(tensor, before[name])}
+    assert any("q_proj" in name for name in moved) and any("semantic_projector" in name for name in moved)
+    assert not any("vq_model" in name or "depth_decoder" in name for name in moved)

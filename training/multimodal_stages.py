@@ -5,6 +5,7 @@ They differ in data and in which parts learn; model, collator and trainer are th
 
 import copy
 import functools
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
@@ -65,8 +66,7 @@ def build_multimodal(
     """
     arguments = recipe.model
     if arguments.checkpoint:
-        model = EvoTokForConditionalGeneration.from_pretrained(arguments.checkpoint, dtype=torch.float32)
-        return model, EvoTokProcessor.from_pretrained(arguments.checkpoint)
+        return _load_checkpoint(arguments.checkpoint), EvoTokProcessor.from_pretrained(arguments.checkpoint)
     if arguments.vq_checkpoint is None:
         raise ValueError("a recipe needs model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
     vq_model = EvoTokVQModel.from_pretrained(arguments.vq_checkpoint, dtype=torch.float32)
@@ -87,6 +87,18 @@ def build_multimodal(
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     return model, processor
+
+
+def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
+    """The model of a stage before; low-rank adapters are merged into the weights they were trained on."""
+    if not (Path(checkpoint) / "adapter_config.json").is_file():
+        return EvoTokForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
+    if not base:
+        raise ValueError(f"{checkpoint}: adapters that do not say what they were trained on: start from a checkpoint.")
+    return PeftModel.from_pretrained(_load_checkpoint(base), checkpoint).merge_and_unload()
 
 
 def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:
