@@ -13,9 +13,10 @@ from PIL import Image
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.cli import COMMANDS, main
 from evotok.commands.checkpoints import load_tokenizer
-from evotok.commands.codes import Codes, fingerprint, read_codes, write_codes
+from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
 from evotok.commands.train import find_recipe
+from evotok.training.fingerprint import fingerprint
 from evotok.training.text_tokenizer import train_text_tokenizer
 
 

@@ -10,11 +10,12 @@ from transformers import TrainingArguments
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
 from evotok.training.arguments import read_recipe
 from evotok.training.multimodal_stages import TRAINABLE, freeze_all_but
+from evotok.training.sources import SOURCES
 from evotok.training.tokenizer_trainer import TERMS
 
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name in ("mini", "paper"))
+RECIPES = sorted(path for scale in ("mini", "paper") for path in (ROOT / scale).rglob("*.yaml"))
 MINI_TEXT = {"vocab_size": 1536}
 
 
@@ -24,7 +25,9 @@ def names(paths):
 
 def test_all_stages_ship_at_both_scales():
     assert {path.stem for path in RECIPES if path.parent.name == "mini"} >= {"tokenizer", "pretrain", "sft", "gen"}
-    assert {path.stem for path in RECIPES if path.parent.name == "paper"} >= {"tokenizer", "pretrain", "sft", "gen"}
+    paper = {path.stem for path in RECIPES if path.parent.name == "paper"}
+    assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified"}
+    assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
@@ -32,15 +35,15 @@ def test_recipe_parses_and_builds(path, tmp_path):
     recipe = read_recipe(path)
     given = {key: value for key, value in recipe.training.items() if key not in ("deepspeed", "bf16")}
     TrainingArguments(**given | {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True})
-    scale = path.parent.name
-    vq_fields = read_recipe(path.parent / "tokenizer.yaml").model.config
+    scale = path.relative_to(ROOT).parts[0]
+    vq_fields = read_recipe(ROOT / scale / "tokenizer.yaml").model.config
     with torch.device("meta"):
         if recipe.stage == "tokenizer":
             model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
             assert set(TERMS) <= set(vars(recipe.loss))
             assert scale != "paper" or sum(p.numel() for p in model.parameters()) == 391_216_267
             return
-        fields = read_recipe(path.parent / "pretrain.yaml").model.config
+        fields = read_recipe(ROOT / scale / "pretrain.yaml").model.config
         if scale == "mini":
             fields["text_config"] |= MINI_TEXT
             fields |= dict.fromkeys(
@@ -51,6 +54,24 @@ def test_recipe_parses_and_builds(path, tmp_path):
     freeze_all_but(model, parts)
     assert not any(p.requires_grad for p in model.model.vq_model.parameters())
     assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.relative_to(ROOT).parts[0] == "paper"], ids=lambda p: p.stem)
+def test_paper_recipes_name_sources_that_suit_their_stage(path):
+    recipe = read_recipe(path)
+    tasks = {source.source: SOURCES[source.source].task for source in recipe.data.sources}
+    expected = {
+        "tokenizer": {"images"},
+        "pretrain": {"understanding"},
+        "sft": {"understanding"},
+        "gen": {"generation"},
+        "unified": {"understanding", "generation"},
+    }
+    assert set(tasks.values()) == expected[recipe.stage] and recipe.training["max_steps"] > 0
+    # Not on the hub as streams: the recipe must say where they lie.
+    assert all(source.path for source in recipe.data.sources if SOURCES[source.source].kind == "json")
+    millions = sum(source.weight or 0 for source in recipe.data.sources)
+    assert millions == pytest.approx({"sft": 13, "gen": 22, "unified": 35}.get(recipe.stage, millions), abs=0.1)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deepspeed").glob("*.json")), ids=lambda path: path.name)

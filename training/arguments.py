@@ -1,6 +1,6 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-stage: tokenizer            # tokenizer | pretrain | sft | gen
+stage: tokenizer            # tokenizer | pretrain | sft | gen | unified
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 
-STAGES = ("tokenizer", "pretrain", "sft", "gen")
+STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
 
 
 @dataclass
@@ -43,13 +43,31 @@ class ModelArguments:
 
 
 @dataclass
+class SourceArguments:
+    """One source of a mixture."""
+
+    source: str
+    """A name of `training/sources/`, or `codes` for what `evotok encode-dataset` wrote."""
+    path: str | None = None
+    """Its folder, or a hub id; the published data set when left out."""
+    image_folder: str | None = None
+    """Where its images lie, if not in `path`."""
+    weight: float | None = None
+    """How often it is drawn beside the others; the source's own weight when left out."""
+
+
+@dataclass
 class DataArguments:
     """What it is trained on."""
 
     name: str = "emoji"
-    """`emoji` (the embedded world), `folder` (images), or `llava` (JSON or JSONL in LLaVA's format)."""
+    """`emoji` (the embedded world), `folder` (images), `llava` (JSON or JSONL in LLaVA's format), or `mixture`."""
     path: str | None = None
     """Folder of images, or LLaVA file."""
+    sources: list[SourceArguments] = field(default_factory=list)
+    """What a `mixture` is drawn from, streamed; `training.max_steps` says how long."""
+    pool_batches: int = 32
+    """Batches' worth of samples that each reader of a mixture shuffles and sorts by length at once."""
     image_folder: str | None = None
     """Where the images of a LLaVA file lie; its own folder when left out."""
     mixture: dict[str, float] = field(default_factory=dict)
@@ -130,6 +148,21 @@ def _build(cls, values: Any, where: str):
     return cls(**values)
 
 
+def _build_sources(data: DataArguments, where: str) -> list[SourceArguments]:
+    if bool(data.sources) != (data.name == "mixture"):
+        raise ValueError(f"{where}: data.name mixture and data.sources go together: give both or neither.")
+    if not isinstance(data.sources, list):
+        raise ValueError(f"{where}: data.sources is a list of sources, each with `source` and maybe `path`, `weight`.")
+    for source in data.sources:
+        if not isinstance(source, dict) or "source" not in source:
+            raise ValueError(f"{where}: data.sources: {source!r} has no `source`, the name of one.")
+    sources = [_build(SourceArguments, source, f"{where}: data.sources") for source in data.sources]
+    for source in sources:
+        if source.weight is not None and not source.weight > 0:
+            raise ValueError(f"{where}: data.sources: weight {source.weight} of {source.source} is not above 0.")
+    return sources
+
+
 def _override(tree: dict, word: str) -> None:
     path, separator, text = word.partition("=")
     keys = path.split(".")
@@ -197,5 +230,6 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     }
     for name, cls in sections.items():
         tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
+    tree["data"].sources = _build_sources(tree["data"], str(path))
     _refuse_unknown(tree.get("training", {}), (f.name for f in fields(TrainingArguments)), f"{path}: training")
     return Recipe(**tree)

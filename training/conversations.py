@@ -71,7 +71,7 @@ def read_conversations(path: str | Path, image_folder: str | Path | None = None)
     """
     path = Path(path)
     folder = Path(image_folder if image_folder is not None else path.parent).resolve()
-    for where, record in _read_records(path):
+    for where, record in read_json_records(path):
         try:
             yield _convert(record, folder)
         except (KeyError, TypeError, ValueError) as error:
@@ -90,8 +90,12 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"{path}: no such file: check the path.")
 
 
-def _read_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a record stands, and the record."""
+def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where a record of a JSON list or of JSONL stands, and the record.
+
+    Raises:
+        ValueError: no such file, or not JSON; the message names the line.
+    """
     _check_suffix(path)
     if path.suffix == ".json":
         records = _parse(path.read_bytes(), str(path))
@@ -121,18 +125,46 @@ def _convert(record: Any, folder: Path) -> dict:
     if not isinstance(record, dict):
         raise TypeError(f'a record is {{"image": ..., "conversations": [...]}}, not {type(record).__name__}')
     turns = record["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise TypeError('"conversations" must be a list of at least one turn')
     names = record.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError('"image" must be a file name or a list of file names')
-    messages = [_convert_turn(turn) for turn in turns]
-    num_marks = sum(part["type"] == "image" for message in messages for part in message["content"])
+    messages = [_convert_turn(turn) for turn in _check_turns(turns)]
+    num_marks = count_marks(messages)
     if num_marks != len(names):
         raise ValueError(f'{num_marks} <image> marks for {len(names)} images in "image": make them agree')
     images = [resolve_image(folder, name) for name in names]
     return {"id": str(record.get("id", "")), "messages": messages, "images": images}
+
+
+def _check_turns(turns: Any) -> list:
+    if not isinstance(turns, list) or not turns:
+        raise TypeError('"conversations" must be a list of at least one turn')
+    return turns
+
+
+def count_marks(messages: list[dict]) -> int:
+    """Images that messages ask for."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def convert_turns(turns: Any, num_images: int) -> list[dict]:
+    """Messages of LLaVA's turns; marks that public files forgot go before the first question.
+
+    Raises:
+        ValueError: no turns, an unknown role, or more marks than images.
+    """
+    try:
+        messages = [_convert_turn(turn) for turn in _check_turns(turns)]
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    missing = num_images - count_marks(messages)
+    if missing < 0:
+        raise ValueError(f"{num_images - missing} <image> marks for {num_images} images")
+    if missing:
+        asked = next((message for message in messages if message["role"] == "user"), messages[0])
+        asked["content"][:0] = [{"type": "image", "text": None} for _ in range(missing)]
+    return messages
 
 
 def _convert_turn(turn: Any) -> dict:

@@ -1,9 +1,11 @@
-"""The stages that train the language model: pretrain, sft and gen (paper, Sec. 3.2 and 3.3).
+"""The stages that train the language model: pretrain, sft, gen (paper, Sec. 3.2 and 3.3), and unified, both at once.
 
 They differ in data and in which parts learn; model, collator and trainer are the same.
 """
 
 import copy
+import functools
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
@@ -22,6 +24,7 @@ from .emoji.world import EmojiWorld
 from .multimodal_data import Indexed, WithCodes
 from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
+from .streaming import build_stream, record_length
 from .text_tokenizer import train_text_tokenizer
 
 
@@ -36,6 +39,7 @@ TRAINABLE = {
     "pretrain": ["semantic_projector"],
     "sft": ["semantic_projector", "language_model", "lm_head"],
     "gen": ["pixel_projector", "depth_decoder", "language_model", "lm_head"],
+    "unified": list(PARTS),
 }
 
 
@@ -62,8 +66,7 @@ def build_multimodal(
     """
     arguments = recipe.model
     if arguments.checkpoint:
-        model = EvoTokForConditionalGeneration.from_pretrained(arguments.checkpoint, dtype=torch.float32)
-        return model, EvoTokProcessor.from_pretrained(arguments.checkpoint)
+        return _load_checkpoint(arguments.checkpoint), EvoTokProcessor.from_pretrained(arguments.checkpoint)
     if arguments.vq_checkpoint is None:
         raise ValueError("a recipe needs model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
     vq_model = EvoTokVQModel.from_pretrained(arguments.vq_checkpoint, dtype=torch.float32)
@@ -84,6 +87,18 @@ def build_multimodal(
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     return model, processor
+
+
+def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
+    """The model of a stage before; low-rank adapters are merged into the weights they were trained on."""
+    if not (Path(checkpoint) / "adapter_config.json").is_file():
+        return EvoTokForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
+    if not base:
+        raise ValueError(f"{checkpoint}: adapters that do not say what they were trained on: start from a checkpoint.")
+    return PeftModel.from_pretrained(_load_checkpoint(base), checkpoint).merge_and_unload()
 
 
 def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:
@@ -115,7 +130,7 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
         return EmojiTrainingSet(world, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
     if recipe.data.name == "llava":
         return load_conversations(recipe.data.path, recipe.data.image_folder)
-    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji' or 'llava'.")
+    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'llava' or a 'mixture'.")
 
 
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
@@ -126,7 +141,12 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         for part in (model.model.language_model, model.depth_decoder):
             part.set_attn_implementation(recipe.model.attn_implementation)
     freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
-    data = Indexed(build_data(recipe, arguments, world))
+    collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
+    if recipe.data.name == "mixture":
+        length_of = functools.partial(record_length, num_image_tokens=processor.num_image_tokens)
+        data = build_stream(recipe, arguments, collator, model.model.vq_model, length_of)
+    else:
+        data = Indexed(build_data(recipe, arguments, world))
     if recipe.data.name == "emoji":
         data = WithCodes(data, model.model.vq_model)
     if recipe.lora:
@@ -135,9 +155,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=EvoTokCollator(
-            processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed
-        ),
+        data_collator=collator,
         processing_class=processor,
         sample_prompts=recipe.data.sample_prompts,
         **optimizer_choice(recipe.optimizer, arguments),

@@ -1,17 +1,22 @@
 """Images that the tokenizer learns from: the emoji world with scenes, or any folder."""
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
-from ..processing.image_loading_evotok import load_image
+from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.scenes import render, sample_scene
 from .emoji.world import EmojiWorld
 
+
+logger = logging.get_logger(__name__)
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -80,15 +85,57 @@ class FolderImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         image = load_image(self.paths[index])
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        slack = (width - self.size, height - self.size)
-        if self.random_crop:
-            left, top = (int(torch.randint(s + 1, ())) for s in slack)
-        else:
-            left, top = (s // 2 for s in slack)
-        return {"pixel_values": to_pixels(image.crop((left, top, left + self.size, top + self.size)))}
+        place = tuple(torch.rand(2).tolist()) if self.random_crop else (0.5, 0.5)
+        return {"pixel_values": to_pixels(crop_square(image, self.size, place))}
+
+
+def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
+    """The short side resized to `size`, and of the long one the square at `place`, 0 to 1 across and down."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (round(share * (side - size)) for share, side in zip(place, (width, height), strict=True))
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + size, top + size))
+
+
+class ImageCollator:
+    """Collates the pictures of records, the last of each, into `pixel_values` (B, 3, H, W) in [-1, 1].
+
+    A record's `index` and the seed say where it is cropped. Pictures that cannot be read, are over the limit of
+    pixels or longer than `max_aspect` are left out, logged and counted in `skipped`; a batch of nothing else repeats
+    the last good picture.
+
+    Raises:
+        ValueError: no good picture has been seen yet.
+    """
+
+    def __init__(self, size: int, seed: int = 0, max_aspect: float = 20.0):
+        self.size, self.seed, self.max_aspect = size, seed, max_aspect
+        self.skipped: Counter[str] = Counter()
+        self._spare: torch.Tensor | None = None
+
+    def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
+        pixels = [image for record in records if (image := self._read(record)) is not None]
+        if not pixels and self._spare is None:
+            raise ValueError(f"No picture of the batch can be used, {dict(self.skipped)} so far: check the data set.")
+        pixels = pixels or [self._spare]
+        self._spare = pixels[-1]
+        return {"pixel_values": torch.stack(pixels)}
+
+    def _read(self, record: dict) -> torch.Tensor | None:
+        if not record["images"]:
+            self.skipped["no_image"] += 1
+            return None
+        try:
+            image = load_image(record["images"][-1])
+            if max(image.size) > self.max_aspect * min(image.size):
+                raise EvoTokImageError(f"{image.width} x {image.height} is too long to crop a square from")
+        except EvoTokImageError as error:
+            self.skipped["image"] += 1
+            logger.warning(f"Skipped (image, {self.skipped['image']} so far): record {record['id']}: {error}")
+            return None
+        rng = random.Random(f"{self.seed}/{record['index']}")
+        return to_pixels(crop_square(image, self.size, (rng.random(), rng.random())))
 
 
 def emoji_pixels(world: EmojiWorld, split: str, limit: int | None = None) -> torch.Tensor:

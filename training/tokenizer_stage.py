@@ -7,8 +7,9 @@ from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe
 from .emoji.world import EmojiWorld
 from .optimizers import optimizer_choice
+from .streaming import build_stream
 from .teachers import EfficientNetTeacher, SiglipTeacher
-from .tokenizer_data import EmojiImages, FolderImages, emoji_pixels
+from .tokenizer_data import EmojiImages, FolderImages, ImageCollator, emoji_pixels
 from .tokenizer_trainer import TokenizerTrainer
 
 
@@ -66,8 +67,12 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         world = EmojiWorld(recipe.data.path)
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
         held_out, calibration = emoji_pixels(world, "new_concept", 128), emoji_pixels(world, "train", 512)
-    else:
+    elif recipe.data.name == "mixture":
+        data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
+    elif recipe.data.name == "folder":
         data = FolderImages(recipe.data.path, config.image_size)
+    else:
+        raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture'.")
     teacher = build_teacher(recipe, config, calibration) if recipe.loss.semantic else None
     trainer = TokenizerTrainer(
         model=model,

@@ -1,9 +1,14 @@
-"""What the trainers of all stages share: terms of the loss in the log, and a progress bar that says the speed."""
+"""What the trainers of all stages share: terms of the loss in the log, streams that resume, a bar with the speed."""
 
 import time
+from collections import Counter
+from pathlib import Path
 
 import torch
 from transformers import ProgressCallback, Trainer
+
+from .mixture import RecordStream
+from .streaming import ResumableLoader, add_skipped
 
 
 class ThroughputBar(ProgressCallback):
@@ -27,11 +32,18 @@ class ThroughputBar(ProgressCallback):
 
 
 class EvoTokTrainer(Trainer):
-    """`Trainer` that logs the mean of every term of the loss beside the loss, under the term's own name."""
+    """`Trainer` that logs the mean of every term of the loss beside the loss, under the term's own name.
+
+    A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what it skipped in
+    this process so far is logged as `skipped_REASON`.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._terms: dict[str, list[torch.Tensor]] = {}
+        self._stream_loader: ResumableLoader | None = None
+        self._resume_from: str | None = None
+        self.skipped: Counter[str] = Counter()
         if self.pop_callback(ProgressCallback) is not None:  # else bars are switched off
             self.add_callback(ThroughputBar)
 
@@ -45,4 +57,32 @@ class EvoTokTrainer(Trainer):
         if "loss" in logs and self._terms:
             logs |= {name: torch.stack(values).mean().item() for name, values in self._terms.items()}
             self._terms = {}
+        if "loss" in logs:
+            logs |= {f"skipped_{reason}": count for reason, count in self.skipped.items()}
         super().log(logs, *args, **kwargs)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As in Transformers; `resume_from_checkpoint` is a folder or None."""
+        self._resume_from = resume_from_checkpoint
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self):
+        """Of a stream: its own loader, from where the checkpoint left it."""
+        if not isinstance(self.train_dataset, RecordStream):
+            return super().get_train_dataloader()
+        self._stream_loader = ResumableLoader(self.train_dataset, self.args)
+        if self._resume_from:
+            step = int(Path(self._resume_from).name.rpartition("-")[2])
+            self._stream_loader.load(self._resume_from, step)
+        return self._stream_loader.loader
+
+    def _prepare_inputs(self, inputs):
+        add_skipped(self.skipped, inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _save_checkpoint(self, model, trial):
+        # Before the rest: what marks a checkpoint as whole is written last.
+        if self._stream_loader is not None:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self._stream_loader.save(folder)
+        super()._save_checkpoint(model, trial)

@@ -1,6 +1,5 @@
 """Files of codes: one safetensors with `codes` (I, N, D) uint16, the images' names, and which tokenizer wrote them."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +10,6 @@ from evotok.commands.files import new_files
 if TYPE_CHECKING:
     import numpy as np
 
-    from evotok import EvoTokVQModel
-
 FORMAT = "evotok-codes-1"
 
 
@@ -22,20 +19,6 @@ class Codes(NamedTuple):
     codes: "np.ndarray"
     names: list[str]
     tokenizer: str
-
-
-def fingerprint(model: "EvoTokVQModel") -> str:
-    """SHA-256 of what an image goes through on its way to codes: encoder and codebooks.
-
-    Tokenizers of equal fingerprint give the same codes, whatever checkpoint they lie in and however they decode.
-    """
-    digest = hashlib.sha256(f"{FORMAT}/{model.config.image_size}".encode())
-    parts = ("vision_tower.", "to_latent.")
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(parts) or (name.startswith("quantizer.") and name.endswith(".weight")):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def write_codes(path: str | Path, content: Codes) -> None:

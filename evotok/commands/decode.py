@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
-from evotok.commands.codes import fingerprint, read_codes
+from evotok.commands.codes import read_codes
 from evotok.commands.files import safe_name, save_images
 
 
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from evotok.processing.image_loading_evotok import convert_to_images
+    from evotok.training.fingerprint import fingerprint
 
     content = read_codes(options.file)
     model, _ = load_tokenizer(options.checkpoint)

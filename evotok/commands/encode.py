@@ -3,7 +3,7 @@
 import argparse
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
-from evotok.commands.codes import Codes, fingerprint, write_codes
+from evotok.commands.codes import Codes, write_codes
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from evotok.processing.image_loading_evotok import load_image
+    from evotok.training.fingerprint import fingerprint
 
     if Path(options.out).suffix != ".safetensors":
         raise ValueError(f"--out {options.out}: the name of a file of codes ends in .safetensors.")

@@ -1,0 +1,208 @@
+"""Shards of codes: what they hold, that they restart, whose they are, and that training from them is training."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import build_chat_model
+from datasets import Dataset
+from PIL import Image
+from test_sources import picture, write_tar
+from transformers import SiglipImageProcessorPil
+
+from evotok.cli import main as cli
+from evotok.training.arguments import DataArguments, SourceArguments
+from evotok.training.codes import ShardInfo, ShardWriter, check_tokenizer, open_codes, read_shards, to_record
+from evotok.training.collators import EvoTokCollator
+from evotok.training.encoding import CorpusEncoder
+from evotok.training.fingerprint import fingerprint
+from evotok.training.streaming import open_part, open_parts
+from evotok.training.train import main as train
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return build_chat_model()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(chat, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for part in chat:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Two tars of five pictures, each of its own colour; one is corrupt."""
+    for shard in range(2):
+        samples = []
+        for n in range(5):
+            data = picture("red" if n % 2 else "blue")
+            samples.append(
+                (f"{shard}-{n}", {"txt": f"wall {n}".encode(), "png": b"x" if (shard, n) == (1, 3) else data})
+            )
+        write_tar(tmp_path / f"{shard}.tar", samples)
+    return tmp_path
+
+
+def encoder(chat, tars, out, **kwargs):
+    model, processor = chat
+    part, _ = open_part(SourceArguments("webdataset-pairs", str(tars)))
+    return CorpusEncoder(model.model.vq_model, processor.image_processor, part, out, **kwargs)
+
+
+def test_encoding_a_corpus(chat, tars, tmp_path):
+    """Two processes share the shards out; what is bad is counted and listed; a second run has nothing to do."""
+    out = tmp_path / "codes"
+    results = [encoder(chat, tars, out, batch_size=2, threads=2).run(rank, 2) for rank in range(2)]
+    assert [(r.written, r.found, r.images, r.skipped) for r in results] == [(1, 0, 5, 0), (1, 0, 4, 1)]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [
+        "codes-00000-of-00002.parquet", "codes-00001-of-00002.parquet", "codes-00001-of-00002.skipped.jsonl",
+    ]  # fmt: skip
+    assert json.loads((out / names[2]).read_text())["key"] == "1-3"
+    again = encoder(chat, tars, out).run()
+    assert (again.written, again.found, again.images) == (0, 2, 0)
+
+    model, processor = chat
+    vq_model = model.model.vq_model
+    info = ShardInfo.read(out / names[1])
+    assert info == ShardInfo(fingerprint(vq_model), 16, 2, "webdataset-pairs", skipped=1)
+    rows = list(read_shards([str(out / names[0]), str(out / names[1])]))
+    assert [row["key"] for row in rows] == ["0-0", "0-1", "0-2", "0-3", "0-4", "1-0", "1-1", "1-2", "1-4"]
+    pixels = processor.image_processor(Image.new("RGB", (40, 30), (255, 0, 0)), return_tensors="pt")["pixel_values"]
+    codes = to_record(rows[1], info)["codes"]
+    assert codes.shape == (1, 16, 2) and (codes == vq_model.encode(pixels)[..., :2].numpy()).all()
+    schema = pq.read_schema(out / names[0])
+    assert str(schema.field("codes").type) == "fixed_size_binary[64]"
+
+
+def test_a_killed_encoding_leaves_no_half_shard_and_goes_on(chat, tars, tmp_path, monkeypatch):
+    out = tmp_path / "codes"
+    model = chat[0].model.vq_model
+    encode, calls = model.encode, []
+
+    def dying(pixels):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    monkeypatch.setattr(model, "encode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        encoder(chat, tars, out, batch_size=3).run()
+    assert [path.name for path in out.iterdir()] == ["codes-00000-of-00002.parquet"]
+    assert encoder(chat, tars, out, batch_size=3).run().written == 1
+
+
+def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
+    out = tmp_path / "codes"
+    encoder(chat, tars, out).run()
+    other, processor = build_chat_model()
+    other.model.vq_model.to_latent.linear_2.weight.data.add_(1.0)
+    with pytest.raises(ValueError, match="give another folder"):
+        encoder((other, processor), tars, out)
+    data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(out))])
+    [part] = open_parts(data, chat[0].model.vq_model)
+    assert part.name == "codes webdataset-pairs"
+    with pytest.raises(ValueError, match="but this model's is"):
+        open_parts(data, other.model.vq_model)
+    with pytest.raises(ValueError, match="tokenizer stage learns from images"):
+        open_parts(data, None)
+    data.sources.append(SourceArguments("webdataset-pairs", str(tars)))
+    with pytest.raises(ValueError, match="codes beside pictures to be drawn .webdataset-pairs."):
+        open_parts(data, chat[0].model.vq_model)
+    info = ShardInfo(fingerprint(chat[0].model.vq_model), 16, 4)
+    with pytest.raises(ValueError, match="codes of 4 levels, but this model draws 2"):
+        check_tokenizer(info, chat[0].model.vq_model, "x")
+
+
+def test_damaged_and_foreign_shards_are_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match="not a whole shard"):
+        open_codes(tmp_path)
+    Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="not a shard of codes"):
+        open_codes(tmp_path)
+
+
+def test_the_writer_refuses_what_does_not_fit(tmp_path):
+    writer = ShardWriter(tmp_path / "x.parquet", ShardInfo("t", 4, 2))
+    with pytest.raises(ValueError, match="codes of shape"):
+        writer.write(["a"], ["b"], np.zeros((1, 4, 3), int))
+    with pytest.raises(ValueError, match="16 bits hold"):
+        writer.write(["a"], ["b"], np.full((1, 4, 2), 70000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_codes_and_images_give_the_same_loss(chat, tars, tmp_path):
+    """The same pictures, once decoded and once as codes, through the collator and the model."""
+    model, processor = chat
+    out = tmp_path / "codes"
+    encoder(chat, tars, out).run()
+    _, info = open_codes(out)
+    rows = {row["key"]: row for row in read_shards([str(path) for path in sorted(out.glob("*.parquet"))])}
+    part, _ = open_part(SourceArguments("webdataset-pairs", str(tars)))
+    from_images = [part.convert(row) for row in part.rows if row["__key__"] in rows]
+    from_codes = [to_record(rows[record["id"]], info) for record in from_images]
+    collator = EvoTokCollator(processor)
+    with torch.no_grad():
+        losses = [model(**collator(records)).loss for records in (from_images, from_codes)]
+    assert torch.equal(*losses)
+
+
+def test_command_line_and_training_from_codes(checkpoint, tars, tmp_path, capsys):
+    out = tmp_path / "codes"
+    words = ["encode-dataset", str(checkpoint), "--source", "webdataset-pairs", "--path", str(tars), "--out", str(out)]
+    assert cli(words) == 0
+    assert "9 images in 2 shards, 1 skipped" in capsys.readouterr().out
+    assert cli([*words[:3], "llava-next", *words[4:]]) == 2
+    assert "codes are of pictures to be drawn" in capsys.readouterr().err
+
+    recipe = {
+        "stage": "gen",
+        "model": {"checkpoint": str(checkpoint)},
+        "data": {"name": "mixture", "sources": [{"source": "codes", "path": str(out)}], "pool_batches": 2},
+        "training": {
+            "output_dir": str(tmp_path / "run"), "max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none",
+            "disable_tqdm": True, "logging_steps": 1,
+        },
+    }  # fmt: skip
+    path = tmp_path / "gen.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert train([str(path)]) == 0
+    state = json.loads((tmp_path / "run/checkpoint-2/trainer_state.json").read_text())
+    assert "image_loss" in state["log_history"][0]
+
+    shutil.copytree(checkpoint, tmp_path / "other")
+    model, _ = build_chat_model()
+    model.model.vq_model.to_latent.linear_2.weight.data.add_(1.0)
+    model.save_pretrained(tmp_path / "other")
+    assert train([str(path), f"model.checkpoint={tmp_path / 'other'}"]) == 2
+    assert "encode the images again" in capsys.readouterr().err
+
+
+def test_reading_is_fast(tmp_path):
+    """The number that counts is measured elsewhere; a tenth of it here, so that a slow machine does not fail it."""
+    import time
+
+    codes = np.random.default_rng(0).integers(0, 32768, (4096, 256, 4))
+    writer = ShardWriter(tmp_path / "x.parquet", info := ShardInfo("t", 256, 4))
+    writer.write([str(n) for n in range(4096)], ["a caption"] * 4096, codes)
+    writer.close(skipped=0)
+    start = time.perf_counter()
+    records = [to_record(row, info) for row in read_shards([str(tmp_path / "x.parquet")])]
+    assert len(records) / (time.perf_counter() - start) > 3000
+    assert (records[77]["codes"][0] == codes[77]).all()
+
+
+def test_the_image_processor_is_the_one_of_training(checkpoint):
+    from evotok.commands.checkpoints import load_tokenizer
+
+    assert isinstance(load_tokenizer(str(checkpoint))[1], SiglipImageProcessorPil)

@@ -1,0 +1,49 @@
+"""`evotok data check` on sources of every kind of trouble."""
+
+import json
+
+import yaml
+from test_sources import TURNS, picture, write_images
+
+from evotok.cli import main
+
+
+def recipe(tmp_path, *sources):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"stage": "sft", "data": {"name": "mixture", "sources": list(sources)}}))
+    return str(path)
+
+
+def test_it_says_what_it_found_and_draws_it(tmp_path, capsys):
+    images, llava = tmp_path / "pictures", tmp_path / "llava"
+    write_images(images, *(f"red-{n}.png" for n in range(3)))
+    (images / "bad.png").write_bytes(b"no")
+    llava.mkdir()
+    (llava / "1.png").write_bytes(picture("blue"))
+    rows = [{"id": "1", "image": "1.png", "conversations": TURNS}, {"id": "2", "image": "1.png", "conversations": []}]
+    (llava / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
+    path = recipe(
+        tmp_path,
+        {"source": "image-folder", "path": str(images), "weight": 2},
+        {"source": "llava-pretrain", "path": str(llava)},
+    )
+    assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "image-folder, weight 2" in out and "3 pictures, 40 x 30 to 40 x 30 pixels" in out
+    assert "skipped 1" in out and "bad.png" in out
+    assert "2 rows read: 1 records" in out and "at least one turn" in out and "user: <image>What colour?" in out
+    assert "558,128 samples published" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"image-folder.png", "llava-pretrain.png"}
+
+
+def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path, capsys):
+    images = tmp_path / "pictures"
+    write_images(images, "red.png")
+    path = recipe(tmp_path, {"source": "cambrian", "path": "nowhere"}, {"source": "image-folder", "path": str(images)})
+    assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert "image-folder, weight 1" in captured.out
+    assert "cannot be used: cambrian: no folder 'nowhere': download" in captured.err
+    assert "1 of 2 sources" in captured.err
+    assert main(["data", "check", "configs/mini/sft.yaml"]) == 2
+    assert "data.name is 'emoji'" in capsys.readouterr().err

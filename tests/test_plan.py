@@ -1,0 +1,118 @@
+"""The plan: numbers that can be worked out by hand, what it says of the shipped recipes, and memory of a real run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from evotok.cli import main
+from evotok.training.planning.gpus import GPUS
+from evotok.training.planning.measure import CASES, measure, predict
+from evotok.training.planning.memory import Engine, communication, estimate
+from evotok.training.planning.plan import find_config, make_plan
+from evotok.training.planning.profile import Profile, count_flops, profile_step
+
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+class Tower(nn.Module):
+    """Linear layers whose step can be counted by hand."""
+
+    def __init__(self, width, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x.sum()
+
+    def activation_checkpointing_disable(self):
+        """As models of Transformers have it."""
+
+
+def test_a_step_is_counted_as_by_hand():
+    with torch.device("meta"):
+        tower = Tower(256, 4)
+        inputs = torch.empty(512, 256)
+    matmul = 2 * 512 * 256 * 256
+    assert count_flops(tower, lambda model: model(inputs)) == 4 * matmul * 3 - matmul  # no gradient of the first input
+    row, weight = 4 * 512 * 256, 4 * 256 * 256
+    profile = profile_step(tower, lambda model: model(inputs), checkpointing=False)
+    # The outputs of four relus are saved. In the last layer's backward the gradients of its relu, of that one's input
+    # and of the weight are alive besides; kept, the gradients of all weights are there when the activations are gone.
+    assert 4 * row < profile.released <= 6 * row + weight
+    assert profile.released <= profile.held <= profile.released + 3 * weight
+
+
+def test_zero_shares_out_what_it_says():
+    profile = Profile(released=100, held=100 + 2 * 1000)
+    engine = {"parameters": 2000, "trainable": 1000, "width": 2, "processes": 4}
+    zero0, zero1, zero2, zero3 = (estimate(Engine(**engine, stage=stage), profile) for stage in range(4))
+    assert (zero0.weights, zero0.gradients, zero0.optimizer) == (4000, 2000, 12000)
+    assert (zero1.weights, zero1.gradients, zero1.optimizer) == (4000, 2000, 3000)
+    assert (zero2.weights, zero2.gradients, zero2.optimizer) == (4000, 500, 3000)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer) == (1000, 500, 3000)
+    offloaded = estimate(Engine(**engine, stage=2, offload=True), profile)
+    assert (offloaded.gradients, offloaded.optimizer) == (0, 0)
+    plain = estimate(Engine(**engine | {"width": 4, "processes": 1}, stage=None), profile)
+    assert (plain.weights, plain.gradients, plain.optimizer) == (8000, 4000, 8000)
+
+
+def test_what_is_sent():
+    assert communication(1000, 1000, stage=2, processes=1) == 0
+    assert communication(1000, 1000, stage=2, processes=4) == 2 * 1000 * 2 * 3 / 4
+    assert communication(1000, 1000, stage=3, processes=4) == 1.5 * communication(1000, 1000, 2, 4)
+
+
+def test_the_low_memory_recipes_fit_24_gb():
+    """By their own budget, with 2 GB to spare for the framework, on one GPU."""
+    plan = make_plan(CONFIGS / "paper/low-memory/gen.yaml", [], 1, GPUS["rtx4090"], 0.4)
+    memory = plan.memory[plan.checkpointing, plan.stage]
+    assert plan.checkpointing and plan.stage == 2 and plan.offload
+    assert memory.total + 2e9 < GPUS["rtx4090"].memory
+    assert plan.parts["adapters and copies"][1] > 160e6 and plan.parts["language model"][1] == 0
+    assert plan.trainable == pytest.approx(161_480_704 + 12_966_912 + 817_027_072, rel=1e-3)
+
+
+def test_the_paper_fits_its_16_gpus():
+    plan = make_plan(CONFIGS / "paper/gen.yaml", [], 16, GPUS["h100"], 0.4)
+    assert plan.parameters == 8_853_349_003 and plan.batch == 128
+    assert plan.memory[True, 3].total < GPUS["h100"].memory
+    assert plan.code_bytes == (1_281_167 + 5_000_000 + 65_000_000 + 92_256 + 80_000) * 2048
+    # 6 operations a parameter and token: the language model on 316 tokens, the depth decoder on 256 x 4.
+    by_hand = 6 * (7.07e9 * 316 + 6 * 12 * 2560**2 * 256 * 4 + 4 * 2560 * 32768 * 256) + 2 * 291e6 * 256
+    assert plan.flops_a_sample == pytest.approx(by_hand, rel=0.1)
+    assert plan.days(32) < plan.days(16)
+
+
+def test_the_config_is_found_without_any_checkpoint():
+    from evotok.training.arguments import read_recipe
+
+    path = CONFIGS / "mini/gen.yaml"
+    config = find_config(read_recipe(path), path)
+    assert config.text_config.hidden_size == 256 and config.vq_config.image_size == 64
+    with pytest.raises(ValueError, match="no recipe beside it makes it"):
+        find_config(read_recipe(path, ["model.checkpoint=nowhere"]), path)
+
+
+def test_the_command_prints_a_plan(capsys):
+    recipe = str(CONFIGS / "mini/tokenizer.yaml")
+    assert main(["plan", recipe, "--gpus", "1", "--gpu", "a10"]) == 0
+    out = capsys.readouterr().out
+    for words in ("pixel_decoder", "Memory on one GPU", "operations a step", "512"):
+        assert words in out
+    assert main(["plan", recipe, "--gpu", "abacus"]) == 2
+    assert "not one of h200" in capsys.readouterr().err
+    assert main(["plan", recipe, "--mfu", "2"]) == 2
+
+
+def test_memory_of_a_real_run_is_within_15_percent():
+    """One case; `python -m evotok.training.planning.measure` runs them all."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of a process is read from Linux's /proc")
+    case = CASES["plain-checkpointing"]
+    assert predict(case) == pytest.approx(measure(case), rel=0.15)

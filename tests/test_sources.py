@@ -1,0 +1,206 @@
+"""Every adapter on a tiny file of its data set's schema: what the rows become, and what is refused."""
+
+import json
+import tarfile
+from io import BytesIO
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Picture
+
+from evotok.processing.image_loading_evotok import load_image
+from evotok.training.sources import SOURCES
+
+
+COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+TURNS = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "Red."}]
+TEXT_TURNS = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]
+
+
+def picture(color="red", suffix="png"):
+    buffer = BytesIO()
+    Picture.new("RGB", (40, 30), COLORS[color]).save(buffer, format={"png": "PNG", "jpg": "JPEG"}[suffix])
+    return buffer.getvalue()
+
+
+def write_images(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture("red", name[-3:]))
+
+
+def write_parquet(path, rows, features=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=Features(features) if features else None).to_parquet(path)
+
+
+def write_tar(path, samples):
+    """Samples of (key, {suffix: bytes})."""
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples:
+            for suffix, data in files.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, BytesIO(data))
+
+
+def records(name, path, **kwargs):
+    rows, folder = SOURCES[name].open(str(path), **kwargs)
+    return [SOURCES[name].convert(row, folder) for row in rows]
+
+
+def said(record):
+    """Roles and contents of a record, an image as `<image>`."""
+    return [
+        (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
+        for message in record["messages"]
+    ]
+
+
+def is_red(image):
+    red, _, blue = load_image(image).getpixel((5, 5))
+    return red > 200 and blue < 60
+
+
+def test_llava_pretrain_and_cambrian(tmp_path):
+    """A JSON list with images in a folder; JSONL with `source`, numbers for names, and rows of text alone."""
+    write_images(tmp_path, "00000/1.jpg", "coco/2.jpg")
+    rows = [{"id": "1", "image": "00000/1.jpg", "conversations": TURNS}]
+    (tmp_path / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
+    [record] = records("llava-pretrain", tmp_path)
+    assert said(record) == [("user", "<image>What colour?"), ("assistant", "Red.")] and is_red(record["images"][0])
+
+    rows = [
+        {"id": 7, "image": "coco/2.jpg", "conversations": TURNS, "source": "coco.json"},
+        {"id": "t", "conversations": TEXT_TURNS, "source": "text.json"},
+        {"image": "coco/2.jpg", "conversations": TEXT_TURNS},  # the mark is forgotten
+    ]
+    (tmp_path / "jsons").mkdir()
+    (tmp_path / "jsons" / "Cambrian10M.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first, text, unmarked = records("cambrian", tmp_path)
+    assert first["id"] == "7" and is_red(first["images"][0])
+    assert text["images"] == [] and said(text)[0] == ("user", "Say hello.")
+    assert said(unmarked)[0] == ("user", "<image>Say hello.") and len(unmarked["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    "name, file", [("llava-next", "data/train-00000.parquet"), ("llava-onevision", "ai2d/a.parquet")]
+)
+def test_llava_parquet(name, file, tmp_path):
+    features = {
+        "id": Value("string"),
+        "image": Image(),
+        "conversations": [{"from": Value("string"), "value": Value("string")}],
+        "data_source": Value("string"),
+    }
+    rows = [
+        {"id": "a", "image": {"bytes": picture(), "path": None}, "conversations": TURNS, "data_source": "ai2d"},
+        {"id": "b", "image": None, "conversations": TEXT_TURNS, "data_source": "text"},
+    ]
+    write_parquet(tmp_path / file, rows, features)
+    first, text = records(name, tmp_path)
+    assert said(first) == [("user", "<image>What colour?"), ("assistant", "Red.")] and is_red(first["images"][0])
+    assert text["images"] == []
+
+
+def test_honeybee(tmp_path):
+    write_images(tmp_path / "virl", "images/q1.jpg")
+    rows = [
+        {"q_source": "Ours", "q_id": "1", "image_path": "images/q1.jpg", "question": "How many?", "cot": "\\boxed{2}"},
+        {"q_source": "OpenThoughts3", "q_id": "2", "image_path": None, "question": "1 + 1?", "cot": "\\boxed{2}"},
+        {"q_source": "ViRL", "q_id": "3", "image_path": "images/q1.jpg", "question": None, "cot": "\\boxed{2}"},
+    ]
+    write_parquet(tmp_path / "train.parquet", rows)
+    source = SOURCES["honeybee"]
+    stream, folder = source.open(str(tmp_path), str(tmp_path / "virl"))
+    first, text, unmerged = stream
+    assert said(source.convert(first, folder))[0] == ("user", "<image>How many?")
+    assert source.convert(text, folder)["images"] == []
+    with pytest.raises(ValueError, match="full_data"):
+        source.convert(unmerged, folder)
+
+
+@pytest.mark.parametrize("name, file", [("cc12m", "cc12m-train-0000.tar"), ("blip3o-short", "sa_000.tar")])
+def test_webdataset_pairs(name, file, tmp_path):
+    files = {"jpg": picture("red", "jpg"), "txt": b"a red wall"}
+    if name == "cc12m":
+        files["json"] = json.dumps({"url": "http://x", "width": 40, "status": "success"}).encode()
+    write_tar(tmp_path / file, [(f"{n:09d}", files) for n in range(3)])
+    found = records(name, tmp_path)
+    assert [record["id"] for record in found] == ["000000000", "000000001", "000000002"]
+    assert said(found[0]) == [("user", "a red wall"), ("assistant", "<image>")] and is_red(found[0]["images"][0])
+
+
+def test_imagenet_1k(tmp_path):
+    features = {"image": Image(), "label": ClassLabel(names=["tench", "goldfish"])}
+    rows = [{"image": {"bytes": picture(), "path": "n01440764_1.JPEG"}, "label": 1}]
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", rows, features)
+    [record] = records("imagenet-1k", tmp_path)
+    assert record["id"] == "n01440764_1.JPEG" and is_red(record["images"][0])
+
+
+@pytest.mark.parametrize(
+    "name, file, caption",
+    [
+        ("imagenet1k-qwenimage", "data/a.parquet", {"captions": ["a red wall", "a wall"]}),
+        ("llava-onevision-1.5", "imagenet/EN/part00/a.parquet", {"caption": "a red wall", "id": "x"}),
+    ],
+)
+def test_captioned_parquet(name, file, caption, tmp_path):
+    write_parquet(tmp_path / file, [{"image": {"bytes": picture(), "path": None}} | caption])
+    [record] = records(name, tmp_path)
+    assert said(record) == [("user", "a red wall"), ("assistant", "<image>")] and is_red(record["images"][0])
+
+
+@pytest.mark.parametrize(
+    "name, draw, edit",
+    [
+        ("sharegpt-4o-image", "text_to_image.json", "text_and_image_to_image.json"),
+        ("opengpt-4o-image", "gen.json", "editing.json"),
+    ],
+)
+def test_prompted_json(name, draw, edit, tmp_path):
+    write_images(tmp_path, "image/out.png", "editing/in.png")
+    (tmp_path / draw).write_text(json.dumps([{"input_prompt": "a red wall", "output_image": "image/out.png"}]))
+    row = {"input_prompt": "paint it", "input_image": ["editing/in.png"], "output_image": "image/out.png"}
+    (tmp_path / edit).write_text(json.dumps([row]))
+    found = {len(record["images"]): said(record) for record in records(name, tmp_path)}
+    assert found[1] == [("user", "a red wall"), ("assistant", "<image>")]
+    assert found[2] == [("user", "<image>paint it"), ("assistant", "<image>")]
+
+
+def test_your_own(tmp_path):
+    write_images(tmp_path, "a/red-wall.png", "b.jpg")
+    (tmp_path / "b.txt").write_text("a wall\n")
+    assert {said(record)[0][1] for record in records("image-folder", tmp_path)} == {"red wall", "a wall"}
+    write_tar(tmp_path / "x.tar", [("1", {"png": picture(), "txt": b"red"})])
+    assert len(records("webdataset-pairs", tmp_path)) == 1
+    write_parquet(tmp_path / "x.parquet", [{"image": {"bytes": picture(), "path": None}, "prompt": "red"}])
+    assert said(records("parquet-pairs", tmp_path)[0])[0] == ("user", "red")
+
+
+def test_rows_that_are_no_records_are_refused(tmp_path):
+    source = SOURCES["llava-next"]
+    for row in ({"id": "1", "image": None, "conversations": []}, {"id": "1", "image": None, "conversations": TURNS}):
+        with pytest.raises(ValueError, match="turn|marks"):
+            source.convert(row, None)
+    with pytest.raises(ValueError, match="no caption"):
+        SOURCES["blip3o-short"].convert({"__key__": "1", "txt": " ", "jpg": b"x"}, None)
+    row = {"json": json.dumps({"input_prompt": "x", "output_image": "../secret.png"})}
+    with pytest.raises(ValueError, match="outside"):
+        SOURCES["opengpt-4o-image"].convert(row, tmp_path)
+
+
+def test_a_folder_that_is_not_there_or_not_it(tmp_path):
+    with pytest.raises(ValueError, match=r"download https://huggingface.co/datasets/nyu-visionx/Cambrian-10M"):
+        SOURCES["cambrian"].open()
+    with pytest.raises(ValueError, match=r"holds none of cc12m-train-\*.tar"):
+        SOURCES["cc12m"].open(str(tmp_path))
+    with pytest.raises(ValueError, match="set `path`"):
+        SOURCES["image-folder"].open("nowhere")
+
+
+def test_every_adapter_says_what_a_plan_needs():
+    for name, source in SOURCES.items():
+        assert name == source.name and source.licence and source.weight > 0 and source.convert.__doc__
+        assert bool(source.hub_id) == bool(source.num_samples) == bool(source.num_bytes)

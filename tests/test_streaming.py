@@ -1,0 +1,125 @@
+"""Stages on streamed mixtures, as real processes: killed and resumed, on two ranks with workers, from codes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
+from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a fixture
+
+from evotok import EvoTokForConditionalGeneration
+from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.multimodal_stages import _load_checkpoint
+from evotok.training.train import main
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Pictures to draw, one of them corrupt, and conversations, one in four of text alone."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_images(folder, *(f"pictures/{n}-red-wall.png" for n in range(24)))
+    (folder / "pictures" / "bad.png").write_bytes(b"no picture")
+    rows = [
+        {
+            "id": str(n),
+            "image": {"bytes": picture("blue" if n % 2 else "red"), "path": None} if n % 4 else None,
+            "conversations": TURNS if n % 4 else TEXT_TURNS,
+            "data_source": "test",
+        }
+        for n in range(32)
+    ]
+    write_parquet(folder / "next/data/train-0.parquet", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unified(recipes, corpus):  # noqa: F811
+    """The recipe of the stage that understands and draws in one run."""
+    recipe = yaml.safe_load((recipes / "sft.yaml").read_text())
+    sources = [
+        {"source": "llava-next", "path": str(corpus / "next"), "weight": 2},
+        {"source": "image-folder", "path": str(corpus / "pictures"), "weight": 1},
+    ]
+    recipe |= {"stage": "unified", "data": {"name": "mixture", "sources": sources, "pool_batches": 3}}
+    recipe["data"]["caption_dropout"] = 0.3
+    recipe["training"]["dataloader_num_workers"] = 2
+    path = recipes / "unified.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def torchrun(script, *arguments):
+    """A script of ours on two ranks; it may fail."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command += [str(word) for word in (script, *arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+
+
+def history(folder):
+    return json.loads((Path(last_complete_checkpoint(folder)) / "trainer_state.json").read_text())["log_history"]
+
+
+def test_unified_stage_killed_and_resumed_on_two_ranks_with_workers(unified, tmp_path):
+    """Text alone, images given and images written meet on different ranks in one step; the losses are bit-equal."""
+    run([unified, f"training.output_dir={tmp_path / 'whole'}"], nproc=2)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    killed = torchrun(script, unified, f"training.output_dir={tmp_path / 'killed'}")
+    assert killed.returncode != 0 and "Signal 9" in killed.stderr
+    checkpoint = Path(last_complete_checkpoint(tmp_path / "killed"))
+    assert checkpoint.name == "checkpoint-3"
+    assert {path.name for path in checkpoint.glob("data_state_*")} == {"data_state_0.pt", "data_state_1.pt"}
+    run([unified, f"training.output_dir={tmp_path / 'killed'}"], nproc=2)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    log = history(tmp_path / "whole")
+    assert any("image_loss" in entry for entry in log) and any("text_loss" in entry for entry in log)
+
+
+def test_a_stream_goes_on_with_other_ranks_in_a_new_order(unified, tmp_path, caplog):
+    arguments = [str(unified), f"training.output_dir={tmp_path}", "training.dataloader_num_workers=0"]
+    assert main([*arguments, "training.max_steps=3"]) == 0
+    assert main([*arguments[:2], "training.dataloader_num_workers=1"]) == 0
+    assert len(losses(tmp_path)) == 6
+
+
+def test_tokenizer_stage_on_a_mixture_counts_bad_pictures(recipes, corpus, tmp_path):  # noqa: F811
+    recipe = yaml.safe_load((recipes / "tokenizer.yaml").read_text())
+    sources = [{"source": "image-folder", "path": str(corpus / "pictures")}]
+    recipe["data"] = {"name": "mixture", "sources": sources, "pool_batches": 8}
+    path = tmp_path / "tokenizer.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main([str(path), f"training.output_dir={tmp_path / 'run'}", "training.max_steps=9"]) == 0
+    assert history(tmp_path / "run")[-2]["skipped_image"] >= 1
+
+
+def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
+    assert main([str(unified), f"training.output_dir={tmp_path}", "training.max_steps=-1"]) == 2
+    assert "set training.max_steps" in capsys.readouterr().err
+    assert main([str(unified), "data.name=emoji"]) == 2
+    assert "go together" in capsys.readouterr().err
+
+
+def test_a_stage_goes_on_from_the_adapters_of_the_one_before(recipes, tmp_path):  # noqa: F811
+    """As the low-memory recipes do: their weights are merged, the copies that were trained in full are taken over."""
+    pytest.importorskip("peft")
+    first, adapters = tmp_path / "first", tmp_path / "adapters"
+    one = ["training.max_steps=1", "training.learning_rate=0.05"]
+    assert main([str(recipes / "sft.yaml"), f"training.output_dir={first}", *one]) == 0
+    lora = [f"model.checkpoint={first}", "model.trainable=[semantic_projector,language_model]", "lora.r=4"]
+    assert main([str(recipes / "sft.yaml"), f"training.output_dir={adapters}", *one, *lora]) == 0
+    merged = _load_checkpoint(str(adapters)).state_dict()
+    before = EvoTokForConditionalGeneration.from_pretrained(first).state_dict()
+    assert merged.keys() == before.keys()
+    moved = {name for name, tensor in merged.items() if not torch.equal(tensor, before[name])}
+    assert any("q_proj" in name for name in moved) and any("semantic_projector" in name for name in moved)
+    assert not any("vq_model" in name or "depth_decoder" in name for name in moved)

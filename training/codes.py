@@ -1,0 +1,144 @@
+"""Images as codes on a disk: parquet shards that one tokenizer wrote once, and every later stage reads.
+
+A shard has the columns `key` and `caption` (text) and `codes`, (N * L) little-endian uint16, N positions by the L
+levels that pictures are drawn from: 2,048 bytes an image at the paper's 256 x 4. What no row repeats is in the schema's
+metadata: format, shape, fingerprint of the tokenizer, source, number of images skipped.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import IterableDataset
+
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from .fingerprint import fingerprint
+from .sources.source import to_draw
+
+
+FORMAT = "evotok-code-shard-1"
+_ROWS_A_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What holds for all codes of a shard."""
+
+    tokenizer: str
+    """`fingerprint` of the tokenizer."""
+    positions: int
+    levels: int
+    source: str = ""
+    skipped: int = 0
+    """Images of the source that could not be read."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ShardInfo":
+        """From a shard's metadata.
+
+        Raises:
+            ValueError: not a shard of codes, or a damaged one.
+        """
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+            if metadata.get(b"format") != FORMAT.encode():
+                raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
+            return cls(**json.loads(metadata[b"info"]))
+        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(f"{path}: not a whole shard of codes: remove it and encode again.") from None
+
+
+class ShardWriter:
+    """Writes one shard, row group by row group; it takes its name when closed without an error.
+
+    Args:
+        path: of the shard.
+        info: what holds for all of it; `skipped` is known at the end, and given to `close`.
+    """
+
+    def __init__(self, path: str | Path, info: ShardInfo):
+        self.path, self.info = Path(path), info
+        self.part = self.path.with_name(f".{self.path.name}.part")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        size = 2 * info.positions * info.levels
+        self.schema = pa.schema([("key", pa.string()), ("caption", pa.string()), ("codes", pa.binary(size))])
+        self.tables: list[pa.Table] = []
+
+    def write(self, keys: list[str], captions: list[str], codes: np.ndarray) -> None:
+        """Add images: codes (I, N, L) of any integer type.
+
+        Raises:
+            ValueError: codes of another shape than `info` says, or that do not fit 16 bits.
+        """
+        if codes.shape != (len(keys), self.info.positions, self.info.levels):
+            raise ValueError(f"codes of shape {codes.shape}, not {(len(keys), self.info.positions, self.info.levels)}.")
+        if codes.size and not 0 <= codes.min() <= codes.max() <= 0xFFFF:
+            raise ValueError(f"codes run from {codes.min()} to {codes.max()}: 16 bits hold 0 to 65,535.")
+        rows = [row.tobytes() for row in codes.astype("<u2")]
+        self.tables.append(pa.Table.from_arrays([keys, captions, rows], schema=self.schema))
+
+    def close(self, skipped: int) -> None:
+        """Write the file and give it its name."""
+        info = asdict(self.info) | {"skipped": skipped}
+        schema = self.schema.with_metadata({"format": FORMAT, "info": json.dumps(info)})
+        table = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in self.tables)])
+        try:
+            pq.write_table(table, self.part, compression="zstd", use_dictionary=False, row_group_size=_ROWS_A_GROUP)
+            self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
+
+
+def open_codes(folder: str | Path) -> tuple[IterableDataset, ShardInfo]:
+    """The rows of a folder of shards as a stream of records, and what holds for all of them.
+
+    Raises:
+        ValueError: no shard there, a damaged one, or shards of more than one tokenizer or shape.
+    """
+    paths = sorted(Path(folder).glob("*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder}: no shards of codes (*.parquet). `evotok encode-dataset` writes them.")
+    infos = [ShardInfo.read(path) for path in paths]
+    first = infos[0]
+    for path, info in zip(paths, infos, strict=True):
+        if (info.tokenizer, info.positions, info.levels) != (first.tokenizer, first.positions, first.levels):
+            raise ValueError(f"{path}: by another tokenizer than {paths[0].name}: keep a folder for each tokenizer.")
+    return IterableDataset.from_generator(read_shards, gen_kwargs={"paths": [str(path) for path in paths]}), first
+
+
+def read_shards(paths: list[str]) -> Iterator[dict]:
+    """Yields `{"key", "caption", "codes"}` of every row, codes as the bytes they are."""
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
+            columns = (batch.column(name).to_pylist() for name in ("key", "caption", "codes"))
+            for key, caption, codes in zip(*columns, strict=True):
+                yield {"key": key, "caption": caption, "codes": codes}
+
+
+def to_record(row: dict, info: ShardInfo) -> dict:
+    """The record of a row: the caption asks, the codes (1, N, L) answer."""
+    record = to_draw(row["key"], row["caption"], row["codes"])
+    codes = np.frombuffer(row["codes"], "<u2").reshape(1, info.positions, info.levels)
+    return record | {"images": [], "codes": codes}
+
+
+def check_tokenizer(info: ShardInfo, model: EvoTokVQModel, where: str) -> None:
+    """Refuse codes that mean something else to this tokenizer.
+
+    Raises:
+        ValueError: they were written by another one, or have too few levels.
+    """
+    if info.tokenizer != (mine := fingerprint(model)):
+        raise ValueError(
+            f"{where}: codes by the tokenizer {info.tokenizer[:12]}, but this model's is {mine[:12]}: encode the "
+            "images again, or start from the checkpoint they were encoded with."
+        )
+    if info.levels != model.config.num_pixel_codebooks:
+        raise ValueError(
+            f"{where}: codes of {info.levels} levels, but this model draws {model.config.num_pixel_codebooks}: encode "
+            "the images again."
+        )

@@ -1,0 +1,169 @@
+"""A weighted mixture of sources as a stream of batches that resumes exactly, whatever the ranks and workers.
+
+Every worker of every rank is a reader with a share of its own in each source: whole shards where there are enough, else
+every n-th row. What a reader does next follows from the seed, its number and a count alone. It fills a pool, shuffles
+it, cuts it into batches of about equal length, and starts over; its state is where the pool began and how many batches
+of it are out, so that no buffer has to be saved and none is lost.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import get_worker_info
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+_CHUNK = 64  # rows read at once
+_TOLERATED = 1000  # rows in a row that are no records, before a source is taken for the wrong one
+
+
+class Part(NamedTuple):
+    """One source of a mixture: its rows, what makes a record of one, and how often it is drawn."""
+
+    name: str
+    rows: IterableDataset
+    convert: Callable[[dict], dict]
+    weight: float
+
+
+class _Reader:
+    """The rows of one part that fall to one reader, over and over, from a state on."""
+
+    def __init__(self, part: Part, number: int, total: int):
+        strategy = "shards" if part.rows.num_shards >= total else "examples"
+        self.part, self.number, self.total = part, number, total
+        self.rows = split_dataset_by_node(part.rows, number, total, strategy)
+        self.epoch, self.offset, self.before = 0, 0, None
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "offset": self.offset, "before": self.before}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epoch, self.offset, self.before = state["epoch"], state["offset"], state["before"]
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            self.rows.set_epoch(self.epoch)
+            if self.before is not None:
+                self.rows.load_state_dict(self.before)
+            found = self.before is not None
+            # In chunks, and not row by row: iterating plainly in a worker, `datasets` would share out once more.
+            for chunk in self.rows.iter(_CHUNK):
+                found = True
+                length = len(next(iter(chunk.values())))
+                for row in range(self.offset, length):
+                    self.offset = row + 1
+                    yield {name: column[row] for name, column in chunk.items()}
+                self.offset, self.before = 0, self.rows.state_dict()
+            if not found:
+                raise ValueError(
+                    f"{self.part.name}: too few samples for {self.total} readers (processes x workers), number "
+                    f"{self.number} got none: lower training.dataloader_num_workers."
+                )
+            self.epoch, self.offset, self.before = self.epoch + 1, 0, None
+
+
+class RecordStream(TorchIterableDataset):
+    """Endless batches of a mixture, for a `StatefulDataLoader` with `batch_size=None`.
+
+    Args:
+        parts: the sources.
+        collate: records -> batch; its Counter `skipped` tells what it had to leave out.
+        batch_size: records a batch; fewer come out where the collator skips some.
+        length_of: record -> about how long its row will be; batches then hold rows of like length.
+        seed: of everything random.
+        rank, world_size: of this process.
+        pool_batches: batches in a pool.
+
+    A batch also has `skipped`, a dict of what was left out since the batch before: `malformed` rows that are no
+    records, and what the collator counted.
+
+    Raises:
+        ValueError: while iterating: a source with nothing for some reader, or of nothing but malformed rows.
+    """
+
+    def __init__(
+        self,
+        parts: list[Part],
+        collate: Callable[[list[dict]], dict[str, Any]],
+        batch_size: int,
+        length_of: Callable[[dict], int] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pool_batches: int = 32,
+    ):
+        self.parts, self.collate, self.batch_size, self.length_of = parts, collate, batch_size, length_of
+        self.seed, self.rank, self.world_size, self.pool_batches = seed, rank, world_size, pool_batches
+        self.skipped: Counter[str] = Counter()
+        self.restart = 0  # another number, another order
+        self._told: Counter[str] = Counter()
+        self._state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch of this reader begins."""
+        return dict(self._state or {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._state = state or None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        workers, index = (worker.num_workers, worker.id) if worker else (1, 0)
+        number, total = self.rank * workers + index, self.world_size * workers
+        readers = [_Reader(part, number, total) for part in self.parts]
+        pool, done = 0, 0
+        if self._state:
+            pool, done = self._state["pool"], self._state["done"]
+            for reader, state in zip(readers, self._state["readers"], strict=True):
+                reader.load_state_dict(state)
+        streams = [iter(reader) for reader in readers]
+        while True:
+            start = [reader.state_dict() for reader in readers]
+            batches = self._fill(streams, pool, number, total)
+            for batch_number in range(done, len(batches)):
+                batch = self.collate(batches[batch_number])
+                self._state = {"pool": pool, "done": batch_number + 1, "readers": start}
+                yield batch | {"skipped": self._count()}
+            pool, done = pool + 1, 0
+
+    def _fill(self, streams: list[Iterator[dict]], pool: int, number: int, total: int) -> list[list[dict]]:
+        """The batches of one pool, in the order they go out."""
+        rng = np.random.default_rng([self.seed, self.restart, number, pool])
+        weights = np.array([part.weight for part in self.parts])
+        size = self.pool_batches * self.batch_size
+        records = []
+        for place, choice in enumerate(rng.choice(len(self.parts), size, p=weights / weights.sum()).tolist()):
+            record = self._next_record(self.parts[choice], streams[choice])
+            # Unique over all readers: it seeds what is random about the record.
+            record["index"] = (pool * size + place) * total + number
+            records.append(record)
+        order = rng.permutation(size).tolist()
+        if self.length_of is not None:
+            order.sort(key=lambda place: self.length_of(records[place]))
+        starts = rng.permutation(self.pool_batches) * self.batch_size
+        return [[records[place] for place in order[start : start + self.batch_size]] for start in starts.tolist()]
+
+    def _next_record(self, part: Part, rows: Iterator[dict]) -> dict:
+        for _ in range(_TOLERATED):
+            row = next(rows)
+            try:
+                return part.convert(row)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"no column {error}" if isinstance(error, KeyError) else error
+                self.skipped["malformed"] += 1
+                logger.warning(f"Skipped (malformed, {self.skipped['malformed']} so far): {part.name}: {reason}")
+        raise ValueError(f"{part.name}: {_TOLERATED} rows in a row are no records ({reason}): is it the right folder?")
+
+    def _count(self) -> dict[str, int]:
+        counts = self.skipped + getattr(self.collate, "skipped", Counter())
+        new, self._told = counts - self._told, counts
+        return dict(new)

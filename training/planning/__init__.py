@@ -1,0 +1,1 @@
+"""What a recipe will cost, before a weight is loaded: parameters, memory, operations, days, bytes."""

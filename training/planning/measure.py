@@ -1,0 +1,186 @@
+"""Holds the memory model against real processes: small models trained for three steps on this machine's CPU.
+
+    python -m evotok.training.planning.measure             # all cases, some minutes
+    python -m evotok.training.planning.measure plain       # those whose name holds the word
+
+Each case is a run of the Trainer, under torchrun and DeepSpeed where the case is sharded. What it took is the highest
+resident memory of a later step less that before the model was built; what the plan says is `estimate`.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...modeling_evotok.configuration_evotok import EvoTokConfig
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ..multimodal_stages import TRAINABLE, freeze_all_but
+from .memory import Engine, estimate
+from .profile import ATTENTION, Rows, profile_step, run_multimodal
+
+
+class Case(NamedTuple):
+    """One run: ZeRO stage or None, recomputation, bf16 engine, number of processes."""
+
+    stage: int | None
+    checkpointing: bool
+    half: bool = False
+    processes: int = 1
+
+
+CASES = {
+    "plain": Case(None, False),
+    "plain-checkpointing": Case(None, True),
+    "zero2": Case(2, False, processes=2),
+    "zero2-bf16-checkpointing": Case(2, True, half=True, processes=2),
+    "zero3": Case(3, False, processes=2),
+    "zero3-bf16-checkpointing": Case(3, True, half=True, processes=2),
+}
+ROWS = Rows(batch=8, length=320, labels=64, given=4, written=4)
+_MARGIN = 0.15
+
+
+def small_config() -> EvoTokConfig:
+    """About 85 million parameters: large beside what a process takes anyway, small enough for a few steps on a CPU."""
+    return EvoTokConfig(
+        vq_config={
+            "encoder_config": {
+                "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+                "vision_use_head": False,
+            },
+            "codebook_size": 2048, "codebook_dim": 16, "num_codebooks": 4, "num_pixel_codebooks": 4,
+            "pixel_latent_channels": 8, "pixel_base_channels": 8, "pixel_channel_multipliers": [1, 1, 1, 1],
+            "pixel_num_res_blocks": 1, "pixel_norm_groups": 4, "semantic_hidden_size": 16,
+            "semantic_num_hidden_layers": 1, "semantic_num_attention_heads": 2, "semantic_feature_dim": 16,
+        },
+        depth_decoder_config={
+            "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 8,
+            "hidden_dropout": 0.0,
+        },
+        text_config={
+            "model_type": "qwen2", "vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2304,
+            "num_hidden_layers": 8, "num_attention_heads": 12, "num_key_value_heads": 4,
+            "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+        },
+        image_token_id=2, image_generation_token_id=3, vision_start_token_id=4, vision_end_token_id=5,
+    )  # fmt: skip
+
+
+def predict(case: Case) -> float:
+    """Bytes of the plan."""
+    with torch.device("meta"):
+        model = EvoTokForConditionalGeneration(small_config())
+    freeze_all_but(model, TRAINABLE["unified"])
+    count = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if case.half:
+        model.to(torch.bfloat16)
+    for part in (model.model.language_model, model.depth_decoder):
+        part.set_attn_implementation(ATTENTION)
+    profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing)
+    bucket = model.config.text_config.hidden_size**2
+    return estimate(Engine(*count, 2 if case.half else 4, case.stage, case.processes, bucket), profile).total
+
+
+def measure(case: Case) -> float:
+    """Bytes that a run took, on the process that took most."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        server.close()
+        command = [sys.executable, "-m"]
+        if case.processes > 1:
+            command += ["torch.distributed.run", f"--nproc-per-node={case.processes}", f"--master-port={port}", "-m"]
+        command += [__spec__.name, "case", json.dumps(case), folder]
+        # Freed memory goes back to the system at once, and is not kept for later.
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(result.stderr[-3000:])
+        return max(float(path.read_text()) for path in Path(folder).glob("*.bytes"))
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _run(case: Case, folder: Path) -> None:
+    """One process of a case."""
+    from ..arguments import Recipe
+    from ..multimodal_trainer import MultimodalTrainer
+    from ..train import training_arguments
+
+    class Watched(MultimodalTrainer):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == 1:  # the optimizer has its states now
+                Path("/proc/self/clear_refs").write_text("5")
+            return super().training_step(*args, **kwargs)
+
+    training: dict[str, Any] = {
+        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": ROWS.batch, "save_strategy": "no",
+        "gradient_checkpointing": case.checkpointing, "report_to": "none", "disable_tqdm": True, "bf16": case.half,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }  # fmt: skip
+    if case.stage is not None:
+        training["deepspeed"] = str(Path(__file__).resolve().parents[2] / f"configs/deepspeed/zero{case.stage}.json")
+    arguments = training_arguments(Recipe("unified", training=training))
+    if case.stage is not None:
+        import deepspeed  # noqa: F401 - loaded before memory is looked at
+    before = _resident("VmRSS")
+    model = EvoTokForConditionalGeneration._from_config(small_config(), dtype=torch.float32)
+    freeze_all_but(model, TRAINABLE["unified"])
+    trainer = Watched(
+        model=model, args=arguments, train_dataset=[{}] * (4 * ROWS.batch * case.processes), data_collator=_batch
+    )
+    trainer.train()
+    (folder / f"{arguments.process_index}.bytes").write_text(str(_resident("VmHWM") - before))
+
+
+def _batch(_: list) -> dict[str, torch.Tensor]:
+    config = small_config()
+    positions, levels = config.vq_config.num_positions, config.vq_config.num_pixel_codebooks
+    ids = torch.randint(6, 8192, (ROWS.batch, ROWS.length))
+    labels = torch.full_like(ids, -100)
+    ids[: ROWS.given, 1 : 1 + positions] = config.image_token_id
+    ids[ROWS.given :, 1 : 1 + positions] = config.image_generation_token_id
+    labels[ROWS.given :, 1 : 1 + positions] = config.image_generation_token_id
+    labels[:, -ROWS.labels :] = ids[:, -ROWS.labels :]
+    codes = torch.randint(0, config.vq_config.codebook_size, (ROWS.batch, positions, levels))
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "image_codes": codes[: ROWS.given],
+        "generation_codes": codes[ROWS.given :],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print plan and measurement of every case; exit code 1 if one is off by more than 15%."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="parts of the names of cases")
+    options = parser.parse_args(argv)
+    if options.words[:1] == ["case"]:  # a process of `measure`
+        _run(Case(*json.loads(options.words[1])), Path(options.words[2]))
+        return 0
+    worst = 0.0
+    for name, case in CASES.items():
+        if options.words and not any(word in name for word in options.words):
+            continue
+        planned, measured = predict(case), measure(case)
+        error = planned / measured - 1
+        worst = max(worst, abs(error))
+        print(f"{name:26} plan {planned / 1e6:7.0f} MB   run {measured / 1e6:7.0f} MB   {error:+.1%}", flush=True)
+    return int(worst > _MARGIN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

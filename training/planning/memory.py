@@ -1,0 +1,92 @@
+"""Bytes on one GPU under each ZeRO stage, as DeepSpeed lays them out (Rajbhandari et al., 2020, Sec. 5).
+
+The optimizer's part of a trainable parameter is Adam's two moments and, where DeepSpeed runs or the weights are in half
+precision, an fp32 copy that it updates. Stage 1 shares that out among the N processes, stage 2 the gradients too, and
+stage 3 the weights, of which it gathers what the modules at work need.
+"""
+
+from typing import NamedTuple
+
+from .profile import Profile
+
+
+# DeepSpeed's stage3_max_live_parameters: so many stay gathered, in whole.
+_LIVE_PARAMETERS = 1_000_000_000
+
+
+class Engine(NamedTuple):
+    """How parameters are kept.
+
+    Args:
+        parameters, trainable: numbers of them.
+        width: bytes of a weight in the forward pass, 2 or 4.
+        stage: of ZeRO; None for the Trainer alone, whose weights are fp32, with copies in half precision for autocast.
+        processes: that share.
+        bucket: elements that are reduced at once.
+        offload: whether gradients and optimizer live in the machine's memory.
+    """
+
+    parameters: int
+    trainable: int
+    width: int
+    stage: int | None
+    processes: int = 1
+    bucket: int = 0
+    offload: bool = False
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU at the peak of a step, by what they are."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+def estimate(engine: Engine, profile: Profile) -> Memory:
+    """The peak of a step."""
+    n, trainable = engine.processes, engine.trainable
+    if engine.stage is None:
+        # The peak with gradients held may come before the last of them: what is above them are activations.
+        gradients = 4.0 * trainable
+        weights = 4.0 * engine.parameters + (engine.width < 4) * engine.width * engine.parameters
+        buckets = gradients * (n > 1)  # DDP's own
+        activations = max(profile.held - float(engine.width) * trainable, 0.0)
+        return Memory(weights, gradients, 8.0 * trainable, buckets, activations)
+    share = n if engine.stage >= 1 else 1
+    weights = engine.width * engine.parameters / (n if engine.stage == 3 else 1)
+    gradients = engine.width * trainable / (n if engine.stage >= 2 else 1)
+    # The fp32 gradients of the share that the step is taken on.
+    step = 4.0 * trainable / share if engine.width < 4 else 0.0
+    optimizer = 12.0 * trainable / share
+    buffers = 0.0
+    if engine.stage == 2:
+        buffers = 2.0 * min(engine.bucket, trainable) * engine.width  # two, so that one fills while one is sent
+    if engine.stage == 3:
+        gathered = min(_LIVE_PARAMETERS, engine.parameters) * engine.width
+        buffers = gathered + min(engine.bucket, trainable) * engine.width
+    if engine.offload:
+        gradients, optimizer, step = 0.0, 0.0, 0.0
+    if engine.stage >= 2:
+        # The step comes when activations are gone.
+        return Memory(weights, gradients, optimizer, buffers, max(float(profile.released), step))
+    activations = max(profile.held - float(engine.width) * trainable, step)
+    return Memory(weights, gradients, optimizer, buffers, activations)
+
+
+def communication(parameters: int, trainable: int, stage: int, processes: int, width: int = 2) -> float:
+    """Bytes that each GPU sends in one step.
+
+    A ring all-reduce sends twice (N - 1) / N of what it reduces, a reduce-scatter or an all-gather once. Stages 0 to 2
+    reduce the gradients and spread the new weights; stage 3 gathers all weights, frozen ones too, in the forward and
+    again in the backward pass.
+    """
+    once = (processes - 1) / processes * width
+    return once * (trainable + 2 * parameters if stage == 3 else 2 * trainable)

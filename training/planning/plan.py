@@ -1,0 +1,308 @@
+"""Reads a recipe and says what it will take, on the meta device."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ..arguments import Recipe, read_recipe
+from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
+from ..sources import SOURCES
+from .gpus import GPUS_A_NODE, Gpu
+from .memory import Engine, Memory, communication, estimate
+from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, profile_step, run_multimodal, run_tokenizer
+
+
+# What rows hold on average, beside their images: tokens, and how many of them are learned.
+TEXT_TOKENS = {"understanding": (160, 100), "generation": (60, 2)}
+_KINDS = {
+    "pretrain": {"understanding": 1.0},
+    "sft": {"understanding": 1.0},
+    "gen": {"generation": 1.0},
+    "unified": {"understanding": 0.5, "generation": 0.5},
+}
+_TOKENIZER_PARTS = {
+    "encoder": "vision_tower",
+    "to_latent": "to_latent",
+    "codebooks": "quantizer",
+    "pixel_decoder": "pixel_decoder",
+    "semantic_decoder": "semantic_decoder",
+}
+
+
+@dataclass
+class Plan:
+    """What a recipe takes on so many GPUs of a kind.
+
+    Bytes unless said otherwise. `memory` is by (checkpointing, ZeRO stage or None for none), on one GPU.
+    """
+
+    recipe: Recipe
+    gpu: Gpu
+    gpus: int
+    mfu: float
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Parameters of each part, and how many of them learn."""
+    stage: int | None = None
+    checkpointing: bool = False
+    offload: bool = False
+    memory: dict[tuple[bool, int | None], Memory] = field(default_factory=dict)
+    batch: int = 0
+    steps: int | None = None
+    flops_a_sample: float = 0.0
+    tokens_a_sample: float = 0.0
+    dataset_bytes: int = 0
+    code_bytes: int = 0
+    checkpoint_bytes: float = 0.0
+    _engine: dict[str, Any] = field(default_factory=dict)
+    _profiles: dict[bool, Profile] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Of all parts."""
+        return sum(count for count, _ in self.parts.values())
+
+    @property
+    def trainable(self) -> int:
+        """Of all parts, those that learn."""
+        return sum(count for _, count in self.parts.values())
+
+    def memory_on(self, gpus: int, stage: int | None, checkpointing: bool) -> Memory:
+        """Memory on one of so many GPUs."""
+        engine = Engine(**self._engine | {"stage": stage, "processes": gpus})
+        memory = estimate(engine, self._profiles[checkpointing])
+        # The tokenizer stays outside the engine, in fp32: its own copy.
+        outside = 4.0 * self.parts["image tokenizer"][0] if stage is not None and "image tokenizer" in self.parts else 0
+        return memory._replace(weights=memory.weights + outside)
+
+    def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
+        """Seconds of computing, at the stated MFU, and of sending, for one step on so many GPUs."""
+        computing = self.batch / self.gpus * self.flops_a_sample / (self.gpu.flops * self.mfu)
+        bandwidth = self.gpu.node_bandwidth if gpus <= GPUS_A_NODE else self.gpu.network_bandwidth
+        sent = communication(self.parameters, self.trainable, stage or 0, gpus, self._engine["width"])
+        rounds = self.recipe.training.get("gradient_accumulation_steps", 1) if stage in (2, 3) else 1
+        return computing, sent * rounds / bandwidth
+
+    def days(self, gpus: int) -> float | None:
+        """Days for the samples of the recipe: sending goes on while computing does, the longer one counts."""
+        if self.steps is None:
+            return None
+        return self.steps * self.gpus / gpus * max(self.seconds_a_step(gpus, self.stage)) / 86400
+
+
+def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: float) -> Plan:
+    """Plan a recipe.
+
+    Raises:
+        ValueError: as [`read_recipe`]; a checkpoint to start from that is neither there nor made by a recipe beside it.
+    """
+    recipe = read_recipe(path, overrides)
+    training = recipe.training
+    plan = Plan(recipe, gpu, gpus, mfu)
+    plan.stage, plan.offload, bucket = _zero(training.get("deepspeed"))
+    plan.checkpointing = bool(training.get("gradient_checkpointing"))
+    micro = training.get("per_device_train_batch_size", 8)
+    plan.batch = micro * training.get("gradient_accumulation_steps", 1) * gpus
+    plan.steps = training["max_steps"] if training.get("max_steps", -1) > 0 else None
+    half = bool(training.get("bf16") or training.get("fp16"))
+    if recipe.stage == "tokenizer":
+        model = _plan_tokenizer(plan, micro)
+    else:
+        model = _plan_multimodal(plan, Path(path), micro, half)
+        hidden = model.config.text_config.hidden_size
+        bucket = bucket or hidden * hidden
+    plan._engine = {
+        "parameters": plan.parameters,
+        "trainable": plan.trainable,
+        "width": 2 if half else 4,
+        "bucket": bucket or 500_000_000,
+        "offload": plan.offload,
+    }
+    stages = (None,) if recipe.stage == "tokenizer" else (0, 1, 2, 3)
+    for checkpointing in (False, True):
+        for stage in stages:
+            plan.memory[checkpointing, stage] = plan.memory_on(gpus, stage, checkpointing)
+    width = plan._engine["width"] if plan.stage is not None else 4
+    engine_copies = 2 if plan.stage is not None else 1
+    kept = 12 if plan.stage is not None else 8
+    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable
+    _plan_data(plan, model.config)
+    return plan
+
+
+def _zero(path: str | None) -> tuple[int | None, bool, int]:
+    """Stage, offload and bucket of a DeepSpeed file; the Trainer sets buckets that say `auto`."""
+    if not path:
+        return None, False, 0
+    file = Path(path)
+    if not file.is_file():  # recipes are written for the folder of the repository
+        file = Path(__file__).resolve().parents[2] / path
+    try:
+        zero = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: no DeepSpeed configuration with zero_optimization ({error}).") from None
+    bucket = zero.get("reduce_bucket_size", 500_000_000)
+    return zero["stage"], "offload_optimizer" in zero, 0 if bucket == "auto" else int(bucket)
+
+
+def _count(module: nn.Module) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _plan_tokenizer(plan: Plan, micro: int) -> nn.Module:
+    recipe = plan.recipe
+    with torch.device("meta"):
+        model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
+    model.set_attn_implementation(ATTENTION)
+    plan.parts = {name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()}
+    for checkpointing in (False, True):
+        plan._profiles[checkpointing] = profile_step(model, lambda m: run_tokenizer(m, micro), checkpointing)
+    # The teacher, an encoder of its own, looks at every picture as well.
+    teacher = recipe.loss.teacher_share if recipe.loss.semantic else 0.0
+    one = count_flops(model, lambda m: run_tokenizer(m, 1))
+    plan.flops_a_sample = one + encoding_flops(model) * (1 + teacher)
+    plan.tokens_a_sample = model.config.num_positions
+    return model
+
+
+def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Module:
+    recipe = plan.recipe
+    config = find_config(recipe, path)
+    with torch.device("meta"):
+        model = EvoTokForConditionalGeneration(config)
+        freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+        counted = {"image tokenizer": model.model.vq_model} | {
+            name.replace("_", " "): model.get_submodule(part) for name, part in PARTS.items()
+        }
+        if recipe.lora:
+            model = add_lora(model, recipe)
+    plan.parts = _count_parts(model, counted, bool(recipe.lora))
+    inner = model.get_base_model() if recipe.lora else model
+    if half:
+        model.to(torch.bfloat16)
+    vq_model = inner.model.vq_model
+    for part in (inner.model.language_model, inner.depth_decoder, vq_model):
+        part.set_attn_implementation(ATTENTION)
+    model.train()
+    positions = config.vq_config.num_positions
+    kinds = _kinds(recipe)
+    for kind, share in kinds.items():
+        text, labels = TEXT_TOKENS[kind]
+        rows = Rows(1, positions + text, labels, int(kind == "understanding"), int(kind == "generation"))
+        flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
+        plan.flops_a_sample += share * flops
+        plan.tokens_a_sample += share * rows.length
+    if not _from_codes(recipe):
+        vq_model.float()
+        plan.flops_a_sample += encoding_flops(vq_model)
+    # Memory is for the worst batch: every row as long as it may be, all of its text learned.
+    length = max(recipe.data.max_length, positions + 2)
+    worst = [
+        Rows(micro, length, length - positions if kind == "understanding" else 2, given, micro - given)
+        for kind, given in (("understanding", micro), ("generation", 0))
+        if kind in kinds
+    ]
+    for checkpointing in (False, True):
+        profiles = [
+            profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), checkpointing) for rows in worst
+        ]
+        plan._profiles[checkpointing] = Profile(max(p.released for p in profiles), max(p.held for p in profiles))
+    return inner
+
+
+def _count_parts(model: nn.Module, counted: dict[str, nn.Module], lora: bool) -> dict[str, tuple[int, int]]:
+    """Parameters by part; each once, where weights are tied; adapters, and the copies PEFT trains, by themselves."""
+    parts, seen = {}, set()
+    for name, module in counted.items():
+        own = [p for n, p in module.named_parameters() if id(p) not in seen and "lora_" not in n]
+        seen |= {id(p) for p in own}
+        parts[name] = sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+    if lora:
+        rest = [p for p in model.parameters() if id(p) not in seen]
+        parts["adapters and copies"] = sum(p.numel() for p in rest), sum(p.numel() for p in rest if p.requires_grad)
+    return parts
+
+
+def find_config(recipe: Recipe, path: Path) -> EvoTokConfig:
+    """The multimodal config that a recipe trains: of the checkpoint it starts from, or, while that is not made yet, of
+    the recipe that will make it.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    checkpoint = recipe.model.checkpoint
+    if checkpoint and (Path(checkpoint) / "config.json").is_file():
+        return AutoConfig.from_pretrained(checkpoint)
+    if checkpoint:
+        source = _recipe_of(checkpoint, path)
+        return find_config(read_recipe(source), source)
+    fields = json.loads(json.dumps(recipe.model.config))
+    if recipe.model.language_model_checkpoint is None:
+        size = recipe.model.text_tokenizer_size or 1536
+        fields.setdefault("text_config", {}).setdefault("vocab_size", -(-size // 64) * 64)
+        fields["text_config"] |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+        fields |= {
+            "image_token_id": 2, "image_generation_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5,
+        }  # fmt: skip
+    if "vq_config" not in fields:
+        fields["vq_config"] = _vq_fields(recipe.model.vq_checkpoint, path)
+    return EvoTokConfig(**fields)
+
+
+def _vq_fields(checkpoint: str | None, path: Path) -> dict[str, Any]:
+    if checkpoint and (Path(checkpoint) / "config.json").is_file():
+        return EvoTokVQConfig.from_pretrained(checkpoint).to_dict()
+    while checkpoint:
+        source = _recipe_of(checkpoint, path)
+        recipe = read_recipe(source)
+        if recipe.model.config or not recipe.model.checkpoint:
+            return recipe.model.config
+        checkpoint = recipe.model.checkpoint
+    return {}
+
+
+def _recipe_of(checkpoint: str, path: Path) -> Path:
+    """The recipe beside `path`, or in the folder above, whose output is this checkpoint."""
+    for folder in (path.parent, path.parent.parent):
+        for other in sorted(folder.glob("*.yaml")):
+            try:
+                recipe = read_recipe(other)
+            except ValueError:
+                continue  # not a recipe, or a broken one that is somebody else's to mend
+            if recipe.training.get("output_dir") == checkpoint:
+                return other
+    raise ValueError(f"{path}: model.checkpoint {checkpoint!r} is not there, and no recipe beside it makes it.")
+
+
+def _kinds(recipe: Recipe) -> dict[str, float]:
+    """Shares of the samples that are understood and that are drawn."""
+    if recipe.data.name != "mixture":
+        return _KINDS[recipe.stage]
+    weights: dict[str, float] = {}
+    for source in recipe.data.sources:
+        adapter = SOURCES.get(source.source)
+        kind = "understanding" if adapter and adapter.task == "understanding" else "generation"
+        weight = source.weight or (adapter.weight if adapter else 1.0)
+        weights[kind] = weights.get(kind, 0.0) + weight
+    total = sum(weights.values())
+    return {kind: weight / total for kind, weight in weights.items()}
+
+
+def _from_codes(recipe: Recipe) -> bool:
+    return recipe.data.name == "mixture" and all(source.source == "codes" for source in recipe.data.sources)
+
+
+def _plan_data(plan: Plan, config) -> None:
+    sources = [SOURCES[source.source] for source in plan.recipe.data.sources if source.source in SOURCES]
+    plan.dataset_bytes = sum(source.num_bytes for source in sources)
+    vq = getattr(config, "vq_config", config)
+    drawn = sum(source.num_samples for source in sources if source.task == "generation")
+    plan.code_bytes = drawn * vq.num_positions * vq.num_pixel_codebooks * 2
