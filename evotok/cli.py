@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("evotok.demo", "see what the embedded mini model can do: pictures, questions and answers"),
     "chat": ("evotok.commands.chat", "talk about images, once with --prompt or turn by turn"),
     "generate": ("evotok.commands.generate", "draw images from text"),
+    "app": ("evotok.commands.app", "open a page to chat, draw and look inside, in your browser"),
     "encode": ("evotok.commands.encode", "turn images into the codes of the image tokenizer"),
     "decode": ("evotok.commands.decode", "turn codes back into images, from as many levels as wanted"),
     "train": ("evotok.commands.train", "train one stage from a recipe, or go on where it was stopped"),
