@@ -1,11 +1,13 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests             make lint   ruff and the Transformers structure linter
+# make fuzz    make up bad inputs for SECONDS (300)
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
 PYTHON ?= python3
+SECONDS ?= 300
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -13,7 +15,7 @@ MADE_FROM := setup.py pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format mini clean
+.PHONY: help demo test fuzz lint format mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -38,6 +40,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.ready-dev
+	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
 
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .

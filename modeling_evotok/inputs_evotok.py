@@ -44,15 +44,16 @@ class EvoTokInputsMixin:
         """Raises ValueError unless `codes` are (I, N, L) integers that the tokenizer knows."""
         vq_config = self.config.vq_config
         wanted = (vq_config.num_positions, vq_config.num_pixel_codebooks)
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != wanted or codes.is_floating_point():
+        whole = not (codes.is_floating_point() or codes.dtype == torch.bool)
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != wanted or not whole:
             raise ValueError(
                 f"generation_codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be integers of shape "
                 f"(images, {wanted[0]}, {wanted[1]}): the first {wanted[1]} levels of vq_model.encode(pixel_values)."
             )
         torch_compilable_check(
             ((codes >= 0) & (codes < vq_config.codebook_size)).all(),
-            f"generation_codes must lie between 0 and {vq_config.codebook_size - 1}: were they written by another "
-            "tokenizer?",
+            f"generation_codes must lie between 0 and {vq_config.codebook_size - 1}: give codes that this tokenizer "
+            "wrote.",
         )
 
     def get_placeholder_mask(

@@ -10,14 +10,16 @@ A run that was stopped goes on from its last complete checkpoint; `--restart` be
 import argparse
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import check_source, last_complete_checkpoint
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -59,7 +61,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     given.setdefault("ddp_broadcast_buffers", False)
     given.setdefault("dataloader_pin_memory", not on_cpu)
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
-    return TrainingArguments(**given)
+    try:
+        return TrainingArguments(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training: {error}: correct the recipe.") from error
 
 
 def _has_tensorboard() -> bool:
@@ -70,6 +75,8 @@ def _has_tensorboard() -> bool:
 
 def train(recipe: Recipe, restart: bool = False) -> None:
     """Run the stage that a recipe names, from its last complete checkpoint unless `restart`."""
+    for key in ("checkpoint", "vq_checkpoint", "encoder_checkpoint", "language_model_checkpoint"):
+        check_source(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
     resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
@@ -92,8 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     try:
         train(read_recipe(options.recipe, options.overrides), options.restart)
-    except (ValueError, ImportError) as error:
-        print(f"evotok train: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
+        where = "model.config: " if isinstance(error, StrictDataclassError) else ""
+        print(f"evotok train: {where}{textwrap.shorten(str(error), 400, placeholder=' ...')}", file=sys.stderr)
         return 2
     return 0
 

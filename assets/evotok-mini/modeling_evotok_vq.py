@@ -378,7 +378,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         return self._to_semantics(self._prefix(codes, depth or codes.shape[-1]))
 
     def _prefix(self, codes: torch.LongTensor, depth: int) -> torch.Tensor:
-        if codes.ndim != 3 or codes.shape[1] != self.config.num_positions:
+        if codes.ndim != 3 or codes.shape[1] != self.config.num_positions or not codes.shape[0]:
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)} must be (batch, {self.config.num_positions}, levels)."
             )
@@ -390,7 +390,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 ((codes >= 0) & (codes < size)).all(),
                 lambda: (
                     f"codes run from {int(codes.min())} to {int(codes.max())} but the codebooks hold {size} entries, 0 "
-                    f"to {size - 1}: were they written by another tokenizer?"
+                    f"to {size - 1}: give codes that this tokenizer wrote."
                 ),
             )
         return self.quantizer.decode_codes(codes[..., :depth])

@@ -4,6 +4,7 @@ import argparse
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
 from evotok.commands.codes import Codes, fingerprint, write_codes
+from evotok.commands.files import check_file
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
@@ -28,7 +29,8 @@ def run(options: argparse.Namespace) -> int:
     from evotok.processing.image_loading_evotok import load_image
 
     if Path(options.out).suffix != ".safetensors":
-        raise ValueError(f"--out {options.out}: the name of a file of codes ends in .safetensors.")
+        raise ValueError(f"--out {options.out}: the name of a file of codes must end in .safetensors.")
+    check_file(options.out)
     model, image_processor = load_tokenizer(options.checkpoint)
     batches = []
     with tqdm(total=len(options.images), unit="image", disable=None, leave=False) as progress:
