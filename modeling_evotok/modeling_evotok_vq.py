@@ -378,7 +378,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         return self._to_semantics(self._prefix(codes, depth or codes.shape[-1]))
 
     def _prefix(self, codes: torch.LongTensor, depth: int) -> torch.Tensor:
-        if codes.ndim != 3 or codes.shape[1] != self.config.num_positions or not codes.shape[0]:
+        if codes.ndim != 3 or codes.shape[1] != self.config.num_positions:
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)} must be (batch, {self.config.num_positions}, levels)."
             )

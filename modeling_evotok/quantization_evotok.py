@@ -248,9 +248,8 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         return total
 
     def _check(self, codes: torch.Tensor) -> None:
-        whole = not (codes.is_floating_point() or codes.dtype == torch.bool)
-        if not whole or not 1 <= codes.shape[-1] <= len(self.codebooks):
+        if codes.dtype not in (torch.int32, torch.int64) or not 1 <= codes.shape[-1] <= len(self.codebooks):
             raise ValueError(
-                f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be integers with 1 to "
+                f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be int64 with 1 to "
                 f"{len(self.codebooks)} levels in the last dimension."
             )

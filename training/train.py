@@ -10,7 +10,6 @@ A run that was stopped goes on from its last complete checkpoint; `--restart` be
 import argparse
 import os
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -84,7 +83,10 @@ def train(recipe: Recipe, restart: bool = False) -> None:
         from .tokenizer_stage import train_tokenizer as run
     else:
         from .multimodal_stages import train_multimodal as run
-    run(recipe, arguments, resume_from)
+    try:
+        run(recipe, arguments, resume_from)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config: {error}") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -99,9 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     try:
         train(read_recipe(options.recipe, options.overrides), options.restart)
-    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
-        where = "model.config: " if isinstance(error, StrictDataclassError) else ""
-        print(f"evotok train: {where}{textwrap.shorten(str(error), 400, placeholder=' ...')}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"evotok train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -36,6 +36,7 @@ def case(line: str, gets: str, good=None, lay=None) -> Case:
         return [word.replace("_", " ") for word in line.split()]
 
     name = line.replace(LONG, "A_TEXT_OF_201_WORDS").replace(HALF, "HALF_A_CHARACTER").replace("x" * 300, "300_LETTERS")
+    name = name.replace("\x1b", "ESC")
     return Case(f"`evotok {name}`".replace("_", " "), gets, make, good)
 
 
@@ -322,6 +323,24 @@ CASES = [
         "evotok encode: 'cut.tif': cannot be read (…): save the image again.",
         lay=cut_tiff,
     ),
+    case(
+        "encode model \x1b[31mred\x1b[0m --out new.safetensors",
+        "evotok encode: '\\x1b[31mred\\x1b[0m': no such file: check the path.",
+    ),
+    case("\x1b[31mred", "evotok: argument COMMAND: invalid choice: '\\x1b[31mred' (choose from … (see evotok --help)"),
+    case(
+        "decode model \x1b[2J --out out",
+        "evotok decode: \\x1b[2J: no such file. `evotok encode` writes files of codes.",
+    ),
+    case(
+        "export-onnx",
+        "evotok export-onnx: the following arguments are required: CHECKPOINT, --out (see evotok export-onnx --help)",
+    ),
+    case(
+        "export-onnx missing --out out",
+        "evotok export-onnx: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
+    case("export-onnx tokenizer --out a.png", "evotok export-onnx: a.png: this is a file, give a folder to write to."),
 ]
 
 GROUPS = [Group("Command lines", "`evotok`", run_command, CASES)]

@@ -421,32 +421,37 @@ PIXELS = torch.zeros(1, 3, 32, 32)
 MODEL = [
     written(
         "codes with a level too many",
-        "generation_codes of shape (1, 16, 3) and dtype torch.int64 must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (1, 16, 3) and dtype torch.int64 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(1, POSITIONS, 3, dtype=torch.long),
     ),
     written(
         "codes with a level too few",
-        "generation_codes of shape (1, 16, 1) and dtype torch.int64 must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (1, 16, 1) and dtype torch.int64 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(1, POSITIONS, 1, dtype=torch.long),
     ),
     written(
         "codes with a position too few",
-        "generation_codes of shape (1, 15, 2) and dtype torch.int64 must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (1, 15, 2) and dtype torch.int64 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(1, POSITIONS - 1, 2, dtype=torch.long),
     ),
     written(
         "codes of two dimensions",
-        "generation_codes of shape (16, 2) and dtype torch.int64 must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (16, 2) and dtype torch.int64 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(POSITIONS, 2, dtype=torch.long),
     ),
     written(
         "codes that are floats",
-        "generation_codes of shape (1, 16, 2) and dtype torch.float32 must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (1, 16, 2) and dtype torch.float32 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(1, POSITIONS, 2),
     ),
     written(
+        "codes that are bytes",
+        "generation_codes of shape (1, 16, 2) and dtype torch.uint8 must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
+        torch.zeros(1, POSITIONS, 2, dtype=torch.uint8),
+    ),
+    written(
         "codes that are booleans",
-        "generation_codes of shape (1, 16, 2) and dtype torch.bool must be integers of shape (images, 16, 2): the first 2 levels of vq_model.encode(pixel_values).",
+        "generation_codes of shape (1, 16, 2) and dtype torch.bool must be integers of shape (images, 16, 2), int64: the first 2 levels that vq_model.encode gives.",
         torch.zeros(1, POSITIONS, 2, dtype=torch.bool),
     ),
     written(
@@ -509,7 +514,7 @@ MODEL = [
     ),
     read(
         "image codes with more levels than there are",
-        "codes of shape (1, 16, 5) and dtype torch.int64 must be integers with 1 to 4 levels in the last dimension.",
+        "codes of shape (1, 16, 5) and dtype torch.int64 must be int64 with 1 to 4 levels in the last dimension.",
         image_codes=torch.zeros(1, POSITIONS, 5, dtype=torch.long),
     ),
     read(
@@ -519,7 +524,7 @@ MODEL = [
     ),
     read(
         "image codes that are floats",
-        "codes of shape (1, 16, 2) and dtype torch.float32 must be integers with 1 to 4 levels in the last dimension.",
+        "codes of shape (1, 16, 2) and dtype torch.float32 must be int64 with 1 to 4 levels in the last dimension.",
         image_codes=torch.zeros(1, POSITIONS, 2),
     ),
     read(

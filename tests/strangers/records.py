@@ -66,7 +66,7 @@ CASES = [
     ),
     Case(
         "link to itself",
-        "data.jsonl:2: image 'circle.png' is no file name (…): correct it.",
+        "a.jsonl: no such file: check the path.",
         lambda place: (place.link("a.jsonl", "a.jsonl"), None),
     ),
     Case(
@@ -243,7 +243,7 @@ CASES = [
         changed(image="up/red.png"),
     ),
     record(
-        "link to itself",
+        "image that is a link to itself",
         "data.jsonl:2: image 'circle.png' is no file name (…): correct it.",
         changed(image="circle.png"),
     ),
