@@ -1,5 +1,6 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests             make lint   ruff and the Transformers structure linter
+# make fuzz    make up bad inputs for SECONDS (300)
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
@@ -9,6 +10,7 @@
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
 PYTHON ?= python3
+SECONDS ?= 300
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -24,7 +26,7 @@ HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-hf test-matrix lint format mini clean
+.PHONY: help demo test fuzz test-hf test-matrix lint format mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -49,6 +51,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.ready-dev
+	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_printable(message)} (see {self.prog} --help)\n")
 
 
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
@@ -94,8 +94,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return _printable(f"{error.filename}: {error.strerror.lower()}: check the path.")
+    return _printable(str(error)) or type(error).__name__
+
+
+def _printable(message: str) -> str:
+    """One line; what would move the cursor or hide text is spelled out."""
+    words = " ".join(message.split())
+    words = words if len(words) <= 500 else f"{words[:450]} ..."
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evotok.commands.checkpoints import HELP, load_multimodal
-from evotok.commands.files import new_files, safe_name, save_images
+from evotok.commands.files import check_folder, new_files, safe_name, save_images
+from evotok.commands.generate import seed
 
 
 if TYPE_CHECKING:
@@ -58,33 +59,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and answers (demo)")
     parser.add_argument("--checkpoint", default="mini", metavar="CHECKPOINT", help=f"{HELP} (mini)")
     parser.add_argument("--guidance-scale", type=float, default=7.5, metavar="X", help="for the drawings (7.5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another choice of everything (0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another choice of everything (0)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the files of the demo and show the answers."""
     from rich.console import Console
 
+    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
     from evotok.training.emoji.world import EmojiWorld
 
+    EvoTokCodeSampler(guidance_scale=options.guidance_scale)  # refuses values out of range before the model is loaded
     started, console, world = time.perf_counter(), Console(highlight=False), EmojiWorld()
-    out = Path(options.out)
-    if out.is_file():
-        raise ValueError(f"--out {out}: this is a file, give a folder.")
+    out = check_folder(options.out)
     with console.status("Loading the model"):
         model, processor = load_multimodal(options.checkpoint)
     drawings = pick_drawings(random.Random(options.seed), world.drawings("new_concept"), HELD_OUT)
     originals = [world.image(drawing) for drawing in drawings]
     names = [safe_name(f"{drawing.concept.name} {drawing.style}") for drawing in drawings]
-    save_images(out / "images", zip(names, originals, strict=True), overwrite=True)
     with console.status("Reconstructing images that it never saw"):
-        _save(out / "reconstructions.png", reconstructions(model, processor, originals))
+        trajectories = reconstructions(model, processor, originals)
     with console.status("Answering questions"):
         answers = ask_questions(model, processor, world, options.seed)
-    _save(out / "questions.png", question_sheet(answers))
-    _save(out / "questions.md", markdown(answers))
     prompts = choose_prompts(world, options.seed)
     sheet = draw_prompts(model, processor, prompts, options.guidance_scale, options.seed)
+    save_images(out / "images", zip(names, originals, strict=True), overwrite=True)  # nothing is written before all is
+    _save(out / "reconstructions.png", trajectories)
+    _save(out / "questions.png", question_sheet(answers))
+    _save(out / "questions.md", markdown(answers))
     _save(out / "text_to_image.png", sheet)
     console.print(table(answers))
     print(f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`")

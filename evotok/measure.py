@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 import evotok
 from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
 from evotok.commands.files import new_files
+from evotok.commands.generate import seed
 from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.understanding import answer_questions, score_answers
@@ -400,7 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, help="most questions of each kind (default 512)")
     parser.add_argument("--drawings", type=int, help="most drawings of each split for the tokenizer (default all)")
     parser.add_argument("--batch-size", type=int, help="questions, or prompts, at a time (default 64)")
-    parser.add_argument("--seed", type=int, help="of questions and sampling (default 0)")
+    parser.add_argument("--seed", type=seed, help="of questions and sampling (default 0)")
     parser.add_argument("--quick", action="store_true", help="few samples of everything, into results.quick.json")
     parser.add_argument("--out", type=Path, metavar="FILE", help="results (default: results.json of the checkpoint)")
     parser.add_argument("--restart", action="store_true", help="measure again what the file has already")

@@ -44,15 +44,15 @@ class EvoTokInputsMixin:
         """Raises ValueError unless `codes` are (I, N, L) integers that the tokenizer knows."""
         vq_config = self.config.vq_config
         wanted = (vq_config.num_positions, vq_config.num_pixel_codebooks)
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != wanted or codes.is_floating_point():
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != wanted or codes.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"generation_codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be integers of shape "
-                f"(images, {wanted[0]}, {wanted[1]}): the first {wanted[1]} levels of vq_model.encode(pixel_values)."
+                f"(images, {wanted[0]}, {wanted[1]}), int64: the first {wanted[1]} levels that vq_model.encode gives."
             )
         torch_compilable_check(
             ((codes >= 0) & (codes < vq_config.codebook_size)).all(),
-            f"generation_codes must lie between 0 and {vq_config.codebook_size - 1}: were they written by another "
-            "tokenizer?",
+            f"generation_codes must lie between 0 and {vq_config.codebook_size - 1}: give codes that this tokenizer "
+            "wrote.",
         )
 
     def get_placeholder_mask(

@@ -392,7 +392,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 ((codes >= 0) & (codes < size)).all(),
                 lambda: (
                     f"codes run from {int(codes.min())} to {int(codes.max())} but the codebooks hold {size} entries, 0 "
-                    f"to {size - 1}: were they written by another tokenizer?"
+                    f"to {size - 1}: give codes that this tokenizer wrote."
                 ),
             )
         return self.quantizer.decode_codes(codes[..., :depth])

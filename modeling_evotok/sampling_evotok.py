@@ -47,16 +47,17 @@ class EvoTokCodeSampler:
 
     def __post_init__(self):
         checks = {
-            "guidance_scale": self.guidance_scale >= 0,
-            "guidance_min_p": 0 <= self.guidance_min_p <= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 0),
-            "top_p": self.top_p is None or 0 < self.top_p <= 1,
+            "guidance_scale": lambda value: 0 <= value < math.inf,
+            "guidance_min_p": lambda value: 0 <= value <= 1,
+            "temperature": lambda value: 0 <= value < math.inf,
+            "top_k": lambda value: value is None or (isinstance(value, int) and value >= 0),
+            "top_p": lambda value: value is None or 0 < value <= 1,
         }
         ranges = {"guidance_min_p": "in [0, 1]", "top_k": "a whole number, 0 or more", "top_p": "in (0, 1]"}
-        for name, passed in checks.items():
-            if not passed:
-                raise ValueError(f"{name}={getattr(self, name)} must be {ranges.get(name, 'at least 0')}.")
+        for name, check in checks.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, type(None))) or not check(value):
+                raise ValueError(f"{name}={value} must be {ranges.get(name, 'a number, at least 0')}.")
         self.do_sample = self.do_sample and self.temperature > 0
 
     @property

@@ -61,6 +61,7 @@ CHAT_TEMPLATE = """\
 """
 
 ROLES = ("system", "user", "assistant")
+_NO_CONVERSATION = 'A conversation is a list of at least one message {"role": ..., "content": ...}: give one.'
 _IMAGE_TYPES = ("image", "image_url")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -88,7 +89,7 @@ def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tup
     """
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-        raise ValueError('A conversation is a list of at least one message {"role": ..., "content": ...}.')
+        raise ValueError(_NO_CONVERSATION)
     first = conversation[0]
     is_batched = isinstance(first, (list, tuple)) or hasattr(first, "messages")
     batch = conversation if is_batched else [conversation]
@@ -96,7 +97,7 @@ def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tup
     for chat in batch:
         messages = [_prepare_message(message, control_pattern) for message in getattr(chat, "messages", chat)]
         if not messages:
-            raise ValueError('A conversation is a list of at least one message {"role": ..., "content": ...}.')
+            raise ValueError(_NO_CONVERSATION)
         prepared.append(messages)
     return prepared, is_batched
 
@@ -104,7 +105,7 @@ def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tup
 def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, Mapping) else message
-        raise ValueError(f"Message with role {role!r}: a message is a dict whose role is one of {', '.join(ROLES)}.")
+        raise ValueError(f"Message with role {str(role)[:40]!r}: give a dict whose role is one of {', '.join(ROLES)}.")
     content = message.get("content")
     if content is None:
         content = ""

@@ -21,6 +21,8 @@ of one line that names the file.
 import base64
 import binascii
 import os
+import time
+import warnings
 from io import BytesIO
 from typing import Any
 
@@ -30,6 +32,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 256_000_000  # of an image behind an address
+MAX_SECONDS = 60.0  # for fetching it: a server that drips would never end
 
 # Not everything that Pillow knows: EPS, for one, starts an interpreter of its own.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
@@ -57,20 +61,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Any:
     """
     if hasattr(source, "__array__") and not isinstance(source, Image.Image):
         return _check_array(source)
-    if type(source) is Image.Image and source.mode == "RGB" and not source.info:
+    if type(source) is Image.Image and source.mode == "RGB" and not source.info and all(source.size):
         return source  # made in memory: nothing to decode, rotate or blend
-    name = "image"
     try:
-        name, image = _open(source)
-        if image.width * image.height > max_pixels:
-            raise EvoTokImageError(
-                f"{name}: {image.width} x {image.height} pixels are over the limit of {max_pixels / 1e6:g} Mpx: "
-                "scale the image down, or raise max_pixels."
-            )
-        if getattr(image, "n_frames", 1) > 1:
-            image.seek(0)
-        image.load()
-        return _convert_to_rgb(_rotate_upright(image))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders remark on what they take all the same, or refuse
+            return _decode(source, max_pixels)
     except EvoTokImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -81,6 +77,21 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Any:
     except Exception as error:  # decoders of hostile bytes raise nearly every type there is
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise EvoTokImageError(f"{_name(source)}: cannot be read ({reason}): save the image again.") from error
+
+
+def _decode(source: Any, max_pixels: int) -> Image.Image:
+    name, image = _open(source)
+    if image.width * image.height > max_pixels:
+        raise EvoTokImageError(
+            f"{name}: {image.width} x {image.height} pixels are over the limit of {max_pixels / 1e6:g} Mpx: "
+            "scale the image down, or raise max_pixels."
+        )
+    if not image.width * image.height:
+        raise EvoTokImageError(f"{name}: {image.width} x {image.height} pixels are no image: give at least one.")
+    if image.tell():  # n_frames would read them all to count them
+        image.seek(0)
+    image.load()
+    return _convert_to_rgb(_rotate_upright(image))
 
 
 def flatten_images(images: Any) -> list:
@@ -148,9 +159,7 @@ def _open(source: Any) -> tuple[str, Image.Image]:
 def _fetch(text: str, name: str) -> Any:
     """A path, or a stream with the bytes that an address or base64 text stands for."""
     if text.startswith(("http://", "https://")):
-        response = get_session().get(text, timeout=30)
-        response.raise_for_status()
-        return BytesIO(response.content)
+        return BytesIO(_download(text, name))
     if "\0" not in text and len(text) < 4096 and os.path.exists(text):
         if not os.path.isfile(text):  # a folder, or a pipe that would never end
             raise EvoTokImageError(f"{name}: not a file: give the path of an image.")
@@ -164,14 +173,40 @@ def _fetch(text: str, name: str) -> Any:
     return BytesIO(data)
 
 
+def _download(address: str, name: str) -> bytes:
+    """The bytes behind an address: no more of them, and for no longer, than an image takes."""
+    data, deadline = bytearray(), time.monotonic() + MAX_SECONDS
+    with get_session().stream("GET", address, timeout=30) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > MAX_BYTES or time.monotonic() > deadline:
+                limit = f"{MAX_BYTES / 1e6:g} MB in {MAX_SECONDS:g} s"
+                raise EvoTokImageError(f"{name}: over the limit of {limit}: fetch it first and give the file.")
+    return bytes(data)
+
+
 def _check_array(array: Any) -> Any:
-    """Refuses arrays and tensors that are no image, or not finite; gives greys their three channels."""
+    """Refuses arrays and tensors that are no image, or hold what no pixel is; gives greys their three channels."""
     shape = tuple(array.shape)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise EvoTokImageError(f"array of shape {shape} is no image: give (H, W), (H, W, C) or (C, H, W).")
-    values = np.asarray(array.detach().cpu().float() if hasattr(array, "detach") else array)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and not {shape[0], shape[2]} & {1, 3}):
+        raise EvoTokImageError(
+            f"array of shape {shape} is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels."
+        )
+    if hasattr(array, "detach") and array.dtype.is_floating_point:
+        array = array.float()  # NumPy has no bfloat16
+    try:
+        values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    except Exception as error:  # sparse, on no device, quantised
+        raise EvoTokImageError(f"array cannot be read ({error}): give a dense one on the CPU.") from error
+    if values.dtype.kind not in "buif":
+        raise EvoTokImageError(f"array of {values.dtype} is no image: give numbers from 0 to 255.")
+    if not np.isfinite(values).all():
         raise EvoTokImageError("array holds NaN or infinite values: repair them before making an image of it.")
+    if values.min() < -1 or values.max() > 255:
+        raise EvoTokImageError(f"array holds values from {values.min()} to {values.max()}: scale them to 0 to 255.")
+    if values.dtype.kind == "b":
+        array = array * np.uint8(255) if isinstance(array, np.ndarray) else array.byte() * 255
     if len(shape) == 2:
         return array.expand(3, *shape) if hasattr(array, "expand") else np.broadcast_to(array, (3, *shape))
     return array

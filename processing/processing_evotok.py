@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
@@ -136,7 +137,7 @@ class EvoTokProcessor(ProcessorMixin):
             ValueError: if placeholders and images do not match, or an image cannot be read.
         """
         texts = [text] if isinstance(text, str) else text
-        if texts is not None and not all(isinstance(sample, str) for sample in texts):
+        if texts is not None and not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
             raise ValueError("`text` must be a string or a list of strings.")
         given, written = self._route_images(images, texts, generation_codes)
         said = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
@@ -266,16 +267,23 @@ class EvoTokProcessor(ProcessorMixin):
             kwargs["generation_mode"] = generation_mode
         kwargs = {"chat_template": chat_template, "processor_kwargs": dict(processor_kwargs or {}), **kwargs}
         kwargs["add_generation_prompt"] = add_generation_prompt or generation_mode == "image"
-        inputs = super().apply_chat_template(conversations if is_batched else conversations[0], **kwargs)
+        inputs = self._render(conversations if is_batched else conversations[0], **kwargs)
         if generation_mode == "image" and kwargs.get("tokenize") and kwargs.get("return_dict"):
             negative = self._negative_conversations(conversations, negative_prompt)
             for name in ("images", "generation_codes"):
                 kwargs["processor_kwargs"].pop(name, None)
             kwargs["return_assistant_tokens_mask"] = False
-            negative = super().apply_chat_template(negative, **kwargs)
+            negative = self._render(negative, **kwargs)
             inputs["negative_prompt_ids"] = negative["input_ids"]
             inputs["negative_prompt_attention_mask"] = negative["attention_mask"]
         return inputs
+
+    def _render(self, conversation: list, **kwargs) -> Any:
+        """The library's `apply_chat_template`; a template from a stranger's checkpoint may be anything."""
+        try:
+            return super().apply_chat_template(conversation, **kwargs)
+        except (TemplateError, OverflowError) as error:  # the sandbox's refusals among them
+            raise ValueError(f"The chat template cannot be rendered ({error}): repair it, or leave it out.") from error
 
     @property
     def control_pattern(self) -> re.Pattern:

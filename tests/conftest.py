@@ -9,6 +9,13 @@ from evotok.training.text_tokenizer import train_text_tokenizer
 
 torch.set_num_threads(1)
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz-seconds", type=float, default=0.0, help="make up bad inputs for so long, in all, instead of a few"
+    )
+
+
 IMAGE, DRAW, START, END, PAD = 120, 121, 122, 123, 0
 POSITIONS = 16
 
@@ -111,3 +118,21 @@ def fresh_model() -> EvoTokForConditionalGeneration:
 def pixels() -> torch.Tensor:
     """Four random images (4, 3, 32, 32) in [-1, 1]."""
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def materials(tmp_path_factory):
+    """Checkpoints that the cases of `strangers/` are made of."""
+    from strangers.materials import Materials
+
+    return Materials(tmp_path_factory.mktemp("materials"))
+
+
+@pytest.fixture
+def place(tmp_path, materials, monkeypatch):
+    """The current folder of a case of `strangers/`."""
+    from strangers.case import Place
+
+    place = Place(tmp_path, materials)
+    monkeypatch.chdir(place.path)
+    return place

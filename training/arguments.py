@@ -9,14 +9,23 @@ training: {...}             # transformers.TrainingArguments
 """
 
 import difflib
+import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+from huggingface_hub.dataclasses import type_validator
+
+from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 
 
+<<<<<<< HEAD
 STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
+=======
+_PLAIN = (int, float, bool, str)
+STAGES = ("tokenizer", "pretrain", "sft", "gen")
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 @dataclass
@@ -70,7 +79,7 @@ class DataArguments:
     """Batches' worth of samples that each reader of a mixture shuffles and sorts by length at once."""
     image_folder: str | None = None
     """Where the images of a LLaVA file lie; its own folder when left out."""
-    mixture: dict[str, float] = field(default_factory=dict)
+    mixture: dict[str, float | int] = field(default_factory=dict)
     """Weights of the kinds of samples (emoji)."""
     block: int = 1
     """Samples in a row that all draw, or all answer (emoji): batches of one form need little padding. With
@@ -136,18 +145,20 @@ def _refuse_unknown(given, known, where: str) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
             raise ValueError(f"{where}: unknown key {key!r}.{hint}")
 
 
 def _build(cls, values: Any, where: str):
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a mapping of keys to values, got {values!r}.")
+        raise ValueError(f"{where}: give keys and values, not {reprlib.repr(values)}.")
     _refuse_unknown(values, (f.name for f in fields(cls)), where)
+    _check_types(values, get_type_hints(cls), where)
     return cls(**values)
 
 
+<<<<<<< HEAD
 def _build_sources(data: DataArguments, where: str) -> list[SourceArguments]:
     if bool(data.sources) != (data.name == "mixture"):
         raise ValueError(f"{where}: data.name mixture and data.sources go together: give both or neither.")
@@ -161,18 +172,43 @@ def _build_sources(data: DataArguments, where: str) -> list[SourceArguments]:
         if source.weight is not None and not source.weight > 0:
             raise ValueError(f"{where}: data.sources: weight {source.weight} of {source.source} is not above 0.")
     return sources
+=======
+def _check_types(values: dict, hints: dict[str, Any], where: str) -> None:
+    for name in values.keys() & hints.keys():
+        try:
+            type_validator(name, values[name], float | int if hints[name] is float else hints[name])
+        except TypeError:
+            kind = hints[name].__name__ if hints[name] in _PLAIN else str(hints[name]).replace("typing.", "")
+            raise ValueError(f"{where}: {name} must be {kind}, not {reprlib.repr(values[name])}.") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    """What YAML says. Aliases are refused, because a few lines of them stand for billions of values; and so is deep
+    nesting, over which the reader would sit for hours."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{where}: aliases (*name) are not read: write the values out.")
+            if depth > 50:
+                raise ValueError(f"{where}: nested more than 50 deep: remove some brackets.")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}: correct it.") from None
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 def _override(tree: dict, word: str) -> None:
     path, separator, text = word.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):
-        raise ValueError(f"override {word!r} is not of the form section.key=value.")
+        raise ValueError(f"override {word!r} is not of the form section.key=value: write it so.")
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"override {word!r}: {key!r} is a value, not a section.")
-    value = yaml.safe_load(text)
+            raise ValueError(f"override {word!r}: {key!r} is a value, not a section: correct the keys.")
+    value = _parse(text, f"override {reprlib.repr(word)}")
     if isinstance(value, str):
         try:
             value = float(value)  # YAML 1.1 reads 1e-4 as text
@@ -190,18 +226,25 @@ def _merge(base: dict, difference: dict) -> dict:
     return merged
 
 
-def _read_tree(path: Path) -> dict:
+def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """A recipe laid over its bases; `above` are the recipes that it is the base of."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.")
+    if path.resolve() in above:
+        raise ValueError(f"{path}: is its own base, directly or through others: remove a `base`.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8: save the recipe as UTF-8.") from None
+    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: a recipe is a mapping with `stage`, `model`, `data` and `training`.")
-    if "base" in tree:
-        return _merge(_read_tree(path.parent / tree.pop("base")), tree)
-    return tree
+        raise ValueError(f"{path}: no recipe: give keys and values for `stage`, `model`, `data` and `training`.")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base {reprlib.repr(base)} is no file name: give the path of one recipe.")
+    return _merge(_read_tree(path.parent / base, (*above, path.resolve())), tree)
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -221,7 +264,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         _override(tree, word)
     _refuse_unknown(tree, (f.name for f in fields(Recipe)), str(path))
     if tree.get("stage") not in STAGES:
-        raise ValueError(f"{path}: stage {tree.get('stage')!r} is not one of {', '.join(STAGES)}.")
+        raise ValueError(f"{path}: stage {reprlib.repr(tree.get('stage'))} is not one of {', '.join(STAGES)}.")
     sections = {
         "model": ModelArguments,
         "data": DataArguments,
@@ -230,6 +273,16 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     }
     for name, cls in sections.items():
         tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
+<<<<<<< HEAD
     tree["data"].sources = _build_sources(tree["data"], str(path))
     _refuse_unknown(tree.get("training", {}), (f.name for f in fields(TrainingArguments)), f"{path}: training")
     return Recipe(**tree)
+=======
+    config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
+    _refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
+    recipe = _build(Recipe, tree, str(path))
+    _refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
+    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in _PLAIN}
+    _check_types(recipe.training, plain, f"{path}: training")
+    return recipe
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170

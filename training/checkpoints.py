@@ -4,6 +4,13 @@ import re
 from pathlib import Path
 
 
+def check_source(name: str | None, key: str) -> None:
+    """Raises ValueError unless `name`, said by a recipe under `key`, is a folder or may be the id of a Hub model: for
+    anything else the Hub would be asked, again and again, where there is no network."""
+    if name is not None and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{key}: {name}: no such folder: train the stage before, or give another checkpoint.")
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """Newest `checkpoint-N` that was written to its end, or None.
 

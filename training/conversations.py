@@ -71,12 +71,21 @@ def read_conversations(path: str | Path, image_folder: str | Path | None = None)
     """
     path = Path(path)
     folder = Path(image_folder if image_folder is not None else path.parent).resolve()
+<<<<<<< HEAD
     for where, record in read_json_records(path):
+=======
+    if not folder.is_dir():
+        raise ValueError(f"{image_folder}: no such folder: give the one that the images lie in.")
+    where = None
+    for where, record in _read_records(path):
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
         try:
             yield _convert(record, folder)
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"key {error} is missing" if isinstance(error, KeyError) else error
+            reason = f"key {error} is missing: add it" if isinstance(error, KeyError) else error
             raise ValueError(f"{where}: {reason}.") from None
+    if where is None:
+        raise ValueError(f"{path}: no records in it: give at least one.")
 
 
 def _generate(path: Path, image_folder: str | Path | None, stamp: tuple) -> Iterator[dict]:
@@ -119,11 +128,14 @@ def _parse(data: bytes, where: str) -> Any:
         raise ValueError(f"{where}: not UTF-8: save the file as UTF-8.") from None
     except RecursionError:
         raise ValueError(f"{where}: nested too deeply: remove it.") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise ValueError(f"{where}: holds a number of thousands of digits: remove it.") from None
 
 
 def _convert(record: Any, folder: Path) -> dict:
     if not isinstance(record, dict):
-        raise TypeError(f'a record is {{"image": ..., "conversations": [...]}}, not {type(record).__name__}')
+        kind = type(record).__name__
+        raise TypeError(f'a record is {{"image": ..., "conversations": [...]}}, not {kind}: correct it')
     turns = record["conversations"]
     names = record.get("image") or []
     names = [names] if isinstance(names, str) else names
@@ -134,7 +146,10 @@ def _convert(record: Any, folder: Path) -> dict:
     if num_marks != len(names):
         raise ValueError(f'{num_marks} <image> marks for {len(names)} images in "image": make them agree')
     images = [resolve_image(folder, name) for name in names]
-    return {"id": str(record.get("id", "")), "messages": messages, "images": images}
+    name = str(record.get("id", ""))
+    if _SURROGATE.search(name):
+        raise ValueError('"id" holds half of a surrogate pair, which is no text: remove it')
+    return {"id": name, "messages": messages, "images": images}
 
 
 def _check_turns(turns: Any) -> list:
@@ -169,7 +184,7 @@ def convert_turns(turns: Any, num_images: int) -> list[dict]:
 
 def _convert_turn(turn: Any) -> dict:
     if not isinstance(turn, dict):
-        raise TypeError(f'a turn is {{"from": ..., "value": ...}}, not {type(turn).__name__}')
+        raise TypeError(f'a turn is {{"from": ..., "value": ...}}, not {type(turn).__name__}: correct it')
     role, value = turn["from"], turn["value"]
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f'unknown role {role!r} in "from": use human, gpt or system')

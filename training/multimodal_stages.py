@@ -68,7 +68,7 @@ def build_multimodal(
     if arguments.checkpoint:
         return _load_checkpoint(arguments.checkpoint), EvoTokProcessor.from_pretrained(arguments.checkpoint)
     if arguments.vq_checkpoint is None:
-        raise ValueError("a recipe needs model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
+        raise ValueError("give the recipe model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
     vq_model = EvoTokVQModel.from_pretrained(arguments.vq_checkpoint, dtype=torch.float32)
     language_model = None
     if arguments.language_model_checkpoint:

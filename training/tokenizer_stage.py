@@ -31,7 +31,7 @@ def build_teacher(recipe: Recipe, config: EvoTokVQConfig, calibration=None):
             teacher.calibrate(calibration)
         return teacher
     if recipe.model.encoder_checkpoint is None:
-        raise ValueError("loss.teacher 'siglip' needs model.encoder_checkpoint, the SigLIP2 weights it is made of.")
+        raise ValueError("loss.teacher 'siglip' is made of SigLIP2's weights: give model.encoder_checkpoint.")
     return SiglipTeacher(recipe.model.encoder_checkpoint)
 
 
@@ -58,6 +58,8 @@ def build_perceptual(recipe: Recipe, teacher):
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model lies in `output_dir`."""
+    if recipe.data.name not in ("emoji", "folder"):
+        raise ValueError(f"data.name {recipe.data.name!r}: the tokenizer learns from 'emoji' or 'folder', give one.")
     model = build_tokenizer(recipe)
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps

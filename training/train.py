@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import check_source, last_complete_checkpoint
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -61,7 +62,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     if recipe.data.name == "mixture":
         given["ignore_data_skip"] = True  # a stream goes on from its own state
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
-    return TrainingArguments(**given)
+    try:
+        return TrainingArguments(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training: {error}: correct the recipe.") from error
 
 
 def _has_tensorboard() -> bool:
@@ -72,6 +76,8 @@ def _has_tensorboard() -> bool:
 
 def train(recipe: Recipe, restart: bool = False) -> None:
     """Run the stage that a recipe names, from its last complete checkpoint unless `restart`."""
+    for key in ("checkpoint", "vq_checkpoint", "encoder_checkpoint", "language_model_checkpoint"):
+        check_source(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
     resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
@@ -79,7 +85,10 @@ def train(recipe: Recipe, restart: bool = False) -> None:
         from .tokenizer_stage import train_tokenizer as run
     else:
         from .multimodal_stages import train_multimodal as run
-    run(recipe, arguments, resume_from)
+    try:
+        run(recipe, arguments, resume_from)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config: {error}") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -94,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     try:
         train(read_recipe(options.recipe, options.overrides), options.restart)
-    except (ValueError, ImportError) as error:
-        print(f"evotok train: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"evotok train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

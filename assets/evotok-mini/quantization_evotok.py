@@ -253,8 +253,8 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         return total
 
     def _check(self, codes: torch.Tensor) -> None:
-        if codes.is_floating_point() or codes.shape[-1] > len(self.codebooks) or codes.shape[-1] == 0:
+        if codes.dtype not in (torch.int32, torch.int64) or not 1 <= codes.shape[-1] <= len(self.codebooks):
             raise ValueError(
-                f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be integers with 1 to "
+                f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be int64 with 1 to "
                 f"{len(self.codebooks)} levels in the last dimension."
             )

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-    from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQModel
+    from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 
 HELP = "folder of a checkpoint, a Hub id, or `mini` for the embedded model"
 MULTIMODAL, TOKENIZER = "evotok", "evotok_vq"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DISAGREE = "the processor's {}, the model's {}: they are not of one checkpoint. Copy or save it again."
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -54,20 +55,61 @@ def find_checkpoint(name: str) -> Checkpoint:
     folder = find_asset("evotok-mini") if name == "mini" else Path(name)
     if not folder.exists() and _HUB_ID.fullmatch(name):
         folder = _fetch(name)
-    if not folder.is_dir():
-        raise ValueError(f"{name}: no such folder. A checkpoint is a folder with config.json and *.safetensors.")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no config.json in this folder. Give the folder that a training saved.") from None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{name}: config.json is damaged. Copy the checkpoint again.") from None
+    if not name or not folder.is_dir():
+        raise ValueError(f"{name!r}: no such folder. Give a checkpoint: a folder with config.json and *.safetensors.")
+    _check_files(name, folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{name}: no config.json in this folder. Give the folder that a training saved.")
+    config = _read_json(name, folder / "config.json")
+    kind = config.get("model_type")
     if kind not in (MULTIMODAL, TOKENIZER):
-        raise ValueError(f"{name}: a checkpoint of {kind!r}, not of EvoTok.")
+        raise ValueError(f"{name}: a checkpoint of {str(kind)[:80]!r}, not of EvoTok. Give one of EvoTok.")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{name}: config.json but no weights (*.safetensors). Copy or save the checkpoint again.")
+    for path in (*folder.glob("*_config.json"), *folder.glob("tokenizer.json")):
+        _read_json(name, path)
+    _check_shards(name, folder)
     return Checkpoint(folder, config)
+
+
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: {path.name} is damaged. Copy the checkpoint again.")
+    return content
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Every file is one, and lies in the folder; those of the Hub's cache are links to the blobs beside it."""
+    home = folder.resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    for path in folder.iterdir():
+        try:
+            inside = path.resolve().is_relative_to(home)
+        except (OSError, RuntimeError):  # a link in a circle
+            inside = False
+        if not inside:
+            raise ValueError(f"{name}: {path.name} is a link that leads out of the folder. Copy the file itself there.")
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{name}: {path.name} is no file. Copy the checkpoint again.")
+
+
+def _check_shards(name: str, folder: Path) -> None:
+    """Weights in several files are all there, beside their index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    shards = _read_json(name, index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"{name}: {index.name} is damaged. Copy the checkpoint again.")
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{name}: {index.name} asks for {shard!r}, outside the folder. Copy the checkpoint again.")
+        if not (folder / shard).is_file():
+            raise ValueError(f"{name}: {shard} is missing. Copy the checkpoint again.")
 
 
 def _fetch(name: str) -> Path:
@@ -106,17 +148,28 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
         raise ValueError(
             f"{name}: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini."
         )
-    from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
+    import torch
+
+    from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
 
     quiet_libraries()
     device = pick_device()
     with _loading(name):
         # Half precision saves time on accelerators only.
+        found = _read_shapes(checkpoint.folder)
+        _check_counts(checkpoint.config, len(found))
+        config = EvoTokConfig.from_pretrained(checkpoint.folder)
+        with torch.device("meta"):  # sizes are compared before memory is taken for them
+            skeleton = EvoTokForConditionalGeneration(config)
+    _check_shapes(name, {key: tuple(tensor.shape) for key, tensor in skeleton.state_dict().items()}, found)
+    with _loading(name):
         model, report = EvoTokForConditionalGeneration.from_pretrained(
             checkpoint.folder, dtype="float32" if device.type == "cpu" else "auto", output_loading_info=True
         )
         processor = EvoTokProcessor.from_pretrained(checkpoint.folder)
     _check_complete(name, report["missing_keys"], report["unexpected_keys"])
+    _check_finite(name, model.state_dict())
+    _check_processor(name, model.config, processor)
     return model.to(device).eval(), processor
 
 
@@ -127,6 +180,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
         ValueError: no such checkpoint, or weights that do not fit the config.
     """
     checkpoint = find_checkpoint(name)
+    import torch
     from transformers import SiglipImageProcessorPil
 
     from evotok import EvoTokConfig, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
@@ -134,19 +188,28 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     quiet_libraries()
     alone = checkpoint.kind == TOKENIZER
     with _loading(name):
+        prefix = "" if alone else "model.vq_model."
+        shapes = _read_shapes(checkpoint.folder)
+        _check_counts(checkpoint.config, len(shapes))
         config = EvoTokVQConfig if alone else EvoTokConfig
         config = config.from_pretrained(checkpoint.folder)
-        model = EvoTokVQModel(config if alone else config.vq_config)
-        weights = _read_weights(checkpoint.folder, "" if alone else "model.vq_model.")
-    wanted = model.state_dict().keys()
-    _check_complete(name, wanted - weights.keys(), weights.keys() - wanted)
+        config = config if alone else config.vq_config
+        with torch.device("meta"):  # sizes are compared before memory is taken for them
+            wanted = {key: tuple(tensor.shape) for key, tensor in EvoTokVQModel(config).state_dict().items()}
+    found = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    _check_complete(name, wanted.keys() - found.keys(), found.keys() - wanted.keys())
+    _check_shapes(name, wanted, found)
     with _loading(name):
+        model = EvoTokVQModel(config)
+        weights = _read_weights(checkpoint.folder, prefix)
         model.load_state_dict(weights)
         if alone:
             size = {"height": model.config.image_size, "width": model.config.image_size}
             image_processor = SiglipImageProcessorPil(size=size)
         else:
             image_processor = EvoTokProcessor.from_pretrained(checkpoint.folder).image_processor
+    _check_finite(name, weights)
+    _check_image_size(name, model.config, image_processor)
     return model.to(pick_device()).eval(), image_processor
 
 
@@ -162,24 +225,77 @@ def _read_weights(folder: Path, prefix: str) -> dict[str, "torch.Tensor"]:
     return weights
 
 
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, from the heads of the files."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    return shapes
+
+
+def _check_counts(config: Any, num_tensors: int) -> None:
+    """Layers and levels have tensors of their own; a model of a billion would be built until the memory is full."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value, num_tensors)
+        many = isinstance(value, int) and value > num_tensors
+        if many and key.endswith(("num_hidden_layers", "num_codebooks", "num_res_blocks")):
+            raise ValueError(f"{key} is {value} but the weights are only {num_tensors} tensors")
+
+
+def _check_shapes(name: str, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    for key in sorted(wanted.keys() & found.keys()):
+        if found[key] != wanted[key]:
+            raise ValueError(
+                f"{name}: the tensor {key} has shape {found[key]}, but the config asks for {wanted[key]}: config.json "
+                "and weights are not of one checkpoint. Copy or save it again."
+            )
+
+
+def _check_finite(name: str, weights: dict[str, "torch.Tensor"]) -> None:
+    for key, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: the tensor {key} holds NaN or infinite values. Save the checkpoint again.")
+
+
+def _check_image_size(name: str, config: "EvoTokVQConfig", image_processor: Any) -> None:
+    theirs = (image_processor.size["height"], image_processor.size["width"])
+    ours = (config.image_size, config.image_size)
+    if theirs != ours:
+        raise ValueError(f"{name}: {_DISAGREE.format(f'image size is {theirs}', ours)}")
+
+
+def _check_processor(name: str, config: "EvoTokConfig", processor: "EvoTokProcessor") -> None:
+    """Processor and model are of one checkpoint: else images burst the memory, and tokens mean something else."""
+    _check_image_size(name, config.vq_config, processor.image_processor)
+    pairs = {"num_image_tokens": (processor.num_image_tokens, config.vq_config.num_positions)}
+    pairs |= {key: (token_id, getattr(config, key)) for key, token_id in processor.token_ids.items()}
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ValueError(f"{name}: {_DISAGREE.format(f'{key} is {theirs}', ours)}")
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        words = f"vocabulary has {len(processor.tokenizer)} tokens"
+        raise ValueError(f"{name}: {_DISAGREE.format(words, config.text_config.vocab_size)}")
+
+
 def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     for what, keys in (("lack", missing), ("have", unexpected)):
         if keys:
             raise ValueError(
                 f"{name}: the weights {what} {len(keys)} tensors, such as {min(keys)}, "
                 f"{'that the config asks for' if what == 'lack' else 'that the config knows nothing of'}: "
-                "config.json and weights are not of one checkpoint."
+                "config.json and weights are not of one checkpoint. Copy or save it again."
             )
 
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
     """Whatever goes wrong in loading a checkpoint is a ValueError of one line that names it."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, RuntimeError, TypeError, KeyError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a stranger's files raise nearly every type there is
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{name}: cannot be loaded ({reason}). Copy or save the checkpoint again.") from error

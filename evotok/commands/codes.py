@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from evotok.commands.files import new_files
+from evotok.commands.files import check_file, new_files
 
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def write_codes(path: str | Path, content: Codes) -> None:
     """
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: this is a folder, give the name of a file to write.")
+    path = check_file(path)
     metadata = {"format": FORMAT, "tokenizer": content.tokenizer, "names": json.dumps(content.names)}
     with new_files(path.parent, overwrite=True) as reserve:
         save_file({"codes": content.codes}, reserve(path.name), metadata=metadata)
@@ -54,13 +52,15 @@ def read_codes(path: str | Path) -> Codes:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: not a file of codes. `evotok encode` writes them.")
             content = Codes(file.get_tensor("codes"), json.loads(metadata["names"]), metadata["tokenizer"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, json.JSONDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: not a whole file of codes ({reason}): encode the images again.") from None
-    codes = content.codes
-    if codes.dtype != "uint16" or codes.ndim != 3 or len(codes) != len(content.names):
+    codes, names = content.codes, content.names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: its names are no list of texts: encode the images again.")
+    if codes.dtype != "uint16" or codes.ndim != 3 or not codes.size or len(codes) != len(names):
         raise ValueError(
-            f"{path}: {codes.dtype} codes of shape {codes.shape} with {len(content.names)} names; a file of codes has "
+            f"{path}: {codes.dtype} codes of shape {codes.shape} with {len(names)} names; a file of codes has "
             "uint16 codes (images, positions, levels) and a name for each image."
         )
     return content

@@ -4,8 +4,13 @@ import argparse
 import sys
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
+<<<<<<< HEAD
 from evotok.commands.codes import read_codes
 from evotok.commands.files import safe_name, save_images
+=======
+from evotok.commands.codes import fingerprint, read_codes
+from evotok.commands.files import check_folder, safe_name, save_images
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 EXAMPLES = """  evotok decode mini pets.safetensors --out pets
@@ -30,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from evotok.processing.image_loading_evotok import convert_to_images
     from evotok.training.fingerprint import fingerprint
 
+    check_folder(options.out)
     content = read_codes(options.file)
     model, _ = load_tokenizer(options.checkpoint)
     if content.tokenizer != fingerprint(model):
@@ -38,6 +44,10 @@ def run(options: argparse.Namespace) -> int:
             "Decode with the checkpoint that encoded, or encode again."
         )
     levels, pixel_levels = content.codes.shape[-1], model.config.num_pixel_codebooks
+    if levels > model.config.num_codebooks:
+        raise ValueError(
+            f"{options.file}: {levels} levels, but the tokenizer has {model.config.num_codebooks}: encode again."
+        )
     depth = min(levels, pixel_levels) if options.depth is None else options.depth
     if not 1 <= depth <= levels:
         raise ValueError(f"--depth {depth}: these codes have {levels} levels, give 1 to {levels}.")

@@ -3,7 +3,12 @@
 import argparse
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
+<<<<<<< HEAD
 from evotok.commands.codes import Codes, write_codes
+=======
+from evotok.commands.codes import Codes, fingerprint, write_codes
+from evotok.commands.files import check_file
+>>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
@@ -29,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     from evotok.training.fingerprint import fingerprint
 
     if Path(options.out).suffix != ".safetensors":
-        raise ValueError(f"--out {options.out}: the name of a file of codes ends in .safetensors.")
+        raise ValueError(f"--out {options.out}: the name of a file of codes must end in .safetensors.")
+    check_file(options.out)
     model, image_processor = load_tokenizer(options.checkpoint)
     batches = []
     with tqdm(total=len(options.images), unit="image", disable=None, leave=False) as progress:

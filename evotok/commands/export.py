@@ -37,8 +37,11 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from evotok.commands.checkpoints import find_checkpoint, load_multimodal
+    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 
     out = Path(options.out)
+    fields = {"guidance_min_p": options.guidance_min_p, "top_k": options.top_k, "temperature": options.temperature}
+    EvoTokCodeSampler(**{name: value for name, value in fields.items() if value is not None})  # refuses bad values
     with filled_folder(out, OUTDATED) as part:
         model, processor = load_multimodal(options.checkpoint)
         _set_sampling(model.generation_config, processor, options)

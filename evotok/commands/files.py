@@ -16,6 +16,35 @@ def safe_name(text: str, length: int = 48) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length].rstrip("-") or "image"
 
 
+def check_folder(folder: str | Path) -> Path:
+    """A folder to write to, there already or to be made.
+
+    Raises:
+        ValueError: it, or what should hold it, is a file; or no folder can have such a name.
+    """
+    path = Path(folder)
+    try:
+        place = next((place for place in (path, *path.parents) if place.exists()), path)
+    except OSError as error:
+        raise ValueError(f"{str(path)[:80]}: {error.strerror.lower()}: give another folder to write to.") from None
+    if not place.is_dir():
+        raise ValueError(f"{place}: this is a file, give a folder to write to.")
+    return path
+
+
+def check_file(path: str | Path) -> Path:
+    """A file to write, in a folder that is there already or to be made.
+
+    Raises:
+        ValueError: it is a folder, or what should hold it is a file.
+    """
+    path = Path(path)
+    check_folder(path.parent)
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder, give the name of a file to write.")
+    return path
+
+
 @contextmanager
 def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[[str], Path]]:
     """Files that appear under their names together, when all are written; after an error there is none of them.
@@ -30,9 +59,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     Raises:
         ValueError: `folder` is a file.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: this is a file, give a folder to write to.")
+    folder = check_folder(folder)
     parts: dict[Path, Path] = {}
 
     def reserve(name: str) -> Path:
@@ -40,6 +67,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
         while final in parts.values() or (final.exists() and not overwrite):
             final, number = folder / f"{Path(name).stem}-{number}{Path(name).suffix}", number + 1
         part = folder / f".{final.name}.part"
+        part.unlink(missing_ok=True)  # left by a run that was killed, or a link that somebody planted
         parts[part] = final
         return part
 
@@ -68,9 +96,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
     Raises:
         ValueError: `folder` is a file.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: this is a file, give a folder to write to.")
+    folder = check_folder(folder)
     with _made(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
         new = [path.name for path in Path(part).iterdir()]

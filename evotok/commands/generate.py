@@ -5,7 +5,7 @@ import random
 import sys
 
 from evotok.commands.checkpoints import HELP, load_multimodal
-from evotok.commands.files import safe_name, save_images
+from evotok.commands.files import check_folder, safe_name, save_images
 
 
 EXAMPLES = """  evotok generate mini --prompt "a frog, noto style"
@@ -15,9 +15,22 @@ BATCH = 32
 
 def at_least_one(text: str) -> int:
     """A whole number from 1 up, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return _whole_number(text, 1, None)
+
+
+def seed(text: str) -> int:
+    """What a random generator can be begun with, for argparse."""
+    return _whole_number(text, 0, 2**64 - 1)
+
+
+def _whole_number(text: str, least: int, most: int | None) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        limits = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, {limits}")
     return number
 
 
@@ -27,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT", help="what to draw; several for several")
     parser.add_argument("--num-images", type=at_least_one, default=1, metavar="N", help="images of each prompt (1)")
     parser.add_argument("--out", default="generated", metavar="DIR", help="folder for the images (generated)")
-    parser.add_argument("--seed", type=int, metavar="N", help="for the same images again; random by default")
+    parser.add_argument("--seed", type=seed, metavar="N", help="for the same images again; random by default")
     sampling = parser.add_argument_group("sampling", "left out: as the checkpoint's generation_config.json says")
     sampling.add_argument("--guidance-scale", type=float, metavar="X", help="weight of the prompt; 1: no guidance")
     sampling.add_argument(
@@ -40,18 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw everything, then write everything; prints the paths."""
-    from pathlib import Path
-
     from tqdm import tqdm
 
     from evotok.eval.generation import generate_images
+    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 
-    if Path(options.out).is_file():
-        raise ValueError(f"--out {options.out}: this is a file, give a folder.")
-    model, processor = load_multimodal(options.checkpoint)
-    seed = random.randrange(2**32) if options.seed is None else options.seed
+    check_folder(options.out)
     names = ("guidance_scale", "guidance_min_p", "temperature", "top_k", "top_p")
     sampling = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    EvoTokCodeSampler(**sampling)  # refuses values out of range before the model is loaded
+    model, processor = load_multimodal(options.checkpoint)
+    seed = random.randrange(2**32) if options.seed is None else options.seed
     if model.generation_config.guidance_scale is not None:
         sampling.setdefault("guidance_scale", model.generation_config.guidance_scale)
     prompts = [prompt for prompt in options.prompt for _ in range(options.num_images)]

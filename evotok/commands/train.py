@@ -18,10 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Hands over to `evotok.training.train`."""
-    from evotok.training.train import main
+    from evotok.training.arguments import read_recipe
+    from evotok.training.train import train
 
-    arguments = [str(find_recipe(options.recipe)), *options.overrides]
-    return main([*arguments, "--restart"] if options.restart else arguments)
+    train(read_recipe(find_recipe(options.recipe), options.overrides), options.restart)
+    return 0
 
 
 def find_recipe(name: str) -> Path:

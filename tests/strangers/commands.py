@@ -1,0 +1,346 @@
+"""Command lines: words that are missing, unknown, of the wrong kind or out of range, and places that cannot be written."""
+
+import numpy as np
+from PIL import Image
+
+from strangers.case import Case, Group, Place, run_command
+from strangers.images import noise, saved
+from strangers.materials import checkpoint, codes_of, good_codes
+
+
+LONG = "frog_" * 200 + "frog"
+HALF = "\ud83d"  # of a surrogate pair
+
+
+def prepare(place: Place) -> None:
+    """A model, a tokenizer, a picture and a file of codes, under those names."""
+    checkpoint("model")(place)
+    checkpoint("tokenizer")(place)
+    Image.fromarray(np.full((8, 8, 3), 77, dtype=np.uint8)).save(place.path / "a.png")
+    codes_of(place, good_codes(), ["a.png"])
+
+
+def cut_tiff(place: Place) -> None:
+    """An image that Pillow remarks on before it gives up."""
+    content = saved(noise(), "TIFF")
+    place.write("cut.tif", content[: len(content) // 2])
+
+
+def case(line: str, gets: str, good=None, lay=None) -> Case:
+    """A command line; `_` stands for a space in a word."""
+
+    def make(place: Place) -> list[str]:
+        prepare(place)
+        if lay is not None:
+            lay(place)
+        return [word.replace("_", " ") for word in line.split()]
+
+    name = line.replace(LONG, "A_TEXT_OF_201_WORDS").replace(HALF, "HALF_A_CHARACTER").replace("x" * 300, "300_LETTERS")
+    name = name.replace("\x1b", "ESC")
+    return Case(f"`evotok {name}`".replace("_", " "), gets, make, good)
+
+
+CASES = [
+    case("paint", "evotok: argument COMMAND: invalid choice: 'paint' (choose from … (see evotok --help)"),
+    case("--nonsense", "evotok: unrecognized arguments: --nonsense (see evotok --help)"),
+    case("chat", "evotok chat: the following arguments are required: CHECKPOINT (see evotok chat --help)"),
+    case("chat model --image missing.png --prompt hello", "evotok chat: 'missing.png': no such file: check the path."),
+    case(
+        "chat model --image tokenizer --prompt hello",
+        "evotok chat: 'tokenizer': not a file: give the path of an image.",
+    ),
+    case(
+        "chat model --prompt hello --max-new-tokens 0",
+        "evotok chat: argument --max-new-tokens: '0' is not a whole number, 1 or more (see evotok chat --help)",
+    ),
+    case(
+        "chat model --prompt hello --max-new-tokens many",
+        "evotok chat: argument --max-new-tokens: 'many' is not a whole number, 1 or more (see evotok chat --help)",
+    ),
+    case(
+        "chat model --prompt " + LONG,
+        "evotok chat: the conversation has 610 tokens, the model reads fewer than 128: shorten the prompt, show fewer images, or begin anew.",
+    ),
+    case(
+        "chat model --prompt hello --image a.png" + " --image a.png" * 9,
+        "evotok chat: the conversation has 193 tokens, the model reads fewer than 128: shorten the prompt, show fewer images, or begin anew.",
+    ),
+    case(
+        "chat model --prompt " + HALF,
+        "evotok chat: Text holds half of a surrogate pair, which is no character: remove it.",
+    ),
+    case(
+        "chat tokenizer --prompt hello",
+        "evotok chat: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",
+    ),
+    case("chat model more --prompt hello", "evotok: unrecognized arguments: more (see evotok --help)"),
+    case(
+        "generate",
+        "evotok generate: the following arguments are required: CHECKPOINT, --prompt (see evotok generate --help)",
+    ),
+    case(
+        "generate model", "evotok generate: the following arguments are required: --prompt (see evotok generate --help)"
+    ),
+    case(
+        "generate model --prompt",
+        "evotok generate: argument --prompt: expected at least one argument (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --num-images 0",
+        "evotok generate: argument --num-images: '0' is not a whole number, 1 or more (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --num-images 1.5",
+        "evotok generate: argument --num-images: '1.5' is not a whole number, 1 or more (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --seed x",
+        "evotok generate: argument --seed: 'x' is not a whole number, from 0 to 18446744073709551615 (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --seed 999999999999999999999999 --out out",
+        "evotok generate: argument --seed: '999999999999999999999999' is not a whole number, from 0 to 18446744073709551615 (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --seed -99999999999999999999999 --out out",
+        "evotok generate: argument --seed: '-99999999999999999999999' is not a whole number, from 0 to 18446744073709551615 (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --guidance-scale strong",
+        "evotok generate: argument --guidance-scale: invalid float value: 'strong' (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --guidance-scale -1 --out out",
+        "evotok generate: guidance_scale=-1.0 must be a number, at least 0.",
+    ),
+    case(
+        "generate model --prompt a --guidance-scale nan --out out",
+        "evotok generate: guidance_scale=nan must be a number, at least 0.",
+    ),
+    case(
+        "generate model --prompt a --guidance-scale inf --out out",
+        "evotok generate: guidance_scale=inf must be a number, at least 0.",
+    ),
+    case(
+        "generate model --prompt a --guidance-min-p 1.5 --out out",
+        "evotok generate: guidance_min_p=1.5 must be in [0, 1].",
+    ),
+    case(
+        "generate model --prompt a --temperature -0.1 --out out",
+        "evotok generate: temperature=-0.1 must be a number, at least 0.",
+    ),
+    case(
+        "generate model --prompt a --temperature inf --out out",
+        "evotok generate: temperature=inf must be a number, at least 0.",
+    ),
+    case(
+        "generate model --prompt a --top-k -3 --out out", "evotok generate: top_k=-3 must be a whole number, 0 or more."
+    ),
+    case(
+        "generate model --prompt a --top-k 2.5 --out out",
+        "evotok generate: argument --top-k: invalid int value: '2.5' (see evotok generate --help)",
+    ),
+    case("generate model --prompt a --top-p 0 --out out", "evotok generate: top_p=0.0 must be in (0, 1]."),
+    case("generate model --prompt a --top-p nan --out out", "evotok generate: top_p=nan must be in (0, 1]."),
+    case(
+        "generate model --prompt " + LONG + " --out out",
+        "evotok generate: input_ids of 611 tokens and an image of 16 positions make 627, but the language model reads at most 128: shorten the prompt by 499 tokens.",
+    ),
+    case(
+        "generate model --prompt " + HALF + " --out out",
+        "evotok generate: Text holds half of a surrogate pair, which is no character: remove it.",
+    ),
+    case("generate model --prompt a --out a.png", "evotok generate: a.png: this is a file, give a folder to write to."),
+    case(
+        "generate model --prompt a --out a.png/out",
+        "evotok generate: a.png: this is a file, give a folder to write to.",
+    ),
+    case(
+        "generate model --prompt a --out ",
+        "evotok generate: argument --out: expected one argument (see evotok generate --help)",
+    ),
+    case(
+        "generate model --prompt a --out " + "x" * 300,
+        "evotok generate: …: file name too long: give another folder to write to.",
+    ),
+    case(
+        "encode",
+        "evotok encode: the following arguments are required: CHECKPOINT, IMAGE, --out (see evotok encode --help)",
+    ),
+    case(
+        "encode model", "evotok encode: the following arguments are required: IMAGE, --out (see evotok encode --help)"
+    ),
+    case("encode model a.png", "evotok encode: the following arguments are required: --out (see evotok encode --help)"),
+    case(
+        "encode model a.png --out codes",
+        "evotok encode: --out codes: the name of a file of codes must end in .safetensors.",
+    ),
+    case(
+        "encode model a.png --out codes.pt",
+        "evotok encode: --out codes.pt: the name of a file of codes must end in .safetensors.",
+    ),
+    case(
+        "encode model a.png --out folder.safetensors",
+        "evotok encode: folder.safetensors: this is a folder, give the name of a file to write.",
+        lay=lambda place: (place.path / "folder.safetensors").mkdir(),
+    ),
+    case(
+        "encode model a.png --out a.png/codes.safetensors",
+        "evotok encode: a.png: this is a file, give a folder to write to.",
+    ),
+    case(
+        "encode model a.png missing.png --out new.safetensors",
+        "evotok encode: 'missing.png': no such file: check the path.",
+    ),
+    case(
+        "encode model missing-*.png --out new.safetensors",
+        "evotok encode: 'missing-*.png': no such file: check the path.",
+    ),
+    case("encode model model --out new.safetensors", "evotok encode: 'model': not a file: give the path of an image."),
+    case(
+        "encode model codes.safetensors --out new.safetensors",
+        "evotok encode: 'codes.safetensors': not an image: give one of PNG, JPEG, WEBP, GIF, BMP, DIB, TIFF, PPM, ICO, JPEG2000, AVIF, TGA, QOI.",
+    ),
+    case(
+        "decode",
+        "evotok decode: the following arguments are required: CHECKPOINT, FILE, --out (see evotok decode --help)",
+    ),
+    case("decode model", "evotok decode: the following arguments are required: FILE, --out (see evotok decode --help)"),
+    case(
+        "decode model codes.safetensors",
+        "evotok decode: the following arguments are required: --out (see evotok decode --help)",
+    ),
+    case(
+        "decode model missing.safetensors --out out",
+        "evotok decode: missing.safetensors: no such file. `evotok encode` writes files of codes.",
+    ),
+    case(
+        "decode model codes.safetensors --depth 0 --out out",
+        "evotok decode: --depth 0: these codes have 4 levels, give 1 to 4.",
+    ),
+    case(
+        "decode model codes.safetensors --depth 5 --out out",
+        "evotok decode: --depth 5: these codes have 4 levels, give 1 to 4.",
+    ),
+    case(
+        "decode model codes.safetensors --depth -1 --out out",
+        "evotok decode: --depth -1: these codes have 4 levels, give 1 to 4.",
+    ),
+    case(
+        "decode model codes.safetensors --depth two --out out",
+        "evotok decode: argument --depth: invalid int value: 'two' (see evotok decode --help)",
+    ),
+    case(
+        "decode model codes.safetensors --out a.png", "evotok decode: a.png: this is a file, give a folder to write to."
+    ),
+    case(
+        "decode codes.safetensors model --out out",
+        "evotok decode: model: no such file. `evotok encode` writes files of codes.",
+    ),
+    case(
+        "demo --checkpoint missing",
+        "evotok demo: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
+    case(
+        "demo --checkpoint model --out demo --guidance-scale -1",
+        "evotok demo: guidance_scale=-1.0 must be a number, at least 0.",
+    ),
+    case(
+        "demo --checkpoint tokenizer",
+        "evotok demo: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",
+    ),
+    case("demo --checkpoint model --out a.png", "evotok demo: a.png: this is a file, give a folder to write to."),
+    case(
+        "demo --seed x",
+        "evotok demo: argument --seed: 'x' is not a whole number, from 0 to 18446744073709551615 (see evotok demo --help)",
+    ),
+    case(
+        "demo --guidance-scale x",
+        "evotok demo: argument --guidance-scale: invalid float value: 'x' (see evotok demo --help)",
+    ),
+    case(
+        "train",
+        "evotok train: the following arguments are required: RECIPE, SECTION.KEY=VALUE (see evotok train --help)",
+    ),
+    case("train missing.yaml", "evotok train: missing.yaml: no such recipe. The shipped ones are in configs/."),
+    case("train a.png", "evotok train: a.png: not UTF-8: save the recipe as UTF-8."),
+    case(
+        "train recipe.yaml words",
+        "evotok train: override 'words' is not of the form section.key=value: write it so.",
+        lay=lambda place: place.write("recipe.yaml", "stage: gen\n"),
+    ),
+    case("export", "evotok export: the following arguments are required: checkpoint, --out (see evotok export --help)"),
+    case("export model", "evotok export: the following arguments are required: --out (see evotok export --help)"),
+    case(
+        "export missing --out out",
+        "evotok export: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
+    case(
+        "export tokenizer --out out",
+        "evotok export: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",
+    ),
+    case("export model --out a.png", "evotok export: a.png: this is a file, give a folder to write to."),
+    case("export model --out a.png/out", "evotok export: a.png: this is a file, give a folder to write to."),
+    case(
+        "export model --out out --dtype int8",
+        "evotok export: argument --dtype: invalid choice: 'int8' (choose from … (see evotok export --help)",
+    ),
+    case("export model --out out --guidance-min-p 3", "evotok export: guidance_min_p=3.0 must be in [0, 1]."),
+    case(
+        "export model --out out --guidance-min-p much",
+        "evotok export: argument --guidance-min-p: invalid float value: 'much' (see evotok export --help)",
+    ),
+    case("export model --out out --top-k -1", "evotok export: top_k=-1 must be a whole number, 0 or more."),
+    case("export model --out out --temperature -1", "evotok export: temperature=-1.0 must be a number, at least 0."),
+    case(
+        "measure missing",
+        "evotok measure: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
+    case(
+        "measure tokenizer",
+        "evotok measure: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",
+    ),
+    case(
+        "measure model --out results.json",
+        "evotok measure: model: images of 32 px, but the emoji have 64: give a mini model.",
+    ),
+    case("measure model --images 0 --out results.json", "evotok measure: images=0 must be at least 1."),
+    case(
+        "measure model --only everything",
+        "evotok measure: argument --only: invalid choice: 'everything' (choose from … (see evotok measure --help)",
+    ),
+    case(
+        "measure model --card",
+        "evotok measure: model/results.json: no such file: run `evotok measure` on the checkpoint first.",
+    ),
+    case(
+        "measure ./model --card",
+        "evotok measure: model/results.json: damaged (…): delete it and run `evotok measure` again.",
+        lay=lambda place: place.write("model/results.json", "{"),
+    ),
+    case(
+        "encode model cut.tif --out new.safetensors",
+        "evotok encode: 'cut.tif': cannot be read (…): save the image again.",
+        lay=cut_tiff,
+    ),
+    case(
+        "encode model \x1b[31mred\x1b[0m --out new.safetensors",
+        "evotok encode: '\\x1b[31mred\\x1b[0m': no such file: check the path.",
+    ),
+    case("\x1b[31mred", "evotok: argument COMMAND: invalid choice: '\\x1b[31mred' (choose from … (see evotok --help)"),
+    case(
+        "decode model \x1b[2J --out out",
+        "evotok decode: \\x1b[2J: no such file. `evotok encode` writes files of codes.",
+    ),
+    case(
+        "export-onnx",
+        "evotok export-onnx: the following arguments are required: CHECKPOINT, --out (see evotok export-onnx --help)",
+    ),
+    case(
+        "export-onnx missing --out out",
+        "evotok export-onnx: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
+    case("export-onnx tokenizer --out a.png", "evotok export-onnx: a.png: this is a file, give a folder to write to."),
+]
+
+GROUPS = [Group("Command lines", "`evotok`", run_command, CASES)]

@@ -1,0 +1,110 @@
+"""What cases are made of: a tiny checkpoint of each kind, built once, and copies of it to spoil."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import TINY_VQ, build_tiny_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from evotok import EvoTokConfig, EvoTokProcessor
+from evotok.commands.codes import Codes, fingerprint, write_codes
+from evotok.training.text_tokenizer import train_text_tokenizer
+from strangers.case import SECRET, Place
+
+
+SIZE, POSITIONS, LEVELS, ENTRIES = 32, 16, 4, 32
+
+
+class Materials:
+    """A full checkpoint of 32 px images (`model`), its tokenizer alone (`tokenizer`) and another one (`other`).
+
+    Args:
+        folder: empty; the checkpoints are written there.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
+        self.processor = EvoTokProcessor.from_parts(
+            train_text_tokenizer(texts, 300), image_size=SIZE, num_image_tokens=POSITIONS
+        )
+        tokenizer = self.processor.tokenizer
+        config = EvoTokConfig(
+            vq_config=dict(TINY_VQ),
+            depth_decoder_config={
+                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            },
+            text_config={
+                "model_type": "qwen2", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32,
+                "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "max_position_embeddings": 128, "bos_token_id": None,
+                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            },
+            **self.processor.token_ids,
+        )  # fmt: skip
+        self.model = build_tiny_model(config)
+        self.fingerprint = fingerprint(self.model.model.vq_model)
+        self.model.save_pretrained(folder / "model")
+        self.processor.save_pretrained(folder / "model")
+        self.model.model.vq_model.save_pretrained(folder / "tokenizer")
+        build_tiny_model(config, seed=1).model.vq_model.save_pretrained(folder / "other")
+
+    def fill_outside(self, folder: Path) -> None:
+        """The canaries: each would be taken if it lay inside, and says so when it is read."""
+        Image.new("RGB", (8, 8), "red").save(folder / f"{SECRET}.png")
+        (folder / "evil.py").write_text(f"raise SystemExit('{SECRET}')\n")
+        (folder / "recipe.yaml").write_text(f"stage: gen\nmodel: {{{SECRET}: 1}}\n")
+        shutil.copy(self.folder / "model" / "model.safetensors", folder)
+        shutil.copy(self.folder / "model" / "config.json", folder)
+
+
+def checkpoint(kind: str, spoil: Callable[[Path], Any] | None = None) -> Callable[[Place], str]:
+    """Makes a copy of a checkpoint in the place, spoils it, and returns its name."""
+
+    def make(place: Place) -> str:
+        folder = place.path / kind
+        shutil.copytree(place.materials.folder / kind, folder)
+        if spoil is not None:
+            spoil(folder)
+        return kind
+
+    return make
+
+
+def change_json(name: str, change: Callable[[dict], Any]) -> Callable[[Path], None]:
+    """Changes a JSON file of a checkpoint in place."""
+
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(content)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    return spoil
+
+
+def change_weights(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+    """Changes the tensors of a checkpoint in place."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def codes_of(place: Place, codes: np.ndarray, names: Any = None, tokenizer: str | None = None) -> str:
+    """A file of codes as `evotok encode` would write it."""
+    names = [f"picture {index}.png" for index in range(len(codes))] if names is None else names
+    write_codes(place.path / "codes.safetensors", Codes(codes, names, tokenizer or place.materials.fingerprint))
+    return "codes.safetensors"
+
+
+def good_codes(images: int = 1) -> np.ndarray:
+    """Codes that the tiny tokenizer knows, (images, 16, 4) uint16."""
+    return np.random.default_rng(0).integers(0, ENTRIES, (images, POSITIONS, LEVELS)).astype(np.uint16)
