@@ -20,12 +20,8 @@ from huggingface_hub.dataclasses import type_validator
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 
 
-<<<<<<< HEAD
-STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
-=======
 _PLAIN = (int, float, bool, str)
-STAGES = ("tokenizer", "pretrain", "sft", "gen")
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
+STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
 
 
 @dataclass
@@ -158,21 +154,19 @@ def _build(cls, values: Any, where: str):
     return cls(**values)
 
 
-<<<<<<< HEAD
-def _build_sources(data: DataArguments, where: str) -> list[SourceArguments]:
-    if bool(data.sources) != (data.name == "mixture"):
-        raise ValueError(f"{where}: data.name mixture and data.sources go together: give both or neither.")
-    if not isinstance(data.sources, list):
+def _build_sources(given: Any, where: str) -> list[SourceArguments]:
+    if not isinstance(given, list):
         raise ValueError(f"{where}: data.sources is a list of sources, each with `source` and maybe `path`, `weight`.")
-    for source in data.sources:
+    for source in given:
         if not isinstance(source, dict) or "source" not in source:
-            raise ValueError(f"{where}: data.sources: {source!r} has no `source`, the name of one.")
-    sources = [_build(SourceArguments, source, f"{where}: data.sources") for source in data.sources]
+            raise ValueError(f"{where}: data.sources: {reprlib.repr(source)} has no `source`, the name of one.")
+    sources = [_build(SourceArguments, source, f"{where}: data.sources") for source in given]
     for source in sources:
         if source.weight is not None and not source.weight > 0:
             raise ValueError(f"{where}: data.sources: weight {source.weight} of {source.source} is not above 0.")
     return sources
-=======
+
+
 def _check_types(values: dict, hints: dict[str, Any], where: str) -> None:
     for name in values.keys() & hints.keys():
         try:
@@ -196,7 +190,6 @@ def _parse(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}: correct it.") from None
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 def _override(tree: dict, word: str) -> None:
@@ -271,13 +264,13 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         "loss": TokenizerLossArguments,
         "optimizer": OptimizerArguments,
     }
+    data = tree.get("data")
+    if isinstance(data, dict) and "sources" in data:
+        tree["data"] = data | {"sources": _build_sources(data["sources"], str(path))}
     for name, cls in sections.items():
         tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
-<<<<<<< HEAD
-    tree["data"].sources = _build_sources(tree["data"], str(path))
-    _refuse_unknown(tree.get("training", {}), (f.name for f in fields(TrainingArguments)), f"{path}: training")
-    return Recipe(**tree)
-=======
+    if bool(tree["data"].sources) != (tree["data"].name == "mixture"):
+        raise ValueError(f"{path}: data.name mixture and data.sources go together: give both or neither.")
     config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
     _refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = _build(Recipe, tree, str(path))
@@ -285,4 +278,3 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in _PLAIN}
     _check_types(recipe.training, plain, f"{path}: training")
     return recipe
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170

@@ -71,14 +71,10 @@ def read_conversations(path: str | Path, image_folder: str | Path | None = None)
     """
     path = Path(path)
     folder = Path(image_folder if image_folder is not None else path.parent).resolve()
-<<<<<<< HEAD
-    for where, record in read_json_records(path):
-=======
     if not folder.is_dir():
         raise ValueError(f"{image_folder}: no such folder: give the one that the images lie in.")
     where = None
-    for where, record in _read_records(path):
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
+    for where, record in read_json_records(path):
         try:
             yield _convert(record, folder)
         except (KeyError, TypeError, ValueError) as error:

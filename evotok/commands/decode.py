@@ -4,13 +4,8 @@ import argparse
 import sys
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
-<<<<<<< HEAD
 from evotok.commands.codes import read_codes
-from evotok.commands.files import safe_name, save_images
-=======
-from evotok.commands.codes import fingerprint, read_codes
 from evotok.commands.files import check_folder, safe_name, save_images
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 EXAMPLES = """  evotok decode mini pets.safetensors --out pets

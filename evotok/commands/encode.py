@@ -3,12 +3,8 @@
 import argparse
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
-<<<<<<< HEAD
 from evotok.commands.codes import Codes, write_codes
-=======
-from evotok.commands.codes import Codes, fingerprint, write_codes
 from evotok.commands.files import check_file
->>>>>>> ec07fb124d911589adf0d98d54d781a7300ea170
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
