@@ -37,9 +37,9 @@ def test_a_base_is_laid_under(tmp_path):
         ("stage: sft\ntraining: {learning_rat: 5}\n", "unknown key 'learning_rat'. Did you mean 'learning_rate'"),
         ("stage: sft\nlos: {}\n", "unknown key 'los'"),
         ("stage: finetune\n", "stage 'finetune' is not one of"),
-        ("stage: [\n", "not a YAML file"),
-        ("- 1\n", "a recipe is a mapping"),
-        ("stage: sft\ndata: 3\n", "expected a mapping"),
+        ("stage: [\n", "not YAML"),
+        ("- 1\n", "no recipe: give keys"),
+        ("stage: sft\ndata: 3\n", "give keys and values, not 3"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
