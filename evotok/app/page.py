@@ -1,6 +1,7 @@
 """The page itself: three tabs over `chat`, `draw` and `inside`, one generation at a time for all visitors."""
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from inspect import isgeneratorfunction
@@ -158,7 +159,8 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         show_progress="minimal", show_progress_on=transcript, **GENERATION,
     )  # fmt: skip
     stop.click(None, cancels=[asked], **AT_ONCE)
-    new.click(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
+    for begin in (new.click, transcript.clear):
+        begin(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
     return conversation, transcript
 
 
@@ -201,7 +203,9 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
                 go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2)
                 stop = gr.Button("Stop", elem_id="draw-stop", scale=1)
             with gr.Row():
-                guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", min_width=140)
+                guidance = gr.Slider(
+                    1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", min_width=140, buttons=[]
+                )
                 count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", min_width=140)
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
@@ -252,8 +256,9 @@ def _status(drawing: Drawing | None, note: str = "") -> str:
     if drawing is None:
         return f'<div class="status"><span>{note or "What you draw appears here while it is written."}</span></div>'
     said = note if note and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
+    share = f"{drawing.positions / drawing.total:.0%}"
     return (
-        f'<div class="status"><progress value="{drawing.positions}" max="{drawing.total}"></progress>'
+        f'<div class="status"><div class="bar"><i style="width: {share}"></i></div>'
         f"<span>{drawing.positions} of {drawing.total} positions · {said} · seed {drawing.seed}</span></div>"
     )
 
@@ -277,8 +282,8 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
             depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth")
             figure = gr.Markdown("", elem_classes="hint", elem_id="figure")
     plot = gr.LinePlot(
-        x="level", y="similarity", x_title="levels", y_title="cosine", y_lim=[0, 1], height=210,
-        label="How much of the meaning is there after each level", elem_id="plot", buttons=[],
+        x="level", y="similarity", x_title="levels", y_title="cosine", x_lim=[1, levels], x_axis_format="d",
+        height=210, label="How much of the meaning is there after each level", elem_id="plot", buttons=[],
     )  # fmt: skip
     maps = gr.Gallery(
         label="Code maps, level by level", columns=8, height="auto", format="png", object_fit="contain",
@@ -296,9 +301,10 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
                 elem_id="levels",
             )  # fmt: skip
             swapped = gr.Gallery(
-                show_label=False, columns=2, height=220, format="png", object_fit="contain", interactive=False,
+                show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
                 buttons=[], elem_id="swapped",
             )  # fmt: skip
+            likeness = gr.Markdown("", elem_classes="hint", elem_id="likeness")
 
     def encode(path: str | None) -> Inspection | None:
         return inspect(model, processor, open_upload(path)) if path else None
@@ -308,23 +314,23 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
         if found is None:
             return None, None, "", None, []
         frame = pd.DataFrame({"level": range(1, levels + 1), "similarity": found.similarity})
+        lowest = math.floor(10 * min(found.similarity)) / 10
         captions = [(picture, f"{level}") for level, picture in enumerate(found.maps, start=1)]
-        return found, *_decoded(found, depth), frame, captions
+        return found, *_decoded(found, depth), gr.LinePlot(frame, y_lim=[lowest, 1]), captions
 
-    def exchange(first: Inspection | None, second: Inspection | None, which: list[int]) -> list:
+    def exchange(first: Inspection | None, second: Inspection | None, which: list[int]) -> tuple[list, str]:
         if first is None or second is None:
-            return []
+            return [], ""
         mixtures = swap(model, processor, first.codes, second.codes, sorted(which))
-        return [
-            (_enlarge(mixture.image), f"to itself {mixture.to_own:.2f} · to the other {mixture.to_other:.2f}")
-            for mixture in mixtures
-        ]
+        said = [f"{mixture.to_own:.2f} like before and {mixture.to_other:.2f} like the other" for mixture in mixtures]
+        pictures = [_enlarge(mixture.image) for mixture in mixtures]
+        return pictures, f"Meaning of the first image now: {said[0]}; of the other: {said[1]} (cosine)."
 
     encoded = source.change(_friendly(encode_first), [source, depth], [first, decoded, figure, plot, maps], **DECODING)
     also = other.change(_friendly(encode), other, second, **DECODING)
     depth.change(_friendly(_decoded), [first, depth], [decoded, figure], **AT_ONCE)
     for follow in (encoded.then, also.then, which.change):
-        follow(_friendly(exchange), [first, second, which], swapped, **DECODING)
+        follow(_friendly(exchange), [first, second, which], [swapped, likeness], **DECODING)
     return source
 
 
