@@ -111,3 +111,16 @@ def fresh_model() -> EvoTokForConditionalGeneration:
 def pixels() -> torch.Tensor:
     """Four random images (4, 3, 32, 32) in [-1, 1]."""
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def app_page():
+    """The page of `evotok app` with the embedded mini model, being served; its address is `local_url`."""
+    pytest.importorskip("gradio", reason="the page needs the extra `app`")
+    from evotok.app.page import build_page, launch_options
+    from evotok.commands.checkpoints import load_multimodal
+
+    page = build_page(*load_multimodal("mini"))
+    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
+    yield page
+    page.close(verbose=False)

@@ -130,7 +130,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
     )  # fmt: skip
     box = gr.MultimodalTextbox(
-        show_label=False, placeholder="Ask about an image: attach, drop or paste it here", sources=["upload"],
+        show_label=False, placeholder="Attach or paste an image, and ask", sources=["upload"],
         file_count="multiple", file_types=["image"], max_plain_text_length=10_000, elem_id="question", max_lines=6,
     )  # fmt: skip
     with gr.Row(elem_classes="buttons"):
@@ -196,23 +196,20 @@ def _look_into(drawn: Drawing | None, chosen: int) -> tuple:
 def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State, gr.Button, gr.Button]:
     drawn, chosen = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=300):
+        with gr.Column(scale=4, min_width=280):
             prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, elem_id="prompt", autofocus=True)
             gr.Examples([[text] for text in examples.prompts], prompt, label="Try one", elem_id="draw-examples")
             with gr.Row():
-                go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2)
-                stop = gr.Button("Stop", elem_id="draw-stop", scale=1)
-            with gr.Row():
-                guidance = gr.Slider(
-                    1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", min_width=140, buttons=[]
-                )
-                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", min_width=140)
+                go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2, min_width=120)
+                stop = gr.Button("Stop", elem_id="draw-stop", scale=1, min_width=80)
+            guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
+            count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
                 with gr.Row():
                     seed = gr.Number(None, label="Seed", precision=0, placeholder="another each time", elem_id="seed")
-                    heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature")
-        with gr.Column(scale=5, min_width=300):
+                    heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
+        with gr.Column(scale=5, min_width=280):
             gallery = gr.Gallery(
                 show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
                 buttons=["download", "fullscreen"], elem_id="gallery",
@@ -279,7 +276,7 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
             decoded = gr.Image(
                 label="Decoded", height=280, format="png", interactive=False, buttons=["download"], elem_id="decoded"
             )
-            depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth")
+            depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth", buttons=[])
             figure = gr.Markdown("", elem_classes="hint", elem_id="figure")
     plot = gr.LinePlot(
         x="level", y="similarity", x_title="levels", y_title="cosine", x_lim=[1, levels], x_axis_format="d",

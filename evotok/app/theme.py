@@ -44,7 +44,7 @@ footer { display: none !important; }
 #chat-examples img { width: 56px !important; height: 56px !important; }
 [aria-label="Share"], [title="Share"] { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: .5rem !important; }
+  .gradio-container main { padding: .75rem !important; }
   #title h1 { font-size: 1.35rem; }
   .status { flex-wrap: wrap; }
   #maps .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
