@@ -49,7 +49,8 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14"],
-    "app": ["gradio>=6.0"],
+    # The page of `evotok app`.
+    "app": ["gradio>=6.31"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
@@ -59,6 +60,7 @@ EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["deepspeed"],
     *EXTRAS["eval"],
+    *EXTRAS["app"],
     *EXTRAS["mini"],
     *EXTRAS["onnx"],
     "pytest>=9.0",

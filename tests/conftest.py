@@ -136,3 +136,16 @@ def place(tmp_path, materials, monkeypatch):
     place = Place(tmp_path, materials)
     monkeypatch.chdir(place.path)
     return place
+
+
+@pytest.fixture(scope="session")
+def app_page():
+    """The page of `evotok app` with the embedded mini model, being served; its address is `local_url`."""
+    pytest.importorskip("gradio", reason="the page needs the extra `app`")
+    from evotok.app.page import build_page, launch_options
+    from evotok.commands.checkpoints import load_multimodal
+
+    page = build_page(*load_multimodal("mini"))
+    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
+    yield page
+    page.close(verbose=False)

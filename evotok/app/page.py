@@ -1,6 +1,7 @@
 """The page itself: three tabs over `chat`, `draw` and `inside`, one generation at a time for all visitors."""
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from inspect import isgeneratorfunction
@@ -129,7 +130,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
     )  # fmt: skip
     box = gr.MultimodalTextbox(
-        show_label=False, placeholder="Ask about an image: attach, drop or paste it here", sources=["upload"],
+        show_label=False, placeholder="Attach or paste an image, and ask", sources=["upload"],
         file_count="multiple", file_types=["image"], max_plain_text_length=10_000, elem_id="question", max_lines=6,
     )  # fmt: skip
     with gr.Row(elem_classes="buttons"):
@@ -158,7 +159,8 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         show_progress="minimal", show_progress_on=transcript, **GENERATION,
     )  # fmt: skip
     stop.click(None, cancels=[asked], **AT_ONCE)
-    new.click(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
+    for begin in (new.click, transcript.clear):
+        begin(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
     return conversation, transcript
 
 
@@ -194,21 +196,20 @@ def _look_into(drawn: Drawing | None, chosen: int) -> tuple:
 def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State, gr.Button, gr.Button]:
     drawn, chosen = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=300):
+        with gr.Column(scale=4, min_width=280):
             prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, elem_id="prompt", autofocus=True)
             gr.Examples([[text] for text in examples.prompts], prompt, label="Try one", elem_id="draw-examples")
             with gr.Row():
-                go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2)
-                stop = gr.Button("Stop", elem_id="draw-stop", scale=1)
-            with gr.Row():
-                guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", min_width=140)
-                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", min_width=140)
+                go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2, min_width=120)
+                stop = gr.Button("Stop", elem_id="draw-stop", scale=1, min_width=80)
+            guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
+            count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
                 with gr.Row():
                     seed = gr.Number(None, label="Seed", precision=0, placeholder="another each time", elem_id="seed")
-                    heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature")
-        with gr.Column(scale=5, min_width=300):
+                    heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
+        with gr.Column(scale=5, min_width=280):
             gallery = gr.Gallery(
                 show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
                 buttons=["download", "fullscreen"], elem_id="gallery",
@@ -252,8 +253,9 @@ def _status(drawing: Drawing | None, note: str = "") -> str:
     if drawing is None:
         return f'<div class="status"><span>{note or "What you draw appears here while it is written."}</span></div>'
     said = note if note and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
+    share = f"{drawing.positions / drawing.total:.0%}"
     return (
-        f'<div class="status"><progress value="{drawing.positions}" max="{drawing.total}"></progress>'
+        f'<div class="status"><div class="bar"><i style="width: {share}"></i></div>'
         f"<span>{drawing.positions} of {drawing.total} positions · {said} · seed {drawing.seed}</span></div>"
     )
 
@@ -274,11 +276,11 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
             decoded = gr.Image(
                 label="Decoded", height=280, format="png", interactive=False, buttons=["download"], elem_id="decoded"
             )
-            depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth")
+            depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth", buttons=[])
             figure = gr.Markdown("", elem_classes="hint", elem_id="figure")
     plot = gr.LinePlot(
-        x="level", y="similarity", x_title="levels", y_title="cosine", y_lim=[0, 1], height=210,
-        label="How much of the meaning is there after each level", elem_id="plot", buttons=[],
+        x="level", y="similarity", x_title="levels", y_title="cosine", x_lim=[1, levels], x_axis_format="d",
+        height=210, label="How much of the meaning is there after each level", elem_id="plot", buttons=[],
     )  # fmt: skip
     maps = gr.Gallery(
         label="Code maps, level by level", columns=8, height="auto", format="png", object_fit="contain",
@@ -296,9 +298,10 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
                 elem_id="levels",
             )  # fmt: skip
             swapped = gr.Gallery(
-                show_label=False, columns=2, height=220, format="png", object_fit="contain", interactive=False,
+                show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
                 buttons=[], elem_id="swapped",
             )  # fmt: skip
+            likeness = gr.Markdown("", elem_classes="hint", elem_id="likeness")
 
     def encode(path: str | None) -> Inspection | None:
         return inspect(model, processor, open_upload(path)) if path else None
@@ -308,23 +311,23 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
         if found is None:
             return None, None, "", None, []
         frame = pd.DataFrame({"level": range(1, levels + 1), "similarity": found.similarity})
+        lowest = math.floor(10 * min(found.similarity)) / 10
         captions = [(picture, f"{level}") for level, picture in enumerate(found.maps, start=1)]
-        return found, *_decoded(found, depth), frame, captions
+        return found, *_decoded(found, depth), gr.LinePlot(frame, y_lim=[lowest, 1]), captions
 
-    def exchange(first: Inspection | None, second: Inspection | None, which: list[int]) -> list:
+    def exchange(first: Inspection | None, second: Inspection | None, which: list[int]) -> tuple[list, str]:
         if first is None or second is None:
-            return []
+            return [], ""
         mixtures = swap(model, processor, first.codes, second.codes, sorted(which))
-        return [
-            (_enlarge(mixture.image), f"to itself {mixture.to_own:.2f} · to the other {mixture.to_other:.2f}")
-            for mixture in mixtures
-        ]
+        said = [f"{mixture.to_own:.2f} like before and {mixture.to_other:.2f} like the other" for mixture in mixtures]
+        pictures = [_enlarge(mixture.image) for mixture in mixtures]
+        return pictures, f"Meaning of the first image now: {said[0]}; of the other: {said[1]} (cosine)."
 
     encoded = source.change(_friendly(encode_first), [source, depth], [first, decoded, figure, plot, maps], **DECODING)
     also = other.change(_friendly(encode), other, second, **DECODING)
     depth.change(_friendly(_decoded), [first, depth], [decoded, figure], **AT_ONCE)
     for follow in (encoded.then, also.then, which.change):
-        follow(_friendly(exchange), [first, second, which], swapped, **DECODING)
+        follow(_friendly(exchange), [first, second, which], [swapped, likeness], **DECODING)
     return source
 
 

@@ -1,0 +1,149 @@
+"""The page as a person uses it, in headless Chromium; skipped where there is no Chromium or Playwright."""
+
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+expect = sync_api.expect
+
+SIZES = {"laptop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
+PATIENCE = 120_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, app_page):
+    """Function: a new visitor, who opens a tab of the page."""
+    contexts = []
+    expect.set_options(timeout=PATIENCE)
+
+    def open_page(tab, size="laptop"):
+        contexts.append(browser.new_context(viewport=SIZES[size], is_mobile=size == "phone"))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(app_page.local_url)
+        page.get_by_role("tab", name=tab).click()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def send(page, question):
+    page.locator("#question textarea").fill(question)
+    page.locator("#question").get_by_test_id("submit-button").click()
+
+
+def answers(page):
+    return page.locator("#transcript .bot.message")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_chat_about_an_upload_in_several_turns(visit, tmp_path, size):
+    Image.new("RGB", (200, 120), (220, 30, 30)).save(tmp_path / "red.png")
+    page = visit("Chat", size)
+    page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
+    expect(page.locator("#question img")).to_be_visible()
+    send(page, "What color is the emoji?")
+    expect(answers(page)).to_have_text(re.compile(r"\w"))
+    expect(page.locator("#transcript .user img").first).to_be_visible()
+    send(page, "What is this?")
+    expect(answers(page)).to_have_count(2)
+    expect(page.locator("#transcript")).to_contain_text("What is this?")
+    page.locator("#chat-new").click()
+    expect(answers(page)).to_have_count(0)
+
+
+def test_files_that_are_no_images_and_empty_prompts_are_told_in_a_line(visit, tmp_path):
+    (tmp_path / "page.png").write_text("<html>")
+    page = visit("Chat")
+    page.locator("#question input[type=file]").set_input_files(tmp_path / "page.png")
+    expect(page.locator("#question img")).to_have_count(1)
+    send(page, "What is this?")
+    expect(page.get_by_text("page.png: not an image")).to_be_visible()
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#draw-go").click()
+    expect(page.get_by_text("Write what to draw first.")).to_be_visible()
+    assert "Traceback" not in page.content()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_draw_ask_about_it_and_look_inside_it(visit, size):
+    page = visit("Draw", size)
+    page.locator("#draw-examples button").first.click()
+    expect(page.locator("#prompt textarea")).to_have_value("a frog, noto style")
+    page.locator("#count input[type=number]").fill("2")
+    page.locator("#draw-go").click()
+    expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ of 64 positions .* images/s .* seed \d+"))
+    expect(page.locator("#status")).to_contain_text("64 of 64")
+    expect(page.locator("#gallery img")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
+    page.locator("#ask").click()
+    expect(page.locator("#transcript .user img")).to_be_visible()
+    send(page, "What is this?")
+    expect(answers(page)).to_have_text(re.compile(r"\w"))
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#look").click()
+    expect(page.locator("#decoded img")).to_be_visible()
+
+
+def test_drawing_stops_and_draws_again(visit):
+    page = visit("Draw")
+    page.locator("#prompt textarea").fill("a pizza")
+    page.locator("#count input[type=number]").fill("8")
+    page.locator("#draw-go").click()
+    expect(page.locator("#status .bar")).to_be_visible()
+    page.locator("#draw-stop").click()
+    expect(page.locator("#status")).to_contain_text("stopped")
+    expect(page.locator("#gallery img")).to_have_count(8)
+    page.locator("#count input[type=number]").fill("1")
+    page.locator("#draw-go").click()
+    expect(page.locator("#status")).to_contain_text("64 of 64")
+    expect(page.locator("#gallery img")).to_have_count(1)
+
+
+def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(visit):
+    first, second = visit("Draw"), visit("Draw")
+    for page, count in ((first, "8"), (second, "1")):
+        page.locator("#prompt textarea").fill("a robot")
+        page.locator("#count input[type=number]").fill(count)
+    first.locator("#draw-go").click()
+    expect(first.locator("#status .bar")).to_be_visible()
+    second.locator("#draw-go").click()
+    first.context.close()
+    expect(second.locator("#status")).to_contain_text("64 of 64")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_look_inside_and_swap(visit, tmp_path, size):
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
+    page = visit("Look inside", size)
+    page.locator("#source input[type=file]").set_input_files(tmp_path / "grey.png")
+    expect(page.locator("#figure")).to_contain_text(re.compile(r"4 of 4 levels · PSNR \d+\.\d dB"))
+    expect(page.locator("#maps img")).to_have_count(16)
+    expect(page.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
+    before = page.locator("#decoded img").get_attribute("src")
+    page.locator("#depth input[type=number]").fill("1")
+    page.locator("#depth input[type=number]").press("Enter")
+    expect(page.locator("#figure")).to_contain_text("1 of 4 levels")
+    assert page.locator("#decoded img").get_attribute("src") != before
+    page.locator("#other-examples button").first.click()
+    expect(page.locator("#swapped img")).to_have_count(2)
+    text = page.locator("#likeness").inner_text()
+    page.locator("#levels").get_by_label("2", exact=True).check()
+    expect(page.locator("#likeness")).not_to_have_text(text)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
