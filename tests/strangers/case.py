@@ -105,8 +105,8 @@ def run_command(_: Place, words: list[str]) -> str:
 
 # A message says what to do, or what is right.
 _MEND = re.compile(
-    r"\b(add|check|choose|copy|correct|did you mean|encode|give|has|install|known keys|make|mend|move|must|name|"
-    r"not one of|parts:|pass|put|remove|repair|resize|run|save|scale|see|shorten|shipped|should|use|write)\b|expected",
+    r"\b(add|check|choose|converts|copy|correct|did you mean|encode|give|has|install|known keys|make|mend|move|must|name|"
+    r"not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten|shipped|should|takes|use|whole number|write)\b|expected",
     re.IGNORECASE,
 )
 

@@ -341,6 +341,30 @@ CASES = [
         "evotok export-onnx: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
     ),
     case("export-onnx tokenizer --out a.png", "evotok export-onnx: a.png: this is a file, give a folder to write to."),
+    case(
+        "convert",
+        "evotok convert: the following arguments are required: SOURCE, --out (see evotok convert --help)",
+    ),
+    case(
+        "convert tokenizer --out new --depth-heads 0",
+        "evotok convert: argument --depth-heads: '0' is no positive whole number (see evotok convert --help)",
+    ),
+    case(
+        "convert tokenizer --out new",
+        "evotok convert: tokenizer: a checkpoint of ours already; --to-reference converts it to the release's format.",
+    ),
+    case(
+        "convert tokenizer --out model",
+        "evotok convert: model: this is there already, give a folder that is new or empty.",
+    ),
+    case(
+        "convert tokenizer model --to-reference --out new",
+        "evotok convert: --to-reference takes one checkpoint of ours, not 2 sources.",
+    ),
+    case(
+        "convert missing --to-reference --out new",
+        "evotok convert: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+    ),
 ]
 
 GROUPS = [Group("Command lines", "`evotok`", run_command, CASES)]

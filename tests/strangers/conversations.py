@@ -167,17 +167,17 @@ BAD = [
     ),
     case(
         "image part without image",
-        '0 images for 1 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '0 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         user({"type": "image"}, say("What?")),
     ),
     case(
         "one image for two image parts",
-        '1 images for 2 image placeholders in text 0: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '1 images for 2 image placeholders in text 0: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         user(IMAGE, {"type": "image"}, say("What?")),
     ),
     case(
         "image that is None",
-        '0 images for 1 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '0 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         user({"type": "image", "image": None}, say("What?")),
     ),
     case(
@@ -187,7 +187,7 @@ BAD = [
     ),
     case(
         "image that is a list",
-        '2 images for 1 image placeholders in text 0: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '2 images for 1 image placeholders in text 0: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         user({"type": "image", "image": [PICTURE, PICTURE]}, say("What?")),
     ),
     case(
@@ -331,24 +331,24 @@ CODES = np.zeros((1, POSITIONS, 2), dtype=np.int64)
 PROCESSED = [
     processed(
         "placeholder without image",
-        '0 images for 1 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '0 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         text="<|image_pad|> What?",
     ),
     processed(
         "image without placeholder",
-        '1 images for 0 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '1 images for 0 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         text="What?",
         images=PICTURE,
     ),
     processed(
         "two images for one placeholder",
-        '2 images for 1 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '2 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         text="<|image_pad|>",
         images=[PICTURE, PICTURE],
     ),
     processed(
         "images of the wrong row",
-        '0 images for 1 image placeholders in text 0: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '0 images for 1 image placeholders in text 0: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         text=["<|image_pad|>", "a"],
         images=[[], [PICTURE]],
     ),
@@ -380,7 +380,7 @@ PROCESSED = [
     ),
     processed(
         "codes and an image for the same placeholder",
-        '1 images for 0 image placeholders in the batch: give one image for each <|image_pad|> and <|image_gen|>, in reading order (in a conversation, one {"type": "image"} part each), or pass codes as generation_codes.',
+        '1 images for 0 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.',
         text="<|image_gen|>",
         images=PICTURE,
         generation_codes=CODES,
