@@ -1,6 +1,7 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests             make lint   ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
+# make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
@@ -26,7 +27,7 @@ HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz test-hf test-matrix lint format mini clean
+.PHONY: help demo test fuzz test-hf test-matrix lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -89,6 +90,9 @@ format: $(VENV)/.ready-dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(VENV)/.ready-dev
+	@$(BIN)/python -m mkdocs build --quiet --strict
+
 mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/tokenizer.yaml
 	$(BIN)/evotok train configs/mini/tokenizer-semantics.yaml
@@ -102,5 +106,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) .venv-matrix .hf-tests demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

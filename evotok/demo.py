@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evotok.commands.checkpoints import HELP, load_multimodal
 from evotok.commands.files import check_folder, new_files, safe_name, save_images
 from evotok.commands.generate import seed
+from evotok.commands.terminal import add_json, progress, say, waiting
 
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="mini", metavar="CHECKPOINT", help=f"{HELP} (mini)")
     parser.add_argument("--guidance-scale", type=float, default=7.5, metavar="X", help="for the drawings (7.5)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another choice of everything (0)")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,16 +72,15 @@ def run(options: argparse.Namespace) -> int:
     from evotok.training.emoji.world import EmojiWorld
 
     EvoTokCodeSampler(guidance_scale=options.guidance_scale)  # refuses values out of range before the model is loaded
-    started, console, world = time.perf_counter(), Console(highlight=False), EmojiWorld()
+    started, world = time.perf_counter(), EmojiWorld()
     out = check_folder(options.out)
-    with console.status("Loading the model"):
-        model, processor = load_multimodal(options.checkpoint)
+    model, processor = load_multimodal(options.checkpoint)
     drawings = pick_drawings(random.Random(options.seed), world.drawings("new_concept"), HELD_OUT)
     originals = [world.image(drawing) for drawing in drawings]
     names = [safe_name(f"{drawing.concept.name} {drawing.style}") for drawing in drawings]
-    with console.status("Reconstructing images that it never saw"):
+    with waiting("Reconstructing images that it never saw"):
         trajectories = reconstructions(model, processor, originals)
-    with console.status("Answering questions"):
+    with waiting("Answering questions"):
         answers = ask_questions(model, processor, world, options.seed)
     prompts = choose_prompts(world, options.seed)
     sheet = draw_prompts(model, processor, prompts, options.guidance_scale, options.seed)
@@ -88,12 +89,25 @@ def run(options: argparse.Namespace) -> int:
     _save(out / "questions.png", question_sheet(answers))
     _save(out / "questions.md", markdown(answers))
     _save(out / "text_to_image.png", sheet)
-    console.print(table(answers))
-    print(f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`")
-    print(f"{out / 'reconstructions.png'}: the same from 1, 2, 3, 4 levels of their codes")
-    print(f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {options.guidance_scale:g}")
-    print(f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images")
-    print(f"Done in {time.perf_counter() - started:.0f} s.")
+    seconds = time.perf_counter() - started
+    if not options.json:
+        Console(highlight=False).print(table(answers))
+    facts = {
+        "folder": str(out),
+        "answers": [
+            {"question": a.question, "answer": a.answer, "right": a.right, "correct": a.correct} for a in answers
+        ],
+        "prompts": [prompt for prompt, _ in prompts],
+        "seconds": round(seconds, 1),
+    }
+    lines = [
+        f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`",
+        f"{out / 'reconstructions.png'}: the same from 1, 2, 3, 4 levels of their codes",
+        f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {options.guidance_scale:g}",
+        f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images",
+        f"Done in {seconds:.0f} s.",
+    ]
+    say(options, facts, lines)
     return 0
 
 
@@ -240,20 +254,18 @@ def choose_prompts(world: "EmojiWorld", seed: int) -> list[tuple[str, str]]:
 
 def draw_prompts(model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int) -> "Image.Image":
     """Contact sheet of one picture for each prompt, drawn in one batch."""
-    from tqdm import tqdm
-
     from evotok.eval.generation import generate_images
     from evotok.eval.sheets import BLUE, GREEN, GREY, Cell, Line, draw_sheet
 
     colors = {SEEN: GREY, UNSEEN: GREEN, SCENE: BLUE}
-    with tqdm(total=model.config.vq_config.num_positions, desc="Drawing", disable=None, leave=False) as progress:
+    with progress(model.config.vq_config.num_positions, "position", "Drawing") as bar:
         pixels = generate_images(
             model,
             processor,
             [prompt for prompt, _ in prompts],
             guidance_scale,
             seed=seed,
-            callback=lambda *_: progress.update(),
+            callback=lambda *_: bar.update(),
         )
     images = processor.post_process_image_generation(pixels)
     cells = [

@@ -25,6 +25,7 @@ import evotok
 from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
 from evotok.commands.files import new_files
 from evotok.commands.generate import seed
+from evotok.commands.terminal import add_json, say
 from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.understanding import answer_questions, score_answers
@@ -406,6 +407,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="results (default: results.json of the checkpoint)")
     parser.add_argument("--restart", action="store_true", help="measure again what the file has already")
     parser.add_argument("--card", action="store_true", help="measure nothing, render README.md from results.json")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -418,9 +420,8 @@ def run(options: argparse.Namespace) -> int:
     amounts = replace(QUICK if options.quick else Options(), **{k: v for k, v in given.items() if v is not None})
     out = options.out or (folder / "results.quick.json" if options.quick else None)
     results = measure(options.checkpoint, amounts, options.only or tuple(SECTIONS), out, options.restart)
-    for name in TARGETS:
-        if name in results:
-            print(f"{name:28} {results[name]:6.3f}   target {TARGETS[name]:g}")
+    lines = [f"{name:28} {results[name]:6.3f}   target {TARGETS[name]:g}" for name in TARGETS if name in results]
+    say(options, results, lines)
     return 0
 
 

@@ -3,8 +3,10 @@
 python -m evotok.readme
 """
 
+import ast
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from evotok.commands.checkpoints import find_asset
@@ -24,6 +26,50 @@ LABELS = {
     "t2i_top5_train_cfg7.5": "draws what it saw in training, top-5 of 1,461 at CFG 7.5",
     "t2i_top5_new_pair_cfg7.5": "draws unseen pairs of thing and style, top-5 of 1,461 at CFG 7.5",
 }
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folders of the tree, in the order of reading, with what they are and the files that speak for themselves.
+TREE = {
+    "evotok": ("the face: public names, command line, demo, measurement, model card", "*.py"),
+    "evotok/commands": ("one file a command, and what they share", "*.py"),
+    "evotok/app": ("the page of `evotok app`", "*.py"),
+    "evotok/conversion": ("checkpoints of the paper's release, and the way back", "*.py"),
+    "modeling_evotok": ("the model; a saved checkpoint carries these files", "*.py"),
+    "processing": ("from text and images to tensors and back; carried too", "*.py"),
+    "training": ("recipes, data, losses, trainers", "*.py"),
+    "training/sources": ("the data sets that the paper names, each behind an adapter", "*.py"),
+    "training/planning": ("what a recipe will cost, before a weight is loaded", "*.py"),
+    "training/emoji": ("the embedded world that EvoTok-mini learns", "*.py"),
+    "eval": ("metrics as pure functions, one file a suite", "*.py"),
+    "configs/mini": ("recipes of EvoTok-mini, stage by stage", "*.yaml"),
+    "configs/paper": ("recipes at the paper's size", "*.yaml"),
+    "configs/deepspeed": ("how many GPUs share what", ""),
+    "assets/emoji": ("the emoji sheets, with their licences", ""),
+    "assets/evotok-mini": ("the embedded checkpoint, with its figures and card", ""),
+    "docs": ("explanations, guides, notebooks; `make docs` builds them with the API reference", ""),
+    "tests": ("one file a source file, and tests of promises: checkpoints, recipes, documents", ""),
+}
+
+
+def file_tree() -> str:
+    """The repository's folders and files with one line each, as a Markdown block: what each file says of itself."""
+    lines = []
+    for folder, (summary, pattern) in TREE.items():
+        lines.append(f"{folder + '/':<31} {summary}")
+        for path in sorted((ROOT / folder).glob(pattern)) if pattern else ():
+            said = textwrap.shorten(first_sentence(path), 86, placeholder=" ...")
+            if path.name != "__init__.py":
+                lines.append(f"    {path.name:<27} {said}")
+    return "\n".join(["```text", *lines, "```"])
+
+
+def first_sentence(path: Path) -> str:
+    """What a file says of itself: its docstring, or its first comment, up to the first full stop."""
+    text = path.read_text(encoding="utf-8")
+    said = ast.get_docstring(ast.parse(text)) if path.suffix == ".py" else text.splitlines()[0].lstrip("# ")
+    paragraph = " ".join((said or "").partition("\n\n")[0].split())
+    return re.split(r"(?<!Eq)(?<!Sec)\. ", paragraph)[0].rstrip(".")
 
 
 def results_table(results: dict) -> str:
@@ -61,11 +107,11 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 def blocks() -> dict[str, str]:
     """Every generated block of the README."""
     results = read_results(find_asset("evotok-mini") / "results.json")
-    return {"usage": USAGE, "results": results_table(results)}
+    return {"usage": USAGE, "results": results_table(results), "tree": file_tree()}
 
 
 def main() -> int:
-    path = Path(__file__).resolve().parents[1] / "README.md"
+    path = ROOT / "README.md"
     with new_files(path.parent, overwrite=True) as reserve:
         reserve(path.name).write_text(fill(path.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
     return 0

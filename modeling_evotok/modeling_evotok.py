@@ -105,6 +105,8 @@ class EvoTokPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(custom_intro="Image tokenizer, language model and the two projectors, without heads.")
 class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
+    _auto_class = "AutoModel"  # a saved folder carries this code
+
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -219,6 +221,7 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
     custom_intro="EvoTok with its two heads: `lm_head` writes text, `depth_decoder` writes the codes of images."
 )
 class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixin):
+    _auto_class = "AutoModelForImageTextToText"  # a saved folder carries this code
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # As above, for quantisation; and as the name says, in fp16 the classifiers are fp32.

@@ -46,6 +46,8 @@ logger = logging.get_logger(__name__)
     """
 )
 class EvoTokProcessor(ProcessorMixin):
+    _auto_class = "AutoProcessor"  # a saved folder carries this code
+
     def __init__(
         self,
         image_processor=None,

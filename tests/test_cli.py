@@ -1,10 +1,12 @@
 """The command line on a tiny random checkpoint: what each command does, and one line for every mistake."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import TINY_VQ, build_tiny_model
@@ -93,7 +95,8 @@ def files(folder):
 def test_help_names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^    {name}( |$)", text, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^  {name}( |$)", text, re.MULTILINE) for name in COMMANDS)
+    assert "Exit codes:" in text and "\x1b" not in text, "no colors where nobody looks on"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("evotok 0.")
 
@@ -102,6 +105,38 @@ def test_help_names_every_command(capsys):
 def test_help_of_a_command_has_examples(name, capsys):
     assert main([name, "--help"]) == 0
     assert f"  evotok {name}" in capsys.readouterr().out
+
+
+def test_help_is_bold_on_a_terminal_that_may(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    main(["--help"])
+    assert "\x1b[1mRead and draw:\x1b[0m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(["--help"])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell, capsys):
+    assert evotok("completion", shell) == 0
+    assert "_ARGCOMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("evotok ge", "generate"), ("evotok decode --de", "--depth"), ("evotok completion f", "fish")],
+)
+def test_completion_answers_the_shell(typed, offered, tmp_path):
+    """As the scripts ask: the line typed in the environment, the answer in a file."""
+    answer = tmp_path / "answer"
+    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "PATH": "/usr/bin:/bin"}
+    environment |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+    subprocess.run(
+        [sys.executable, "-c", "from evotok.cli import main; main()"], env=os.environ | environment, check=True
+    )
+    assert [word.strip() for word in answer.read_text().splitlines()] == [offered]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +187,10 @@ def test_generate_takes_sampling_values(checkpoint, here):
 def test_chat_answers_once(checkpoint, here, capsys):
     words = ["chat", checkpoint, "--image", "red.png", "--prompt", "What is this?", "--max-new-tokens", 4]
     assert evotok(*words) == 0
-    assert capsys.readouterr().out.strip()
+    said = capsys.readouterr().out.strip()
+    assert said
+    assert evotok(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"answer": said}
     assert "shorten" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
 
 
@@ -165,6 +203,40 @@ def test_chat_converses(checkpoint, here, capsys, monkeypatch):
     said = capsys.readouterr()
     assert len(said.err.splitlines()) == 2 and "no such file" in said.err and "/what is not known" in said.err
     assert next(lines) == "no"
+
+
+def test_chat_draws_and_remembers(checkpoint, here, capsys, monkeypatch):
+    lines = iter(["/help", "/history", "/draw", "/draw a frog", "/image ~/red.png", "And this?", "/history"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end())
+    monkeypatch.setenv("HOME", str(here))
+    assert evotok("chat", checkpoint, "--max-new-tokens", 3, "--out", "mine") == 0
+    said = capsys.readouterr()
+    [drawn] = (here / "mine").glob("a-frog-seed*.png")
+    assert Image.open(drawn).size == (64, 64)
+    assert "/draw PROMPT" in said.out and "(nothing yet)" in said.out and f"mine/{drawn.name}" in said.out
+    assert "> [image] [image] And this?" in said.out, "the drawing is shown to the model as well"
+    assert "wants to know what" in said.err and "--prompt" in refuse(capsys, "chat", checkpoint, "--json")
+
+
+def _end():
+    raise EOFError
+
+
+def test_json_for_programs(checkpoint, here, capsys):
+    def facts(*words):
+        capsys.readouterr()
+        assert evotok(*words, "--json") == 0
+        return json.loads(capsys.readouterr().out)
+
+    drawn = facts("generate", checkpoint, "--prompt", "a frog", "--seed", 5, "--temperature", 0, "--out", "drawn")
+    assert drawn["seed"] == 5 and drawn["sampling"]["temperature"] == 0
+    assert drawn["images"] == [{"file": str(Path("drawn/a-frog-seed5.png")), "prompt": "a frog"}]
+    encoded = facts("encode", checkpoint, "red.png", "--out", "codes.safetensors")
+    assert encoded == {"file": "codes.safetensors", "images": ["red.png"], "positions": 64, "levels": 4}
+    decoded = facts("decode", checkpoint, "codes.safetensors", "--out", "decoded")
+    assert decoded == {"depth": 2, "images": [str(Path("decoded/red-depth2.png"))]}
+    exported = facts("export", checkpoint, "--out", "exported")
+    assert exported["weights_bytes"] == (here / "exported" / "model.safetensors").stat().st_size
 
 
 def test_encode_and_decode_with_either_kind_of_checkpoint(checkpoint, tokenizer_only, here, capsys):

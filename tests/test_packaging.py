@@ -14,7 +14,7 @@ from packaging.version import Version
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"app", "deepspeed", "dev", "eval", "flash", "mini", "onnx", "train"}
+EXTRAS = {"app", "completion", "deepspeed", "dev", "docs", "eval", "flash", "mini", "onnx", "train"}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_licences_of_embedded_art_are_named():
 
 def test_makefile_has_the_promised_targets():
     text = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-hf", "test-matrix", "lint", "mini", "clean"):
+    for target in ("demo", "test", "test-hf", "test-matrix", "lint", "docs", "mini", "clean"):
         assert re.search(rf"^{target}:", text, re.MULTILINE), target
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe

@@ -95,6 +95,7 @@ class EvoTokVQConfig(PreTrainedConfig):
     """
 
     model_type = "evotok_vq"
+    _auto_class = "AutoConfig"  # a saved folder carries this code
     base_config_key = "vq_config"
     attribute_map = {"hidden_size": "semantic_feature_dim"}  # width of the features that others get of an image
     sub_configs_defaults = {
@@ -202,6 +203,7 @@ class EvoTokDepthDecoderConfig(PreTrainedConfig):
     """
 
     model_type = "evotok_depth_decoder"
+    _auto_class = "AutoConfig"  # a saved folder carries this code
     base_config_key = "depth_decoder_config"
 
     codebook_size: int = 32768
@@ -259,6 +261,7 @@ class EvoTokConfig(PreTrainedConfig):
     """
 
     model_type = "evotok"
+    _auto_class = "AutoConfig"  # a saved folder carries this code
     sub_configs_defaults = {
         "vq_config": EvoTokVQConfig,
         "depth_decoder_config": EvoTokDepthDecoderConfig,

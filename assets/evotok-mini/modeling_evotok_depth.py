@@ -168,6 +168,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
     config: EvoTokDepthDecoderConfig
     config_class = EvoTokDepthDecoderConfig
     base_model_prefix = "depth_decoder"
+    _auto_class = "AutoModel"  # a saved folder carries this code
     main_input_name = "hidden_states"
     supports_gradient_checkpointing = True
     # Its stepwise path calls the parts, past the hooks of the whole.

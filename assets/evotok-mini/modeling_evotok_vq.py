@@ -287,6 +287,8 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
     """
 )
 class EvoTokVQModel(EvoTokVQPreTrainedModel):
+    _auto_class = "AutoModel"  # a saved folder carries this code
+
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.encoder_config)

@@ -1,17 +1,34 @@
-"""`evotok chat`: questions about images, one or a whole conversation."""
+"""`evotok chat`: a conversation with pictures in both directions, or one question."""
 
 import argparse
+import os
+import random
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evotok.commands.checkpoints import HELP, load_multimodal
+from evotok.commands.files import safe_name, save_images
 from evotok.commands.generate import at_least_one
+from evotok.commands.preview import show_preview
+from evotok.commands.terminal import add_json, bold, progress, say
 
 
-EXAMPLES = """  evotok chat mini --image cat.png
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXAMPLES = """  evotok chat mini
+  evotok chat mini --image cat.png
   evotok chat mini --image cat.png --prompt "What is this?"
-In a conversation: /image FILE shows another image, /new begins anew, /quit ends."""
-MENU = "Ask about the image. /image FILE shows another one, /new begins anew, /quit ends."
+  printf '/draw a frog, noto style\\nWhat is this?\\n' | evotok chat mini
+In a conversation /help shows what else can be typed."""
+MENU = """\
+  /image FILE     show an image; ask about it in the next line
+  /draw PROMPT    have an image drawn, saved, and shown to the model
+  /history        what was said so far
+  /new            begin anew
+  /quit           end (or Ctrl-D); Ctrl-C stops an answer"""
+HISTORY_LENGTH = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,29 +39,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=at_least_one, default=256, metavar="N", help="longest answer in tokens (256)"
     )
+    parser.add_argument("--out", default="drawn", metavar="DIR", help="folder for what /draw draws (drawn)")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Answer the one question, or converse until the user leaves."""
     from evotok.processing.image_loading_evotok import load_image
 
+    if options.json and options.prompt is None:
+        raise ValueError("--json goes with --prompt: a conversation is for people.")
     images = [load_image(path) for path in options.image]
     chat = Chat(*load_multimodal(options.checkpoint), options.max_new_tokens)
     chat.show(images)
     if options.prompt is not None:
-        chat.ask(options.prompt)
+        answer = chat.ask(options.prompt, stream=not options.json)
+        say(options, {"answer": answer}, ())
         return 0
     if sys.stdin.isatty():
-        import readline  # noqa: F401 - history and editing for input()
-
-        print(MENU)
+        remember_lines()
+        print(f"Ask away. {bold('/help', sys.stdout)} shows what else can be typed.")
+    for image in images:
+        show_preview(image)
     while (line := _next_line()) is not None:
         try:
-            if _follow(chat, line):
+            if _follow(chat, line, options.out):
                 return 0
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"evotok chat: {' '.join(str(error).split())}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("\n(stopped: the conversation is as before)")
     return 0
+
+
+def remember_lines() -> None:
+    """Editing of the line, and the arrow keys bring back lines of this and earlier conversations."""
+    import atexit
+    import readline
+
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "evotok" / "history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        readline.read_history_file(path)
+    except OSError:  # a home that cannot be written: this conversation only
+        return
+    readline.set_history_length(HISTORY_LENGTH)
+    atexit.register(readline.write_history_file, path)
 
 
 def _next_line() -> str | None:
@@ -52,21 +96,41 @@ def _next_line() -> str | None:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        print()
+        return ""
 
 
-def _follow(chat: "Chat", line: str) -> bool:
+def _follow(chat: "Chat", line: str, out: str) -> bool:
     """Do what one line says; whether it ends the conversation."""
     from evotok.processing.image_loading_evotok import load_image
 
     command, _, rest = line.partition(" ")
+    rest = rest.strip()
     if command == "/quit":
         return True
-    if command == "/new":
+    if command == "/help":
+        print(MENU)
+    elif command == "/history":
+        print("\n".join(chat.history()) or "(nothing yet)")
+    elif command == "/new":
         chat.begin()
     elif command == "/image":
-        chat.show([load_image(rest.strip())])
+        image = load_image(str(Path(rest).expanduser()))
+        chat.show([image])
+        show_preview(image)
+    elif command == "/draw":
+        if not rest:
+            raise ValueError("/draw wants to know what: /draw a frog, noto style")
+        seed = random.randrange(2**32)
+        image = chat.draw(rest, seed)
+        [path] = save_images(out, [(f"{safe_name(rest)}-seed{seed}", image)])
+        show_preview(image)
+        print(path)
     elif command.startswith("/"):
-        raise ValueError(f"{command} is not known here. {MENU}")
+        raise ValueError(f"{command} is not known here: /help shows what is.")
     elif line:
         chat.ask(line)
     return False
@@ -89,12 +153,32 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.pending: list[dict[str, Any]] = []
 
-    def show(self, images: list) -> None:
+    def show(self, images: list["Image.Image"]) -> None:
         """PIL images that go with the next question."""
         self.pending += [{"type": "image", "image": image} for image in images]
 
-    def ask(self, text: str) -> str:
-        """The answer, which is printed while it is written.
+    def history(self) -> list[str]:
+        """A line for each turn, images as `[image]`."""
+        turns = [*self.messages, {"role": "user", "content": self.pending}] if self.pending else self.messages
+        marks = {"user": "> ", "assistant": "  "}
+        return [marks[turn["role"]] + " ".join(p.get("text", "[image]") for p in turn["content"]) for turn in turns]
+
+    def draw(self, prompt: str, seed: int) -> "Image.Image":
+        """An image of `prompt`, which also goes with the next question."""
+        from evotok.eval.generation import generate_images
+
+        scale = self.model.generation_config.guidance_scale
+        guidance = {} if scale is None else {"guidance_scale": scale}
+        with progress(self.model.config.vq_config.num_positions, "position", "Drawing") as bar:
+            pixels = generate_images(
+                self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update(), **guidance
+            )
+        [image] = self.processor.post_process_image_generation(pixels)
+        self.show([image])
+        return image
+
+    def ask(self, text: str, stream: bool = True) -> str:
+        """The answer; if `stream`, it is printed while it is written.
 
         Raises:
             ValueError: the conversation does not fit into the context; it is then as before.
@@ -114,11 +198,10 @@ class Chat:
                 "fewer images, or begin anew."
             )
         tokenizer = self.processor.tokenizer
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         with torch.inference_mode():
             output = self.model.generate(
-                **inputs,
-                max_new_tokens=min(self.max_new_tokens, limit - length),
-                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                **inputs, max_new_tokens=min(self.max_new_tokens, limit - length), streamer=streamer
             )
         answer = tokenizer.decode(output[0, length:], skip_special_tokens=True).strip()
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evotok.commands.terminal import waiting
+
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +156,7 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
 
     quiet_libraries()
     device = pick_device()
-    with _loading(name):
+    with waiting("Loading the model"), _loading(name):
         # Half precision saves time on accelerators only.
         found = _read_shapes(checkpoint.folder)
         _check_counts(checkpoint.config, len(found))
@@ -187,7 +189,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
 
     quiet_libraries()
     alone = checkpoint.kind == TOKENIZER
-    with _loading(name):
+    with waiting("Loading the image tokenizer"), _loading(name):
         prefix = "" if alone else "model.vq_model."
         shapes = _read_shapes(checkpoint.folder)
         _check_counts(checkpoint.config, len(shapes))

@@ -6,6 +6,7 @@ import sys
 from evotok.commands.checkpoints import HELP, load_tokenizer
 from evotok.commands.codes import read_codes
 from evotok.commands.files import check_folder, safe_name, save_images
+from evotok.commands.terminal import add_json, progress, say
 
 
 EXAMPLES = """  evotok decode mini pets.safetensors --out pets
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="file of codes that `evotok encode` wrote")
     parser.add_argument("--depth", type=int, metavar="D", help="levels to decode; those of the pixels by default")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the images")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,13 +51,14 @@ def run(options: argparse.Namespace) -> int:
     if depth > pixel_levels:
         print(f"note: pixels were learned from {pixel_levels} levels; deeper ones carry meaning only.", file=sys.stderr)
     images = []
-    for batch in torch.from_numpy(content.codes.astype("int64")).split(BATCH):
-        try:
-            with torch.inference_mode():
+    with progress(len(content.names), "image", "Decoding") as bar, torch.inference_mode():
+        for batch in torch.from_numpy(content.codes.astype("int64")).split(BATCH):
+            try:
                 images += convert_to_images(model.decode_pixels(batch.to(model.device), depth=depth))
-        except ValueError as error:
-            raise ValueError(f"{options.file}: {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{options.file}: {error}") from None
+            bar.update(len(batch))
     names = (f"{safe_name(Path(name).stem)}-depth{depth}" for name in content.names)
-    for path in save_images(options.out, list(zip(names, images, strict=True)), overwrite=True):
-        print(path)
+    paths = save_images(options.out, list(zip(names, images, strict=True)), overwrite=True)
+    say(options, {"depth": depth, "images": [str(path) for path in paths]}, map(str, paths))
     return 0

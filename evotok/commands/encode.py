@@ -5,6 +5,7 @@ import argparse
 from evotok.commands.checkpoints import HELP, load_tokenizer
 from evotok.commands.codes import Codes, write_codes
 from evotok.commands.files import check_file
+from evotok.commands.terminal import add_json, progress, say
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{HELP}; an image tokenizer alone will do")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files of any common kind")
     parser.add_argument("--out", required=True, metavar="FILE", help="file of codes to write, *.safetensors")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,7 +26,6 @@ def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     import numpy as np
-    from tqdm import tqdm
 
     from evotok.processing.image_loading_evotok import load_image
     from evotok.training.fingerprint import fingerprint
@@ -34,14 +35,16 @@ def run(options: argparse.Namespace) -> int:
     check_file(options.out)
     model, image_processor = load_tokenizer(options.checkpoint)
     batches = []
-    with tqdm(total=len(options.images), unit="image", disable=None, leave=False) as progress:
+    with progress(len(options.images), "image", "Encoding") as bar:
         for start in range(0, len(options.images), BATCH):
             images = [load_image(path) for path in options.images[start : start + BATCH]]
             pixels = image_processor(images, return_tensors="pt")["pixel_values"]
             batches.append(model.encode(pixels.to(model.device)).cpu().numpy().astype(np.uint16))
-            progress.update(len(images))
+            bar.update(len(images))
     codes = np.concatenate(batches)  # (I, N, D)
     names = [Path(path).name for path in options.images]
     write_codes(options.out, Codes(codes, names, fingerprint(model)))
-    print(f"{options.out}: {codes.shape[0]} images x {codes.shape[1]} positions x {codes.shape[2]} levels")
+    images, positions, levels = codes.shape
+    facts = {"file": options.out, "images": names, "positions": positions, "levels": levels}
+    say(options, facts, [f"{options.out}: {images} images x {positions} positions x {levels} levels"])
     return 0

@@ -8,7 +8,9 @@ import copy
 import shutil
 from pathlib import Path
 
+from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
 from evotok.commands.files import filled_folder
+from evotok.commands.terminal import add_json, say, waiting
 
 
 EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
@@ -19,8 +21,6 @@ OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from evotok.commands.checkpoints import HELP
-
     parser.add_argument("checkpoint", help=HELP)
     parser.add_argument("--out", required=True, help="folder to write; files of an older export in it are replaced")
     dtypes = ["bfloat16", "float16", "float32"]
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     card = "for the metadata of the card, if neither OUT nor the checkpoint has a README.md"
     parser.add_argument("--license", default="apache-2.0", help=f"of the weights; {card}")
     parser.add_argument("--base-model", nargs="+", default=[], metavar="ID", help=f"Hub ids it was made of; {card}")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from evotok.commands.checkpoints import find_checkpoint, load_multimodal
     from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 
     out = Path(options.out)
@@ -48,8 +48,9 @@ def run(options: argparse.Namespace) -> int:
         # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
         codebooks = copy.deepcopy(model.model.vq_model.quantizer)
         model.to(getattr(torch, options.dtype)).model.vq_model.quantizer = codebooks
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
+        with waiting("Writing the weights"):
+            model.save_pretrained(part)
+            processor.save_pretrained(part)
         card = find_checkpoint(options.checkpoint).folder / "README.md"
         if not (out / "README.md").exists():
             if card.exists():
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
                 text = render_checkpoint_card(model, out.resolve().name, options.license, options.base_model)
                 (part / card.name).write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    print(f"{out}: {size / 1e6:.1f} MB of weights")
+    facts = {"folder": str(out), "dtype": options.dtype, "weights_bytes": size}
+    say(options, facts, [f"{out}: {size / 1e6:.1f} MB of weights"])
     return 0
 
 

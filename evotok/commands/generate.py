@@ -6,6 +6,7 @@ import sys
 
 from evotok.commands.checkpoints import HELP, load_multimodal
 from evotok.commands.files import check_folder, safe_name, save_images
+from evotok.commands.terminal import add_json, progress, say
 
 
 EXAMPLES = """  evotok generate mini --prompt "a frog, noto style"
@@ -49,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest code")
     sampling.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest codes; 0: all")
     sampling.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest of mass P; 1: all")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Draw everything, then write everything; prints the paths."""
-    from tqdm import tqdm
 
     from evotok.eval.generation import generate_images
     from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
@@ -68,16 +69,17 @@ def run(options: argparse.Namespace) -> int:
         sampling.setdefault("guidance_scale", model.generation_config.guidance_scale)
     prompts = [prompt for prompt in options.prompt for _ in range(options.num_images)]
     steps = -(-len(prompts) // BATCH) * model.config.vq_config.num_positions
-    with tqdm(total=steps, unit="position", disable=None, leave=False) as progress:
+    with progress(steps, "position", "Drawing") as bar:
         pixels = generate_images(
-            model, processor, prompts, batch_size=BATCH, seed=seed, callback=lambda *_: progress.update(), **sampling
+            model, processor, prompts, batch_size=BATCH, seed=seed, callback=lambda *_: bar.update(), **sampling
         )
     images = processor.post_process_image_generation(pixels)
     for image, prompt in zip(images, prompts, strict=True):
         image.info = {"prompt": prompt, "seed": seed, "checkpoint": options.checkpoint} | sampling
-    if options.seed is None:
+    if options.seed is None and not options.json:
         print(f"seed {seed}", file=sys.stderr)
     names = (f"{safe_name(prompt)}-seed{seed}" for prompt in prompts)
-    for path in save_images(options.out, zip(names, images, strict=True)):
-        print(path)
+    paths = [str(path) for path in save_images(options.out, zip(names, images, strict=True))]
+    drawn = [{"file": path, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
+    say(options, {"seed": seed, "sampling": sampling, "images": drawn}, paths)
     return 0

@@ -1,0 +1,57 @@
+"""`import evotok` costs nothing, and the Auto classes know its models in whatever order things are imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+OPEN = """
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
+folder = "assets/evotok-mini"
+config = AutoConfig.from_pretrained(folder)
+opened = [config, AutoModel.from_config(config.vq_config), AutoProcessor.from_pretrained(folder)]
+opened += [AutoModelForMultimodalLM.from_pretrained(folder)]
+print(json.dumps([f"{type(thing).__module__}.{type(thing).__name__}" for thing in opened]))
+"""
+ORDERS = {
+    "evotok first": f"import json, evotok{OPEN}",
+    "auto classes first": f"import json\nfrom transformers import AutoModel, AutoProcessor\nimport evotok{OPEN}",
+    "a module of ours first": f"import json\nfrom evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel{OPEN}",
+}
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("statement", ["import evotok", "from evotok.cli import main; main(['--help'])"])
+def test_importing_and_help_load_nothing_heavy(statement):
+    loaded = set(python(f"import sys\n{statement}\nprint(*sys.modules)").splitlines()[-1].split())
+    assert not loaded & {"torch", "transformers", "numpy", "PIL", "rich", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_auto_classes_in_any_order(order):
+    assert json.loads(python(ORDERS[order]).splitlines()[-1]) == [
+        "evotok.modeling_evotok.configuration_evotok.EvoTokConfig",
+        "evotok.modeling_evotok.modeling_evotok_vq.EvoTokVQModel",
+        "evotok.processing.processing_evotok.EvoTokProcessor",
+        "evotok.modeling_evotok.modeling_evotok.EvoTokForConditionalGeneration",
+    ]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import evotok
+
+    assert set(evotok.__all__) <= set(dir(evotok))
+    with pytest.raises(AttributeError, match="EvoTokNothing"):
+        _ = evotok.EvoTokNothing

@@ -1,0 +1,126 @@
+"""README and docs: every block of code runs, every recipe named reads, every link leads somewhere, the pages build.
+
+`python` and `bash` blocks are run in order, those of one document in one empty folder with the checkout's `assets` and
+`configs` in it; `sh` blocks would take hours or many GPUs and are only parsed.
+"""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evotok.cli import build_parser, main
+from evotok.training.arguments import read_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Options of pip's are not ours to check, targets of make are looked up.
+PROGRAMS = ("evotok", "torchrun", "make")
+
+
+def blocks_of(path: Path) -> list[tuple[str, str]]:
+    """(language, code) of every fenced block."""
+    return BLOCK.findall(path.read_text(encoding="utf-8"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder like a checkout, and a home of its own."""
+    for folder in ("assets", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_every_block_works(path, workplace, monkeypatch):
+    namespace: dict = {"__name__": "__main__"}
+    checks = {
+        "python": lambda code: exec(compile(code, name(path), "exec"), namespace),  # noqa: S102 - our own pages
+        "bash": lambda code: [run_line(line, monkeypatch) for line in code.splitlines()],
+        "sh": lambda code: [parse_line(line) for line in code.splitlines()],
+        "json": lambda code: [json.loads(line) for line in code.splitlines()],
+        "yaml": read_part_of_a_recipe,
+        "text": str,
+    }
+    for language, code in blocks_of(path):
+        checks[language](code)
+
+
+def run_line(line: str, monkeypatch) -> None:
+    """Run one line as a shell would, without a new process for each `evotok`."""
+    if script := re.fullmatch(r'eval "\$\(evotok (.*)\)"', line):
+        assert main(shlex.split(script[1])) == 0
+    elif line.startswith("make "):
+        parse_line(line)
+    else:
+        said, _, command = line.rpartition(" | ")
+        program, *words = shlex.split(command)
+        assert program == "evotok", line
+        typed = subprocess.run(["bash", "-c", said], capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert main(words) == 0, line
+
+
+def parse_line(line: str) -> None:
+    """The command exists and takes these words; a recipe takes these changes."""
+    program, *words = shlex.split(line)
+    assert program in PROGRAMS, line
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+    if program == "evotok":
+        build_parser(words[0]).parse_args(words)
+    if program == "torchrun":
+        assert "evotok.training.train" in words, line
+    for index, word in enumerate(words):
+        if re.fullmatch(r"configs/.*\.yaml", word):
+            assert read_recipe(ROOT / word, [change for change in words[index + 1 :] if "=" in change])
+
+
+def read_part_of_a_recipe(code: str) -> None:
+    path = Path("recipe.yaml")
+    path.write_text(yaml.safe_dump({"stage": "gen"} | yaml.safe_load(code)), encoding="utf-8")
+    read_recipe(path)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_and_pictures_are_there(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebooks_run(path, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "store it without outputs"
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [out for cell in code for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) >= 4
+
+
+def test_the_pages_build_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+    assert result.returncode == 0 and not result.stderr.strip(), result.stderr[-3000:]
+    reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    for said in ("EvoTokVQModel", "decode_pixels", "guidance_scale", "psnr", "read_recipe"):
+        assert said in reference, said
