@@ -1,5 +1,5 @@
 """The command line: `evotok demo`, `chat`, `generate`, `encode`, `decode`, `train`, `export`, `export-onnx`, `convert`,
-`measure`.
+`bench`, `measure`.
 
 Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
 its traceback.
@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("evotok.commands.export", "write a trained checkpoint as one folder to share"),
     "export-onnx": ("evotok.commands.export_onnx", "write the image tokenizer of a checkpoint as ONNX files"),
     "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
+    "bench": ("evotok.commands.bench", "time the engine against a plain reference and the machine's limits"),
     "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
 }
 DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."

@@ -1,6 +1,7 @@
 """Generation: images by guided sampling, text without their settings."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -271,6 +272,14 @@ def test_a_position_traces_as_two_whole_graphs(fresh_model, tiny_model):
     fresh_model._read = torch.compile(fresh_model._read, fullgraph=True, backend="eager")
     decoder = fresh_model.depth_decoder
     decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True, backend="eager")
+    assert torch.equal(fresh_model.generate(PROMPT, **GREEDY), tiny_model.generate(PROMPT, **GREEDY))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
+def test_a_compiled_position_draws_the_same(fresh_model, tiny_model):
+    fresh_model._read = torch.compile(fresh_model._read, fullgraph=True)
+    decoder = fresh_model.depth_decoder
+    decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True)
     assert torch.equal(fresh_model.generate(PROMPT, **GREEDY), tiny_model.generate(PROMPT, **GREEDY))
 
 
