@@ -89,8 +89,8 @@ def test_a_wrong_path_is_noticed(monkeypatch):
     prompt = torch.tensor([[5, model.config.vision_start_token_id]])
     assert generation.same_codes(model, prompt)
     decoder, hidden = model.depth_decoder, torch.randn(2, 32)
-    assert depth.same_logits(decoder, hidden, model._image_codebooks())
+    assert depth.same_logits(decoder, hidden, generation.image_codebooks(model))
     step = decoder.step
     monkeypatch.setattr(decoder, "step", lambda inputs, level, cache: step(inputs, level, decoder.new_cache(2)))
-    assert not depth.same_logits(decoder, hidden, model._image_codebooks())
+    assert not depth.same_logits(decoder, hidden, generation.image_codebooks(model))
     assert not generation.same_codes(model, prompt)

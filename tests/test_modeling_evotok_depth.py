@@ -123,7 +123,7 @@ def test_half_precision_steps_give_the_teacher_forced_logits(batch):
     model = tiny_depth().bfloat16()
     cache, inputs = model.new_cache(POSITIONS), hidden
     with torch.no_grad():
-        expected = tiny_depth()(hidden, embeddings)
+        expected = tiny_depth()(hidden, embeddings).logits
     for level in range(LEVELS):
         logits = model.step(inputs, level, cache).float()
         torch.testing.assert_close(logits, expected[:, level], atol=0.15, rtol=0.05)

@@ -85,6 +85,12 @@ def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
     return read + weight_bytes(model.depth_decoder)
 
 
+def image_codebooks(model: EvoTokForConditionalGeneration) -> torch.Tensor:
+    """Entries of the levels that are written, (L, K, C)."""
+    levels = model.config.vq_config.num_pixel_codebooks
+    return torch.stack([codebook.weight for codebook in model.model.vq_model.quantizer.codebooks[:levels]])
+
+
 @torch.no_grad()
 def generate_uncached(
     model: EvoTokForConditionalGeneration, prompts: torch.Tensor, codes: torch.Tensor | None = None
@@ -94,7 +100,7 @@ def generate_uncached(
     Prompts and their unconditional rows are run one after the other, each with a growing cache of its own; the text
     head is run at each position; each level recomputes those before it.
     """
-    codebooks = model._image_codebooks()
+    codebooks = image_codebooks(model)
     rows = [model.get_input_embeddings()(ids) for ids in (prompts, prompts[:, -1:])]
     caches = [DynamicCache(config=model.config.text_config) for _ in rows]
     written, every = [], []
