@@ -72,6 +72,7 @@ EXTRAS["dev"] = [
     "nbformat>=5.10",
     "ipykernel>=7.0",
     "hypothesis>=6.150",
+    "vector-quantize-pytorch>=1.32",  # a reference of `evotok bench quantizer`
     "ruff==0.17.6",
     "transformers-mlinter==0.1.5",
     "pyright>=1.1.400",

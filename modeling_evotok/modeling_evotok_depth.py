@@ -29,7 +29,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
@@ -39,12 +38,13 @@ from transformers.utils import auto_docstring
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
+from .losses_evotok import linear_cross_entropy
 from .modeling_evotok_vq import eager_attention_forward
 from .modeling_outputs_evotok import EvoTokDepthDecoderOutput
 
 
-# Rows whose logits of one level are alive at once in the loss: 128 MiB in float32 at the paper's K = 32,768.
-_LOSS_ROWS = 1024
+# Up to here a matmul on a CPU waits for the weight, not for the arithmetic.
+_FEW_ROWS = 32
 
 
 class EvoTokDepthLoss(NamedTuple):
@@ -72,6 +72,21 @@ class EvoTokDepthCache(NamedTuple):
         return self.keys[layer, :, :, : level + 1], self.values[layer, :, :, : level + 1]
 
 
+class EvoTokDepthLinear(nn.Linear):
+    """Linear. A few rows in bfloat16 on a CPU are multiplied from the weight's side: oneDNN then reads it as it lies.
+
+    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        few = states.device.type == "cpu" and states.shape[:-1].numel() <= _FEW_ROWS
+        half = states.dtype == self.weight.dtype == torch.bfloat16
+        if not (few and half) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(states)
+        product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
+        return product.add_(self.bias).unflatten(0, states.shape[:-1])
+
+
 class EvoTokDepthAttention(nn.Module):
     """Multi-head causal attention over levels, all projections with bias."""
 
@@ -83,10 +98,10 @@ class EvoTokDepthAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = EvoTokDepthLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = EvoTokDepthLinear(config.hidden_size, config.hidden_size)
+        self.v_proj = EvoTokDepthLinear(config.hidden_size, config.hidden_size)
+        self.out_proj = EvoTokDepthLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -116,9 +131,9 @@ class EvoTokDepthMLP(nn.Module):
 
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = EvoTokDepthLinear(config.hidden_size, config.intermediate_size)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = EvoTokDepthLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act_fn(self.fc1(hidden_states)))
@@ -147,16 +162,35 @@ class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
 
 
+class EvoTokCodeProjection(EvoTokDepthLinear):
+    """Linear: (..., E) -> (..., K) logits; with targets (M,) int64 it gives the sum of their cross-entropies instead.
+
+    The loss is in the forward of the layer that owns the weight, where sharded training (ZeRO-3, FSDP) has gathered it.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, targets: torch.LongTensor | None = None) -> torch.Tensor:
+        if targets is None:
+            return super().forward(hidden_states)
+        return linear_cross_entropy(hidden_states, self.weight, self.bias, targets)
+
+
 class EvoTokCodeClassifier(nn.Module):
     """LayerNorm and Linear: (..., E) -> (..., K) logits of one level. The layers end without a norm of their own."""
 
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.proj = nn.Linear(config.hidden_size, config.codebook_size)
+        self.proj = EvoTokCodeProjection(config.hidden_size, config.codebook_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.proj(self.norm(hidden_states.to(self.norm.weight.dtype)))
+    def forward(self, hidden_states: torch.Tensor, targets: torch.LongTensor | None = None) -> torch.Tensor:
+        """Logits, or given targets (M,) the sum of their cross-entropies, float32."""
+        states = self.norm(hidden_states.to(self.norm.weight.dtype))
+        if targets is None:
+            return self.proj(states)
+        if isinstance(self.proj, EvoTokCodeProjection):
+            return self.proj(states, targets)
+        # An adapter, or a quantised layer, stands in its place.
+        return F.cross_entropy(self.proj(states).float(), targets, reduction="sum")
 
 
 @auto_docstring(
@@ -231,8 +265,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
     ) -> EvoTokDepthLoss:
         """Cross-entropy of the true codes, mean over M x L (Eq. 11).
 
-        Logits exist for one level and `_LOSS_ROWS` positions at a time, in the backward pass too, where they are
-        computed again.
+        Logits exist for one level and a few positions at a time, see `linear_cross_entropy`.
 
         Args:
             hidden_states: (M, H), M at least 1.
@@ -240,21 +273,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
             codes: (M, L) int64.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
-        level_losses = []
-        for level, head in enumerate(self.classifiers):
-            blocks = zip(states[:, level].split(_LOSS_ROWS), codes[:, level].split(_LOSS_ROWS), strict=True)
-            total = sum(self._sum_of_losses(head, rows, targets) for rows, targets in blocks)
-            level_losses.append(total / codes.shape[0])
-        level_losses = torch.stack(level_losses)
+        sums = [head(states[:, level], codes[:, level]) for level, head in enumerate(self.classifiers)]
+        level_losses = torch.stack(sums) / codes.shape[0]
         return EvoTokDepthLoss(level_losses.mean(), level_losses.detach())
-
-    def _sum_of_losses(self, head: nn.Module, states: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
-        def cross_entropy(states: torch.Tensor) -> torch.Tensor:
-            return F.cross_entropy(head(states).float(), targets, reduction="sum")
-
-        if not torch.is_grad_enabled():
-            return cross_entropy(states)
-        return checkpoint(cross_entropy, states, use_reentrant=False, preserve_rng_state=False)
 
     def new_cache(self, batch_size: int, device: torch.device | None = None) -> EvoTokDepthCache:
         """A cache for `step`, to be allocated once and used for any number of positions.

@@ -1,6 +1,7 @@
 """Generation: images by guided sampling, text without their settings."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -272,6 +273,20 @@ def test_a_position_traces_as_two_whole_graphs(fresh_model, tiny_model):
     decoder = fresh_model.depth_decoder
     decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True, backend="eager")
     assert torch.equal(fresh_model.generate(PROMPT, **GREEDY), tiny_model.generate(PROMPT, **GREEDY))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
+def test_a_compiled_position_draws_the_same():
+    """The step that is run for every position but the first: language model, depth loop and sampling."""
+    config = tiny_config({"num_hidden_layers": 1})
+    config.depth_decoder_config.num_hidden_layers = 1
+    model = build_tiny_model(config)
+    expected = model.generate(PROMPT, **GREEDY)
+    read, step = model._read, torch.compile(model._read, fullgraph=True)
+    model._read = lambda embeds, *rest: (step if embeds.shape[1] == 1 else read)(embeds, *rest)
+    decoder = model.depth_decoder
+    decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True)
+    assert torch.equal(model.generate(PROMPT, **GREEDY), expected)
 
 
 def test_half_precision(tiny_model, tmp_path):

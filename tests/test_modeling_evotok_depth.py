@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
-from evotok.modeling_evotok import modeling_evotok_depth
+from evotok.modeling_evotok import losses_evotok
+from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthLinear
 
 
 POSITIONS, LEVELS, CODES, DIM, HIDDEN = 5, 3, 32, 8, 24
@@ -79,7 +80,7 @@ def test_generated_codes_are_the_argmax_of_teacher_forcing_them(batch):
 def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch):
     hidden, _, codes, embeddings = batch
     model = tiny_depth()
-    monkeypatch.setattr(modeling_evotok_depth, "_LOSS_ROWS", 2)
+    monkeypatch.setattr(losses_evotok, "_BLOCK_ROWS", 2)
     output = model.loss(hidden, embeddings, codes)
     output.loss.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -93,6 +94,40 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(model.loss(hidden, embeddings, codes).loss, output.loss.detach())
+
+
+def test_loss_is_the_same_through_another_layer_in_the_place_of_a_projection(batch):
+    hidden, _, codes, embeddings = batch
+    model = tiny_depth()
+    expected = model.loss(hidden, embeddings, codes).loss
+    for head in model.classifiers:
+        plain = torch.nn.Linear(head.proj.in_features, head.proj.out_features)
+        plain.load_state_dict(head.proj.state_dict())
+        head.proj = plain
+    torch.testing.assert_close(model.loss(hidden, embeddings, codes).loss, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 24), (3, 24), (40, 24)])
+def test_few_rows_in_half_precision_are_the_same_product(shape):
+    torch.manual_seed(0)
+    linear, states = EvoTokDepthLinear(24, 40).bfloat16(), torch.randn(shape).bfloat16()
+    with torch.no_grad():
+        product = linear(states)
+        expected = F.linear(states.float(), linear.weight.float(), linear.bias.float())
+    assert product.dtype == torch.bfloat16 and product.is_contiguous()
+    torch.testing.assert_close(product.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_half_precision_steps_give_the_teacher_forced_logits(batch):
+    hidden, _, _, embeddings = batch
+    model = tiny_depth().bfloat16()
+    cache, inputs = model.new_cache(POSITIONS), hidden
+    with torch.no_grad():
+        expected = tiny_depth()(hidden, embeddings).logits
+    for level in range(LEVELS):
+        logits = model.step(inputs, level, cache).float()
+        torch.testing.assert_close(logits, expected[:, level], atol=0.15, rtol=0.05)
+        inputs = embeddings[:, : level + 1].sum(1)
 
 
 def test_gradient_checkpointing_changes_nothing(batch):

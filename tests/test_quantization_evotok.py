@@ -25,29 +25,6 @@ def filled_quantizer(**fields):
     return quantizer
 
 
-@pytest.mark.parametrize("size", [64, 100, 4096])  # whole groups, no groups, several groups
-def test_search_agrees_with_double_precision(size):
-    torch.manual_seed(1)
-    vectors, codebook = torch.randn(500, 16), torch.randn(size, 16)
-    expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
-    assert torch.equal(search_nearest(vectors, codebook), expected)
-
-
-def test_search_takes_the_first_of_equal_entries():
-    codebook = torch.randn(256, 8)
-    codebook[200] = codebook[3]
-    assert search_nearest(codebook[3:4], codebook).item() == 3
-
-
-def test_search_in_several_blocks_equals_one(monkeypatch):
-    from evotok.modeling_evotok import quantization_evotok
-
-    vectors, codebook = torch.randn(100, 8), torch.randn(128, 8)
-    whole = search_nearest(vectors, codebook)
-    monkeypatch.setitem(quantization_evotok._BLOCK_BYTES, "cpu", 4 * 128 * 7)
-    assert torch.equal(search_nearest(vectors, codebook), whole)
-
-
 def test_each_level_quantises_what_was_left_over():
     quantizer = filled_quantizer().eval()
     features = torch.randn(2, 9, 8)

@@ -13,9 +13,8 @@
 # limitations under the License.
 """Residual vector quantisation with codebooks learned by moving averages (paper, Eq. 1-4 and 7).
 
-Three pieces: `search_nearest` finds the nearest entry of one codebook, `EvoTokCodebook` holds one level and learns it,
-`EvoTokResidualVectorQuantizer` chains the levels. All of it runs in fp32 whatever the autocast: in bf16 the distances
-of near codes tie and codes change.
+Two pieces: `EvoTokCodebook` holds one level and learns it, `EvoTokResidualVectorQuantizer` chains the levels. All of it
+runs in fp32 whatever the autocast: in bf16 the distances of near codes tie and codes change.
 
 Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
 """
@@ -30,41 +29,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_evotok import EvoTokVQConfig
-
-
-# Distances of one block of rows live at a time: small enough to stay in the cache of a CPU core, large enough to fill a
-# GPU. The block's minimum is taken in groups, because torch's argmin over 32,768 columns costs more than the matmul.
-_BLOCK_BYTES = {"cpu": 16 * 2**20, "other": 256 * 2**20}
-_GROUP = 64
-
-
-def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest codebook entry in squared Euclidean distance, Eq. 3; the first index on ties.
-
-    Args:
-        vectors: (M, C) float32.
-        codebook: (K, C) float32, or of lower precision in a model that was made so after loading.
-
-    Returns:
-        (M,) int64. Memory beyond the result is bounded by a constant, not by M x K (in an exported graph it is not).
-    """
-    size, codebook = codebook.shape[0], codebook.float()
-    # |x - e|^2 = |x|^2 - 2 x.e + |e|^2; |x|^2 does not move the minimum and |e|^2 rides along as one more column.
-    keys = torch.cat([-2.0 * codebook, codebook.square().sum(1, keepdim=True)], dim=1).t()  # (C + 1, K)
-    queries = F.pad(vectors, (0, 1), value=1.0)  # (M, C + 1)
-    if torch.compiler.is_exporting():  # the number of blocks would be that of the example, whatever M is later
-        return (queries @ keys).argmin(1)
-    budget = _BLOCK_BYTES.get(vectors.device.type, _BLOCK_BYTES["other"])
-    rows = max(1, budget // (4 * size))
-    if size % _GROUP:
-        return torch.cat([(block @ keys).argmin(1) for block in queries.split(rows)])
-    codes = []
-    for block in queries.split(rows):
-        scores = (block @ keys).view(block.shape[0], -1, _GROUP)  # (rows, K / group, group)
-        group = scores.amin(2).argmin(1)  # (rows,)
-        winners = scores.gather(1, group[:, None, None].expand(-1, 1, _GROUP)).squeeze(1)  # (rows, group)
-        codes.append(group * _GROUP + winners.argmin(1))
-    return torch.cat(codes)
+from .search_evotok import search_nearest
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
@@ -184,6 +149,8 @@ class EvoTokCodebook(nn.Module):
             chosen = torch.randperm(vectors.shape[0], device=vectors.device)[: rows.numel()]
         else:
             chosen = torch.randint(vectors.shape[0], (rows.numel(),), device=vectors.device)
+        if world == 1:
+            return vectors[chosen]
         candidates = vectors.new_zeros(size, vectors.shape[1]).index_copy_(0, rows, vectors[chosen])
         return _all_reduce(candidates)
 

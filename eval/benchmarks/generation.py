@@ -1,0 +1,178 @@
+"""Whole images: guided, cached and batched, against a plain loop over the same weights."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+
+from ...modeling_evotok.configuration_evotok import EvoTokConfig
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from .depth import weight_bytes
+from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
+from .report import Row, comparison
+
+
+GUIDANCE = 7.5
+PROMPT_LENGTH = 16
+_ENCODER = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vision_use_head": False}  # fmt: skip
+_TEXT = {"model_type": "qwen2", "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None}
+TOKEN_IDS = {
+    "image_token_id": 60,
+    "image_generation_token_id": 61,
+    "vision_start_token_id": 62,
+    "vision_end_token_id": 63,
+}
+# A language model of width 512 and 8 layers with a depth decoder of a quarter of the paper's width.
+SIZES = {
+    "full": {
+        "vq_config": {"encoder_config": _ENCODER | {"image_size": 256, "patch_size": 16}},
+        "depth_decoder_config": {"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10},
+        "text_config": _TEXT | {"vocab_size": 32768, "hidden_size": 512, "intermediate_size": 2048,
+                                "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8},
+    },
+    "tiny": {
+        "vq_config": {"encoder_config": _ENCODER | {"image_size": 32, "patch_size": 16}, "codebook_size": 64,
+                      "codebook_dim": 8, "semantic_hidden_size": 24},
+        "depth_decoder_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                                 "num_attention_heads": 2},
+        "text_config": _TEXT | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                                "num_attention_heads": 2, "num_key_value_heads": 2},
+    },
+}  # fmt: skip
+
+
+def run(setting: Setting) -> list[Row]:
+    """Rows `one_prompt`, whose floor is reading all weights once per position, and `eight_prompts`."""
+    model = build_model(setting)
+    start = model.config.vision_start_token_id
+    prompts = torch.randint(1, 60, (8, PROMPT_LENGTH), device=setting.device)
+    prompts[:, -1] = start
+
+    def generate(count: int):
+        return model.generate(prompts[:count], generation_mode="image", guidance_scale=GUIDANCE, do_sample=False)
+
+    def reference():
+        return generate_uncached(model, prompts[:1])
+
+    seconds, reference_seconds = best_seconds(lambda: generate(1), reference, setting=setting)
+    one, eight = best_seconds(lambda: generate(1), lambda: generate(8), setting=setting)
+    positions = model.config.vq_config.num_positions
+    floor = positions * _bytes_per_position(model) / peak_bandwidth(setting)
+    peak = peak_extra_mib(lambda: generate(1), setting.device)
+    row = comparison("one_prompt", seconds, reference_seconds, floor, peak, same_codes(model, prompts[:1]))
+    row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1)) / positions
+    return [row, {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}]
+
+
+def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
+    """Random weights, in evaluation mode, in the dtype of the setting but for the tokenizer."""
+    torch.manual_seed(0)
+    config = EvoTokConfig(**SIZES[setting.size], **TOKEN_IDS)
+    model = EvoTokForConditionalGeneration(config).eval().requires_grad_(False).to(setting.device)
+    for codebook in model.model.vq_model.quantizer.codebooks:
+        codebook.weight.normal_()
+    for part in (model.model.language_model, model.model.pixel_projector, model.depth_decoder, model.lm_head):
+        part.to(setting.dtype)
+    return model
+
+
+def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
+    embeddings = model.get_input_embeddings().weight  # looked up, not read
+    parts = [*model.model.language_model.parameters(), *model.model.pixel_projector.parameters()]
+    read = sum(p.numel() * p.element_size() for p in parts if p is not embeddings)
+    return read + weight_bytes(model.depth_decoder)
+
+
+def image_codebooks(model: EvoTokForConditionalGeneration) -> torch.Tensor:
+    """Entries of the levels that are written, (L, K, C)."""
+    levels = model.config.vq_config.num_pixel_codebooks
+    return torch.stack([codebook.weight for codebook in model.model.vq_model.quantizer.codebooks[:levels]])
+
+
+@torch.no_grad()
+def generate_uncached(
+    model: EvoTokForConditionalGeneration, prompts: torch.Tensor, codes: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain loop, likeliest codes or those given: (B, T) -> codes (B, N, L) and guided logits (B, N, L, K).
+
+    Prompts and their unconditional rows are run one after the other, each with a growing cache of its own; the text
+    head is run at each position; each level recomputes those before it.
+    """
+    codebooks = image_codebooks(model)
+    rows = [model.get_input_embeddings()(ids) for ids in (prompts, prompts[:, -1:])]
+    caches = [DynamicCache(config=model.config.text_config) for _ in rows]
+    written, every = [], []
+    for position in range(model.config.vq_config.num_positions):
+        hidden = []
+        for embeds, cache in zip(rows, caches, strict=True):
+            outputs = model.model.language_model(
+                inputs_embeds=embeds.to(model.lm_head.weight.dtype), past_key_values=cache, use_cache=True
+            )
+            hidden.append(outputs.last_hidden_state[:, -1])
+            model.lm_head(outputs.last_hidden_state)
+        given = None if codes is None else codes[:, position]
+        chosen, logits = _write_guided(model, hidden, codebooks, given)
+        written.append(chosen)
+        every.append(logits)
+        features = model.model.vq_model.quantizer.decode_codes(chosen)
+        rows = [model.model.pixel_projector(features)[:, None]] * 2
+    return torch.stack(written, dim=1), torch.stack(every, dim=1)
+
+
+def _write_guided(model, hidden: list[torch.Tensor], codebooks: torch.Tensor, given: torch.Tensor | None):
+    """One position of the plain loop: codes (B, L) and guided logits (B, L, K)."""
+    codes, every = hidden[0].new_zeros(len(hidden[0]), 0, dtype=torch.long), []
+    for level in range(len(codebooks)):
+        filled = F.pad(codes, (0, len(codebooks) - level))
+        both = [_logits_of_level(model.depth_decoder, rows, codebooks, filled, level) for rows in hidden]
+        every.append(both[1] + GUIDANCE * (both[0] - both[1]))
+        chosen = every[-1].argmax(-1) if given is None else given[:, level]
+        codes = torch.cat([codes, chosen[:, None]], dim=1)
+    return codes, torch.stack(every, dim=1)
+
+
+def _logits_of_level(decoder, hidden, codebooks, codes, level: int) -> torch.Tensor:
+    embeddings = torch.stack([codebooks[i][codes[:, i]] for i in range(level + 1)], dim=1)
+    return decoder.classifiers[level](decoder.encode_levels(hidden, embeddings)[:, level]).float()
+
+
+def same_codes(model: EvoTokForConditionalGeneration, prompts: torch.Tensor) -> bool:
+    """Whether the guided logits are the plain loop's for the codes written, within rounding of the dtype."""
+    output = model.generate(
+        prompts, generation_mode="image", guidance_scale=GUIDANCE, do_sample=False,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    _, expected = generate_uncached(model, prompts, output.codes)
+    # Guidance multiplies the rounding of both rows; a few layers add to it.
+    tolerance = 16 * (2 * GUIDANCE - 1) * torch.finfo(model.dtype).eps * expected.std()
+    return bool((output.scores - expected).abs().amax() <= tolerance)
+
+
+def _outside_of_modules(model: EvoTokForConditionalGeneration, function) -> float:
+    """Seconds of a run that pass outside of the language model, the projector and the depth decoder's steps."""
+    inside, decoder = [], model.depth_decoder
+    modules = [model.model.language_model, model.model.pixel_projector, decoder]
+    originals = [model.model.language_model.forward, model.model.pixel_projector.forward, decoder.step]
+
+    def timed(original):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            inside.append(time.perf_counter() - start)
+            return result
+
+        return call
+
+    names = ["forward", "forward", "step"]
+    for module, name, original in zip(modules, names, originals, strict=True):
+        setattr(module, name, timed(original))
+    try:
+        start = time.perf_counter()
+        function()
+        total = time.perf_counter() - start
+    finally:
+        for module, name in zip(modules, names, strict=True):
+            delattr(module, name)
+    return total - sum(inside)

@@ -1,0 +1,110 @@
+"""Measuring: time, peak memory, and what the machine can do at best.
+
+A floor is no estimate: it is measured in the same run, with the same threads, dtype and device as the work it is held
+against, because other work on the machine slows both.
+"""
+
+import ctypes
+import gc
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large.
+
+    Args:
+        device: `"cpu"` or `"cuda"`.
+        dtype: of the models that a suite runs; quantising is float32 always.
+        size: a key of the suite's `SIZES`.
+        repeats: runs that the best time is taken of.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+    size: str = "full"
+    repeats: int = 5
+
+
+def best_seconds(*functions: Callable[[], Any], setting: Setting) -> list[float]:
+    """Least wall time of each function, after one run to warm up; they take turns, so that a slow spell hits all."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        _timed(function, setting.device)
+    for _ in range(setting.repeats):
+        for function, seconds in zip(functions, times, strict=True):
+            seconds.append(_timed(function, setting.device))
+    return [min(seconds) for seconds in times]
+
+
+def _timed(function: Callable[[], Any], device: str) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
+    """Memory that a run takes at its peak beyond what was there before, in MiB, its result included.
+
+    On CUDA the allocator's count; on Linux resident pages of the process, scratch space of libraries included; None
+    elsewhere. Call it after a first run, so that code is loaded and caches that stay are filled.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        _wait(device)
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if sys.platform != "linux" or not reset.exists():
+        return None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # freed memory that the allocator kept would hide what is taken from it
+    reset.write_text("5")  # the peak starts anew
+    before = _kibibytes(status, "VmRSS")
+    function()
+    return (_kibibytes(status, "VmHWM") - before) / 1024
+
+
+def _kibibytes(status: Path, field: str) -> int:
+    match = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{status} does not tell {field}: peak memory cannot be measured on this system.")
+    return int(match[1])
+
+
+def peak_flops(dtype: torch.dtype, setting: Setting) -> float:
+    """Floating-point operations a second of a large square matmul."""
+    side = 256 if setting.size == "tiny" else 2048
+    left, right = (torch.randn(side, side, device=setting.device).to(dtype) for _ in range(2))
+    [seconds] = best_seconds(lambda: left @ right, setting=setting)
+    return 2 * side**3 / seconds
+
+
+def peak_bandwidth(setting: Setting) -> float:
+    """Bytes a second that memory moves at best: the better of reading (a sum) and copying, which reads and writes."""
+    count = 2**18 if setting.size == "tiny" else 2**27  # 512 MiB: more than caches hold
+    source = torch.ones(count, device=setting.device)
+    target = torch.empty_like(source)
+    reading, copying = best_seconds(source.sum, lambda: target.copy_(source), setting=setting)
+    return max(4 * count / reading, 8 * count / copying)

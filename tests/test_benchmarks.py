@@ -1,0 +1,96 @@
+"""The benchmarks at sizes that take no time: names and keys of the rows, and that their checks can fail."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from evotok.cli import main
+from evotok.commands.bench import SUITES
+from evotok.eval.benchmarks import depth, generation, meters, quantizer
+from evotok.eval.benchmarks.meters import Setting
+
+
+COMPARISON = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_multiple", "peak_extra_mib", "equal"}
+LOSS = {"memory_ratio", "time_ratio", "equal"}
+ROWS = {
+    "quantizer": {"search": COMPARISON, "train_step": {"over_search"}, "residual_vq": set()},
+    "depth": {"position": COMPARISON},
+    "generate": {"one_prompt": COMPARISON, "eight_prompts": {"speedup"}},
+    "loss": {"image": LOSS, "text": LOSS},
+    "train": {"tokenizer_step": {"seconds", "floor_multiple"}, "gen_step": {"seconds", "floor_multiple"}},
+}
+TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_rows_are_printed_and_written(suite, tmp_path, capsys):
+    path, dtype = tmp_path / "new" / "rows.json", "float32" if suite in ("generate", "depth") else "bfloat16"
+    words = [
+        "bench",
+        suite,
+        "--size",
+        "tiny",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--dtype",
+        dtype,
+        "--json",
+        str(path),
+    ]
+    assert main(words) == 0
+    printed, rows = capsys.readouterr().out, json.loads(path.read_text())
+    assert {row["name"] for row in rows} == set(ROWS[suite])
+    for row in rows:
+        assert row["name"] in printed
+        assert ROWS[suite][row["name"]] | {"threads", "dtype", "device", "size"} <= set(row)
+        assert row.get("equal", True) is True
+        assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for words in (["paint"], ["loss", "--json", str(tmp_path)], ["loss", "--threads", "0"]):
+        assert main(["bench", *words]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    if not torch.cuda.is_available():
+        assert main(["bench", "loss", "--device", "cuda"]) == 2
+
+
+def test_a_missing_library_leaves_a_note(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    row = quantizer.run(TINY)[1]
+    assert row["name"] == "residual_vq" and "pip install vector-quantize-pytorch" in row["note"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not measured")
+def test_peak_memory_is_what_was_taken_and_given_back():
+    def take(mib):
+        torch.ones(mib, 2**18).sum()
+
+    take(1)
+    assert 60 <= meters.peak_extra_mib(lambda: take(64), "cpu") <= 80
+    assert meters.peak_extra_mib(lambda: None, "cpu") <= 4
+
+
+def test_a_wrong_code_is_noticed():
+    levels = quantizer._quantizer(3, 64, 8)
+    features = torch.randn(2, 16, 8)
+    codes = quantizer.search_with_cdist(levels, features)
+    assert quantizer.is_nearest(levels, features, codes)
+    codes[1, 3, 2] = (codes[1, 3, 2] + 1) % 64
+    assert not quantizer.is_nearest(levels, features, codes)
+
+
+def test_a_wrong_path_is_noticed(monkeypatch):
+    model = generation.build_model(TINY)
+    prompt = torch.tensor([[5, model.config.vision_start_token_id]])
+    assert generation.same_codes(model, prompt)
+    decoder, hidden = model.depth_decoder, torch.randn(2, 32)
+    assert depth.same_logits(decoder, hidden, generation.image_codebooks(model))
+    step = decoder.step
+    monkeypatch.setattr(decoder, "step", lambda inputs, level, cache: step(inputs, level, decoder.new_cache(2)))
+    assert not depth.same_logits(decoder, hidden, generation.image_codebooks(model))
+    assert not generation.same_codes(model, prompt)
