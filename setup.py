@@ -44,8 +44,8 @@ REQUIRED = [
 
 # A plain `pip install` chats, draws, and trains every stage on one machine; the extras are for what only some need.
 EXTRAS = {
-    # TRL's trainers, LoRA, language models with a SentencePiece tokenizer, curves.
-    "train": ["trl>=1.16", "peft>=0.21", "sentencepiece>=0.2", "tensorboard>=2.20"],
+    # TRL's trainers, LoRA, streams that resume, language models with a SentencePiece tokenizer, curves.
+    "train": ["trl>=1.16", "peft>=0.21", "torchdata>=0.11", "sentencepiece>=0.2", "tensorboard>=2.20"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14"],

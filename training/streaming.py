@@ -110,8 +110,10 @@ class ResumableLoader:
     """
 
     def __init__(self, stream: RecordStream, arguments: TrainingArguments):
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
+        try:
+            from torchdata.stateful_dataloader import StatefulDataLoader
+        except ImportError:
+            raise ImportError("mixtures resume with torchdata: pip install 'evotok[train]'.") from None
         self.stream = stream
         self.layout = {"ranks": arguments.world_size, "workers": arguments.dataloader_num_workers}
         self.name = f"data_state_{arguments.process_index}.pt"

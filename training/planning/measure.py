@@ -1,4 +1,4 @@
-"""Holds the memory model against real processes: small models trained for three steps on this machine's CPU.
+"""Holds the memory model against real processes: small models trained for two steps on this machine's CPU.
 
     python -m evotok.training.planning.measure             # all cases, some minutes
     python -m evotok.training.planning.measure plain       # those whose name holds the word
@@ -43,7 +43,7 @@ CASES = {
     "zero3": Case(3, False, processes=2),
     "zero3-bf16-checkpointing": Case(3, True, half=True, processes=2),
 }
-ROWS = Rows(batch=8, length=320, labels=64, given=4, written=4)
+ROWS = Rows(batch=4, length=200, labels=64, given=2, written=2)
 _MARGIN = 0.15
 
 
@@ -125,7 +125,7 @@ def _run(case: Case, folder: Path) -> None:
             return super().training_step(*args, **kwargs)
 
     training: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": ROWS.batch, "save_strategy": "no",
+        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": ROWS.batch, "save_strategy": "no",
         "gradient_checkpointing": case.checkpointing, "report_to": "none", "disable_tqdm": True, "bf16": case.half,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }  # fmt: skip
