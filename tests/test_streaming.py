@@ -85,7 +85,7 @@ def test_unified_stage_killed_and_resumed_on_two_ranks_with_workers(unified, tmp
     assert any("image_loss" in entry for entry in log) and any("text_loss" in entry for entry in log)
 
 
-def test_a_stream_goes_on_with_other_ranks_in_a_new_order(unified, tmp_path, caplog):
+def test_a_stream_goes_on_with_other_workers_in_a_new_order(unified, tmp_path):
     arguments = [str(unified), f"training.output_dir={tmp_path}", "training.dataloader_num_workers=0"]
     assert main([*arguments, "training.max_steps=3"]) == 0
     assert main([*arguments[:2], "training.dataloader_num_workers=1"]) == 0
