@@ -116,10 +116,14 @@ def test_saving_and_loading_loses_nothing(model_class, inputs, model, tmp_path):
 def test_half_precision_leaves_out_what_must_stay_whole(model_class, model, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=dtype)
-    kept = model._keep_in_fp32_modules_strict | (model._keep_in_fp32_modules if dtype == torch.float16 else set())
+    kept, strictly_kept = model._keep_in_fp32_modules, model._keep_in_fp32_modules_strict
+    assert not kept & strictly_kept
+    names = "\n".join(f".{name}" for name in model.state_dict())
+    assert all(f".{module}." in names for module in kept | strictly_kept)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            whole = any(f".{module}." in f".{name}" for module in kept)
+            kept_now = strictly_kept | kept if dtype == torch.float16 else strictly_kept
+            whole = any(f".{module}." in f".{name}" for module in kept_now)
             assert tensor.dtype == (torch.float32 if whole else dtype), name
 
 

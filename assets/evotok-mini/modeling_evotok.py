@@ -93,8 +93,6 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all.
     _keep_in_fp32_modules_strict = ["vq_model"]
-    # Quantisation passes over these, whatever its config says; names count from the start.
-    _keep_in_fp32_modules = ["vq_model"]
     _no_split_modules = ["EvoTokVQModel"]  # `encode` and `decode_*` call its parts, past the hooks of the whole
 
     @classmethod
@@ -102,10 +100,24 @@ class EvoTokPreTrainedModel(PreTrainedModel):
         """As [`EvoTokVQPreTrainedModel.is_custom_code`]: the whole model is initialised with this one's answer."""
         return False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the tokenizer: generic code casts images to it."""
+        return self.base_model.vq_model.dtype
+
 
 @auto_docstring(custom_intro="Image tokenizer, language model and the two projectors, without heads.")
 class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
     _auto_class = "AutoModel"  # a saved folder carries this code
+    # Quantisation passes over these, whatever its config says; names count from the start. No name may stand in the
+    # strict list as well, so that the tokenizer's parts stand for it.
+    _keep_in_fp32_modules = [
+        "vq_model.vision_tower",
+        "vq_model.to_latent",
+        "vq_model.quantizer",
+        "vq_model.pixel_decoder",
+        "vq_model.semantic_decoder",
+    ]
 
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)
@@ -222,10 +234,10 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
 )
 class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixin):
     _auto_class = "AutoModelForImageTextToText"  # a saved folder carries this code
+    # As in `EvoTokModel`; as the list's own name says, the classifiers are fp32 in an fp16 model, too.
+    _keep_in_fp32_modules = ["model.vq_model", "depth_decoder.classifiers"]
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # As above, for quantisation; and as the name says, in fp16 the classifiers are fp32.
-    _keep_in_fp32_modules = ["model.vq_model", "depth_decoder.classifiers"]
     # Trainer would divide by a count that mixes text labels with image positions; both losses are means already.
     accepts_loss_kwargs = False
 
