@@ -1,6 +1,8 @@
 """The logic behind the page, on a tiny random model, without Gradio."""
 
 import itertools
+import re
+import sys
 import threading
 import time
 
@@ -15,6 +17,7 @@ from evotok.app.examples import EMOJI_PICTURES, EMOJI_PROMPTS, find_examples
 from evotok.app.inside import inspect, swap
 from evotok.app.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, check_number, open_upload
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
+from evotok.cli import build_parser, main
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_pending_image_goes_with_the_next_question(parts, picture):
 
 
 def test_late_answer_ends(parts):
-    assert list(answer(*parts, Conversation(), "a cat", seconds=-1)) == ["(no answer)"]
+    assert list(answer(*parts, Conversation(), "a cat", seconds=-1))[-1] == "(no answer)"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_late_answer_ends(parts):
         ("  ", 1, "question first"),
         ("x" * (MAX_CHARACTERS + 1), 1, "at most 2000"),
         ("what is this?", MAX_IMAGES + 1, "at most 8 images"),
-        ("a red dog " * 150, 0, "begin a new conversation"),
+        ("0xq7" * 400, 0, "begin a new conversation"),
     ],
 )
 def test_refused_questions_leave_the_conversation(parts, picture, question, images, message):
@@ -226,8 +229,8 @@ def test_drawing_stopped_by_its_reader_or_the_clock(parts):
     [
         (Order(" "), "what to draw"),
         (Order("x" * (MAX_CHARACTERS + 1)), "prompt has 2001 characters"),
-        (Order("red dog " * 240), "tokens, this model reads at most"),
-        (Order("a", "red dog " * 240), "negative prompt has .* tokens"),
+        (Order("0xq7" * 480), "tokens, this model reads at most"),
+        (Order("a", "0xq7" * 480), "negative prompt has .* tokens"),
         (Order("a", guidance_scale=1000), "Guidance is 1000: give a number from 1 to 20"),
         (Order("a", guidance_scale=float("nan")), "Guidance is nan"),
         (Order("a", num_images=10**6), "number of images"),
@@ -239,7 +242,6 @@ def test_drawing_stopped_by_its_reader_or_the_clock(parts):
 def test_refused_orders(parts, order, message):
     with pytest.raises(ValueError, match=message):
         next(draw(*parts, order))
-    assert not running_threads()
 
 
 def test_speed_counts_unfinished_images_in_part():
@@ -291,6 +293,25 @@ def test_levels_that_are_not_there(parts, picture, level):
     codes = inspect(*parts, picture).codes
     with pytest.raises(ValueError, match="levels 1 to 4"):
         swap(*parts, codes, codes, [level])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_listens_at_loopback_and_shares_nothing_by_default():
+    options = build_parser("app").parse_args(["app"])
+    assert (options.checkpoint, options.host, options.port, options.share) == ("mini", "127.0.0.1", None, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--port", "70000"], "from 1 to 65535"), ([], r"pip install 'evotok\[app\]'")]
+)
+def test_mistakes_are_told_before_the_model_is_loaded(words, message, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr("evotok.commands.app.load_multimodal", pytest.fail)
+    assert main(["app", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
 
 
 # --- uploads, numbers, examples ---------------------------------------------------------------------------------------

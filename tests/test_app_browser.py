@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 expect = sync_api.expect
 
 SIZES = {"laptop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
-PATIENCE = 120_000
+PATIENCE = 60_000
 
 
 @pytest.fixture(scope="module")

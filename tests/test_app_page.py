@@ -3,6 +3,9 @@
 import json
 
 import pytest
+from conftest import build_chat_model
+
+from evotok.cli import main
 
 
 gradio = pytest.importorskip("gradio", reason="the page needs the extra `app`")
@@ -164,3 +167,10 @@ def test_a_full_queue_says_so(page):
             )
     messages = ask(page, "draw-go", ["a frog, noto style", "", 7.5, 1, 1, 1.0], session="after-the-crowd")
     assert messages[-1]["success"], messages[-1]
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2(page, monkeypatch, capsys):
+    monkeypatch.setattr("evotok.commands.app.load_multimodal", lambda name: build_chat_model())
+    assert main(["app", "--port", str(page.page.server_port)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot listen at 127.0.0.1" in line and "--port" in line

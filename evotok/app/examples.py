@@ -16,12 +16,12 @@ EMOJI_PROMPTS = (
     "a frog, noto style",
     "a pizza, twemoji style",
     "a rocket, fluent flat style",
-    "a robot, fluent 3d style",
+    "a robot, noto style",
     "a sparkling heart, fluent flat style",
     "two frogs on a blue background, noto style",
 )
 EMOJI_QUESTIONS = ("What is this?", "Which group is this?", "What color is the emoji?", "Which style is this?")
-EMOJI_PICTURES = (("frog", "noto"), ("pizza", "twemoji"), ("rocket", "fluent_flat"), ("robot", "fluent_3d"))
+EMOJI_PICTURES = (("frog", "noto"), ("pizza", "twemoji"), ("rocket", "fluent_flat"), ("robot", "noto"))
 PROMPTS = ("a red bicycle leaning on a white wall", "two cats on a sofa", "a bowl of ramen, top view")
 QUESTIONS = ("What is in this image?", "Describe the image in one sentence.", "How many people are there?")
 

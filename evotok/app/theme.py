@@ -32,7 +32,8 @@ footer { display: none !important; }
 #title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin: .4rem 0 .1rem; }
 #title p { color: var(--body-text-color-subdued); margin: 0 0 .2rem; }
 .hint p, .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
-.status { display: flex; flex-wrap: wrap; align-items: center; gap: .8rem; min-height: 1.6rem; font-variant-numeric: tabular-nums; }
+.status { display: flex; flex-wrap: wrap; align-items: center; gap: .8rem; }
+.status { min-height: 1.6rem; font-variant-numeric: tabular-nums; }
 .status .bar { flex: 1; min-width: 6rem; height: .4rem; border-radius: 1rem; overflow: hidden; }
 .status .bar { background: var(--neutral-200); }
 .status .bar i { display: block; height: 100%; background: var(--primary-600); transition: width .2s; }

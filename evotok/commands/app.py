@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import threading
 
 from evotok.commands.checkpoints import HELP, load_multimodal
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"cannot listen at {where}: give another --host or --port.") from None
     print(f"EvoTok is at {address} (Ctrl+C ends it)", flush=True)
     try:
-        page.block_thread()
+        threading.Event().wait()  # until Ctrl+C
     finally:
         page.close(verbose=False)
     return 0

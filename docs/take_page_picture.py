@@ -1,0 +1,49 @@
+"""docs/page.png: the tab Look inside of `evotok app`, as a browser shows it.
+
+python docs/take_page_picture.py          needs the extra `app`, Playwright and Chromium
+"""
+
+import shutil
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from evotok.app.page import build_page, launch_options
+from evotok.commands.checkpoints import load_multimodal
+
+
+TARGET = Path(__file__).resolve().parent / "page.png"
+SIZE = {"width": 1280, "height": 800}
+PATIENCE = 120_000
+
+
+def main() -> int:
+    """Serve the page, use it, photograph it."""
+    page = build_page(*load_multimodal("mini"))
+    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
+    try:
+        with sync_playwright() as playwright:
+            chromium = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            tab = browser.new_page(viewport=SIZE)
+            tab.set_default_timeout(PATIENCE)
+            expect.set_options(timeout=PATIENCE)
+            tab.goto(page.local_url)
+            tab.get_by_role("tab", name="Look inside").click()
+            tab.locator("#inside-examples button").first.click()
+            expect(tab.locator("#maps img")).to_have_count(16)
+            expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
+            tab.wait_for_timeout(2000)  # pictures fade in
+            picture = Image.open(BytesIO(tab.screenshot()))
+            browser.close()
+    finally:
+        page.close(verbose=False)
+    picture.convert("RGB").quantize(256).save(TARGET, optimize=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
