@@ -99,7 +99,7 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/pretrain.yaml
 	$(BIN)/evotok train configs/mini/sft.yaml
 	$(BIN)/evotok train configs/mini/gen.yaml
-	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
+	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
 	$(BIN)/evotok measure mini
 	$(BIN)/evotok demo --out demo
 	cp demo/text_to_image.png demo/reconstructions.png assets/evotok-mini/

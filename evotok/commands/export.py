@@ -13,7 +13,7 @@ from evotok.commands.files import filled_folder
 from evotok.commands.terminal import add_json, say, waiting
 
 
-EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
+EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
   evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256"""
 
 # Of an export with more or fewer files; beside the new weights they would be loaded in their place.
