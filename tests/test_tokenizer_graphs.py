@@ -8,9 +8,9 @@ import torch
 
 from evotok.cli import main
 from evotok.commands.checkpoints import load_tokenizer
-from evotok.commands.codes import fingerprint
 from evotok.tokenizer_graphs import GRAPHS, export_programs
 from evotok.training.emoji.world import EmojiWorld
+from evotok.training.fingerprint import fingerprint
 from evotok.training.tokenizer_data import emoji_pixels
 
 

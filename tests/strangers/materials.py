@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evotok import EvoTokConfig, EvoTokProcessor
-from evotok.commands.codes import Codes, fingerprint, write_codes
+from evotok.commands.codes import Codes, write_codes
+from evotok.training.fingerprint import fingerprint
 from evotok.training.text_tokenizer import train_text_tokenizer
 from strangers.case import SECRET, Place
 
