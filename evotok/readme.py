@@ -42,6 +42,7 @@ TREE = {
     "training/planning": ("what a recipe will cost, before a weight is loaded", "*.py"),
     "training/emoji": ("the embedded world that EvoTok-mini learns", "*.py"),
     "eval": ("metrics as pure functions, one file a suite", "*.py"),
+    "eval/benchmarks": ("the engine against a plain reference and the machine's limits", "*.py"),
     "configs/mini": ("recipes of EvoTok-mini, stage by stage", "*.yaml"),
     "configs/paper": ("recipes at the paper's size", "*.yaml"),
     "configs/deepspeed": ("how many GPUs share what", ""),

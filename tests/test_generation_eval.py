@@ -82,7 +82,7 @@ def test_pictures_of_prompts(chat_model, scale):
 def test_greedy_pictures_do_not_depend_on_the_batch(chat_model):
     prompts = ["a cat", "a dog, the red one", "this"]
     together, alone = (generate_images(*chat_model, prompts, 2.0, batch_size=b, do_sample=False) for b in (3, 1))
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1 / 127)  # a step of 8 bits, where sums are rounded
 
 
 def test_settings_reach_the_sampler(chat_model):

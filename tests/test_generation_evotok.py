@@ -317,7 +317,7 @@ BAD_CALLS = {
     "typo": ({"temprature": 1.0}, "takes no temprature"),
     "length argument": ({"min_new_tokens": 5}, "takes no min_new_tokens"),
     "guard": ({"guidance_min_p": 1.5}, r"guidance_min_p=1.5 must be in \[0, 1\]"),
-    "scale": ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be at least 0"),
+    "scale": ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be a number, at least 0"),
     "top_p": ({"top_p": 0.0}, "top_p=0.0 must be in"),
     "top_k": ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
     "cache": ({"cache_implementation": "hybrid"}, "must be 'static' or 'dynamic'"),

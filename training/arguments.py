@@ -57,7 +57,7 @@ class SourceArguments:
     """Its folder, or a hub id; the published data set when left out."""
     image_folder: str | None = None
     """Where its images lie, if not in `path`."""
-    weight: float | None = None
+    weight: float | int | None = None
     """How often it is drawn beside the others; the source's own weight when left out."""
 
 

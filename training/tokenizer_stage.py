@@ -58,8 +58,6 @@ def build_perceptual(recipe: Recipe, teacher):
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model lies in `output_dir`."""
-    if recipe.data.name not in ("emoji", "folder"):
-        raise ValueError(f"data.name {recipe.data.name!r}: the tokenizer learns from 'emoji' or 'folder', give one.")
     model = build_tokenizer(recipe)
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -74,7 +72,9 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     elif recipe.data.name == "folder":
         data = FolderImages(recipe.data.path, config.image_size)
     else:
-        raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture'.")
+        raise ValueError(
+            f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
+        )
     teacher = build_teacher(recipe, config, calibration) if recipe.loss.semantic else None
     trainer = TokenizerTrainer(
         model=model,

@@ -120,16 +120,18 @@ CASES = [
         "base: [a.yaml, b.yaml]\n",
     ),
     case(
-        "no stage", "evotok train: recipe.yaml: stage None is not one of tokenizer, pretrain, sft, gen.", "model: {}\n"
+        "no stage",
+        "evotok train: recipe.yaml: stage None is not one of tokenizer, pretrain, sft, gen, unified.",
+        "model: {}\n",
     ),
     case(
         "stage that does not exist",
-        "evotok train: recipe.yaml: stage 'tokeniser' is not one of tokenizer, pretrain, sft, gen.",
+        "evotok train: recipe.yaml: stage 'tokeniser' is not one of tokenizer, pretrain, sft, gen, unified.",
         "stage: tokeniser\n",
     ),
     case(
         "stage that is a list",
-        "evotok train: recipe.yaml: stage ['gen'] is not one of tokenizer, pretrain, sft, gen.",
+        "evotok train: recipe.yaml: stage ['gen'] is not one of tokenizer, pretrain, sft, gen, unified.",
         "stage: [gen]\n",
     ),
     case(
@@ -282,7 +284,7 @@ CASES = [
     ),
     case(
         "data that do not exist",
-        "evotok train: data.name 'nothing': the tokenizer learns from 'emoji' or 'folder', give one.",
+        "evotok train: data.name 'nothing': this stage reads 'emoji', 'folder' or a 'mixture', give one.",
         "stage: tokenizer\ndata: {name: nothing}\ntraining: {output_dir: out}\n",
     ),
     case(
@@ -329,7 +331,7 @@ CASES = [
     ),
     case(
         "override with a stage that does not exist",
-        "evotok train: recipe.yaml: stage 'paint' is not one of tokenizer, pretrain, sft, gen.",
+        "evotok train: recipe.yaml: stage 'paint' is not one of tokenizer, pretrain, sft, gen, unified.",
         START,
         "stage=paint",
     ),

@@ -176,7 +176,7 @@ def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.T
 def run_tokenizer(model: EvoTokVQModel, batch: int) -> torch.Tensor:
     """Reconstruction and semantics of one batch; the quantizer, which needs values, stands aside."""
     config = model.config
-    features = model._encode_features(_meta(batch, 3, config.image_size, config.image_size))
+    features = model._encode_features(_meta(batch, 3, config.image_size, config.image_size))[0]
     pixels, semantics = model._to_pixels(features), model._to_semantics(features)
     return pixels.square().mean() + semantics.square().mean()
 
