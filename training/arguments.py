@@ -82,6 +82,9 @@ class DataArguments:
     `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
     """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
+    code_noise: float = 0.0
+    """Mean share of a picture's positions that show another's codes while it is learnt, so that the prompt is read;
+    0.5 at most (gen stage)."""
     max_length: int = 2048
     """Tokens a sample may have, image positions included."""
     sample_prompts: list[str] = field(default_factory=list)

@@ -7,6 +7,7 @@ import torch
 from transformers.modeling_utils import unwrap_model
 
 from ..eval.sheets import Cell, Line, draw_sheet
+from .code_noise import add_code_noise
 from .trainer import EvoTokTrainer
 
 
@@ -18,10 +19,13 @@ class MultimodalTrainer(EvoTokTrainer):
 
     Args:
         sample_prompts: prompts drawn as one PNG at every save.
+        code_noise: as in [`~training.code_noise.add_code_noise`].
     """
 
-    def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), **kwargs):
+    def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), code_noise: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
+        if code_noise:
+            add_code_noise(self._inner(self.model).model.pixel_projector, code_noise)
         self.sample_prompts = list(sample_prompts)
         self.vq_model = self._inner(self.model).model.vq_model
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
