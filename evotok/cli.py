@@ -29,13 +29,14 @@ COMMANDS = {
     "export-onnx": ("evotok.commands.export_onnx", "write the image tokenizer of a checkpoint as ONNX files"),
     "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
     "bench": ("evotok.commands.bench", "time the engine against a plain reference and the machine's limits"),
+    "eval": ("evotok.commands.evaluate", "measure a checkpoint by a suite: tables, plots and figures in a folder"),
     "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
     "completion": ("evotok.commands.completion", "let the shell complete commands, options and files"),
 }
 GROUPS = {
     "Read and draw": ("demo", "chat", "generate", "app"),
     "Look inside the tokenizer": ("encode", "decode"),
-    "Train and measure": ("plan", "data", "encode-dataset", "train", "measure", "bench"),
+    "Train and measure": ("plan", "data", "encode-dataset", "train", "eval", "measure", "bench"),
     "Share": ("export", "export-onnx", "convert"),
 }
 DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."

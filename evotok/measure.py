@@ -7,9 +7,7 @@ and options is not measured again, unless `--restart`.
 """
 
 import argparse
-import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm.auto import tqdm
 
 import evotok
@@ -28,6 +25,7 @@ from evotok.commands.generate import seed
 from evotok.commands.terminal import add_json, say
 from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
+from evotok.eval.suite import sha256, versions
 from evotok.eval.understanding import answer_questions, score_answers
 from evotok.model_card import read_results, render_card, write_card
 from evotok.modeling_evotok.generation_evotok import IMAGE_GENERATION_DEFAULTS
@@ -368,12 +366,7 @@ def _begin(path: Path, checkpoint: Path, model: EvoTokForConditionalGeneration, 
         "data_sha256": sha256(world.root / "emoji.json"),
         "data": {"concepts": len(world.concepts), "familiar": len(world.familiar)},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        "versions": {
-            "evotok": evotok.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(evotok.__version__),
         "sections": {},
     }
     if path.is_file():
@@ -381,16 +374,6 @@ def _begin(path: Path, checkpoint: Path, model: EvoTokForConditionalGeneration, 
         if all(before.get(key) == results[key] for key in ("checkpoint_sha256", "data_sha256")):
             return results | before | {"versions": results["versions"]}
     return results
-
-
-def sha256(*paths: Path) -> str:
-    """Fingerprint of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

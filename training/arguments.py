@@ -8,19 +8,15 @@ optimizer: {...}            # OptimizerArguments
 training: {...}             # transformers.TrainingArguments
 """
 
-import difflib
 import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import yaml
-from huggingface_hub.dataclasses import type_validator
+from typing import Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
-_PLAIN = (int, float, bool, str)
 STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
 
 
@@ -140,107 +136,17 @@ class Recipe:
     lora: dict[str, Any] = field(default_factory=dict)
 
 
-def _refuse_unknown(given, known, where: str) -> None:
-    known = list(known)
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(sorted(known))}."
-            raise ValueError(f"{where}: unknown key {key!r}.{hint}")
-
-
-def _build(cls, values: Any, where: str):
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: give keys and values, not {reprlib.repr(values)}.")
-    _refuse_unknown(values, (f.name for f in fields(cls)), where)
-    _check_types(values, get_type_hints(cls), where)
-    return cls(**values)
-
-
 def _build_sources(given: Any, where: str) -> list[SourceArguments]:
     if not isinstance(given, list):
         raise ValueError(f"{where}: data.sources is a list of sources, each with `source` and maybe `path`, `weight`.")
     for source in given:
         if not isinstance(source, dict) or "source" not in source:
             raise ValueError(f"{where}: data.sources: {reprlib.repr(source)} has no `source`, the name of one.")
-    sources = [_build(SourceArguments, source, f"{where}: data.sources") for source in given]
+    sources = [build_section(SourceArguments, source, f"{where}: data.sources") for source in given]
     for source in sources:
         if source.weight is not None and not source.weight > 0:
             raise ValueError(f"{where}: data.sources: weight {source.weight} of {source.source} is not above 0.")
     return sources
-
-
-def _check_types(values: dict, hints: dict[str, Any], where: str) -> None:
-    for name in values.keys() & hints.keys():
-        try:
-            type_validator(name, values[name], float | int if hints[name] is float else hints[name])
-        except TypeError:
-            kind = hints[name].__name__ if hints[name] in _PLAIN else str(hints[name]).replace("typing.", "")
-            raise ValueError(f"{where}: {name} must be {kind}, not {reprlib.repr(values[name])}.") from None
-
-
-def _parse(text: str, where: str) -> Any:
-    """What YAML says. Aliases are refused, because a few lines of them stand for billions of values; and so is deep
-    nesting, over which the reader would sit for hours."""
-    depth = 0
-    try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{where}: aliases (*name) are not read: write the values out.")
-            if depth > 50:
-                raise ValueError(f"{where}: nested more than 50 deep: remove some brackets.")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}: correct it.") from None
-
-
-def _override(tree: dict, word: str) -> None:
-    path, separator, text = word.partition("=")
-    keys = path.split(".")
-    if not separator or not all(keys):
-        raise ValueError(f"override {word!r} is not of the form section.key=value: write it so.")
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"override {word!r}: {key!r} is a value, not a section: correct the keys.")
-    value = _parse(text, f"override {reprlib.repr(word)}")
-    if isinstance(value, str):
-        try:
-            value = float(value)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
-    tree[keys[-1]] = value
-
-
-def _merge(base: dict, difference: dict) -> dict:
-    """`difference` laid over `base`, section by section."""
-    merged = dict(base)
-    for key, value in difference.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """A recipe laid over its bases; `above` are the recipes that it is the base of."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.")
-    if path.resolve() in above:
-        raise ValueError(f"{path}: is its own base, directly or through others: remove a `base`.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8: save the recipe as UTF-8.") from None
-    tree = _parse(text, str(path))
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: no recipe: give keys and values for `stage`, `model`, `data` and `training`.")
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: base {reprlib.repr(base)} is no file name: give the path of one recipe.")
-    return _merge(_read_tree(path.parent / base, (*above, path.resolve())), tree)
 
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -255,10 +161,10 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     from transformers import TrainingArguments
 
-    tree = _read_tree(Path(path))
+    tree = read_tree(Path(path))
     for word in overrides:
-        _override(tree, word)
-    _refuse_unknown(tree, (f.name for f in fields(Recipe)), str(path))
+        override(tree, word)
+    refuse_unknown(tree, (f.name for f in fields(Recipe)), str(path))
     if tree.get("stage") not in STAGES:
         raise ValueError(f"{path}: stage {reprlib.repr(tree.get('stage'))} is not one of {', '.join(STAGES)}.")
     sections = {
@@ -271,13 +177,13 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if isinstance(data, dict) and "sources" in data:
         tree["data"] = data | {"sources": _build_sources(data["sources"], str(path))}
     for name, cls in sections.items():
-        tree[name] = _build(cls, tree.get(name, {}), f"{path}: {name}")
+        tree[name] = build_section(cls, tree.get(name, {}), f"{path}: {name}")
     if bool(tree["data"].sources) != (tree["data"].name == "mixture"):
         raise ValueError(f"{path}: data.name mixture and data.sources go together: give both or neither.")
     config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
-    _refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
-    recipe = _build(Recipe, tree, str(path))
-    _refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
-    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in _PLAIN}
-    _check_types(recipe.training, plain, f"{path}: training")
+    refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
+    recipe = build_section(Recipe, tree, str(path))
+    refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
+    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
+    check_types(recipe.training, plain, f"{path}: training")
     return recipe

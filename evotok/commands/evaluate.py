@@ -1,0 +1,123 @@
+"""`evotok eval`: a suite of measurements on a checkpoint, into a folder of its own."""
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+from evotok.commands.terminal import add_json, say
+
+
+EXAMPLES = """  evotok eval reconstruction mini
+  evotok eval trajectory runs/mini/gen --out results/trajectory
+  evotok eval compare results/reconstruction-a results/reconstruction-b
+  torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
+SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
+    "compare": "folders of results beside each other",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    width = max(map(len, SUITES), default=0)
+    parser.epilog = "\n".join(
+        ["Suites:", *(f"  {name:<{width}}  {summary}" for name, summary in SUITES.items()), "", parser.epilog or ""]
+    )
+    parser.add_argument("suite", choices=SUITES, metavar="SUITE", help="one of the suites below")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="CHECKPOINT", help="what is measured, then key=value of its options"
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML with options (default: configs/eval/SUITE.yaml if any)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/SUITE-CHECKPOINT)")
+    parser.add_argument("--restart", action="store_true", help="measure again what the folder has already")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, unless the folder has it already, and say what was found."""
+    import evotok
+    from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
+    from evotok.commands.files import check_folder
+    from evotok.eval.suite import Evaluation, begin, sha256, versions
+    from evotok.eval.workers import Workers
+
+    suite = importlib.import_module(f"evotok.eval.suites.{options.suite.replace('-', '_')}")
+    inputs = [word for word in options.inputs if "=" not in word]
+    settings = read_options(suite.Options, options.suite, options.config, [w for w in options.inputs if "=" in w])
+    circumstances: dict[str, Any] = {"suite": options.suite, "checkpoint": None, "checkpoint_sha256": None}
+    load = None
+    if suite.TAKES in ("checkpoint", "tokenizer"):
+        if len(inputs) != 1:
+            raise ValueError(
+                f"{len(inputs)} checkpoints: give one to measure, such as `evotok eval {options.suite} mini`."
+            )
+        folder = find_checkpoint(inputs[0]).folder
+        circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*sorted(folder.glob("*.safetensors")))}
+        load = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
+    elif bool(inputs) != bool(suite.TAKES):
+        raise ValueError(
+            f"evotok eval {options.suite}: "
+            + ("give the folders of results." if suite.TAKES else "takes no checkpoint.")
+        )
+    name = Path(inputs[0]).name if circumstances["checkpoint"] else ""
+    out = check_folder(options.out or Path("results") / f"{options.suite}-{name}".rstrip("-"))
+    suite.check(settings, inputs)
+
+    workers = Workers()
+    circumstances |= {
+        "options": vars(settings),
+        "versions": versions(evotok.__version__),
+        "device": workers.state.device.type,
+        "processes": workers.count,
+    }
+    results = begin(out, circumstances, options.restart)
+    workers.wait()  # until all have looked: the first one writes now
+    if results is None:
+        started = time.perf_counter()
+        if workers.is_main:
+            _write(out, options.suite, circumstances, None)
+        evaluation = Evaluation(settings, inputs, out, workers, None if load is None else lambda: load(inputs[0]))
+        workers.wait()
+        report = suite.run(evaluation)
+        circumstances["seconds"] = round(time.perf_counter() - started, 1)
+        if workers.is_main:
+            results = _write(out, options.suite, circumstances, report)
+    if workers.is_main:
+        lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
+        say(options, results, [*lines, f"{out / 'README.md'}"])
+    return 0
+
+
+def read_options(cls: type, suite: str, config: str | None, words: list[str]) -> Any:
+    """The options of a suite: of its YAML file, changed by words like `seed=1`.
+
+    Raises:
+        ValueError: no such file, an unknown option, or a value of the wrong type.
+    """
+    from evotok.commands.train import find_recipe
+    from evotok.training.yaml_reading import build_section, override, read_tree
+
+    path = find_recipe(config or f"configs/eval/{suite}.yaml")
+    tree = read_tree(path) if config or path.is_file() else {}
+    for word in words:
+        override(tree, word)
+    return build_section(cls, tree, str(path) if tree else suite)
+
+
+def _write(out: Path, suite: str, circumstances: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Write the results, or that work has begun; pictures are there already."""
+    import json
+
+    from evotok.commands.files import new_files
+    from evotok.eval.suite import RESULTS, as_json, as_markdown, write_csv
+
+    text = as_json(circumstances, report)
+    results = json.loads(text)
+    with new_files(out, overwrite=True) as reserve:
+        reserve(RESULTS).write_text(text, encoding="utf-8")
+        if report is not None:
+            reserve("README.md").write_text(as_markdown(f"EvoTok: {suite}", results), encoding="utf-8")
+            for name, rows in report.tables.items():
+                write_csv(reserve(f"{name}.csv"), rows)
+    return results
