@@ -98,6 +98,7 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/evotok train configs/mini/tokenizer-semantics.yaml
 	$(BIN)/evotok train configs/mini/pretrain.yaml
 	$(BIN)/evotok train configs/mini/sft.yaml
+	$(BIN)/evotok train configs/mini/gen-pretrain.yaml
 	$(BIN)/evotok train configs/mini/gen.yaml
 	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
 	$(BIN)/evotok measure mini
