@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -118,9 +119,19 @@ def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
     data.sources.append(SourceArguments("webdataset-pairs", str(tars)))
     with pytest.raises(ValueError, match="codes beside pictures to be drawn .webdataset-pairs."):
         open_parts(data, chat[0].model.vq_model)
-    info = ShardInfo(fingerprint(chat[0].model.vq_model), 16, 4)
+    mine = ShardInfo.of(chat[0].model.vq_model)
     with pytest.raises(ValueError, match="codes of 4 levels, but this model draws 2"):
-        check_tokenizer(info, chat[0].model.vq_model, "x")
+        check_tokenizer(replace(mine, levels=4), mine, "x")
+
+
+def test_the_tokenizer_is_hashed_once_for_all_sources(chat, tars, tmp_path, monkeypatch):
+    out = tmp_path / "codes"
+    encoder(chat, tars, out).run()
+    hashed = []
+    monkeypatch.setattr("evotok.training.codes.fingerprint", lambda model: hashed.append(model) or fingerprint(model))
+    sources = [SourceArguments("codes", str(out)) for _ in range(3)]
+    assert len(open_parts(DataArguments(name="mixture", sources=sources), chat[0].model.vq_model)) == 3
+    assert hashed == [chat[0].model.vq_model]
 
 
 def test_damaged_and_foreign_shards_are_named(tmp_path):
