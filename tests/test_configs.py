@@ -24,13 +24,8 @@ def names(paths):
 
 
 def test_all_stages_ship_at_both_scales():
-    assert {path.stem for path in RECIPES if path.parent.name == "mini"} >= {
-        "tokenizer",
-        "pretrain",
-        "sft",
-        "gen",
-        "dpo",
-    }
+    mini = {path.stem for path in RECIPES if path.parent.name == "mini"}
+    assert mini >= {"tokenizer", "pretrain", "sft", "gen", "dpo"}
     paper = {path.stem for path in RECIPES if path.parent.name == "paper"}
     assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified", "dpo"}
     assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen", "dpo"}

@@ -53,10 +53,7 @@ def test_pairs_become_rows_whose_last_answers_are_marked(processor):
     assert batch["pixel_values"].shape == (6, 3, 32, 32)
     prompt = (batch["completion_mask"] == 0) & (batch["attention_mask"] == 1)
     for better, rejected in ((0, 2), (1, 3)):
-        ids = [batch["input_ids"][row][prompt[row]] for row in (better, rejected)]
-        assert torch.equal(
-            ids[0][:-1], ids[1][:-1]
-        )  # all but the line break after the answer, which is a target of none
+        assert torch.equal(*(batch["input_ids"][row][prompt[row]] for row in (better, rejected)))
 
 
 def test_both_rows_of_a_pair_are_left_out_together(processor):
@@ -129,9 +126,8 @@ def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing learnt yet: the model is its own reference
     assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= set(log[0])
     assert log[-2]["loss"] < log[0]["loss"]
-    before, after = (
-        EvoTokForConditionalGeneration.from_pretrained(f).state_dict() for f in (recipe.parent / "sft", one)
-    )
+    folders = recipe.parent / "sft", one
+    before, after = (EvoTokForConditionalGeneration.from_pretrained(folder).state_dict() for folder in folders)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert any("language_model" in name for name in moved) and any("semantic_projector" in name for name in moved)
     assert not any(part in name for name in moved for part in ("vq_model", "depth_decoder", "pixel_projector"))
