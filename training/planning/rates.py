@@ -3,8 +3,8 @@
     python -m evotok.training.planning.rates               # all, a minute or two, 5 GB
     python -m evotok.training.planning.rates read          # those whose name holds the word
 
-Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes are read from shards of the paper's
-shape three times: as records; through a mixture, in pools that resume; and made into batches as well.
+Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read
+three times: as records; through a mixture, in pools that resume; and made into batches as well.
 """
 
 import argparse
