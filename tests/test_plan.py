@@ -89,6 +89,19 @@ def test_the_paper_fits_its_16_gpus():
     assert plan.days(32) < plan.days(16)
 
 
+def test_preferences_take_two_rows_and_two_models():
+    """A sample has two answers; what they are compared with is another model, or the same one without its adapters."""
+    batch = ["training.per_device_train_batch_size=4"]
+    sft, dpo = (make_plan(CONFIGS / f"paper/{name}.yaml", batch, 16, GPUS["h100"], 0.4) for name in ("sft", "dpo"))
+    assert dpo.tokens_a_sample == 2 * sft.tokens_a_sample and dpo.parts == sft.parts
+    assert dpo.flops_a_sample == pytest.approx(2 * (4 / 3) * sft.flops_a_sample, rel=0.02)
+    weights = [plan.memory[True, 3].weights for plan in (sft, dpo)]
+    assert weights[1] - weights[0] == pytest.approx(2 * dpo.parameters / 16)
+    assert dpo.memory[True, 3].total < GPUS["h100"].memory
+    small = make_plan(CONFIGS / "paper/low-memory/dpo.yaml", [], 1, GPUS["rtx4090"], 0.4)
+    assert small.memory[small.checkpointing, small.stage].total + 2e9 < GPUS["rtx4090"].memory
+
+
 def test_the_config_is_found_without_any_checkpoint():
     from evotok.training.arguments import read_recipe
 
