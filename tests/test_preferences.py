@@ -153,7 +153,7 @@ def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
     assert main(words) == 0
     log = history(tmp_path / "run")
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and log[5]["loss"] < log[0]["loss"]
-    assert log[5]["skipped_image"] >= 1
+    assert log[2]["skipped_image"] >= 1
     config = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert config["modules_to_save"] == ["semantic_projector"]
 
