@@ -125,12 +125,12 @@ def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
     log = history(one)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing learnt yet: the model is its own reference
     assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= set(log[0])
-    assert log[-2]["loss"] < log[0]["loss"]
     folders = recipe.parent / "sft", one
     before, after = (EvoTokForConditionalGeneration.from_pretrained(folder).state_dict() for folder in folders)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert any("language_model" in name for name in moved) and any("semantic_projector" in name for name in moved)
     assert not any(part in name for name in moved for part in ("vq_model", "depth_decoder", "pixel_projector"))
+    assert not (one / "README.md").exists()  # TRL's card would say how to chat with a model of text
 
 
 def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):

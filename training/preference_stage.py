@@ -44,6 +44,9 @@ class PreferenceTrainer(MultimodalTrainer, DPOTrainer):
     def _send_telemetry(self):
         pass
 
+    def create_model_card(self, *args, **kwargs):
+        """None: TRL's is of a model of text, and `evotok export` writes one."""
+
 
 def preference_arguments(preference: PreferenceArguments, training: dict[str, Any]) -> DPOConfig:
     """TRL's form of `TrainingArguments`; what a recipe leaves out is as in every other stage."""
