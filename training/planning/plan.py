@@ -209,8 +209,9 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
         plan.tokens_a_sample += share * answers * rows.length
     if not _from_codes(recipe):
         vq_model.float()
-        plan.flops_a_sample += encoding_flops(vq_model)
-    # Memory is for the worst batch: every row as long as it may be, all of its text learned.
+        plan.flops_a_sample += answers * encoding_flops(vq_model)
+    # Memory is for the worst batch: every row as long as it may be, all of its text learned. It is an upper bound for
+    # preferences, since TRL scores texts by tiles of the vocabulary.
     length = max(recipe.data.max_length, positions + 2)
     batch = answers * micro
     worst = [
