@@ -56,6 +56,8 @@ def test_zero_shares_out_what_it_says():
     assert (zero1.weights, zero1.gradients, zero1.optimizer) == (4000, 2000, 3000)
     assert (zero2.weights, zero2.gradients, zero2.optimizer) == (4000, 500, 3000)
     assert (zero3.weights, zero3.gradients, zero3.optimizer) == (1000, 500, 3000)
+    in_full = [estimate(Engine(**engine | {"width": 4}, stage=stage), profile).optimizer for stage in (0, 1)]
+    assert in_full == [8000, 3000]
     offloaded = estimate(Engine(**engine, stage=2, offload=True), profile)
     assert (offloaded.gradients, offloaded.optimizer) == (0, 0)
     plain = estimate(Engine(**engine | {"width": 4, "processes": 1}, stage=None), profile)
