@@ -1,8 +1,8 @@
 """Bytes on one GPU under each ZeRO stage, as DeepSpeed lays them out (Rajbhandari et al., 2020, Sec. 5).
 
-The optimizer's part of a trainable parameter is Adam's two moments and an fp32 copy that it updates; at stage 0, in full
-precision, the weights themselves are updated. Stage 1 shares that out among the N processes, stage 2 the gradients too,
-and stage 3 the weights, of which it gathers what the modules at work need.
+The optimizer's part of a trainable parameter is Adam's two moments and an fp32 copy that it updates; at stage 0, in
+full precision, the weights themselves are updated. Stage 1 shares that out among the N processes, stage 2 the gradients
+too, and stage 3 the weights, of which it gathers what the modules at work need.
 """
 
 from typing import NamedTuple
