@@ -134,12 +134,12 @@ def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
 
 
 def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
-    """The reference is the model without its adapters; text-only pairs and a corrupt image are among the rows."""
+    """The reference is the model without its adapters; a row of text alone and a corrupt image are passed over."""
     pytest.importorskip("peft")
     row = {"question": "what is this?", "chosen": "a cat", "rejected": "a dog"}
     image = {"bytes": picture(), "path": None}
-    rows = [row | {"image": image if n % 3 else None} for n in range(12)]
-    rows[1]["image"] = {"bytes": b"no picture", "path": None}
+    rows = [row | {"image": image} for _ in range(12)]
+    rows[0]["image"], rows[1]["image"] = None, {"bytes": b"no picture", "path": None}
     write_parquet(tmp_path / "pairs/a.parquet", rows)
     content = yaml.safe_load(recipe.read_text())
     sources = [{"source": "rlaif-v", "path": str(tmp_path / "pairs")}]
@@ -153,7 +153,7 @@ def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
     assert main(words) == 0
     log = history(tmp_path / "run")
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and log[5]["loss"] < log[0]["loss"]
-    assert log[2]["skipped_image"] >= 1
+    assert log[2]["skipped_image"] >= 1 and log[2]["skipped_malformed"] >= 1
     config = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert config["modules_to_save"] == ["semantic_projector"]
 

@@ -36,12 +36,11 @@ def honeybee(row: dict, folder: Path | None) -> dict:
 def rlaif_v(row: dict, folder: Path | None) -> dict:
     """`image`, `question`, `chosen`, `rejected`, `idx`: columns that the card of openbmb/RLAIF-V-Dataset explains. Its
     other four say where a row is from. Any parquet files with these columns will do."""
-    for name in ("question", "chosen", "rejected"):
-        if not row[name]:
-            raise ValueError(f"no text under {name}")
+    for name in ("image", "question", "chosen", "rejected"):
+        if not row[name]:  # text alone, too: under ZeRO-3 the model compared with must run the same modules everywhere
+            raise ValueError(f"nothing under {name}")
     turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["chosen"]}]
-    images = [row["image"]] if row["image"] else []
-    return to_answer(row.get("idx", ""), turns, images) | {"rejected": row["rejected"]}
+    return to_answer(row.get("idx", ""), turns, [row["image"]]) | {"rejected": row["rejected"]}
 
 
 LLAVA_PRETRAIN = Source(
