@@ -126,6 +126,7 @@ sys.exit(main(sys.argv[1:]))
 def test_two_processes_killed_and_started_again_write_what_one_does(checkpoint, tmp_path):
     """Under torchrun: every shard by one of them, bit for bit, bad images counted and listed, nothing left over."""
     rng = np.random.default_rng(0)
+    (tmp_path / "tars").mkdir()
     for shard in range(5):
         samples = []
         for n in range(4):
