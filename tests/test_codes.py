@@ -1,7 +1,11 @@
 """Shards of codes: what they hold, that they restart, whose they are, and that training from them is training."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +15,8 @@ import yaml
 from conftest import build_chat_model
 from datasets import Dataset
 from PIL import Image
-from test_sources import picture, write_tar
+from test_sources import picture, write_parquet, write_tar
+from test_streaming import torchrun
 from transformers import SiglipImageProcessorPil
 
 from evotok.cli import main as cli
@@ -20,6 +25,7 @@ from evotok.training.codes import ShardInfo, ShardWriter, check_tokenizer, open_
 from evotok.training.collators import EvoTokCollator
 from evotok.training.encoding import CorpusEncoder
 from evotok.training.fingerprint import fingerprint
+from evotok.training.planning import rates
 from evotok.training.streaming import open_part, open_parts
 from evotok.training.train import main as train
 
@@ -101,6 +107,83 @@ def test_a_killed_encoding_leaves_no_half_shard_and_goes_on(chat, tars, tmp_path
     assert encoder(chat, tars, out, batch_size=3).run().written == 1
 
 
+# `evotok encode-dataset` as a process that is killed, in rank 1, while it encodes its second shard.
+KILLED = """
+import os, signal, sys
+from evotok.cli import main
+from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+encode, seen = EvoTokVQModel.encode, []
+def dying(self, *args, **kwargs):
+    seen.append(1)
+    if os.environ["RANK"] == "1" and len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(self, *args, **kwargs)
+EvoTokVQModel.encode = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_killed_and_started_again_write_what_one_does(checkpoint, tmp_path):
+    """Under torchrun: every shard by one of them, bit for bit, bad images counted and listed, nothing left over."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "tars").mkdir()
+    for shard in range(5):
+        samples = []
+        for n in range(4):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+            buffer = BytesIO()
+            image.save(buffer, "PNG")
+            data = buffer.getvalue()[:90] if (shard, n) == (3, 1) else buffer.getvalue()
+            samples.append((f"{shard}-{n}", {"txt": f"noise {n}".encode(), "png": data}))
+        write_tar(tmp_path / "tars" / f"{shard}.tar", samples)
+    words = ["encode-dataset", str(checkpoint), "--source", "webdataset-pairs", "--path", str(tmp_path / "tars")]
+    words += ["--batch-size", "2", "--out"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli([*words, str(one)]) == 0
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    killed = torchrun(script, *words, two)
+    assert killed.returncode != 0 and "Signal 9" in killed.stderr
+    there = len(list(two.glob("codes-*.parquet")))
+    assert 1 <= there < 5
+    again = torchrun("-m", "evotok.cli", *words, two)
+    assert again.returncode == 0, again.stderr[-3000:]
+    said = (r"in (\d+) shards", r"(\d+) shards were there")  # by either process
+    assert [sum(map(int, re.findall(words, again.stdout))) for words in said] == [5 - there, there]
+    files = sorted(path.name for path in one.iterdir())
+    assert len(files) == 6 and files == sorted(path.name for path in two.iterdir())
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+    assert json.loads((two / "codes-00003-of-00005.skipped.jsonl").read_text())["key"] == "3-1"
+    assert len({row["codes"] for row in read_shards(sorted(map(str, two.glob("*.parquet"))))}) == 19
+
+
+@pytest.mark.parametrize("source", ["parquet-pairs", "image-folder"])
+def test_other_corpora_are_encoded_alike(chat, tmp_path, source):
+    """Parquet files, of which one row has no caption, and a folder, each with a picture that is cut off."""
+    model, processor = chat
+    pictures = {"a-red-wall": picture(), "a-blue-wall": picture("blue"), "half-a-wall": picture()[:60]}
+    if source == "parquet-pairs":
+        rows = [{"image": {"bytes": data, "path": None}, "caption": name} for name, data in pictures.items()]
+        write_parquet(tmp_path / "corpus/a.parquet", [*rows, rows[0] | {"caption": ""}])
+    else:
+        (tmp_path / "corpus").mkdir()
+        for name, data in pictures.items():
+            (tmp_path / "corpus" / f"{name}.png").write_bytes(data)
+    part, _ = open_part(SourceArguments(source, str(tmp_path / "corpus")))
+    out = tmp_path / "codes"
+    done = CorpusEncoder(model.model.vq_model, processor.image_processor, part, out, batch_size=2).run()
+    bad = 2 if source == "parquet-pairs" else 1
+    assert (done.written, done.images, done.skipped) == (1, 2, bad)
+    [shard], [listed] = out.glob("*.parquet"), out.glob("*.skipped.jsonl")
+    rows = {row["caption"].replace("-", " "): row for row in read_shards([str(shard)])}
+    pixels = processor.image_processor(Image.new("RGB", (40, 30), (255, 0, 0)), return_tensors="pt")["pixel_values"]
+    codes = to_record(rows["a red wall"], ShardInfo.read(shard))["codes"]
+    assert set(rows) == {"a red wall", "a blue wall"} and ShardInfo.read(shard).skipped == bad
+    assert (codes == model.model.vq_model.encode(pixels)[..., :2].numpy()).all()
+    reasons = [json.loads(line)["reason"] for line in listed.read_text().splitlines()]
+    assert len(reasons) == bad and all(reasons)
+
+
 def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
     out = tmp_path / "codes"
     encoder(chat, tars, out).run()
@@ -118,9 +201,19 @@ def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
     data.sources.append(SourceArguments("webdataset-pairs", str(tars)))
     with pytest.raises(ValueError, match="codes beside pictures to be drawn .webdataset-pairs."):
         open_parts(data, chat[0].model.vq_model)
-    info = ShardInfo(fingerprint(chat[0].model.vq_model), 16, 4)
+    mine = ShardInfo.of(chat[0].model.vq_model)
     with pytest.raises(ValueError, match="codes of 4 levels, but this model draws 2"):
-        check_tokenizer(info, chat[0].model.vq_model, "x")
+        check_tokenizer(replace(mine, levels=4), mine, "x")
+
+
+def test_the_tokenizer_is_hashed_once_for_all_sources(chat, tars, tmp_path, monkeypatch):
+    out = tmp_path / "codes"
+    encoder(chat, tars, out).run()
+    hashed = []
+    monkeypatch.setattr("evotok.training.codes.fingerprint", lambda model: hashed.append(model) or fingerprint(model))
+    sources = [SourceArguments("codes", str(out)) for _ in range(3)]
+    assert len(open_parts(DataArguments(name="mixture", sources=sources), chat[0].model.vq_model)) == 3
+    assert hashed == [chat[0].model.vq_model]
 
 
 def test_damaged_and_foreign_shards_are_named(tmp_path):
@@ -206,3 +299,13 @@ def test_the_image_processor_is_the_one_of_training(checkpoint):
     from evotok.commands.checkpoints import load_tokenizer
 
     assert isinstance(load_tokenizer(str(checkpoint))[1], SiglipImageProcessorPil)
+
+
+def test_rates_are_measured(capsys, monkeypatch):
+    """The script at sizes that take no time; its numbers are for a quiet machine."""
+    measures = {name: partial(measure, images=256) for name, measure in rates.RATES.items() if name != "encode-paper"}
+    monkeypatch.setattr(rates, "RATES", measures)
+    assert rates.main(["mini", "read"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(measures)
+    assert all(float(line.split()[1].replace(",", "")) > 0 for line in lines)

@@ -24,10 +24,11 @@ def names(paths):
 
 
 def test_all_stages_ship_at_both_scales():
-    assert {path.stem for path in RECIPES if path.parent.name == "mini"} >= {"tokenizer", "pretrain", "sft", "gen"}
+    mini = {path.stem for path in RECIPES if path.parent.name == "mini"}
+    assert mini >= {"tokenizer", "pretrain", "sft", "gen", "dpo"}
     paper = {path.stem for path in RECIPES if path.parent.name == "paper"}
-    assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified"}
-    assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen"}
+    assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified", "dpo"}
+    assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen", "dpo"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
@@ -66,8 +67,10 @@ def test_paper_recipes_name_sources_that_suit_their_stage(path):
         "sft": {"understanding"},
         "gen": {"generation"},
         "unified": {"understanding", "generation"},
+        "dpo": {"understanding"},
     }
     assert set(tasks.values()) == expected[recipe.stage] and recipe.training["max_steps"] > 0
+    assert all(SOURCES[source.source].preferences == (recipe.stage == "dpo") for source in recipe.data.sources)
     # Not on the hub as streams: the recipe must say where they lie.
     assert all(source.path for source in recipe.data.sources if SOURCES[source.source].kind == "json")
     millions = sum(source.weight or 0 for source in recipe.data.sources)

@@ -3,7 +3,7 @@
 import json
 
 import yaml
-from test_sources import TURNS, picture, write_images
+from test_sources import TURNS, picture, write_images, write_parquet
 
 from evotok.cli import main
 
@@ -47,3 +47,17 @@ def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path
     assert "1 of 2 sources" in captured.err
     assert main(["data", "check", "configs/mini/sft.yaml"]) == 2
     assert "data.name is 'emoji'" in capsys.readouterr().err
+
+
+def test_preferences_are_shown_with_both_answers(tmp_path, capsys):
+    row = {
+        "image": {"bytes": picture(), "path": None},
+        "question": "What colour?",
+        "chosen": "Red.",
+        "rejected": "Blue.",
+    }
+    write_parquet(tmp_path / "pairs/a.parquet", [row])
+    path = recipe(tmp_path, {"source": "rlaif-v", "path": str(tmp_path / "pairs")})
+    assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "user: <image>What colour?" in out and "assistant: Red." in out and "rejected: Blue." in out

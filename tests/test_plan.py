@@ -56,6 +56,8 @@ def test_zero_shares_out_what_it_says():
     assert (zero1.weights, zero1.gradients, zero1.optimizer) == (4000, 2000, 3000)
     assert (zero2.weights, zero2.gradients, zero2.optimizer) == (4000, 500, 3000)
     assert (zero3.weights, zero3.gradients, zero3.optimizer) == (1000, 500, 3000)
+    in_full = [estimate(Engine(**engine | {"width": 4}, stage=stage), profile).optimizer for stage in (0, 1)]
+    assert in_full == [8000, 3000]
     offloaded = estimate(Engine(**engine, stage=2, offload=True), profile)
     assert (offloaded.gradients, offloaded.optimizer) == (0, 0)
     plain = estimate(Engine(**engine | {"width": 4, "processes": 1}, stage=None), profile)
@@ -87,6 +89,19 @@ def test_the_paper_fits_its_16_gpus():
     by_hand = 6 * (7.07e9 * 316 + 6 * 12 * 2560**2 * 256 * 4 + 4 * 2560 * 32768 * 256) + 2 * 291e6 * 256
     assert plan.flops_a_sample == pytest.approx(by_hand, rel=0.1)
     assert plan.days(32) < plan.days(16)
+
+
+def test_preferences_take_two_rows_and_two_models():
+    """A sample has two answers; what they are compared with is another model, or the same one without its adapters."""
+    batch = ["training.per_device_train_batch_size=4"]
+    sft, dpo = (make_plan(CONFIGS / f"paper/{name}.yaml", batch, 16, GPUS["h100"], 0.4) for name in ("sft", "dpo"))
+    assert dpo.tokens_a_sample == 2 * sft.tokens_a_sample and dpo.parts == sft.parts
+    assert dpo.flops_a_sample == pytest.approx(2 * (4 / 3) * sft.flops_a_sample, rel=0.02)
+    weights = [plan.memory[True, 3].weights for plan in (sft, dpo)]
+    assert weights[1] - weights[0] == pytest.approx(2 * dpo.parameters / 16)
+    assert dpo.memory[True, 3].total < GPUS["h100"].memory
+    small = make_plan(CONFIGS / "paper/low-memory/dpo.yaml", [], 1, GPUS["rtx4090"], 0.4)
+    assert small.memory[small.checkpointing, small.stage].total + 2e9 < GPUS["rtx4090"].memory
 
 
 def test_the_config_is_found_without_any_checkpoint():

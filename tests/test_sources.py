@@ -120,6 +120,22 @@ def test_honeybee(tmp_path):
         source.convert(unmerged, folder)
 
 
+def test_rlaif_v(tmp_path):
+    """Pairs of answers about an image; rows that lack one of the three are no pairs."""
+    row = {"ds_name": "RLAIF-V", "image": {"bytes": picture(), "path": None}, "question": "What colour?"}
+    row |= {"chosen": "Red.", "rejected": "Blue.", "idx": "7"}
+    write_parquet(tmp_path / "RLAIF-V-Dataset_000.parquet", [row, row | {"rejected": None}, row | {"image": None}])
+    source = SOURCES["rlaif-v"]
+    stream, folder = source.open(str(tmp_path))
+    pair, *others = stream
+    record = source.convert(pair, folder)
+    assert said(record) == [("user", "<image>What colour?"), ("assistant", "Red.")]
+    assert record["rejected"] == "Blue." and record["id"] == "7" and is_red(record["images"][0])
+    for other, name in zip(others, ("rejected", "image"), strict=True):
+        with pytest.raises(ValueError, match=f"nothing under {name}"):
+            source.convert(other, folder)
+
+
 @pytest.mark.parametrize("name, file", [("cc12m", "cc12m-train-0000.tar"), ("blip3o-short", "sa_000.tar")])
 def test_webdataset_pairs(name, file, tmp_path):
     files = {"jpg": picture("red", "jpg"), "txt": b"a red wall"}

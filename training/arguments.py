@@ -1,9 +1,10 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-stage: tokenizer            # tokenizer | pretrain | sft | gen | unified
+stage: tokenizer            # tokenizer | pretrain | sft | gen | unified | dpo
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
+preference: {...}           # PreferenceArguments (dpo stage)
 optimizer: {...}            # OptimizerArguments
 training: {...}             # transformers.TrainingArguments
 """
@@ -17,7 +18,7 @@ from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
-STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified")
+STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
 
 
 @dataclass
@@ -112,6 +113,18 @@ class TokenizerLossArguments:
 
 
 @dataclass
+class PreferenceArguments:
+    """How the better of two answers is learnt: fields of TRL's `DPOConfig`, under its names (dpo stage)."""
+
+    beta: float = 0.1
+    """How dear it is to move away from the model that training starts from."""
+    loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
+    """`sigmoid` is DPO; also `ipo`, `hinge`, `bco_pair`, `sft` ..., and several of them at once."""
+    loss_weights: list[float | int] | None = None
+    """Of several; all count the same when left out."""
+
+
+@dataclass
 class OptimizerArguments:
     """How weights move; what both optimizers share (learning rate, betas, decay) is in `training`."""
 
@@ -130,6 +143,7 @@ class Recipe:
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
+    preference: PreferenceArguments = field(default_factory=PreferenceArguments)
     optimizer: OptimizerArguments = field(default_factory=OptimizerArguments)
     training: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -171,6 +185,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         "model": ModelArguments,
         "data": DataArguments,
         "loss": TokenizerLossArguments,
+        "preference": PreferenceArguments,
         "optimizer": OptimizerArguments,
     }
     data = tree.get("data")

@@ -37,6 +37,11 @@ class ShardInfo:
     """Images of the source that could not be read."""
 
     @classmethod
+    def of(cls, model: EvoTokVQModel, source: str = "") -> "ShardInfo":
+        """What holds for the codes that this tokenizer writes. All of its encoder is hashed: ask once."""
+        return cls(fingerprint(model), model.config.num_positions, model.config.num_pixel_codebooks, source)
+
+    @classmethod
     def read(cls, path: str | Path) -> "ShardInfo":
         """From a shard's metadata.
 
@@ -126,19 +131,18 @@ def to_record(row: dict, info: ShardInfo) -> dict:
     return record | {"images": [], "codes": codes}
 
 
-def check_tokenizer(info: ShardInfo, model: EvoTokVQModel, where: str) -> None:
-    """Refuse codes that mean something else to this tokenizer.
+def check_tokenizer(info: ShardInfo, mine: ShardInfo, where: str) -> None:
+    """Refuse codes that mean something else to a tokenizer, which would write `mine`.
 
     Raises:
         ValueError: they were written by another one, or have too few levels.
     """
-    if info.tokenizer != (mine := fingerprint(model)):
+    if info.tokenizer != mine.tokenizer:
         raise ValueError(
-            f"{where}: codes by the tokenizer {info.tokenizer[:12]}, but this model's is {mine[:12]}: encode the "
-            "images again, or start from the checkpoint they were encoded with."
+            f"{where}: codes by the tokenizer {info.tokenizer[:12]}, but this model's is {mine.tokenizer[:12]}: encode "
+            "the images again, or start from the checkpoint they were encoded with."
         )
-    if info.levels != model.config.num_pixel_codebooks:
+    if info.levels != mine.levels:
         raise ValueError(
-            f"{where}: codes of {info.levels} levels, but this model draws {model.config.num_pixel_codebooks}: encode "
-            "the images again."
+            f"{where}: codes of {info.levels} levels, but this model draws {mine.levels}: encode the images again."
         )

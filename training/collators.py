@@ -7,7 +7,7 @@ template is rendered and tokenized with one placeholder an image, and expanded o
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -83,23 +83,32 @@ class EvoTokCollator:
         self.train_on = train_on
         self.seed = seed
         self.skipped: Counter[str] = Counter()
-        self._spare: _Sample | None = None
+        self._spare: list[_Sample] | None = None
         self._control_pattern = processor.control_pattern
 
     def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` `(B, T)`; `pixel_values` `(I, 3, H, W)`, `generation_pixel_values`
         `(G, 3, H, W)` and `generation_codes` `(G, N, L)` if the batch has any."""
-        samples = [sample for record in records if (sample := self._read(record)) is not None]
-        self._tokenize(samples)
-        samples = [sample for sample in samples if self._fit(sample)]
-        if not samples:
+        return self._stack([sample for rows in self._usable(records) for sample in rows])
+
+    def _usable(self, records: Sequence[dict]) -> list[list[_Sample]]:
+        """The rows of every record that can be used, tokenized."""
+        usable = [rows for record in records if (rows := self._rows(record))]
+        self._tokenize([sample for rows in usable for sample in rows])
+        usable = [rows for rows in usable if all(self._fit(sample) for sample in rows)]
+        if not usable:
             if self._spare is None:
                 raise ValueError(
                     f"No record of the batch can be used, {dict(self.skipped)} so far: check the data set."
                 )
-            samples = [self._spare]
-        self._spare = samples[-1]
-        return self._stack(samples)
+            usable = [self._spare]
+        self._spare = usable[-1]
+        return usable
+
+    def _rows(self, record: dict) -> list[_Sample]:
+        """What a record becomes: one row, or none if an image is corrupt."""
+        sample = self._read(record)
+        return [] if sample is None else [sample]
 
     def _skip(self, reason: str, message: str) -> None:
         self.skipped[reason] += 1
@@ -224,6 +233,35 @@ class EvoTokCollator:
         return batch
 
 
+class PreferenceCollator(EvoTokCollator):
+    """Collates records with two last answers, the better one in `messages` and the other as `rejected`, a text.
+
+    What [`EvoTokCollator`] says of records holds for both rows that one becomes; they are used or left out together.
+    """
+
+    def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """As TRL's `DPOTrainer` takes them, all better answers before all rejected ones: `input_ids`, `attention_mask`,
+        `completion_mask` `(2 B, T)`, 1 where the last answer is; `pixel_values` `(2 I, 3, H, W)` if there are any."""
+        better, rejected = zip(*self._usable(records), strict=True)
+        batch = self._stack([*better, *rejected])
+        targets = batch.pop("labels") != IGNORE_INDEX
+        gaps = (~targets).cumsum(1) * targets  # the number of the run of targets that a target is in
+        batch["completion_mask"] = (targets & (gaps == gaps.amax(1, keepdim=True))).long()
+        return batch
+
+    def _rows(self, record: dict) -> list[_Sample]:
+        if not isinstance(record.get("rejected"), str):
+            raise ValueError(f"record {record.get('id', record.get('index', '?'))}: no text under `rejected`: add one.")
+        better = self._read(record)
+        if better is None:
+            return []
+        if better.messages[-1]["role"] != "assistant" or better.written or better.codes is not None:
+            raise ValueError(f"{better.name}: what is compared are texts: end with an answer, and draw nothing.")
+        turn = {"role": "assistant", "content": [{"type": "text", "text": record["rejected"]}]}
+        [[turn]], _ = prepare_conversations([[turn]], self._control_pattern)
+        return [better, replace(better, messages=[*better.messages[:-1], turn])]
+
+
 def _is_text_to_image(messages: list[dict]) -> bool:
     """A system message or none, one user turn of text, one assistant turn with an image."""
     roles = [message["role"] for message in messages if message["role"] != "system"]
@@ -253,4 +291,4 @@ def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
     return pixels.mul_(image_processor.rescale_factor).sub_(mean).div_(std).contiguous()
 
 
-__all__ = ["EvoTokCollator", "pixels_of"]
+__all__ = ["EvoTokCollator", "PreferenceCollator", "pixels_of"]

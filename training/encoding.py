@@ -15,7 +15,6 @@ from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .codes import ShardInfo, ShardWriter
 from .collators import pixels_of
-from .fingerprint import fingerprint
 from .mixture import Part
 
 
@@ -64,8 +63,7 @@ class CorpusEncoder:
     ):
         self.model, self.image_processor, self.part = model, image_processor, part
         self.folder, self.batch_size, self.threads = Path(folder), batch_size, threads
-        config = model.config
-        self.info = ShardInfo(fingerprint(model), config.num_positions, config.num_pixel_codebooks, part.name)
+        self.info = ShardInfo.of(model, part.name)
         self.total = part.rows.num_shards
         self._check_folder()
 

@@ -1,6 +1,7 @@
 """The stages that train the language model: pretrain, sft, gen (paper, Sec. 3.2 and 3.3), and unified, both at once.
 
-They differ in data and in which parts learn; model, collator and trainer are the same.
+They differ in data and in which parts learn; model, collator and trainer are the same. So is the way to all of them for
+the dpo stage, which has a collator and a trainer of its own (`preference_stage`).
 """
 
 import copy
@@ -40,6 +41,7 @@ TRAINABLE = {
     "sft": ["semantic_projector", "language_model", "lm_head"],
     "gen": ["pixel_projector", "depth_decoder", "language_model", "lm_head"],
     "unified": list(PARTS),
+    "dpo": ["semantic_projector", "language_model", "lm_head"],
 }
 
 
@@ -122,6 +124,33 @@ def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language
     return EvoTokConfig(vq_config=vq_config.to_dict(), **fields)
 
 
+def open_world(recipe: Recipe) -> EmojiWorld | None:
+    """The emoji, if the recipe is about them."""
+    return EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
+
+
+def prepare_model(model: EvoTokForConditionalGeneration, recipe: Recipe) -> None:
+    """Attention as the recipe says, and only the stage's parts may learn."""
+    if recipe.model.attn_implementation:  # not the tokenizer's: its codes must not move
+        for part in (model.model.language_model, model.depth_decoder):
+            part.set_attn_implementation(recipe.model.attn_implementation)
+    freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+
+
+def build_dataset(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    world: EmojiWorld | None,
+    collator: EvoTokCollator,
+    vq_model: EvoTokVQModel,
+) -> Dataset:
+    """What the trainer reads: a stream of batches for a mixture, else numbered records."""
+    if recipe.data.name != "mixture":
+        return Indexed(build_data(recipe, arguments, world))
+    length_of = functools.partial(record_length, num_image_tokens=collator.processor.num_image_tokens)
+    return build_stream(recipe, arguments, collator, vq_model, length_of)
+
+
 def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld | None) -> Dataset:
     """Records of conversations, each with its `index` for reproducible caption dropout."""
     if recipe.data.name == "emoji":
@@ -135,19 +164,12 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
 
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
-    world = EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
+    world = open_world(recipe)
     model, processor = build_multimodal(recipe, world)
-    if recipe.model.attn_implementation:  # not the tokenizer's: its codes must not move
-        for part in (model.model.language_model, model.depth_decoder):
-            part.set_attn_implementation(recipe.model.attn_implementation)
-    freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+    prepare_model(model, recipe)
     collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
-    if recipe.data.name == "mixture":
-        length_of = functools.partial(record_length, num_image_tokens=processor.num_image_tokens)
-        data = build_stream(recipe, arguments, collator, model.model.vq_model, length_of)
-    else:
-        data = Indexed(build_data(recipe, arguments, world))
-    if recipe.data.name == "emoji":
+    data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
+    if world is not None:
         data = WithCodes(data, model.model.vq_model)
     if recipe.lora:
         model = add_lora(model, recipe)
@@ -167,12 +189,19 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
 
 
 def add_lora(model: EvoTokForConditionalGeneration, recipe: Recipe):
+    """The model with the adapters of [`lora_config`]."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(recipe))
+
+
+def lora_config(recipe: Recipe):
     """Low-rank adapters on the language model; projectors and depth decoder learn in full."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     parts = recipe.model.trainable or TRAINABLE[recipe.stage]
     fields = {
         "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         "modules_to_save": [name for name in parts if name not in ("language_model", "lm_head")],
     }
-    return get_peft_model(model, LoraConfig(**(fields | recipe.lora)))
+    return LoraConfig(**(fields | recipe.lora))

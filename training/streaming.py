@@ -50,17 +50,19 @@ def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None) -> list[Part
     Raises:
         ValueError: as [`open_part`]; codes of another tokenizer, or where none is, or beside pictures to be drawn.
     """
+    from_codes = any(source.source == CODES for source in data.sources)
+    if from_codes and vq_model is None:
+        raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
+    mine = ShardInfo.of(vq_model) if from_codes else None
     parts = []
     for source in data.sources:
         part, info = open_part(source)
         if info is not None:
-            if vq_model is None:
-                raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
-            check_tokenizer(info, vq_model, f"data.sources: {source.path}")
+            check_tokenizer(info, mine, f"data.sources: {source.path}")
         parts.append(part)
     drawn = {source.source for source in data.sources if source.source != CODES}
     drawn = sorted(name for name in drawn if SOURCES[name].task != "understanding")
-    if drawn and any(source.source == CODES for source in data.sources):
+    if drawn and from_codes:
         raise ValueError(
             f"data.sources: codes beside pictures to be drawn ({', '.join(drawn)}), but a batch has one kind or the "
             "other: encode these as well with `evotok encode-dataset`, or leave the codes out."

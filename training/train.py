@@ -63,6 +63,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         given["ignore_data_skip"] = True  # a stream goes on from its own state
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
     try:
+        if recipe.stage == "dpo":
+            from .preference_stage import preference_arguments
+
+            return preference_arguments(recipe.preference, given)
         return TrainingArguments(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training: {error}: correct the recipe.") from error
@@ -83,6 +87,8 @@ def train(recipe: Recipe, restart: bool = False) -> None:
     resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
     if recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
+    elif recipe.stage == "dpo":
+        from .preference_stage import train_preference as run
     else:
         from .multimodal_stages import train_multimodal as run
     try:

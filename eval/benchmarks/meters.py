@@ -18,6 +18,7 @@ import torch
 
 
 MIB = 2**20
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,33 @@ def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
         function()
         _wait(device)
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if sys.platform != "linux" or not reset.exists():
+    if sys.platform != "linux" or not _CLEAR.exists():
         return None
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)  # freed memory that the allocator kept would hide what is taken from it
-    reset.write_text("5")  # the peak starts anew
-    before = _kibibytes(status, "VmRSS")
+    restart_peak()
+    before = resident_bytes()
     function()
-    return (_kibibytes(status, "VmHWM") - before) / 1024
+    return (resident_bytes(peak=True) - before) / MIB
 
 
-def _kibibytes(status: Path, field: str) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+def restart_peak() -> None:
+    """Let the peak that `resident_bytes` tells begin anew, at what is resident now (Linux)."""
+    _CLEAR.write_text("5")
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """Bytes of this process that lie in memory, or the most that ever did since `restart_peak` (Linux).
+
+    Raises:
+        ValueError: a system that does not tell.
+    """
+    field = "VmHWM" if peak else "VmRSS"
+    match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     if match is None:
-        raise ValueError(f"{status} does not tell {field}: peak memory cannot be measured on this system.")
-    return int(match[1])
+        raise ValueError(f"{_STATUS} does not tell {field}: peak memory cannot be measured on this system.")
+    return 1024 * int(match[1])
 
 
 def peak_flops(dtype: torch.dtype, setting: Setting) -> float:

@@ -91,10 +91,11 @@ def _check(source, limit: int) -> tuple[str, list]:
 
 
 def _texts(record: dict) -> list[tuple[str, str]]:
-    return [
+    said = [
         (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
         for message in record["messages"]
     ]
+    return [*said, ("rejected", record["rejected"])] if "rejected" in record else said
 
 
 def _report(source, part, info, counts, reasons, sizes, lengths, first) -> str:
@@ -115,7 +116,7 @@ def _report(source, part, info, counts, reasons, sizes, lengths, first) -> str:
         sides = [" x ".join(map(str, pick(sizes, key=lambda size: size[0] * size[1]))) for pick in (min, max)]
         lines.append(f"  {len(sizes)} pictures, {sides[0]} to {sides[1]} pixels")
     lines += [f"  skipped {count}: {reason[:160]}" for reason, count in reasons.most_common(5)]
-    lines += [f"  {role}: {' '.join(text.split())[:100]}" for role, text in (first or [])[:2]]
+    lines += [f"  {role}: {' '.join(text.split())[:100]}" for role, text in (first or [])[:3]]
     return "\n".join(lines)
 
 

@@ -121,17 +121,17 @@ CASES = [
     ),
     case(
         "no stage",
-        "evotok train: recipe.yaml: stage None is not one of tokenizer, pretrain, sft, gen, unified.",
+        "evotok train: recipe.yaml: stage None is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
         "model: {}\n",
     ),
     case(
         "stage that does not exist",
-        "evotok train: recipe.yaml: stage 'tokeniser' is not one of tokenizer, pretrain, sft, gen, unified.",
+        "evotok train: recipe.yaml: stage 'tokeniser' is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
         "stage: tokeniser\n",
     ),
     case(
         "stage that is a list",
-        "evotok train: recipe.yaml: stage ['gen'] is not one of tokenizer, pretrain, sft, gen, unified.",
+        "evotok train: recipe.yaml: stage ['gen'] is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
         "stage: [gen]\n",
     ),
     case(
@@ -331,7 +331,7 @@ CASES = [
     ),
     case(
         "override with a stage that does not exist",
-        "evotok train: recipe.yaml: stage 'paint' is not one of tokenizer, pretrain, sft, gen, unified.",
+        "evotok train: recipe.yaml: stage 'paint' is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
         START,
         "stage=paint",
     ),

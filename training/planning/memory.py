@@ -1,8 +1,8 @@
 """Bytes on one GPU under each ZeRO stage, as DeepSpeed lays them out (Rajbhandari et al., 2020, Sec. 5).
 
-The optimizer's part of a trainable parameter is Adam's two moments and, where DeepSpeed runs or the weights are in half
-precision, an fp32 copy that it updates. Stage 1 shares that out among the N processes, stage 2 the gradients too, and
-stage 3 the weights, of which it gathers what the modules at work need.
+The optimizer's part of a trainable parameter is Adam's two moments and an fp32 copy that it updates; at stage 0, in
+full precision, the weights themselves are updated. Stage 1 shares that out among the N processes, stage 2 the gradients
+too, and stage 3 the weights, of which it gathers what the modules at work need.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from .profile import Profile
 
 # DeepSpeed's stage3_max_live_parameters: so many stay gathered, in whole.
 _LIVE_PARAMETERS = 1_000_000_000
+# Without sharding so many gradients are copied into one buffer to be reduced.
+_REDUCED_AT_ONCE = 500_000_000
 
 
 class Engine(NamedTuple):
@@ -63,9 +65,12 @@ def estimate(engine: Engine, profile: Profile) -> Memory:
     share = n if engine.stage >= 1 else 1
     weights = engine.width * engine.parameters / (n if engine.stage == 3 else 1)
     gradients = engine.width * trainable / (n if engine.stage >= 2 else 1)
-    # The fp32 gradients of the share that the step is taken on.
-    step = 4.0 * trainable / share if engine.width < 4 else 0.0
-    optimizer = 12.0 * trainable / share
+    copied = engine.stage >= 1 or engine.width < 4
+    optimizer = (12.0 if copied else 8.0) * trainable / share
+    # What the step is taken on, made when activations are gone: this share's gradients once more, flat and in fp32.
+    step = 4.0 * trainable / share if copied else 0.0
+    if engine.stage == 0 and n > 1:
+        step = max(step, float(engine.width) * min(_REDUCED_AT_ONCE, trainable))
     buffers = 0.0
     if engine.stage == 2:
         buffers = 2.0 * min(engine.bucket, trainable) * engine.width  # two, so that one fills while one is sent

@@ -27,6 +27,7 @@ _KINDS = {
     "sft": {"understanding": 1.0},
     "gen": {"generation": 1.0},
     "unified": {"understanding": 0.5, "generation": 0.5},
+    "dpo": {"understanding": 1.0},
 }
 _TOKENIZER_PARTS = {
     "encoder": "vision_tower",
@@ -80,6 +81,9 @@ class Plan:
         memory = estimate(engine, self._profiles[checkpointing])
         # The tokenizer stays outside the engine, in fp32: its own copy.
         outside = 4.0 * self.parts["image tokenizer"][0] if stage is not None and "image tokenizer" in self.parts else 0
+        if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, to compare with
+            width = 4 if stage is None else engine.width
+            outside += width * self.parameters / (gpus if stage == 3 else 1)
         return memory._replace(weights=memory.weights + outside)
 
     def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
@@ -194,20 +198,25 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
     model.train()
     positions = config.vq_config.num_positions
     kinds = _kinds(recipe)
+    answers = 2 if recipe.stage == "dpo" else 1  # rows of a sample
     for kind, share in kinds.items():
         text, labels = TEXT_TOKENS[kind]
         rows = Rows(1, positions + text, labels, int(kind == "understanding"), int(kind == "generation"))
         flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
-        plan.flops_a_sample += share * flops
-        plan.tokens_a_sample += share * rows.length
+        if answers == 2:  # the reference reads both answers, too
+            flops += count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows), backward=False)
+        plan.flops_a_sample += share * answers * flops
+        plan.tokens_a_sample += share * answers * rows.length
     if not _from_codes(recipe):
         vq_model.float()
-        plan.flops_a_sample += encoding_flops(vq_model)
-    # Memory is for the worst batch: every row as long as it may be, all of its text learned.
+        plan.flops_a_sample += answers * encoding_flops(vq_model)
+    # Memory is for the worst batch: every row as long as it may be, all of its text learned. It is an upper bound for
+    # preferences, since TRL scores texts by tiles of the vocabulary.
     length = max(recipe.data.max_length, positions + 2)
+    batch = answers * micro
     worst = [
-        Rows(micro, length, length - positions if kind == "understanding" else 2, given, micro - given)
-        for kind, given in (("understanding", micro), ("generation", 0))
+        Rows(batch, length, length - positions if kind == "understanding" else 2, given, batch - given)
+        for kind, given in (("understanding", batch), ("generation", 0))
         if kind in kinds
     ]
     for checkpointing in (False, True):

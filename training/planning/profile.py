@@ -120,12 +120,14 @@ def profile_step(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], che
     return Profile(*peaks)
 
 
-def count_flops(model: nn.Module, run: Callable[[nn.Module], torch.Tensor]) -> float:
+def count_flops(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], backward: bool = True) -> float:
     """Operations of `run(model) -> loss` and its backward pass; what is computed twice to save memory is no work."""
     _set_checkpointing(model, False)
     _Fused.flops = 0
-    with FlopCounterMode(display=False) as counter:
-        run(model).backward()
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        loss = run(model)
+        if backward:
+            loss.backward()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops() + _Fused.flops)
 

@@ -3,7 +3,9 @@
 A record is what `EvoTokCollator` takes: `{"id", "messages", "images"}`. An adapter says where the rows lie (hub id,
 files), what one row becomes, how many there are, how often it is drawn beside the others, and under which licence.
 
-Three more, `image-folder`, `webdataset-pairs` and `parquet-pairs`, take what you bring yourself.
+One more is of preferences, `rlaif-v`; its records also have `rejected`, an answer that is worse than the last one.
+
+Three, `image-folder`, `webdataset-pairs` and `parquet-pairs`, take what you bring yourself.
 
     data:
       name: mixture
@@ -16,7 +18,7 @@ from .generation import BLIP3O_SHORT, IMAGENET1K_QWENIMAGE, LLAVA_ONEVISION_1_5,
 from .images import CC12M, IMAGENET_1K
 from .own import IMAGE_FOLDER, PARQUET_PAIRS, WEBDATASET_PAIRS
 from .source import Source
-from .understanding import CAMBRIAN, HONEYBEE, LLAVA_NEXT, LLAVA_ONEVISION, LLAVA_PRETRAIN
+from .understanding import CAMBRIAN, HONEYBEE, LLAVA_NEXT, LLAVA_ONEVISION, LLAVA_PRETRAIN, RLAIF_V
 
 
 SOURCES: dict[str, Source] = {
@@ -29,6 +31,7 @@ SOURCES: dict[str, Source] = {
         LLAVA_NEXT,
         CAMBRIAN,
         HONEYBEE,
+        RLAIF_V,
         IMAGENET1K_QWENIMAGE,
         BLIP3O_SHORT,
         LLAVA_ONEVISION_1_5,

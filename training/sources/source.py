@@ -36,6 +36,7 @@ class Source:
         num_bytes: of all files, roughly where the card does not say; for planning.
         weight: how often it is drawn beside the others of its stage: the millions of rows of its share.
         licence: what its card says; the rights to the images are often somebody else's.
+        preferences: its records also have `rejected`, a worse last answer: for the dpo stage.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     num_bytes: int
     weight: float
     licence: str
+    preferences: bool = False
 
     def open(self, path: str | None = None, image_folder: str | None = None) -> tuple[IterableDataset, Path | None]:
         """The rows as a stream, and the folder that image names are looked up in.

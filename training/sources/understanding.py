@@ -1,4 +1,7 @@
-"""Conversations about images: LLaVA-Pretrain for the projector, the four sets of the 13M mixture for SFT (Sec. 4.1)."""
+"""Conversations about images: LLaVA-Pretrain for the projector, the four sets of the 13M mixture for SFT (Sec. 4.1).
+
+RLAIF-V is not the paper's: preferences, for the stage after.
+"""
 
 from pathlib import Path
 
@@ -28,6 +31,16 @@ def honeybee(row: dict, folder: Path | None) -> dict:
     # Questions of ViRL carry the mark already, generated ones do not.
     turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["cot"]}]
     return to_answer(row["q_id"], turns, images)
+
+
+def rlaif_v(row: dict, folder: Path | None) -> dict:
+    """`image`, `question`, `chosen`, `rejected`, `idx`: columns that the card of openbmb/RLAIF-V-Dataset explains. Its
+    other four say where a row is from. Any parquet files with these columns will do."""
+    for name in ("image", "question", "chosen", "rejected"):
+        if not row[name]:  # text alone, too: under ZeRO-3 the model compared with must run the same modules everywhere
+            raise ValueError(f"nothing under {name}")
+    turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["chosen"]}]
+    return to_answer(row.get("idx", ""), turns, [row["image"]]) | {"rejected": row["rejected"]}
 
 
 LLAVA_PRETRAIN = Source(
@@ -89,4 +102,17 @@ HONEYBEE = Source(
     num_bytes=20_000_000_000,
     weight=2.5,
     licence="cc-by-nc-4.0; outputs of Llama 4, whose licence names models trained on them",
+)
+RLAIF_V = Source(
+    name="rlaif-v",
+    hub_id="openbmb/RLAIF-V-Dataset",
+    kind="parquet",
+    files=("**/*.parquet",),
+    convert=rlaif_v,
+    task="understanding",
+    num_samples=83_132,
+    num_bytes=14_000_000_000,
+    weight=0.083,
+    licence="cc-by-nc-4.0; images their owners'",
+    preferences=True,
 )

@@ -1,0 +1,176 @@
+"""Preferences: pairs as batches, wrong answers about emoji, and the dpo stage, on one process and on two."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+import yaml
+from conftest import build_chat_model
+from test_sources import picture, write_parquet
+from test_streaming import history, torchrun
+from test_training import KILLED, TRAINING, losses, run
+
+from evotok import EvoTokForConditionalGeneration
+from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.collators import PreferenceCollator
+from evotok.training.emoji.dataset import EmojiTrainingSet
+from evotok.training.emoji.world import EmojiWorld
+from evotok.training.preferences import PREFERENCE_KINDS, WithRejected, wrong_answer
+from evotok.training.train import main
+
+
+pytest.importorskip("trl", reason="the dpo stage needs the extra `train`")
+
+
+def pair(question="what is this?", answer="a cat", rejected="the red one", images=1):
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "images": [picture()] * images, "rejected": rejected}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_chat_model()[1]
+
+
+def answers(processor, batch):
+    """The text that each row's mask marks."""
+    rows = zip(batch["input_ids"], batch["completion_mask"].bool(), strict=True)
+    return [processor.decode(ids[mask]) for ids, mask in rows]
+
+
+def test_pairs_become_rows_whose_last_answers_are_marked(processor):
+    several = pair("and this?", "a dog", "<|im_end|>a cat")
+    several["messages"] = pair()["messages"] + several["messages"]
+    several["images"] *= 2
+    batch = PreferenceCollator(processor)([pair(), several])
+    assert answers(processor, batch) == [
+        "a cat<|im_end|>", "a dog<|im_end|>", "the red one<|im_end|>", "< |im_end|>a cat<|im_end|>",
+    ]  # fmt: skip
+    assert set(batch) == {"input_ids", "attention_mask", "completion_mask", "pixel_values"}
+    assert batch["pixel_values"].shape == (6, 3, 32, 32)
+    prompt = (batch["completion_mask"] == 0) & (batch["attention_mask"] == 1)
+    for better, rejected in ((0, 2), (1, 3)):
+        assert torch.equal(*(batch["input_ids"][row][prompt[row]] for row in (better, rejected)))
+
+
+def test_both_rows_of_a_pair_are_left_out_together(processor):
+    corrupt = pair() | {"images": [b"no picture"]}
+    collator = PreferenceCollator(processor, max_length=60)
+    batch = collator([pair(), corrupt, pair("what is this? " * 20)])
+    assert answers(processor, batch) == ["a cat<|im_end|>", "the red one<|im_end|>"]
+    assert collator.skipped == {"image": 1, "target": 1}
+    again = collator([corrupt])  # nothing else: the last good pair
+    assert torch.equal(again["input_ids"], batch["input_ids"])
+
+
+def test_what_is_no_pair_is_refused(processor):
+    collator = PreferenceCollator(processor)
+    with pytest.raises(ValueError, match="record 3: no text under `rejected`"):
+        collator([pair() | {"rejected": None, "id": 3}])
+    drawn = pair("a cat", [{"type": "image"}], images=0) | {"images": [picture()]}
+    for record in (drawn, pair() | {"messages": pair()["messages"][:1]}):
+        with pytest.raises(ValueError, match="what is compared are texts"):
+            collator([record])
+
+
+def test_wrong_answers_are_of_the_same_kind():
+    world = EmojiWorld()
+    records = EmojiTrainingSet(world, 400, dict.fromkeys(PREFERENCE_KINDS, 1.0), seed=3)
+    pairs, again = (WithRejected(records, world, seed=5) for _ in range(2))
+    seen = {kind: set() for kind in PREFERENCE_KINDS}
+    for index in range(len(pairs)):
+        record = pairs[index]
+        answer = record["messages"][-1]["content"][0]["text"]
+        assert record["rejected"] != answer and again[index]["rejected"] == record["rejected"]
+        seen[record["kind"]] |= {(answer, record["rejected"])}
+    assert {pair for kind in ("yes_no", "position") for pair in seen[kind]} == {
+        ("yes", "no"), ("no", "yes"), ("left", "right"), ("right", "left"), ("above", "below"), ("below", "above"),
+    }  # fmt: skip
+    assert {rejected for _, rejected in seen["count"]} == {"1", "2", "3", "4"}
+    groups = {concept.name: concept.group for concept in world.familiar}
+    alike = [groups[answer] == groups[rejected] for answer, rejected in seen["name"]]
+    assert 0.4 < sum(alike) / len(alike) < 0.8
+    with pytest.raises(ValueError, match="no wrong answer is known for the kind 'conversation'"):
+        wrong_answer(random.Random(0), world, "conversation", "yes")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The stage on questions about emoji, from a tiny model that answers at random."""
+    folder = tmp_path_factory.mktemp("dpo")
+    for part in build_chat_model():
+        part.save_pretrained(folder / "sft")
+    data = {"mixture": {"name": 0.5, "count": 0.3, "yes_no": 0.2}}
+    sections = {"model": {"checkpoint": str(folder / "sft")}, "data": data, "training": TRAINING | {"bf16": False}}
+    (folder / "dpo.yaml").write_text(yaml.safe_dump({"stage": "dpo"} | sections))
+    return folder / "dpo.yaml"
+
+
+def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
+    """The batch of one process shared out, a kill -9 in the middle of a step, and on from the last checkpoint."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([str(recipe), f"training.output_dir={one}", "training.optim=adamw_torch"]) == 0
+    words = [f"training.output_dir={two}", "training.optim=adamw_torch", "training.per_device_train_batch_size=2"]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    killed = torchrun(script, recipe, *words)
+    assert killed.returncode != 0 and "Signal 9" in killed.stderr
+    assert last_complete_checkpoint(two).endswith("checkpoint-3")
+    run([recipe, *words], nproc=2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+    log = history(one)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing learnt yet: the model is its own reference
+    assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= set(log[0])
+    folders = recipe.parent / "sft", one
+    before, after = (EvoTokForConditionalGeneration.from_pretrained(folder).state_dict() for folder in folders)
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert any("language_model" in name for name in moved) and any("semantic_projector" in name for name in moved)
+    assert not any(part in name for name in moved for part in ("vq_model", "depth_decoder", "pixel_projector"))
+    assert not (one / "README.md").exists()  # TRL's card would say how to chat with a model of text
+
+
+def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
+    """The reference is the model without its adapters; a row of text alone and a corrupt image are passed over."""
+    pytest.importorskip("peft")
+    row = {"question": "what is this?", "chosen": "a cat", "rejected": "a dog"}
+    image = {"bytes": picture(), "path": None}
+    rows = [row | {"image": image} for _ in range(12)]
+    rows[0]["image"], rows[1]["image"] = None, {"bytes": b"no picture", "path": None}
+    write_parquet(tmp_path / "pairs/a.parquet", rows)
+    content = yaml.safe_load(recipe.read_text())
+    sources = [{"source": "rlaif-v", "path": str(tmp_path / "pairs")}]
+    content["data"] = {"name": "mixture", "sources": sources, "pool_batches": 2}
+    content["model"]["trainable"] = ["semantic_projector", "language_model"]
+    content["lora"] = {"r": 4}
+    path = tmp_path / "dpo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    words = [str(path), f"training.output_dir={tmp_path / 'run'}"]
+    assert main([*words, "training.max_steps=3"]) == 0
+    assert main(words) == 0
+    log = history(tmp_path / "run")
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and log[5]["loss"] < log[0]["loss"]
+    assert log[2]["skipped_image"] >= 1 and log[2]["skipped_malformed"] >= 1
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["semantic_projector"]
+
+
+def test_mistakes_are_one_line(recipe, tmp_path, capsys):
+    for word, message in (
+        ("model.checkpoint=null", "preferences are learnt by a model that answers"),
+        ("data.mixture={conversation: 1.0}", "data.mixture: 'conversation' is not one of name,"),
+        ("data.name=llava", "the dpo stage reads 'emoji' or a 'mixture' of preferences"),
+        ("preference.betta=1", "Did you mean 'beta'?"),
+    ):
+        assert main([str(recipe), f"training.output_dir={tmp_path}", word]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    content = yaml.safe_load(recipe.read_text())
+    content["data"] = {"name": "mixture", "sources": [{"source": "llava-next", "path": str(tmp_path)}]}
+    path = tmp_path / "dpo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert main([str(path), f"training.output_dir={tmp_path}"]) == 2
+    assert "'llava-next' has no rejected answers: the dpo stage takes rlaif-v." in capsys.readouterr().err

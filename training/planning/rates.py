@@ -1,0 +1,150 @@
+"""How fast this machine turns pictures into codes, and how fast a process reads them: is loading ever waited for?
+
+    python -m evotok.training.planning.rates               # all, a minute or two, 5 GB
+    python -m evotok.training.planning.rates read          # those whose name holds the word
+
+Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read
+three times: as records; through a mixture, in pools that resume; and made into batches as well.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...processing.processing_evotok import EvoTokProcessor
+from ..arguments import SourceArguments
+from ..codes import ShardInfo, ShardWriter, open_codes, read_shards, to_record
+from ..collators import EvoTokCollator
+from ..encoding import CorpusEncoder
+from ..mixture import RecordStream
+from ..streaming import open_part
+
+
+_MINI = Path(__file__).resolve().parents[2] / "assets" / "evotok-mini"
+_BATCH = 64
+
+
+class Rate(NamedTuple):
+    """Images that went through, and seconds that it took."""
+
+    images: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Of one process."""
+        return self.images / self.seconds
+
+
+def encode_mini(images: int = 1024) -> Rate:
+    """The embedded tokenizer, on drawings of 64 pixels."""
+    processor = EvoTokProcessor.from_pretrained(_MINI)
+    model = EvoTokForConditionalGeneration.from_pretrained(_MINI)
+    return _encode(model.model.vq_model, processor.image_processor, images, 64)
+
+
+def encode_paper(images: int = 6) -> Rate:
+    """A random tokenizer of the paper's size, on photographs of 256 pixels, two at a time."""
+    model = EvoTokVQModel._from_config(EvoTokVQConfig(), dtype=torch.float32).eval()
+    processor = EvoTokProcessor.from_pretrained(_MINI)
+    processor.image_processor.size = {"height": 256, "width": 256}
+    return _encode(model, processor.image_processor, images, 2)
+
+
+def _encode(model: EvoTokVQModel, image_processor, images: int, batch_size: int) -> Rate:
+    side, rng = model.config.image_size, np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(images):
+            # Smooth, as pictures are: noise would take a decoder far longer.
+            small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            small.resize((side, side), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.png")
+        part, _ = open_part(SourceArguments("image-folder", folder))
+        model.encode(torch.zeros(1, 3, side, side))  # the first call is slower
+        done = CorpusEncoder(model, image_processor, part, Path(folder) / "codes", batch_size).run()
+    return Rate(done.images, done.seconds)
+
+
+def read_records(images: int = 65536) -> Rate:
+    """Shards to records."""
+    return _read(images, _records)
+
+
+def read_stream(images: int = 65536) -> Rate:
+    """Shards to batches of records, drawn, shuffled and ready to resume."""
+    return _read(images, lambda folder: _stream(folder, lambda records: {"records": records}))
+
+
+def read_batches(images: int = 16384) -> Rate:
+    """Shards to what the model takes, captions as tokens."""
+    processor = EvoTokProcessor.from_pretrained(_MINI)
+    processor.num_image_tokens = EvoTokVQConfig().num_positions
+    return _read(images, lambda folder: _stream(folder, EvoTokCollator(processor)))
+
+
+def _records(folder: Path):
+    _, info = open_codes(folder)
+    for row in read_shards([str(path) for path in sorted(folder.glob("*.parquet"))]):
+        yield [to_record(row, info)]
+
+
+def _stream(folder: Path, collate: Callable):
+    part, _ = open_part(SourceArguments("codes", str(folder)))
+    for _ in RecordStream([part], collate, _BATCH):
+        yield [None] * _BATCH
+
+
+def _read(images: int, batches: Callable) -> Rate:
+    """`batches(folder)` yields lists as long as the images they stand for."""
+    config, rng = EvoTokVQConfig(), np.random.default_rng(0)
+    shape = config.num_positions, config.num_pixel_codebooks
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in range(4):
+            writer = ShardWriter(Path(folder) / f"codes-{shard}.parquet", ShardInfo("", *shape))
+            for start in range(0, images // 4, 4096):
+                keys = [f"{shard}-{start + number}" for number in range(min(4096, images // 4 - start))]
+                codes = rng.integers(0, config.codebook_size, (len(keys), *shape))
+                writer.write(keys, ["a photo of two dogs that run along a beach at noon"] * len(keys), codes)
+            writer.close(skipped=0)
+        found, start = 0, time.perf_counter()
+        for batch in batches(Path(folder)):
+            found += len(batch)
+            if found >= images:
+                break
+        return Rate(found, time.perf_counter() - start)
+
+
+RATES = {
+    "encode-mini": encode_mini,
+    "encode-paper": encode_paper,
+    "read-records": read_records,
+    "read-stream": read_stream,
+    "read-batches": read_batches,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print images a second of every work."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="parts of the names")
+    words = parser.parse_args(argv).words
+    print(f"one process, {torch.get_num_threads()} threads")
+    for name, measure in RATES.items():
+        if not words or any(word in name for word in words):
+            rate = measure()
+            print(f"{name:14} {rate.images_per_second:12,.1f} images/s   ({rate.images:,} in {rate.seconds:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

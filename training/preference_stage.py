@@ -1,0 +1,103 @@
+"""The stage that learns which of two answers is the better one, by TRL's `DPOTrainer` (Rafailov et al., 2023).
+
+It starts from a model that answers, and compares it all along with what it was. That reference is a second model in
+memory; with adapters (`lora`) it is the model itself without them.
+"""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from .arguments import DataArguments, PreferenceArguments, Recipe
+from .collators import PreferenceCollator
+from .emoji.dataset import DEFAULT_MIXTURE
+from .multimodal_stages import build_dataset, build_multimodal, lora_config, open_world, prepare_model
+from .multimodal_trainer import MultimodalTrainer
+from .optimizers import optimizer_choice
+from .preferences import PREFERENCE_KINDS, WithRejected
+from .sources import SOURCES
+
+
+try:
+    from trl import DPOConfig, DPOTrainer
+except ImportError:
+    raise ImportError("the dpo stage trains with TRL: pip install 'evotok[train]'.") from None
+
+
+# TRL reads rows of `datasets` alone, and sees by the columns of the first that there are images.
+_FIRST_ROW = Dataset.from_dict({"images": [[]]})
+
+
+class PreferenceTrainer(MultimodalTrainer, DPOTrainer):
+    """`DPOTrainer` for `EvoTokForConditionalGeneration`, with what [`MultimodalTrainer`] does for images and streams.
+
+    Any data set will do. Nothing is reported to TRL's authors.
+    """
+
+    compute_loss = DPOTrainer.compute_loss
+
+    def __init__(self, *args, train_dataset, optimizer_cls_and_kwargs=None, **kwargs):
+        super().__init__(*args, train_dataset=_FIRST_ROW, **kwargs)
+        self.train_dataset, self.optimizer_cls_and_kwargs = train_dataset, optimizer_cls_and_kwargs
+
+    def _send_telemetry(self):
+        pass
+
+    def create_model_card(self, *args, **kwargs):
+        """None: TRL's is of a model of text, and `evotok export` writes one."""
+
+
+def preference_arguments(preference: PreferenceArguments, training: dict[str, Any]) -> DPOConfig:
+    """TRL's form of `TrainingArguments`; what a recipe leaves out is as in every other stage."""
+    return DPOConfig(**{"bf16": False, "gradient_checkpointing": False} | vars(preference) | training)
+
+
+def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
+    """Train as the recipe says; the finished model and its processor lie in `output_dir`.
+
+    Raises:
+        ValueError: a recipe that starts from nothing, or from data without rejected answers.
+    """
+    if recipe.model.checkpoint is None:
+        raise ValueError("model.checkpoint: preferences are learnt by a model that answers: give the stage before.")
+    _check_data(recipe.data)
+    world = open_world(recipe)
+    model, processor = build_multimodal(recipe, world)
+    prepare_model(model, recipe)
+    reference = None
+    if not recipe.lora:
+        reference, _ = build_multimodal(recipe, world)
+        prepare_model(reference, recipe)
+        reference.requires_grad_(False).eval()
+    collator = PreferenceCollator(processor, recipe.data.max_length, seed=arguments.seed)
+    data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
+    if world is not None:
+        data = WithRejected(data, world, arguments.seed)
+    trainer = PreferenceTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collator,
+        processing_class=processor,
+        peft_config=lora_config(recipe) if recipe.lora else None,
+        **optimizer_choice(recipe.optimizer, arguments),
+    )
+    result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_model()
+
+
+def _check_data(data: DataArguments) -> None:
+    if data.name == "mixture":
+        known = [name for name, source in SOURCES.items() if source.preferences]
+        for source in data.sources:
+            if source.source not in known:
+                raise ValueError(
+                    f"data.sources: {source.source!r} has no rejected answers: the dpo stage takes {', '.join(known)}."
+                )
+    elif data.name != "emoji":
+        raise ValueError(f"data.name {data.name!r}: the dpo stage reads 'emoji' or a 'mixture' of preferences.")
+    elif unknown := [kind for kind in data.mixture or DEFAULT_MIXTURE if kind not in PREFERENCE_KINDS]:
+        raise ValueError(f"data.mixture: {unknown[0]!r} is not one of {', '.join(PREFERENCE_KINDS)}.")
