@@ -119,12 +119,11 @@ class TokenizerTrainer(EvoTokTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if self.discriminator is not None and self.is_world_process_zero():
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            save_file(self.discriminator.state_dict(), folder / "discriminator.safetensors")
-            torch.save(self.discriminator_optimizer.state_dict(), folder / "discriminator_optimizer.pt")
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.discriminator is not None and self.args.should_save:
+            save_file(self.discriminator.state_dict(), Path(output_dir) / "discriminator.safetensors")
+            torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / "discriminator_optimizer.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
