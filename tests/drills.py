@@ -17,8 +17,8 @@ import torch
 
 
 _PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
-_TIMEOUT = 240.0  # seconds; what hangs is killed, and the drill has failed
-_GRACE = 60.0  # seconds that the others have to notice that one of them is gone
+_TIMEOUT = 1800.0  # seconds; what hangs is killed, and the drill has failed
+_GRACE = 300.0  # seconds that the others have to notice that one of them is gone
 
 
 class Kill(NamedTuple):
@@ -121,7 +121,7 @@ def _speak_into(log: Path) -> None:
 
 def _train(words: list[str], rank: int, ranks: int, port: int, log: Path, kill: Kill | None, watch: Path | None):
     _speak_into(log)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ["LOCAL_WORLD_SIZE"] = str(ranks)

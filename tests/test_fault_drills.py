@@ -5,10 +5,12 @@ What is marked slow runs every stage under every engine through every kill: `mak
 """
 
 import functools
+import itertools
 import json
 import re
 import shutil
 import signal
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +38,12 @@ STAGES = {
         *("model.config.depth_decoder_config.hidden_dropout=0.1", "data.code_noise=0.3"),
     ],
 }
+MULTIMODAL = (
+    "pretrain",
+    "sft",
+    "gen",
+    "unified",
+)  # the tokenizer's codebooks learn by themselves: no engine takes them
 ENGINES = ("ddp", "zero2", "zero3")
 
 WRITTEN = Kill(0, 4, "trainer_state.json", share=1.0)  # the moment from which on a checkpoint counts
@@ -55,17 +63,17 @@ IN_CI = {
     ("gen", "zero2"): [Kill(0, 4), Kill(1, 4, "optim_states")],
     ("unified", "zero3"): [Kill(1, 4), Kill(1, 4, "rng_state_1")],
 }
-# The tokenizer's codebooks learn by themselves: no engine takes them.
-CROSS = [(stage, engine) for stage in STAGES for engine in ENGINES if engine == "ddp" or stage != "tokenizer"]
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="DeepSpeed builds a small operator with g++ on CPU"
+needs_deepspeed = pytest.mark.skipif(
+    shutil.which("g++") is None or find_spec("deepspeed") is None, reason="DeepSpeed builds a small operator with g++"
 )
+
+
+def cases(pairs):
+    return [pytest.param(*pair, marks=[] if pair[1] == "ddp" else needs_deepspeed) for pair in pairs]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    pytest.importorskip("deepspeed")
     return Server(tmp_path_factory.mktemp("logs"))
 
 
@@ -118,22 +126,19 @@ def drill(server, words, whole, folder, kills):
     assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
-@needs_compiler
-@pytest.mark.parametrize("stage, engine", IN_CI)
+@pytest.mark.parametrize("stage, engine", cases(IN_CI))
 def test_killed_again_and_again_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
     drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", IN_CI[stage, engine])
 
 
-@needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, engine", CROSS)
+@pytest.mark.parametrize("stage, engine", cases([("tokenizer", "ddp"), *itertools.product(MULTIMODAL, ENGINES)]))
 def test_killed_at_every_moment_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
     kills = [*OF_STAGE.get(stage, []), *OF_ENGINE[engine], *OF_ALL]
     drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", kills)
 
 
-@needs_compiler
-@pytest.mark.parametrize("stage, engine", IN_CI)
+@pytest.mark.parametrize("stage, engine", cases(IN_CI))
 def test_no_part_of_a_checkpoint_is_taken_for_one(whole, tmp_path, stage, engine):
     """As many files as were there at any moment of its writing, and half of the next."""
     written = whole(stage, engine) / "checkpoint-4"
@@ -148,7 +153,7 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(whole, tmp_path, stage, engine
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
-@needs_compiler
+@needs_deepspeed
 def test_batches_of_different_kinds_meet_under_zero3(whole):
     """Text alone on one rank, an image given or written on the other; and the losses are those of whole weights."""
     folder = whole("unified", "zero3")
@@ -159,7 +164,7 @@ def test_batches_of_different_kinds_meet_under_zero3(whole):
     assert losses(folder) == pytest.approx(losses(whole("unified", "ddp")), rel=1e-4)
 
 
-@needs_compiler
+@needs_deepspeed
 @pytest.mark.parametrize("engine", ["zero3", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_codes_stay_those_of_fp32_in_a_bf16_run(server, words, recipes, tmp_path, engine):  # noqa: F811
     run, seen = tmp_path / "run", tmp_path / "seen"
@@ -181,7 +186,7 @@ def test_codes_stay_those_of_fp32_in_a_bf16_run(server, words, recipes, tmp_path
         assert torch.equal(saved[f"model.vq_model.{name}"], tensor), name
 
 
-@needs_compiler
+@needs_deepspeed
 @pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_two_processes_become_one_through_a_universal_checkpoint(server, words, whole, tmp_path, engine):
     shutil.copytree(whole("gen", engine) / "checkpoint-2", tmp_path / "checkpoint-2")
