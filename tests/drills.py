@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -53,10 +54,6 @@ class Server:
     """
 
     def __init__(self, folder: Path):
-        os.environ |= {
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }  # the server keeps what it starts with
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*_PRELOADED, "deepspeed"])
         self.folder, self.groups = folder, 0
@@ -114,14 +111,16 @@ def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
 
 
 def _speak_into(log: Path) -> None:
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for terminal in (1, 2):
         os.dup2(handle, terminal)
 
 
 def _train(words: list[str], rank: int, ranks: int, port: int, log: Path, kill: Kill | None, watch: Path | None):
     _speak_into(log)
+    warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ["LOCAL_WORLD_SIZE"] = str(ranks)

@@ -158,7 +158,7 @@ def test_batches_of_different_kinds_meet_under_zero3(whole):
     """Text alone on one rank, an image given or written on the other; and the losses are those of whole weights."""
     folder = whole("unified", "zero3")
     given, written = frozenset({"image_codes"}), frozenset({"generation_codes"})
-    kinds = [[(given | written) & batch.keys() for batch in step] for step in watched(folder / "watched")]
+    kinds = [[frozenset(batch) & (given | written) for batch in step] for step in watched(folder / "watched")]
     assert {kind for step in kinds for kind in step} == {frozenset(), given, written}
     assert sum(first != second for first, second in kinds) >= 3
     assert losses(folder) == pytest.approx(losses(whole("unified", "ddp")), rel=1e-4)
