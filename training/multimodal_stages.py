@@ -4,13 +4,16 @@ They differ in data and in which parts learn; model, collator and trainer are th
 the dpo stage, which has a collator and a trainer of its own (`preference_stage`).
 """
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
@@ -57,6 +60,23 @@ def freeze_all_but(model: EvoTokForConditionalGeneration, parts: list[str]) -> N
     model.requires_grad_(False)
     for name in parts:
         model.get_submodule(PARTS[name]).requires_grad_(True)
+
+
+@contextlib.contextmanager
+def whole_weights(arguments: TrainingArguments) -> Iterator[None]:
+    """Models built inside have all their weights, in their own precision, in every process; the engine shards them when
+    training begins.
+
+    Under ZeRO-3 Transformers would shard a model while it is built, in half precision: parts could not be put together,
+    and the tokenizer would have been rounded.
+    """
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
 
 
 def build_multimodal(
@@ -165,7 +185,8 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
     world = open_world(recipe)
-    model, processor = build_multimodal(recipe, world)
+    with whole_weights(arguments):
+        model, processor = build_multimodal(recipe, world)
     prepare_model(model, recipe)
     collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
     data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
