@@ -169,7 +169,7 @@ def test_the_average_moves_by_its_share_and_less_of_it_stays_at_first():
 
 
 def test_the_average_of_an_entry_begins_anew_where_it_is_restarted():
-    model = tiny(codebook_restart_threshold=0.5)
+    model = tiny(codebook_restart_threshold=0.5, codebook_warmup_steps=0)
     average = AveragedTokenizer(model, decay=0.9)
     for codebook in model.quantizer.codebooks:
         codebook.cluster_size.fill_(3.0)
