@@ -1,11 +1,20 @@
-"""Which checkpoint a killed run goes on from, and by how many processes."""
+"""Which checkpoint a killed run goes on from, by how many processes, and what becomes of one not written to its end."""
 
+import errno
 import itertools
 import json
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import TrainingArguments
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What PyTorch's writer says, which keeps the reason to itself, and what safetensors says.
+_WRITER_FAILED = ("PytorchStreamWriter", "inline_container", "No space left", "quota exceeded", "File too large")
 
 
 def check_source(name: str | None, key: str) -> None:
@@ -72,3 +81,41 @@ def prepare_engine(arguments: TrainingArguments, checkpoint: str) -> None:
             f"deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {folder / tag} "
             f"--output_folder {folder / tag}_universal, then start again."
         )
+
+
+@contextmanager
+def whole_or_none(folder: Path) -> Iterator[None]:
+    """A checkpoint is written inside; after an error there is none of it, unless it is whole already.
+
+    Raises:
+        OSError: the disk is full; says so in one line, and which checkpoint is kept.
+    """
+    try:
+        with room_on_disk(folder):
+            yield
+    except BaseException:
+        if not _is_complete(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def room_on_disk(folder: Path) -> Iterator[None]:
+    """A model is written to a folder inside.
+
+    Raises:
+        OSError: the disk is full, whatever the library that noticed says; in one line, and which checkpoint is kept.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) not in _FULL and not any(words in str(error) for words in _WRITER_FAILED):
+            raise
+        place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        runs = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
+        kept = last_complete_checkpoint(runs) or "none, there was no checkpoint yet"
+        raise OSError(
+            f"{folder}: the disk is full or a quota is reached ({shutil.disk_usage(place).free / 1e9:.1f} GB free), so "
+            f"this was not saved; kept: {kept}. Make room, or lower training.save_total_limit, and give the command "
+            "again: it goes on from there."
+        ) from error

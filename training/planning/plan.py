@@ -71,6 +71,11 @@ class Plan:
         return sum(count for count, _ in self.parts.values())
 
     @property
+    def average_bytes(self) -> float:
+        """The moving average of the weights, in fp32, where the recipe keeps one."""
+        return 4.0 * self.parameters if self.recipe.optimizer.average_decay else 0.0
+
+    @property
     def trainable(self) -> int:
         """Of all parts, those that learn."""
         return sum(count for _, count in self.parts.values())
@@ -84,7 +89,7 @@ class Plan:
         if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, to compare with
             width = 4 if stage is None else engine.width
             outside += width * self.parameters / (gpus if stage == 3 else 1)
-        return memory._replace(weights=memory.weights + outside)
+        return memory._replace(weights=memory.weights + outside + self.average_bytes)
 
     def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
         """Seconds of computing, at the stated MFU, and of sending, for one step on so many GPUs."""
@@ -136,7 +141,7 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
     width = plan._engine["width"] if plan.stage is not None else 4
     engine_copies = 2 if plan.stage is not None else 1
     kept = 12 if plan.stage is not None else 8
-    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable
+    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable + plan.average_bytes
     _plan_data(plan, model.config)
     return plan
 
