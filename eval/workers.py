@@ -47,6 +47,10 @@ class Workers:
             done = gather_object(done)
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
 
+    def gather(self, value: Result) -> list[Result]:
+        """What every process has, in the order of the processes, the same list on all of them."""
+        return gather_object([value]) if self.count > 1 else [value]
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.state.wait_for_everyone()
