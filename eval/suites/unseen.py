@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...processing.image_loading_evotok import convert_to_images
+from ...processing.image_loading_evotok import EvoTokImageError, convert_to_images
 from ...training.emoji.evaluation import evaluation_set
 from ...training.emoji.questions import QUESTIONS, record
 from ...training.emoji.world import EmojiWorld
@@ -219,7 +219,10 @@ def stamp_questions(world: EmojiWorld, stamps: ImageSet, kind: str) -> list[dict
         if concept is None or (kind == "name" and not concept.familiar):
             continue
         answer = concept.name if kind == "name" else concept.group
-        image = stamps.image(index, world.size)
+        try:
+            image = stamps.image(index, world.size)
+        except EvoTokImageError:
+            continue  # `look_through` counts it
         records.append(record(image, [(QUESTIONS[kind][0], answer)], kind) | {"answer": answer})
     return records
 
