@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -19,7 +20,7 @@ class Workers:
     """
 
     def __init__(self):
-        self.state = PartialState()
+        self.state = PartialState(cpu=not torch.accelerator.is_available())  # left alone, CPUs do not join
 
     @property
     def is_main(self) -> bool:
