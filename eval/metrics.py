@@ -17,11 +17,13 @@ def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
-def ssim(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of every image (Wang et al., 2004), data range 1, Gaussian window of 11 pixels.
+def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0) -> torch.Tensor:
+    """Structural similarity of every image (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5.
 
     Args:
-        images, references: (B, 3, H, W) in [0, 1], sides of at least 11; values outside are clamped.
+        images, references: (B, 3, H, W) in [0, 1], at least 11 pixels high and wide; values outside are clamped.
+        data_range: 1 is right for such images. Some report 2, which the constants of the formula turn into a better
+            figure; never compare the two.
 
     Returns:
         (B,) float32, at most 1.
@@ -34,7 +36,8 @@ def ssim(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     except ImportError:
         raise ImportError("SSIM needs torchmetrics: pip install 'evotok[eval]'.") from None
     pair = (images.float().clamp(0, 1), references.float().clamp(0, 1))
-    return structural_similarity_index_measure(*pair, data_range=1.0, reduction="none").reshape(len(images))
+    similarity = structural_similarity_index_measure(*pair, reduction="none", data_range=data_range)
+    return similarity.reshape(len(images))
 
 
 def feature_cosine(features: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.suite import sha256, versions
 from evotok.eval.understanding import answer_questions, score_answers
-from evotok.model_card import read_results, render_card, write_card
+from evotok.model_card import read_results, read_unseen, render_card, write_card
 from evotok.modeling_evotok.generation_evotok import IMAGE_GENERATION_DEFAULTS
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.quantization_evotok import codebook_usage
@@ -317,7 +317,8 @@ def measure(
         with new_files(path.parent, overwrite=True) as reserve:
             reserve(path.name).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             if path == folder / "results.json":
-                reserve("README.md").write_text(render_card(results, model.config), encoding="utf-8")
+                unseen = read_unseen(folder, results["checkpoint_sha256"])
+                reserve("README.md").write_text(render_card(results, model.config, unseen), encoding="utf-8")
 
     measurement = Run(model, processor, world, options, results, save)
     for name in sections:

@@ -1,6 +1,7 @@
 """The model card of EvoTok-mini, rendered from `results.json` and `config.json` of its folder.
 
-Every measured number in it is one of the file's; what is not measured yet is left out.
+Every measured number in it is one of the file's; what is not measured yet is left out. Where the folder also has
+`unseen.json`, the `results.json` that `evotok eval unseen` wrote for the same weights, its tables go in too.
 """
 
 import json
@@ -30,6 +31,23 @@ QUESTIONS = {
     "qa_yes_no": "yes or no",
     "qa_count": "how many, 1 to 4",
     "qa_position": "where, relative to another",
+}
+UNSEEN = {  # table -> column of `evotok eval unseen` -> heading
+    "reconstruction": {
+        "pictures": "pictures",
+        "n": "n",
+        "psnr": "PSNR, dB",
+        "ssim": "SSIM",
+        "semantic_cosine": "semantic cosine",
+        "baseline": "cosine of average features",
+    },
+    "answers": {
+        "pictures": "pictures",
+        "question": "question",
+        "n": "n",
+        "right": "accuracy",
+        "commonest answer": "commonest answer",
+    },
 }
 PROMPTS = {"train": "seen in training", "new_pair": "unseen pairs of thing and style"}
 
@@ -83,19 +101,43 @@ def read_results(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: {reason}: delete it and run `evotok measure` again.")
 
 
+def read_unseen(folder: Path, checkpoint_sha256: str) -> dict[str, Any] | None:
+    """`unseen.json` of a checkpoint's folder; None if there is none, or it is of other weights.
+
+    Raises:
+        ValueError: it holds something else than finished results of `evotok eval unseen`.
+    """
+    path = folder / "unseen.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if (found["suite"], found["finished"]) == ("unseen", True) and found["tables"].keys() == UNSEEN.keys():
+            return found if found["checkpoint_sha256"] == checkpoint_sha256 else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise ValueError(f"{path}: no finished results of `evotok eval unseen`: delete it, or copy its results.json anew.")
+
+
 def write_card(folder: Path) -> None:
     """Render `README.md` of a checkpoint from its `results.json`.
 
     Raises:
         ValueError: there are no results.
     """
-    card = render_card(read_results(folder / "results.json"), EvoTokConfig.from_pretrained(folder))
+    results = read_results(folder / "results.json")
+    unseen = read_unseen(folder, results["checkpoint_sha256"])
+    card = render_card(results, EvoTokConfig.from_pretrained(folder), unseen)
     with new_files(folder, overwrite=True) as reserve:
         reserve("README.md").write_text(card, encoding="utf-8")
 
 
-def render_card(results: dict[str, Any], config: EvoTokConfig) -> str:
-    """The card as Markdown with a YAML head, ending in a line break."""
+def render_card(results: dict[str, Any], config: EvoTokConfig, unseen: dict[str, Any] | None = None) -> str:
+    """The card as Markdown with a YAML head, ending in a line break.
+
+    Args:
+        unseen: what `read_unseen` found.
+    """
     parts = [
         f"---\n{METADATA.to_yaml()}\n---\n\n# EvoTok-mini",
         _what_it_is(results, config),
@@ -105,6 +147,7 @@ def render_card(results: dict[str, Any], config: EvoTokConfig) -> str:
         _tokenizer(results),
         _questions(results),
         _text_to_image(results),
+        _never_seen(unseen),
         _how_measured(results),
         _licences(),
         _limits(results),
@@ -281,6 +324,29 @@ def _guidance_table(table: list[dict[str, Any]]) -> str:
         shown = ["" if row is None else f"{row['top5']:.3f} (n {row['images']})" for row in found]
         rows.append([PROMPTS.get(split, split), f"{guard:g}", *shown])
     return _table(("prompts", "guidance_min_p", *(f"CFG {scale:g}" for scale in scales)), rows)
+
+
+def _never_seen(unseen: dict[str, Any] | None) -> str:
+    if unseen is None:
+        return ""
+    shown = [
+        _table(tuple(columns.values()), [[_cell(row[name]) for name in columns] for row in unseen["tables"][table]])
+        for table, columns in UNSEEN.items()
+    ]
+    notes = "\n\n".join(unseen["notes"])
+    return f"""\
+### What it never saw
+
+{shown[0]}
+
+{shown[1]}
+
+{notes} The photographs come with scikit-image and scikit-learn, the stamps with Tux Paint. Measured by
+`evotok eval unseen`, version {unseen["versions"]["evotok"]}."""
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _how_measured(results: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import yaml
 from conftest import build_chat_model
 
 from evotok import EvoTokConfig, EvoTokVQConfig, measure
-from evotok.model_card import USAGE, read_results, render_card, write_card
+from evotok.model_card import UNSEEN, USAGE, read_results, read_unseen, render_card, write_card
 
 
 MINI = Path(__file__).resolve().parent.parent / "assets" / "evotok-mini"
@@ -122,11 +122,47 @@ def test_card_of_a_folder(results, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".md", ".py"}
 
 
+def unseen_results(checkpoint_sha256):
+    rows = {
+        "reconstruction": {"pictures": "stamps", "n": 7, "psnr": 12.3, "ssim": 0.4, "semantic_cosine": 0.5},
+        "answers": {"pictures": "stamps", "question": "What is this?", "n": 5, "right": 0.6, "commonest answer": 0.1},
+    }
+    rows["reconstruction"]["baseline"] = 0.2
+    assert {table: list(row) for table, row in rows.items()} == {table: list(row) for table, row in UNSEEN.items()}
+    return {
+        "suite": "unseen",
+        "finished": True,
+        "checkpoint_sha256": checkpoint_sha256,
+        "tables": {table: [row] for table, row in rows.items()},
+        "notes": ["What it is."],
+        "versions": {"evotok": "9.8.7"},
+    }
+
+
+def test_what_it_never_saw_stands_in_the_card_of_the_same_weights(results, tmp_path):
+    EvoTokConfig().save_pretrained(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    path = tmp_path / "unseen.json"
+    path.write_text(json.dumps(unseen_results(results["checkpoint_sha256"])))
+    write_card(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| stamps | 7 | 12.300 | 0.400 | 0.500 | 0.200 |" in card
+    assert "| stamps | What is this? | 5 | 0.600 | 0.100 |" in card and "What it is." in card
+    path.write_text(json.dumps(unseen_results("of other weights")))
+    write_card(tmp_path)
+    assert "never saw\n" not in (tmp_path / "README.md").read_text()
+    for damaged in ("{", "[]", json.dumps(unseen_results("x") | {"finished": False})):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"unseen\.json: no finished results of `evotok eval unseen`"):
+            write_card(tmp_path)
+
+
 @pytest.mark.skipif(not (MINI / "results.json").is_file(), reason="EvoTok-mini is not measured yet")
 def test_shipped_card_is_that_of_the_shipped_results():
     results = read_results(MINI / "results.json")
     assert set(measure.TARGETS) <= set(results) and all(s["finished"] for s in results["sections"].values())
-    assert (MINI / "README.md").read_text("utf-8") == render_card(results, EvoTokConfig.from_pretrained(MINI))
+    unseen = read_unseen(MINI, results["checkpoint_sha256"])
+    assert (MINI / "README.md").read_text("utf-8") == render_card(results, EvoTokConfig.from_pretrained(MINI), unseen)
     assert results["checkpoint_sha256"] == measure.sha256(*sorted(MINI.glob("*.safetensors")))
 
 

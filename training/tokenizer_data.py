@@ -18,7 +18,7 @@ from .emoji.world import EmojiWorld
 
 logger = logging.get_logger(__name__)
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -67,6 +67,11 @@ class EmojiImages(Dataset):
         return canvas
 
 
+def image_files(folder: str | Path) -> list[Path]:
+    """All images below a folder, by their suffix, in the order of their paths."""
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 class FolderImages(Dataset):
     """All images below a folder, resized on the short side and cropped to a square; a random place when training.
 
@@ -76,9 +81,9 @@ class FolderImages(Dataset):
 
     def __init__(self, folder: str | Path, size: int, random_crop: bool = True):
         self.size, self.random_crop = size, random_crop
-        self.paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        self.paths = image_files(folder)
         if not self.paths:
-            raise ValueError(f"{folder}: no images below this folder ({', '.join(sorted(_SUFFIXES))}).")
+            raise ValueError(f"{folder}: no images below this folder ({', '.join(sorted(IMAGE_SUFFIXES))}).")
 
     def __len__(self) -> int:
         return len(self.paths)

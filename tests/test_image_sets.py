@@ -1,0 +1,103 @@
+"""Sets of images: where they come from, how they are cropped, and what cannot be read."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from evotok.eval.workers import Workers
+from evotok.training.image_sets import folder_images, limited, look_through, open_images
+
+
+def picture(seed: int, size=(40, 30)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five images, laid out as ImageNet's are: a folder for each class."""
+    for index in range(5):
+        path = tmp_path / "val" / f"n0{index % 2}" / f"{index}.{'JPEG' if index else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(index).save(path)
+    return tmp_path / "val"
+
+
+def test_crop_is_the_middle_of_the_shorter_side(tmp_path):
+    image = Image.new("RGB", (90, 30), "white")
+    image.paste("red", (30, 0, 60, 30))
+    image.save(tmp_path / "a.png")
+    images = folder_images("a", [tmp_path / "a.png"])
+    cropped = np.asarray(images.image(0, 10))
+    assert cropped.shape == (10, 10, 3) and (cropped[:, 1:-1] == (255, 0, 0)).all()
+    padded = np.asarray(folder_images("a", [tmp_path / "a.png"], padded=True).image(0, 30))
+    assert (padded[0] == 255).all() and (padded[15, 15] == (255, 0, 0)).all(), "all of it, on white"
+
+
+def test_folder_with_folders(folder):
+    images = open_images(str(folder))
+    assert [name[-len("n00/0.png") :] for name in images.names[:1]] == ["n00/0.png"] and len(images) == 5
+    assert images.pixels([0, 3], 16).shape == (2, 3, 16, 16)
+
+
+def test_emoji():
+    images = open_images("emoji:new_concept")
+    assert len(images) == 576 and images.image(0, 64).size == (64, 64)
+    with pytest.raises(ValueError, match="unknown split 'new'"):
+        open_images("emoji:new")
+
+
+def test_saved_and_loose_data_sets(tmp_path):
+    rows = {"label": [0, 1], "image": [picture(0), picture(1)]}
+    data = Dataset.from_dict(rows, Features({"label": Value("int64"), "image": ImageFeature()}))
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict({"validation": data}).save_to_disk(tmp_path / "split")
+    data.to_parquet(tmp_path / "loose" / "validation.parquet")
+    for name in ("one", "split", "loose"):
+        images = open_images(str(tmp_path / name))
+        assert len(images) == 2
+        np.testing.assert_array_equal(images.image(1, 30), images.image(1, 30))
+        np.testing.assert_array_equal(np.asarray(images.image(1, 30)), np.asarray(picture(1))[:, 5:35])
+    with pytest.raises(ValueError, match="'label' is no column of images: set column= to one of image"):
+        open_images(str(tmp_path / "one"), column="label")
+    with pytest.raises(ValueError, match="nor a data set with a split 'test'"):
+        open_images(str(tmp_path / "split"), split="test")
+
+
+def test_nothing_there(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    for data in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match="neither a folder with images"):
+            open_images(str(data))
+
+
+def test_limit_takes_from_all_over(folder):
+    images = open_images(str(folder))
+    few = limited(images, 2)
+    assert few.names == [images.names[0], images.names[2]]
+    assert few.image(1, 16).tobytes() == images.image(2, 16).tobytes()
+    assert limited(images, 9) is images and limited(images, None) is images
+
+
+def test_unreadable_images_are_listed(folder):
+    before = look_through(open_images(str(folder)), 16, Workers())
+    (folder / "n00" / "broken.png").write_bytes(b"no image")
+    picture(9, (1000, 3)).save(folder / "n01" / "strip.png")
+    found = look_through(open_images(str(folder)), 16, Workers())
+    assert [name.rpartition("/")[2] for name in found.unreadable] == ["broken.png", "strip.png"]
+    assert "not an image" in next(iter(found.unreadable.values()))
+    assert len(found.indices) == 5 and found.sha256 == before.sha256, "the fingerprint is that of what was read"
+
+
+def test_fingerprint_is_of_the_content(folder):
+    found = look_through(open_images(str(folder)), 16, Workers())
+    assert found.sha256 != look_through(open_images(str(folder)), 8, Workers()).sha256
+    picture(77).save(folder / "n00" / "0.png")
+    assert found.sha256 != look_through(open_images(str(folder)), 16, Workers()).sha256
+
+
+def test_a_set_without_a_readable_image_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="none of its 1 images can be read"):
+        look_through(open_images(str(tmp_path)), 16, Workers())

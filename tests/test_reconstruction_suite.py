@@ -1,0 +1,132 @@
+"""`evotok eval reconstruction`: its figures, on one process and on two, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny_model
+from PIL import Image
+
+from evotok.cli import main
+from evotok.eval.generation import round_pixels
+from evotok.eval.metrics import psnr, ssim
+from evotok.training.image_sets import open_images
+
+
+IMAGES = 10
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny tokenizer of 32 px and images of another size, one of them damaged."""
+    place = tmp_path_factory.mktemp("place")
+    build_tiny_model().model.vq_model.save_pretrained(place / "tokenizer")
+    (place / "images").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(IMAGES):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((48, 36), Image.Resampling.BICUBIC).save(place / "images" / f"{index}.png")
+    (place / "images" / "broken.png").write_bytes(b"no image")
+    return place
+
+
+def words(place, out, *options):
+    options = (f"data={place / 'images'}", f"cache={place / 'cache'}", "batch_size=4", *options)
+    return ["eval", "reconstruction", str(place / "tokenizer"), *options, "--out", str(out), "--json"]
+
+
+@pytest.fixture(scope="module")
+def results(place):
+    """Of one process."""
+    assert main(words(place, place / "one")) == 0
+    return json.loads((place / "one" / "results.json").read_text())
+
+
+def test_figures_are_those_of_the_images(place, results, tiny_model):
+    tokenizer = tiny_model.model.vq_model
+    pixels = open_images(str(place / "images")).pixels(range(IMAGES), 32)
+    with torch.inference_mode():
+        decoded = round_pixels(tokenizer.decode_pixels(tokenizer.encode(pixels), depth=1))
+    pair = (decoded + 1) / 2, (pixels + 1) / 2
+    figures = results["figures"]
+    assert figures["psnr_depth1"] == pytest.approx(psnr(*pair).mean().item(), rel=1e-5)
+    assert figures["ssim_depth1"] == pytest.approx(ssim(*pair).mean().item(), rel=1e-4)
+    assert figures["ssim_range2_depth1"] == pytest.approx(ssim(*pair, data_range=2.0).mean().item(), rel=1e-4)
+    assert figures["ssim_range2_depth1"] > figures["ssim_depth1"], "inflated"
+    assert figures["fd_efficientnet_depth2"] > 0 and "rfid_depth2" not in figures and "lpips_depth2" not in figures
+    assert (figures["images_n"], figures["unreadable_n"]) == (IMAGES, 1)
+
+
+def test_folder_says_what_was_measured(place, results):
+    [row] = results["tables"]["unreadable"]
+    assert row["image"].endswith("broken.png") and "not an image" in row["reason"]
+    assert [row["level"] for row in results["tables"]["codebooks"]] == [1, 2, 3, 4]
+    assert all(0 < row["usage"] <= 1 <= row["perplexity"] <= 32 for row in results["tables"]["codebooks"])
+    notes = " ".join(results["notes"])
+    for missing in ("weights-inception-2015-12-05", "vgg16-397923af.pth", "not FID", "1 images could not be read"):
+        assert missing in notes
+    assert list(results["data"]) == [str(place / "images")]
+    assert Image.open(place / "one" / "reconstructions.png").width > 500
+    assert (place / "one" / "depths.svg").is_file() and "psnr_depth2" in (place / "one" / "README.md").read_text()
+
+
+def test_two_processes_find_what_one_finds(place, results):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["evotok.cli", *words(place, place / "two", f"cache={place / 'another'}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = json.loads((place / "two" / "results.json").read_text())
+    assert both["processes"] == 2 and both["data"] == results["data"]
+    assert list(both["figures"]) == list(results["figures"])
+    for name, value in results["figures"].items():
+        # Per image the figures are the same; sums of features are added in another order.
+        assert both["figures"][name] == pytest.approx(value, rel=1e-6 if name.startswith("fd") else 1e-12), name
+    assert both["tables"]["codebooks"] == results["tables"]["codebooks"]
+
+
+def test_any_depth(place, results, capsys):
+    """And the originals' features come from the cache."""
+    before = [(path, path.stat().st_mtime_ns) for path in (place / "cache").iterdir()]
+    assert main(words(place, place / "deep", "depths=[4,1,4]")) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert {name for name in figures if name.startswith("psnr")} == {"psnr_depth1", "psnr_depth4"}
+    for name in ("psnr_depth1", "fd_efficientnet_depth1"):
+        assert figures[name] == pytest.approx(results["figures"][name], rel=1e-9)
+    assert len(before) == 1 and before == [(path, path.stat().st_mtime_ns) for path in (place / "cache").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["depths=[9]"], "codes of this tokenizer have 4 levels"),
+        (["depths=[0]"], "must be 1 or more"),
+        (["limit=1"], "at least 2"),
+        (["data=emoji:old"], "unknown split 'old'"),
+        (["data=nowhere"], "neither a folder with images"),
+        (["inception_weights=none.pth"], "no such file: give weights-inception"),
+        (["lpips_weights=none.pth"], "no such file: give vgg16"),
+    ],
+)
+def test_bad_options_are_refused(place, tmp_path, options, message, capsys):
+    assert main(words(place, tmp_path / "out", *options)) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_folders_without_images_are_refused(place, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "bad" / name).write_bytes(b"x")
+    for folder, message in (("empty", "neither a folder with images"), ("bad", "none of its 2 images can be read")):
+        assert main(words(place, tmp_path / f"out-{folder}", f"data={tmp_path / folder}")) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_missing_extras_are_named(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evotok.eval.suites.reconstruction.importlib.util.find_spec", lambda name: None)
+    assert main(words(place, tmp_path / "out")) == 2
+    assert "pip install 'evotok[eval]'" in capsys.readouterr().err
