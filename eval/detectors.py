@@ -6,13 +6,12 @@ ViT-L/14; SigLIP will do, too. Both come from folders on disk.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation, AutoProcessor
 
-from .geneval import COLORS, CONFIDENCE, Thing
+from .geneval import COLORS, CONFIDENCE, Thing, box_of
 
 
 GENEVAL_NAMES = {
@@ -71,12 +70,6 @@ class InstanceDetector:
             for mask, about in zip(found["segmentation"].bool().cpu().numpy(), found["segments_info"], strict=True):
                 things.append(Thing(self.names[about["label_id"]], about["score"], box_of(mask), mask))
         return things
-
-
-def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a mask (H, W) that is not empty; the last two just outside."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 class ColorClassifier:

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .generation import standardize
-from .geneval import Thing
+from .geneval import Thing, box_of
 
 
 DIFFERENT = 48.0
 """Distance of 8-bit colours from which a pixel is not of the background."""
 SMALLEST = 12
-"""Shortest long side of a thing, in pixels: scenes have no emoji in less than 16. What is smaller is part of another,"""
+"""Least long side of a thing, in pixels; scenes have no emoji below 16. What is smaller is part of another thing,"""
 NEAR = 4
-"""if that is at most so far away, else dirt."""
+"""if one is at most so far away, else dirt."""
 SIDE = 64
 """Side of what is shown to the network."""
 GALLERY_SIDES = (64, 26)
@@ -126,12 +126,6 @@ def _pairs_to_join(masks: list[np.ndarray]):
             small = min(_long_side(box), _long_side(other)) < SMALLEST
             if gap < 0 or (small and gap <= NEAR):
                 yield first, second
-
-
-def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a mask (H, W) that is not empty; the last two just outside."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def _long_side(box: tuple[float, float, float, float]) -> float:

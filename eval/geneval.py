@@ -47,6 +47,12 @@ class Thing:
     """(H, W) bool."""
 
 
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a mask (H, W) that is not empty; the last two just outside."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The benchmark's prompts.
 
@@ -98,9 +104,8 @@ def pick(records: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str,
     return chosen
 
 
-def select(things: Sequence[Thing], task: str) -> dict[str, list[Thing]]:
-    """Label -> the things that count for a task, the surest first."""
-    least = COUNTING_CONFIDENCE if task == "counting" else CONFIDENCE
+def select(things: Sequence[Thing], least: float = 0.0) -> dict[str, list[Thing]]:
+    """Label -> the things with a score above `least`, the `MOST` surest ones, the surest first."""
     found: dict[str, list[Thing]] = {}
     for thing in sorted(things, key=lambda thing: -thing.score):
         if thing.score > least and len(found.setdefault(thing.label, [])) < MOST:

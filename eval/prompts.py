@@ -60,6 +60,15 @@ def check_rewriter(folder: str | None) -> None:
         raise ValueError(f"rewriter={folder}: its tokenizer has no chat template: give a chat model.")
 
 
+def wordings(evaluation: Evaluation, prompts: Sequence[str]) -> dict[str, list[str]]:
+    """Prompts as they are, under "", and where there is a rewriter as it says them, under "_rewritten"."""
+    options, path = evaluation.options, evaluation.folder / "rewritten.jsonl"
+    both = {"": list(prompts)}
+    if options.rewriter is not None:
+        both["_rewritten"] = rewritten(prompts, options.rewriter, path, evaluation.workers, options.batch_size)
+    return both
+
+
 def rewritten(prompts: Sequence[str], checkpoint: str, path: Path, workers: Workers, batch_size: int) -> list[str]:
     """Prompts as a chat model rewrites them, greedily, one for each; all processes together.
 

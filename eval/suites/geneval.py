@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from ...processing.image_loading_evotok import load_image
 from ..detectors import ColorClassifier, InstanceDetector, benchmark_names
-from ..geneval import PAPER, judge, pick, read_records, scores, select
+from ..geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
 from ..pictures import draw_missing, in_numbered_folders, write_metadata
 from ..prompts import BenchmarkOptions, check_model, check_rewriter, wordings
 from ..suite import Evaluation, Report, sha256
@@ -96,7 +96,8 @@ class Jury:
     def faults(self, record: dict[str, Any], folder: Path, images: int) -> list[list[str]]:
         """What is wrong with each picture of a prompt."""
         pictures = [load_image(folder / f"{copy:04d}.png") for copy in range(images)]
+        least = COUNTING_CONFIDENCE if record["tag"] == "counting" else CONFIDENCE
         return [
-            judge(record, select(things, record["tag"]), lambda own, picture=picture: self.name_colors(picture, own))
+            judge(record, select(things, least), lambda own, picture=picture: self.name_colors(picture, own))
             for picture, things in zip(pictures, self.detector(pictures), strict=True)
         ]

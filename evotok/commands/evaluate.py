@@ -15,6 +15,9 @@ EXAMPLES = """  evotok eval reconstruction mini
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "compare": "folders of results beside each other",
+    "emoji-geneval": "does a model of the emoji world draw things, counts, colours and places as asked?",
+    "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
+    "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
 }
 
 
