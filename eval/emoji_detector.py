@@ -20,7 +20,7 @@ from .geneval import Thing, box_of
 
 DIFFERENT = 48.0
 """Distance of 8-bit colours from which a pixel is not of the background."""
-SMALLEST = 12
+SMALLEST = 11
 """Least long side of a thing, in pixels; scenes have no emoji below 16. What is smaller is part of another thing,"""
 NEAR = 4
 """if one is at most so far away, else dirt."""

@@ -80,7 +80,7 @@ def save_detector(folder, sees):
         projection = model.model.pixel_level_module.decoder.mask_projection
         projection.weight.zero_()
         projection.bias.fill_(1)
-        embedder = [layer for layer in model.modules() if type(layer).__name__ == "Mask2FormerMLPPredictionHead"][0]
+        embedder = next(layer for layer in model.modules() if type(layer).__name__ == "Mask2FormerMLPPredictionHead")
         last = [layer for layer in embedder.modules() if isinstance(layer, torch.nn.Linear)][-1]
         last.weight.zero_()
         last.bias.fill_(1)

@@ -10,11 +10,15 @@ from PIL import Image
 
 import evotok.eval.prompts as prompts_module
 from evotok.cli import main
+from evotok.commands.checkpoints import find_asset
 from evotok.eval.genai_bench import means, read_prompts, read_skills
 from evotok.eval.geneval import TASKS
 from evotok.eval.prompts import rewritten
 from evotok.eval.vqascore import QUESTION, VQAScorer
 from evotok.eval.workers import Workers
+
+
+MINI = find_asset("evotok-mini")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_rewriter_without_a_chat_template(tmp_path):
 
 def genai(shelf, out, *words):
     given = {"prompts": "genai_image.json", "skills": "genai_skills.json"}
-    options = [*(f"{key}={shelf / name}" for key, name in given.items()), "scorer=assets/evotok-mini", "answer=yes"]
+    options = [*(f"{key}={shelf / name}" for key, name in given.items()), f"scorer={MINI}", "answer=yes"]
     return main(["eval", "genai-bench", str(shelf / "tiny"), *options, "limit=4", *words, "--out", str(out)])
 
 
@@ -185,7 +189,7 @@ def test_means_over_skills():
 
 def test_vqascore_is_the_probability_of_the_answer():
     """In a batch of questions of different lengths, as the model's own forward pass gives it for one question."""
-    scorer = VQAScorer("assets/evotok-mini", torch.device("cpu"), "yes")
+    scorer = VQAScorer(str(MINI), torch.device("cpu"), "yes")
     images = [Image.new("RGB", (64, 64), color) for color in ("red", "white")]
     texts = ["a frog", "two frogs left of a large pizza"]
     found = scorer(images, texts)
