@@ -176,11 +176,11 @@ def _fault(clause: dict[str, Any], things: list[Thing], groups: list, colors_of:
 
 
 def scores(tags: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
-    """Share of right pictures of each task, and `overall`, the mean of the tasks.
+    """`overall`, the mean of the tasks, and the share of right pictures of each task.
 
     Args:
         tags, right: task of each picture, and whether it is right.
     """
     tasks = dict.fromkeys(tags)
     shares = {task: float(np.mean([ok for tag, ok in zip(tags, right, strict=True) if tag == task])) for task in tasks}
-    return shares | {"overall": float(np.mean(list(shares.values())))}
+    return {"overall": float(np.mean(list(shares.values())))} | shares

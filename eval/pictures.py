@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,33 +50,38 @@ class Wanted:
     """Its place in the folder; the suffix says the format, `.png` or `.jpeg`."""
 
 
-def draw_missing(evaluation: Evaluation, folder: Path, wanted: Sequence[Wanted]) -> None:
-    """Draw what the folder lacks, all processes together.
+def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]]) -> None:
+    """Draw what folders of the results lack, all processes together; the model is loaded if there is anything to draw.
 
     The sampling values are the checkpoint's own but for `guidance_scale`. Pictures of other prompts or options go
     first: whoever asks for them anew has said `--restart`.
 
+    Args:
+        wanted: name of the folder -> pictures in it.
+
     Raises:
-        ValueError: the folder is not ours, or a picture in it cannot be read.
+        ValueError: a folder is not ours, or a picture in it cannot be read; nothing has been drawn then.
     """
     options, workers = evaluation.options, evaluation.workers
+    folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
     if workers.is_main:
-        _prepare(folder, wanted, options)
+        for folder, pictures in folders.items():
+            _prepare(folder, pictures, options)
     workers.wait()
-    check_pictures(folder / picture.file for picture in wanted if (folder / picture.file).exists())
-    batches = [wanted[start : start + options.batch_size] for start in range(0, len(wanted), options.batch_size)]
-    missing = [
-        (index, batch)
-        for index, batch in enumerate(batches)
-        if not all((folder / picture.file).exists() for picture in batch)
-    ]
+    missing = []
+    for folder, pictures in folders.items():
+        check_pictures(folder / picture.file for picture in pictures if (folder / picture.file).exists())
+        for index, start in enumerate(range(0, len(pictures), options.batch_size)):
+            batch = pictures[start : start + options.batch_size]
+            if not all((folder / picture.file).exists() for picture in batch):
+                missing.append((folder, index, batch))
     workers.wait()  # until all have looked
     if not missing:
         return
     model, processor = evaluation.load()
 
-    def draw(item: tuple[int, Sequence[Wanted]]) -> None:
-        index, batch = item
+    def draw(item: tuple[Path, int, Sequence[Wanted]]) -> None:
+        folder, index, batch = item
         pixels = generate_images(
             model,
             processor,
@@ -105,7 +110,7 @@ def save_whole(image: Image.Image, path: Path) -> None:
     part.replace(path)
 
 
-def check_pictures(paths) -> None:
+def check_pictures(paths: Iterable[Path]) -> None:
     """Raises ValueError for the first file that is no picture."""
     for path in paths:
         try:

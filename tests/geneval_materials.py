@@ -60,9 +60,9 @@ def save_detector(folder, sees):
     )
     config = Mask2FormerConfig(
         backbone_config=backbone,
-        feature_size=16,
-        mask_feature_size=16,
-        hidden_dim=16,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
         encoder_layers=1,
@@ -85,7 +85,7 @@ def save_detector(folder, sees):
         last.weight.zero_()
         last.bias.fill_(1)
     model.save_pretrained(folder)
-    Mask2FormerImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
+    Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
     return str(folder)
 
 

@@ -18,7 +18,7 @@ prompts describe, and on those sent through the image tokenizer, which is the mo
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -194,11 +194,11 @@ def run(evaluation: Evaluation) -> Report:
         raise ValueError(
             f"{evaluation.inputs[0]}: images of {size} px, the emoji have {world.size}: give a mini model."
         )
-    evaluation.load = lambda: (model, processor)
+    evaluation = replace(evaluation, load=lambda: (model, processor))
     cases = build_cases(world, options.prompts, options.seed)
     records, pictures = [case.record for case in cases], evaluation.folder / "pictures"
     wanted = in_numbered_folders([record["prompt"] for record in records], options.images)
-    draw_missing(evaluation, pictures, wanted)
+    draw_missing(evaluation, {pictures.name: wanted})
 
     detector = build_detector(world, workers.state.device)
     drawn = workers.map(lambda picture: detector(load_image(pictures / picture.file)), wanted, "judging pictures")

@@ -56,13 +56,15 @@ def run(evaluation: Evaluation) -> Report:
     everything = read_prompts(options.prompts)
     skills, prompts = read_skills(options.skills, everything), pick_evenly(everything, options.limit)
     both = wordings(evaluation, list(prompts.values()))
-    for suffix, texts in both.items():
-        wanted = [
+    wanted = {
+        f"pictures{suffix}": [
             Wanted(text, file)
             for name, text in zip(prompts, texts, strict=True)
             for file in files_of(name, options.images)
         ]
-        draw_missing(evaluation, folder / f"pictures{suffix}", wanted)
+        for suffix, texts in both.items()
+    }
+    draw_missing(evaluation, wanted)
     scorer = VQAScorer(options.scorer, workers.state.device, options.answer)
     data = {option: sha256(Path(getattr(options, option))) for option in ("prompts", "skills")}
     report = Report(figures={}, data=data, notes=[NOTE])

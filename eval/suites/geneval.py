@@ -63,8 +63,7 @@ def run(evaluation: Evaluation) -> Report:
     options, workers = evaluation.options, evaluation.workers
     records = pick(read_records(options.prompts), options.limit)
     both = wordings(evaluation, [record["prompt"] for record in records])
-    for suffix, prompts in both.items():
-        draw_missing(evaluation, evaluation.folder / f"pictures{suffix}", in_numbered_folders(prompts, options.images))
+    draw_missing(evaluation, {f"pictures{s}": in_numbered_folders(both[s], options.images) for s in both})
     jury = Jury(InstanceDetector(options.detector, workers.state.device), options.colors, workers.state.device)
     report = Report(figures={}, data={"prompts": sha256(Path(options.prompts))}, notes=[NOTE])
     if options.limit is not None:
