@@ -10,32 +10,35 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 QUESTION = "Does this figure show '{}'? Please answer yes or no."
 
 
-def answer_tokens(tokenizer, answer: str) -> list[int]:
-    """Tokens that say the answer: the word alone and after a space, as a model's chat template wants it.
+ANSWERS = ("Yes", "yes")
+"""Words that agree; the first one that a scorer has a token for is the one whose probability is its score."""
+
+
+def answer_tokens(tokenizer) -> list[int]:
+    """Tokens that agree: of the word alone and after a space, as a model's chat template wants it.
 
     Raises:
-        ValueError: the tokenizer has neither as one token.
+        ValueError: the tokenizer has none.
     """
-    spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, f" {answer}")]
-    tokens = sorted({ids[0] for ids in spelled if len(ids) == 1})
-    if not tokens:
-        raise ValueError(f"answer={answer!r} is no token of the scorer: give a word that is one, such as answer=yes.")
-    return tokens
+    for answer in ANSWERS:
+        spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, f" {answer}")]
+        tokens = sorted({ids[0] for ids in spelled if len(ids) == 1})
+        if tokens:
+            return tokens
+    raise ValueError("its tokenizer has no token for Yes")
 
 
 class VQAScorer:
-    """Probability of the answer to `QUESTION`, by any image-text-to-text model of Transformers.
+    """Probability of the answer Yes to `QUESTION`, by any image-text-to-text model of Transformers.
 
     Args:
         checkpoint: folder of the model and its processor. Without a chat template the question is all it is given.
-        answer: the word whose probability is the score.
     """
 
-    def __init__(self, checkpoint: str, device: torch.device, answer: str = "Yes"):
+    def __init__(self, checkpoint: str, device: torch.device):
         self.processor = AutoProcessor.from_pretrained(checkpoint)
-        tokenizer = self.processor.tokenizer
-        tokenizer.padding_side = "left"
-        self.answer = answer_tokens(tokenizer, answer)
+        self.processor.tokenizer.padding_side = "left"
+        self.answer = answer_tokens(self.processor.tokenizer)
         dtype = "float32" if device.type == "cpu" else "auto"
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True)
         self.model.to(device).eval()

@@ -129,7 +129,7 @@ def test_a_rewriter_without_a_chat_template(tmp_path):
 
 def genai(shelf, out, *words):
     given = {"prompts": "genai_image.json", "skills": "genai_skills.json"}
-    options = [*(f"{key}={shelf / name}" for key, name in given.items()), f"scorer={MINI}", "answer=yes"]
+    options = [*(f"{key}={shelf / name}" for key, name in given.items()), f"scorer={MINI}"]
     return main(["eval", "genai-bench", str(shelf / "tiny"), *options, "limit=4", *words, "--out", str(out)])
 
 
@@ -174,7 +174,7 @@ def test_genai_bench_names_what_is_missing_before_it_begins(shelf, tmp_path, cap
     for words, message in [
         (["skills=null"], "skills: none given"),
         (["scorer=null"], "scorer: none given"),
-        (["answer=absolutely"], "answer='absolutely' is no token of the scorer"),
+        ([f"scorer={shelf / 'tiny'}"], "its tokenizer has no token for Yes: give another model"),
     ]:
         assert genai(shelf, tmp_path / "out", *words) == 2
         assert message in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_means_over_skills():
 
 def test_vqascore_is_the_probability_of_the_answer():
     """In a batch of questions of different lengths, as the model's own forward pass gives it for one question."""
-    scorer = VQAScorer(str(MINI), torch.device("cpu"), "yes")
+    scorer = VQAScorer(str(MINI), torch.device("cpu"))
     images = [Image.new("RGB", (64, 64), color) for color in ("red", "white")]
     texts = ["a frog", "two frogs left of a large pizza"]
     found = scorer(images, texts)

@@ -144,11 +144,7 @@ def contradict(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     task, (*rest, last) = record["tag"], record["include"]
     if task == "counting":
         number = last["count"] + (1 if last["count"] < 4 else -1)
-        return (
-            record
-            | _include(last["class"], count=number)
-            | {"exclude": [{"class": last["class"], "count": number + 1}]}
-        )
+        return record | _count(last["class"], number)
     if task == "position":
         relation, target = last["position"]
         opposite = {"left of": "right of", "above": "below"}
@@ -191,9 +187,7 @@ def run(evaluation: Evaluation) -> Report:
     model, processor = evaluation.load()
     if model.config.vq_config.image_size != world.size:
         size = model.config.vq_config.image_size
-        raise ValueError(
-            f"{evaluation.inputs[0]}: images of {size} px, the emoji have {world.size}: give a mini model."
-        )
+        raise ValueError(f"{evaluation.inputs[0]}: images of {size} px, not of {world.size}: give a mini model.")
     evaluation = replace(evaluation, load=lambda: (model, processor))
     cases = build_cases(world, options.prompts, options.seed)
     records, pictures = [case.record for case in cases], evaluation.folder / "pictures"

@@ -35,8 +35,6 @@ class Options(BenchmarkOptions):
     """The benchmark's `genai_skills.json`."""
     scorer: str | None = None
     """Folder of the image-text-to-text model whose answers are the score."""
-    answer: str = "Yes"
-    """The word whose probability counts; `yes` for a scorer that answers so."""
 
 
 def check(options: Options, inputs: list[str]) -> None:
@@ -46,7 +44,10 @@ def check(options: Options, inputs: list[str]) -> None:
             raise ValueError(f"{option}: none given: give GenAI-Bench's file: {option}={name}.")
     read_skills(options.skills, read_prompts(options.prompts))
     check_model(options.scorer, "scorer", "Qwen/Qwen2.5-VL-7B-Instruct")
-    answer_tokens(AutoTokenizer.from_pretrained(options.scorer), options.answer)
+    try:
+        answer_tokens(AutoTokenizer.from_pretrained(options.scorer))
+    except ValueError as error:
+        raise ValueError(f"scorer={options.scorer}: {error}: give another model.") from None
     check_rewriter(options.rewriter)
 
 
@@ -65,7 +66,7 @@ def run(evaluation: Evaluation) -> Report:
         for suffix, texts in both.items()
     }
     draw_missing(evaluation, wanted)
-    scorer = VQAScorer(options.scorer, workers.state.device, options.answer)
+    scorer = VQAScorer(options.scorer, workers.state.device)
     data = {option: sha256(Path(getattr(options, option))) for option in ("prompts", "skills")}
     report = Report(figures={}, data=data, notes=[NOTE])
     if options.limit is not None:
