@@ -17,6 +17,9 @@ SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for
     "compare": "folders of results beside each other",
     "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
     "unseen": "how a model of the emoji world fares on pictures of other kinds",
+    "emoji-geneval": "does a model of the emoji world draw things, counts, colours and places as asked?",
+    "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
+    "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
 }
 
 

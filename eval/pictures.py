@@ -1,0 +1,155 @@
+"""Pictures of a benchmark's prompts in a folder, each drawn once, whoever draws it.
+
+A batch is what is drawn from one generator. Which pictures are in it and how the generator is begun depend on the list
+of pictures and the options alone: so a run that was cut off and one of many processes draw what one process draws.
+"""
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from .generation import generate_images
+from .suite import Evaluation, SuiteOptions
+
+
+DRAWN = "drawn.json"
+_FORMATS = {".png": {"format": "PNG"}, ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0}}
+
+
+@dataclass
+class DrawingOptions(SuiteOptions):
+    """What a suite that draws can be told; another `batch_size` gives other pictures."""
+
+    images: int = 4
+    """Pictures of each prompt."""
+    guidance_scale: float = 7.5
+    """Weight of the prompt, the paper's by default; 1: no guidance."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.images < 1:
+            raise ValueError(f"images={self.images} must be at least 1.")
+        if self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale={self.guidance_scale} must be 0 or more.")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture to draw."""
+
+    prompt: str
+    file: str
+    """Its place in the folder; the suffix says the format, `.png` or `.jpeg`."""
+
+
+def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]]) -> None:
+    """Draw what folders of the results lack, all processes together; the model is loaded if there is anything to draw.
+
+    The sampling values are the checkpoint's own but for `guidance_scale`. Pictures of other prompts or options go
+    first: whoever asks for them anew has said `--restart`.
+
+    Args:
+        wanted: name of the folder -> pictures in it.
+
+    Raises:
+        ValueError: a folder is not ours, or a picture in it cannot be read; nothing has been drawn then.
+    """
+    options, workers = evaluation.options, evaluation.workers
+    folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
+    if workers.is_main:
+        for folder, pictures in folders.items():
+            _prepare(folder, pictures, options)
+    workers.wait()
+    missing = []
+    for folder, pictures in folders.items():
+        check_pictures(folder / picture.file for picture in pictures if (folder / picture.file).exists())
+        for index, start in enumerate(range(0, len(pictures), options.batch_size)):
+            batch = pictures[start : start + options.batch_size]
+            if not all((folder / picture.file).exists() for picture in batch):
+                missing.append((folder, index, batch))
+    workers.wait()  # until all have looked
+    if not missing:
+        return
+    model, processor = evaluation.load()
+
+    def draw(item: tuple[Path, int, Sequence[Wanted]]) -> None:
+        folder, index, batch = item
+        pixels = generate_images(
+            model,
+            processor,
+            [picture.prompt for picture in batch],
+            options.guidance_scale,
+            batch_size=len(batch),
+            seed=batch_seed(options.seed, index),
+        )
+        for image, picture in zip(processor.post_process_image_generation(pixels), batch, strict=True):
+            save_whole(image, folder / picture.file)
+
+    workers.map(draw, missing, "pictures")
+    workers.wait()
+
+
+def batch_seed(seed: int, index: int) -> int:
+    """Of the generator of a batch: neighbours share nothing."""
+    return random.Random(f"{seed}/{index}").getrandbits(63)
+
+
+def save_whole(image: Image.Image, path: Path) -> None:
+    """Write a picture that appears under its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    image.save(part, **_FORMATS[path.suffix])
+    part.replace(path)
+
+
+def check_pictures(paths: Iterable[Path]) -> None:
+    """Raises ValueError for the first file that is no picture."""
+    for path in paths:
+        try:
+            load_image(path)
+        except EvoTokImageError as error:
+            raise ValueError(f"{error} Or remove it, and it is drawn again.") from None
+
+
+def _prepare(folder: Path, wanted: Sequence[Wanted], options: DrawingOptions) -> None:
+    """A folder for pictures of these prompts and options, with those that it has already."""
+    listed = json.dumps([[picture.prompt, picture.file] for picture in wanted])
+    settings = {name: getattr(options, name) for name in ("seed", "batch_size", "guidance_scale")}
+    text = json.dumps(settings | {"pictures_sha256": hashlib.sha256(listed.encode()).hexdigest()}) + "\n"
+    note = folder / DRAWN
+    if note.is_file() and note.read_text(encoding="utf-8") == text:
+        return
+    if folder.exists():
+        if not note.is_file() and any(folder.iterdir()):
+            raise ValueError(f"{folder}: has files, but no {DRAWN}: move them elsewhere, pictures are drawn here.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    note.write_text(text, encoding="utf-8")
+
+
+# --- GenEval's layout ------------------------------------------------------------------------------------------------
+
+
+def in_numbered_folders(prompts: Sequence[str], images: int) -> list[Wanted]:
+    """Pictures of all prompts as GenEval lays them out: `00000/samples/0000.png`."""
+    return [
+        Wanted(prompt, f"{index:05d}/samples/{copy:04d}.png")
+        for index, prompt in enumerate(prompts)
+        for copy in range(images)
+    ]
+
+
+def write_metadata(folder: Path, records: Sequence[dict[str, Any]]) -> None:
+    """`00000/metadata.jsonl` and so on, beside the pictures, for scorers that read GenEval's layout."""
+    for index, record in enumerate(records):
+        path = folder / f"{index:05d}" / "metadata.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -1,0 +1,132 @@
+"""Pictures of benchmarks: the same whoever draws them, drawn once, in the layout asked for."""
+
+import json
+
+import pytest
+from conftest import build_chat_model
+from PIL import Image
+
+import evotok.eval.pictures as pictures
+from evotok.eval.pictures import DrawingOptions, Wanted, draw_missing, in_numbered_folders, write_metadata
+from evotok.eval.suite import Evaluation
+from evotok.eval.workers import Workers
+
+
+PROMPTS = ["a cat", "a dog, the red one", "this"]
+
+
+class OneOf(Workers):
+    """One of several processes, alone: it does its share and waits for nobody."""
+
+    def __init__(self, rank, count):
+        super().__init__()
+        self.rank, self.of = rank, count
+
+    def map(self, function, items, description):
+        return [function(item) for item in items[self.rank :: self.of]]
+
+
+@pytest.fixture(scope="module")
+def chat_model():
+    return build_chat_model()
+
+
+@pytest.fixture
+def draw(chat_model, monkeypatch):
+    """Function (folder, workers, **options) -> how many pictures were drawn."""
+    drawn = []
+    generate = pictures.generate_images
+    monkeypatch.setattr(
+        pictures, "generate_images", lambda *args, **kwargs: drawn.append(len(args[2])) or generate(*args, **kwargs)
+    )
+
+    def draw(folder, workers=None, prompts=PROMPTS, **options):
+        drawn.clear()
+        options = DrawingOptions(**{"images": 2, "batch_size": 2, "seed": 3} | options)
+        evaluation = Evaluation(options, ["tiny"], folder, workers or Workers(), lambda: chat_model)
+        draw_missing(evaluation, {"pictures": in_numbered_folders(prompts, options.images)})
+        return sum(drawn)
+
+    return draw
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_geneval_layout(draw, tmp_path):
+    assert draw(tmp_path / "a") == 6
+    write_metadata(tmp_path / "a/pictures", [{"prompt": prompt} for prompt in PROMPTS])
+    assert sorted(content(tmp_path / "a")) == [
+        f"pictures/{i:05d}/samples/{k:04d}.png" for i in range(3) for k in range(2)
+    ]
+    assert json.loads((tmp_path / "a/pictures/00001/metadata.jsonl").read_text()) == {"prompt": PROMPTS[1]}
+    assert Image.open(tmp_path / "a/pictures/00002/samples/0001.png").size == (32, 32)
+
+
+def test_no_two_pictures_are_alike_and_the_seed_counts(draw, tmp_path):
+    draw(tmp_path / "a")
+    draw(tmp_path / "b", seed=4)
+    mine, other = content(tmp_path / "a"), content(tmp_path / "b")
+    assert len(set(mine.values())) == 6
+    assert not set(mine.values()) & set(other.values())
+
+
+def test_what_is_there_is_not_drawn_again_and_what_is_not_is_the_same(draw, tmp_path):
+    draw(tmp_path)
+    before = content(tmp_path)
+    assert draw(tmp_path) == 0
+    (tmp_path / "pictures/00001/samples/0001.png").unlink()
+    assert draw(tmp_path) == 2, "its batch, for the sake of the generator"
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_many_processes_draw_what_one_does(draw, tmp_path, count):
+    draw(tmp_path / "one")
+    shares = []
+    for rank in range(count):
+        draw(tmp_path / str(rank), OneOf(rank, count))
+        shares.append(content(tmp_path / str(rank)))
+    assert sum(map(len, shares)) == 6
+    assert {name: picture for share in shares for name, picture in share.items()} == content(tmp_path / "one")
+
+
+def test_other_options_draw_everything_anew(draw, tmp_path):
+    draw(tmp_path)
+    before = content(tmp_path)
+    assert draw(tmp_path, guidance_scale=1.0) == 6
+    assert set(content(tmp_path).values()) != set(before.values())
+    assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0) == 4
+    assert len(content(tmp_path)) == 4
+
+
+def test_a_damaged_picture_is_named_before_anything_is_drawn(draw, tmp_path):
+    draw(tmp_path)
+    path = tmp_path / "pictures/00002/samples/0000.png"
+    path.write_bytes(path.read_bytes()[:60])
+    (tmp_path / "pictures/00000/samples/0000.png").unlink()
+    with pytest.raises(ValueError, match=r"00002/samples/0000\.png.*remove it"):
+        draw(tmp_path)
+    assert not (tmp_path / "pictures/00000/samples/0000.png").exists()
+
+
+def test_files_of_others_stay(draw, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"has files, but no drawn\.json"):
+        draw(tmp_path)
+    assert (tmp_path / "pictures/thesis.tex").read_text() == "x"
+
+
+def test_jpeg_where_a_benchmark_has_it(chat_model, tmp_path):
+    evaluation = Evaluation(DrawingOptions(), ["tiny"], tmp_path, Workers(), lambda: chat_model)
+    draw_missing(evaluation, {"a": [Wanted("a cat", "00000.jpeg")], "b": [Wanted("a dog", "00000.jpeg")]})
+    assert Image.open(tmp_path / "a/00000.jpeg").format == "JPEG"
+    assert (tmp_path / "b/00000.jpeg").is_file()
+
+
+@pytest.mark.parametrize("options", [{"images": 0}, {"guidance_scale": -1.0}, {"batch_size": 0}])
+def test_options_out_of_range(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DrawingOptions(**options)
