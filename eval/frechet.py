@@ -35,6 +35,13 @@ class FeatureStatistics:
         zeros = {"total": torch.zeros(width), "products": torch.zeros(width, width)}
         return cls(torch.tensor(0), **{name: value.double() for name, value in zeros.items()})
 
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "FeatureStatistics":
+        """Of features (I, D)."""
+        statistics = cls.empty(features.shape[1])
+        statistics.add(features)
+        return statistics
+
     def add(self, features: torch.Tensor) -> None:
         """Take in features (B, D)."""
         features = features.double().cpu()

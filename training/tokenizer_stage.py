@@ -1,5 +1,7 @@
 """The tokenizer stage: build model, teacher and data from a recipe, train, save."""
 
+from pathlib import Path
+
 import torch
 from transformers import TrainingArguments
 
@@ -9,19 +11,33 @@ from .arguments import Recipe
 from .emoji.world import EmojiWorld
 from .optimizers import optimizer_choice
 from .streaming import build_stream
+from .taught_images import TaughtImages, calibrated_teacher, taught_emoji
 from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from .tokenizer_data import EmojiImages, FolderImages, ImageCollator, emoji_pixels, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
+from .tokenizer_variants import VARIANTS
 
 
 def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
     """The model a recipe starts from: the checkpoint before, a SigLIP2 encoder, or nothing."""
-    arguments = recipe.model
+    arguments, cls = recipe.model, model_class(recipe)
     if arguments.checkpoint:
-        return EvoTokVQModel.from_pretrained(arguments.checkpoint)
+        return cls.from_pretrained(arguments.checkpoint)
     if arguments.encoder_checkpoint:
-        return EvoTokVQModel.from_pretrained_encoder(arguments.encoder_checkpoint, **arguments.config)
-    return EvoTokVQModel(EvoTokVQConfig(**arguments.config))
+        return cls.from_pretrained_encoder(arguments.encoder_checkpoint, **arguments.config)
+    return cls(EvoTokVQConfig(**arguments.config))
+
+
+def model_class(recipe: Recipe) -> type[EvoTokVQModel]:
+    """The tokenizer, or the variant of it that a recipe names.
+
+    Raises:
+        ValueError: a variant that is not known.
+    """
+    variant = recipe.model.variant
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"model.variant {variant!r} is not one of {', '.join(VARIANTS)}: leave it out for the method.")
+    return VARIANTS[variant] if variant else EvoTokVQModel
 
 
 def build_teacher(recipe: Recipe, model: EvoTokVQModel, calibration: torch.Tensor | None = None):
@@ -84,15 +100,29 @@ def build_validation(
     return None
 
 
+def _taught_data(recipe: Recipe, config: EvoTokVQConfig, folder: Path) -> tuple[TaughtImages, EfficientNetTeacher]:
+    data, loss = recipe.data, recipe.loss
+    if data.distinct < 1 or (data.name, loss.teacher) != ("emoji", "efficientnet") or not loss.semantic:
+        raise ValueError(
+            "data.distinct must be 1 or more, of data.name emoji, with loss.teacher efficientnet and loss.semantic "
+            "above 0: correct them, or leave data.distinct out."
+        )
+    images = taught_emoji(data.path, data.distinct, tuple(data.mixture.items()), config.grid_size, folder)
+    return images, calibrated_teacher(data.path, config.grid_size)
+
+
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model lies in `output_dir`."""
     model = build_tokenizer(recipe)
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     samples *= arguments.world_size
-    world = calibration = None
+    world = calibration = teacher = None
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
+    if recipe.data.distinct is not None:
+        data, teacher = _taught_data(recipe, config, Path(arguments.output_dir).parent / "teacher-features")
+    elif world is not None:
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
         calibration = emoji_pixels(world, "train", 512)
     elif recipe.data.name == "mixture":
@@ -104,7 +134,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
             f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
         )
     held_out = build_validation(recipe, config.image_size, arguments, world)
-    teacher = build_teacher(recipe, model, calibration)
+    teacher = teacher or build_teacher(recipe, model, calibration)
     trainer = TokenizerTrainer(
         model=model,
         args=arguments,

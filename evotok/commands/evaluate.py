@@ -14,12 +14,14 @@ EXAMPLES = """  evotok eval reconstruction mini
   evotok eval compare results/reconstruction-a results/reconstruction-b
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
+    "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
-    "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
-    "unseen": "how a model of the emoji world fares on pictures of other kinds",
     "emoji-geneval": "does a model of the emoji world draw things, counts, colours and places as asked?",
     "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
     "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
+    "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
+    "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
+    "unseen": "how a model of the emoji world fares on pictures of other kinds",
 }
 
 
