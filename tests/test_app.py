@@ -11,13 +11,14 @@ import torch
 from conftest import POSITIONS, build_chat_model
 from PIL import Image
 
-from evotok.app.chat import Conversation, answer
+from evotok.app.chat import answer
 from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview
 from evotok.app.examples import EMOJI_PICTURES, EMOJI_PROMPTS, find_examples
 from evotok.app.inside import inspect, swap
 from evotok.app.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, check_number, open_upload
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
 from evotok.cli import build_parser, main
+from evotok.commands.conversation import Conversation
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_late_answer_ends(parts):
         ("  ", 1, "question first"),
         ("x" * (MAX_CHARACTERS + 1), 1, "at most 2000"),
         ("what is this?", MAX_IMAGES + 1, "at most 8 images"),
-        ("0xq7" * 400, 0, "begin a new conversation"),
+        ("0xq7" * 400, 0, "fewer images, or begin anew"),
     ],
 )
 def test_refused_questions_leave_the_conversation(parts, picture, question, images, message):

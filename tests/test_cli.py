@@ -191,7 +191,7 @@ def test_chat_answers_once(checkpoint, here, capsys):
     assert said
     assert evotok(*words, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"answer": said}
-    assert "shorten" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
+    assert "shorten the question" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
 
 
 def test_chat_converses(checkpoint, here, capsys, monkeypatch):
@@ -357,7 +357,7 @@ def test_image_over_the_size_limit(checkpoint, here, capsys):
 def test_prompt_longer_than_the_context(checkpoint, here, capsys):
     words = " ".join(["frog"] * 300)
     assert "shorten the prompt" in refuse(capsys, "generate", checkpoint, "--prompt", words, "--out", "new/out")
-    assert "shorten the prompt" in refuse(capsys, "chat", checkpoint, "--prompt", words)
+    assert "shorten the question" in refuse(capsys, "chat", checkpoint, "--prompt", words)
     assert files(here) == ["red.png"] and not (here / "new").exists()
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import ProgressCallback, Trainer
 
 from .mixture import RecordStream
-from .streaming import ResumableLoader, add_skipped
+from .streaming import ResumableLoader
 
 
 class ThroughputBar(ProgressCallback):
@@ -77,7 +77,7 @@ class EvoTokTrainer(Trainer):
         return self._stream_loader.loader
 
     def _prepare_inputs(self, inputs):
-        add_skipped(self.skipped, inputs)
+        self.skipped.update(inputs.pop("skipped", {}))
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):

@@ -13,12 +13,14 @@ import pandas as pd
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from evotok.app.chat import Conversation, answer
+from evotok.app.chat import answer
 from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw
 from evotok.app.examples import Examples, find_examples
 from evotok.app.inside import Inspection, inspect, swap
 from evotok.app.limits import MAX_UPLOAD_BYTES, QUEUE_LENGTH, open_upload
 from evotok.app.theme import CSS, THEME
+from evotok.commands.conversation import Conversation
+from evotok.training.messages import one_line
 
 
 SHOWN_SIDE = 320
@@ -93,7 +95,7 @@ def _friendly(function: Callable) -> Callable:
     """
 
     def say(error: ValueError) -> dict:
-        gr.Warning(" ".join(str(error).split()), duration=8, title="")
+        gr.Warning(one_line(error), duration=8, title="")
         return gr.skip()
 
     @functools.wraps(function)
