@@ -223,7 +223,7 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
 
     def paint(prompt, negative, guidance, count, seed, heat) -> Iterator[tuple]:
         for drawing in draw(model, processor, Order(prompt, negative, guidance, count, seed, heat)):
-            yield drawing.images, _status(drawing), drawing
+            yield drawing.images, _status(drawing), drawing, gr.Button(interactive=False)
         if not drawing.finished:
             gr.Warning("The time was up: this is as far as it came.", title="")
 
@@ -231,12 +231,16 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
         [go.click, prompt.submit],
         _friendly(paint),
         [prompt, negative, guidance, count, seed, heat],
-        [gallery, status, drawn],
+        [gallery, status, drawn, go],
         show_progress="minimal",
         show_progress_on=status,
         **GENERATION,
     )
-    stop.click(_stopped, drawn, status, cancels=[painted], **AT_ONCE)
+    stop.click(None, cancels=[painted], **AT_ONCE)
+    # A cancelled drawing ends after the step that it is at, and until then Gradio passes over a click on `go`, without
+    # a word: the button is off while there is a drawing. After an error Gradio runs `failure` alone.
+    for end in (painted.then, painted.failure):
+        end(_ended, drawn, [status, go], **AT_ONCE)
     gallery.select(_selected, None, chosen, **AT_ONCE)
     go.click(lambda: 0, None, chosen, **AT_ONCE)
     return drawn, chosen, ask, look
@@ -246,15 +250,15 @@ def _selected(event: gr.SelectData) -> int:
     return event.index
 
 
-def _stopped(drawing: Drawing | None) -> str:
-    return _status(drawing, "stopped")
+def _ended(drawing: Drawing | None) -> tuple[str, gr.Button]:
+    return _status(drawing, ended=True), gr.Button(interactive=True)
 
 
-def _status(drawing: Drawing | None, note: str = "") -> str:
+def _status(drawing: Drawing | None, ended: bool = False) -> str:
     """Progress bar, positions, speed and seed; only numbers and words of ours."""
     if drawing is None:
-        return f'<div class="status"><span>{note or "What you draw appears here while it is written."}</span></div>'
-    said = note if note and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
+        return '<div class="status"><span>What you draw appears here while it is written.</span></div>'
+    said = "stopped" if ended and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
     share = f"{drawing.positions / drawing.total:.0%}"
     return (
         f'<div class="status"><div class="bar"><i style="width: {share}"></i></div>'
