@@ -1,5 +1,6 @@
 """The logic behind the page, on a tiny random model, without Gradio."""
 
+import contextlib
 import itertools
 import re
 import sys
@@ -104,6 +105,35 @@ def test_one_generation_at_a_time():
     for reader in readers:
         reader.join(30)
     assert most == [1] * 15
+
+
+@pytest.mark.parametrize("end", ["its time is up", "it fails"])
+def test_a_generation_that_its_reader_never_leaves_ends_and_the_next_one_is_served(end):
+    stop = Stop(0.2 if end == "its time is up" else 60)
+    streamer = CodeIteratorStreamer(stop)
+
+    def endless():
+        for step in itertools.count():
+            streamer.put(step)
+            time.sleep(0.01)
+            if end == "it fails" and step == 3:
+                raise MemoryError
+
+    waiting = []
+
+    def read_next():
+        stop = Stop(60)
+        streamer = CodeIteratorStreamer(stop)
+        waiting.extend(steps(lambda: streamer.put("next"), streamer, stop))
+
+    reader = steps(endless, streamer, stop)
+    next(reader)
+    other = threading.Thread(target=read_next)
+    other.start()
+    with pytest.raises(MemoryError) if end == "it fails" else contextlib.nullcontext():
+        list(reader)
+    other.join(30)
+    assert waiting == ["next"] and stop.late == (end == "its time is up")
 
 
 def test_stop_is_due_when_asked_or_late():

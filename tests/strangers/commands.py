@@ -370,4 +370,4 @@ CASES = [
     ),
 ]
 
-GROUPS = [Group("Command lines", "`evotok`", run_command, CASES)]
+GROUPS = [Group("Command lines", "`evotok`", run_command, CASES, refusal="exit 2")]

@@ -1,5 +1,6 @@
 """What cases are made of: a tiny checkpoint of each kind, built once, and copies of it to spoil."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from evotok.commands.codes import Codes, write_codes
 from evotok.training.fingerprint import fingerprint
 from evotok.training.text_tokenizer import train_text_tokenizer
 from strangers.case import SECRET, Place
+from strangers.page import Visitor
 
 
 SIZE, POSITIONS, LEVELS, ENTRIES = 32, 16, 4, 32
@@ -54,6 +56,21 @@ class Materials:
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")
         build_tiny_model(config, seed=1).model.vq_model.save_pretrained(folder / "other")
+
+    @functools.cached_property
+    def visitor(self) -> Visitor:
+        """Of the page of `model`, which is served from now on until `close`."""
+        from evotok.app.page import build_page, launch_options
+
+        page = build_page(self.model, self.processor)
+        page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
+        return Visitor(page)
+
+    def close(self) -> None:
+        """Serve the page no longer."""
+        if "visitor" in vars(self):
+            self.visitor.client.close()
+            self.visitor.page.close(verbose=False)
 
     def fill_outside(self, folder: Path) -> None:
         """The canaries: each would be taken if it lay inside, and says so when it is read."""
