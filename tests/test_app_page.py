@@ -24,6 +24,7 @@ pytest.importorskip("httpx")
 
 FROG = list((ORDER | {"prompt": "a frog, noto style"}).values())
 EIGHT = list((ORDER | {"images": 8}).values())
+HEED_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in a shell's background
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +98,9 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_2(visitor, monkeypatch, 
 
 def test_interrupted_in_the_middle_of_a_drawing_the_command_ends_and_gives_its_port_back(visitor):
     """As a process: Ctrl-C while a generation runs in its thread."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evotok.cli", "app"],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    command = [sys.executable, "-c", f"{HEED_CTRL_C}; from evotok.cli import main; raise SystemExit(main(['app']))"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())
         other = Visitor(visitor.page)  # its handlers have the same numbers
