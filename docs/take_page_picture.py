@@ -16,7 +16,7 @@ from evotok.commands.checkpoints import load_multimodal
 
 
 TARGET = Path(__file__).resolve().parent / "page.png"
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1280, "height": 960}
 PATIENCE = 120_000
 
 
@@ -37,6 +37,7 @@ def main() -> int:
             expect(tab.locator("#maps img")).to_have_count(16)
             expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
             tab.wait_for_timeout(2000)  # pictures fade in
+            tab.evaluate("window.scrollTo(0, 0)")
             picture = Image.open(BytesIO(tab.screenshot()))
             browser.close()
     finally:

@@ -132,7 +132,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
     )  # fmt: skip
     box = gr.MultimodalTextbox(
-        show_label=False, placeholder="Attach or paste an image, and ask", sources=["upload"],
+        show_label=False, placeholder="Attach an image and ask", sources=["upload"],
         file_count="multiple", file_types=["image"], max_plain_text_length=10_000, elem_id="question", max_lines=6,
     )  # fmt: skip
     with gr.Row(elem_classes="buttons"):

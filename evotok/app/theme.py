@@ -31,12 +31,12 @@ THEME = gr.themes.Base(
 # their pictures, results before settings on a phone, and no button that sends a visitor's pictures to another site.
 CSS = """
 .gradio-container { max-width: 1120px !important; width: 100% !important; margin: 0 auto !important; }
-.gradio-container main { width: 100% !important; }
 footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 #title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin: .2rem 0 .1rem; }
 #title p { color: var(--body-text-color-subdued); display: inline; }
 .hint p, .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
-.hint h3 { color: var(--body-text-color); font-size: 1.05rem; margin: .6rem 0 .1rem; }
+.hint h3 { color: var(--body-text-color); font-size: 1.05rem; margin: .6rem 0 0; }
+.hint h3 + p { margin-top: .1rem; }
 .status { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .8rem; }
 .status { min-height: 1.6rem; font-variant-numeric: tabular-nums; }
 .status .bar { flex: 1; min-width: 8rem; height: .4rem; border-radius: 1rem; overflow: hidden; }
@@ -49,19 +49,19 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 #transcript .top-panel, #transcript .message-buttons { display: none; }
 #source img, #other img, #decoded img { width: 100%; height: 100%; object-fit: contain; padding: 1.8rem .8rem .8rem; }
 #chat-examples img { width: 48px !important; height: 48px !important; }
-#inside-examples img, #other-examples img { width: 44px !important; height: 44px !important; }
+#inside-examples img, #other-examples img { width: 60px !important; height: 60px !important; }
+#inside-examples button *, #other-examples button * { min-width: 0 !important; }
 #maps .caption-label { font-size: .75rem; padding: 0 .35rem; }
 #draw { display: grid; gap: 1rem 1.25rem; grid-template: "order result" auto "settings result" 1fr / 1fr 1fr; }
 #draw-order { grid-area: order; }
 #draw-result { grid-area: result; }
 #draw-settings { grid-area: settings; }
 @media (max-width: 640px) {
-  .gradio-container main { padding: .75rem !important; }
   #title h1 { font-size: 1.4rem; }
   #title p + p { display: none; }
   #transcript { height: 42vh !important; }
   #draw { grid-template: "order" "result" "settings" / 1fr; }
   #draw-examples .gallery-item:nth-child(n+5) { display: none; }
-  #maps .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
+  #maps .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 }
 """

@@ -199,7 +199,8 @@ class Watch:
         real = os.path.realpath(path) if follows else os.path.join(os.path.realpath(folder), name)
         if real.startswith(f"{self.place.outside}{os.sep}"):
             return True
-        inside = real.startswith((str(self.place.path.parent), "/dev/")) or "__pycache__" in real
+        allowed = (str(self.place.path.parent), str(self.place.materials.page_folder), "/dev/")
+        inside = real.startswith(allowed) or "__pycache__" in real
         return writes and not inside
 
     @contextlib.contextmanager
