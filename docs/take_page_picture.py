@@ -42,7 +42,7 @@ def main() -> int:
             browser.close()
     finally:
         page.close(verbose=False)
-    picture.convert("RGB").quantize(256).save(TARGET, optimize=True)
+    picture.convert("RGB").save(TARGET, optimize=True)
     return 0
 
 

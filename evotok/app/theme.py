@@ -50,7 +50,7 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 #source img, #other img, #decoded img { width: 100%; height: 100%; object-fit: contain; padding: 1.8rem .8rem .8rem; }
 #chat-examples img { width: 48px !important; height: 48px !important; }
 #inside-examples img, #other-examples img { width: 60px !important; height: 60px !important; }
-#inside-examples button *, #other-examples button * { min-width: 0 !important; }
+#inside-examples .gallery, #other-examples .gallery { width: 60px !important; }
 #maps .caption-label { font-size: .75rem; padding: 0 .35rem; }
 #draw { display: grid; gap: 1rem 1.25rem; grid-template: "order result" auto "settings result" 1fr / 1fr 1fr; }
 #draw-order { grid-area: order; }
