@@ -16,7 +16,7 @@ from evotok.commands.checkpoints import load_multimodal
 
 
 TARGET = Path(__file__).resolve().parent / "page.png"
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1280, "height": 960}
 PATIENCE = 120_000
 
 
@@ -37,11 +37,12 @@ def main() -> int:
             expect(tab.locator("#maps img")).to_have_count(16)
             expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
             tab.wait_for_timeout(2000)  # pictures fade in
+            tab.evaluate("window.scrollTo(0, 0)")
             picture = Image.open(BytesIO(tab.screenshot()))
             browser.close()
     finally:
         page.close(verbose=False)
-    picture.convert("RGB").quantize(256).save(TARGET, optimize=True)
+    picture.convert("RGB").save(TARGET, optimize=True)
     return 0
 
 

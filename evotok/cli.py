@@ -56,7 +56,9 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_printable(message)} (see {self.prog} --help)\n")
+        from evotok.training.messages import printable
+
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def list_commands() -> str:
@@ -133,21 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if options.traceback:
             raise
-        print(f"{options.prog}: {_one_line(error)}", file=sys.stderr)
+        from evotok.training.messages import one_line
+
+        print(f"{options.prog}: {one_line(error)}", file=sys.stderr)
         return 2
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return _printable(f"{error.filename}: {error.strerror.lower()}: check the path.")
-    return _printable(str(error)) or type(error).__name__
-
-
-def _printable(message: str) -> str:
-    """One line; what would move the cursor or hide text is spelled out."""
-    words = " ".join(message.split())
-    words = words if len(words) <= 500 else f"{words[:450]} ..."
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
 
 
 if __name__ == "__main__":

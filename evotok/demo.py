@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evotok.commands.checkpoints import HELP, load_multimodal
 from evotok.commands.files import check_folder, new_files, safe_name, save_images
-from evotok.commands.generate import seed
+from evotok.commands.numbers import seed
 from evotok.commands.terminal import add_json, progress, say, waiting
 
 

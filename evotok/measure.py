@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 import evotok
 from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
 from evotok.commands.files import new_files
-from evotok.commands.generate import seed
+from evotok.commands.numbers import at_least_one, seed
 from evotok.commands.terminal import add_json, say
 from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
@@ -88,12 +88,6 @@ class Options:
     """Questions, or prompts, at a time."""
     seed: int = 0
     """Of the questions and of the sampling."""
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "seed" and value is not None and value < 1:
-                raise ValueError(f"{field.name}={value} must be at least 1.")
 
 
 QUICK = Options(drawings=64, questions=32, images=16, table_images=8, batch_size=16)
@@ -303,7 +297,7 @@ def measure(
         All that the file holds.
 
     Raises:
-        ValueError: no such checkpoint, a file that holds no results, options out of range.
+        ValueError: no such checkpoint, a file that holds no results.
     """
     folder, options, world = find_checkpoint(str(checkpoint)).folder, options or Options(), EmojiWorld()
     path = folder / "results.json" if out is None else Path(out)
@@ -381,11 +375,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="mini", help=HELP)
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="one section; may be given again")
-    parser.add_argument("--images", type=int, help="pictures of each headline cell, CFG 7.5 and 1 (default 256)")
-    parser.add_argument("--table-images", type=int, help="pictures of each other cell of the table (default 128)")
-    parser.add_argument("--questions", type=int, help="most questions of each kind (default 512)")
-    parser.add_argument("--drawings", type=int, help="most drawings of each split for the tokenizer (default all)")
-    parser.add_argument("--batch-size", type=int, help="questions, or prompts, at a time (default 64)")
+    parser.add_argument(
+        "--images", type=at_least_one, metavar="N", help="pictures of each headline cell, CFG 7.5 and 1 (default 256)"
+    )
+    parser.add_argument(
+        "--table-images", type=at_least_one, metavar="N", help="pictures of each other cell of the table (default 128)"
+    )
+    parser.add_argument("--questions", type=at_least_one, metavar="N", help="most questions of each kind (default 512)")
+    parser.add_argument(
+        "--drawings", type=at_least_one, metavar="N", help="most drawings of each split for the tokenizer (default all)"
+    )
+    parser.add_argument(
+        "--batch-size", type=at_least_one, metavar="N", help="questions, or prompts, at a time (default 64)"
+    )
     parser.add_argument("--seed", type=seed, help="of questions and sampling (default 0)")
     parser.add_argument("--quick", action="store_true", help="few samples of everything, into results.quick.json")
     parser.add_argument("--out", type=Path, metavar="FILE", help="results (default: results.json of the checkpoint)")

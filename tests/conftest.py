@@ -122,10 +122,12 @@ def pixels() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory):
-    """Checkpoints that the cases of `strangers/` are made of."""
+    """Checkpoints that the cases of `strangers/` are made of, and a page."""
     from strangers.materials import Materials
 
-    return Materials(tmp_path_factory.mktemp("materials"))
+    materials = Materials(tmp_path_factory.mktemp("materials"))
+    yield materials
+    materials.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The logic behind the page, on a tiny random model, without Gradio."""
 
+import contextlib
 import itertools
 import re
 import sys
@@ -11,13 +12,14 @@ import torch
 from conftest import POSITIONS, build_chat_model
 from PIL import Image
 
-from evotok.app.chat import Conversation, answer
+from evotok.app.chat import answer
 from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview
 from evotok.app.examples import EMOJI_PICTURES, EMOJI_PROMPTS, find_examples
 from evotok.app.inside import inspect, swap
 from evotok.app.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, check_number, open_upload
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
 from evotok.cli import build_parser, main
+from evotok.commands.conversation import Conversation
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,35 @@ def test_one_generation_at_a_time():
     assert most == [1] * 15
 
 
+@pytest.mark.parametrize("end", ["its time is up", "it fails"])
+def test_a_generation_that_its_reader_never_leaves_ends_and_the_next_one_is_served(end):
+    stop = Stop(0.2 if end == "its time is up" else 60)
+    streamer = CodeIteratorStreamer(stop)
+
+    def endless():
+        for step in itertools.count():
+            streamer.put(step)
+            time.sleep(0.01)
+            if end == "it fails" and step == 3:
+                raise MemoryError
+
+    waiting = []
+
+    def read_next():
+        stop = Stop(60)
+        streamer = CodeIteratorStreamer(stop)
+        waiting.extend(steps(lambda: streamer.put("next"), streamer, stop))
+
+    reader = steps(endless, streamer, stop)
+    next(reader)
+    other = threading.Thread(target=read_next)
+    other.start()
+    with pytest.raises(MemoryError) if end == "it fails" else contextlib.nullcontext():
+        list(reader)
+    other.join(30)
+    assert waiting == ["next"] and stop.late == (end == "its time is up")
+
+
 def test_stop_is_due_when_asked_or_late():
     assert not Stop(60).due and Stop(-1).due and Stop(-1).late
     stop = Stop(60)
@@ -152,7 +183,7 @@ def test_late_answer_ends(parts):
         ("  ", 1, "question first"),
         ("x" * (MAX_CHARACTERS + 1), 1, "at most 2000"),
         ("what is this?", MAX_IMAGES + 1, "at most 8 images"),
-        ("0xq7" * 400, 0, "begin a new conversation"),
+        ("0xq7" * 400, 0, "fewer images, or begin anew"),
     ],
 )
 def test_refused_questions_leave_the_conversation(parts, picture, question, images, message):

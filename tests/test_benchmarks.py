@@ -38,7 +38,7 @@ def test_rows_are_printed_and_written(suite, tmp_path, capsys):
         "1",
         "--dtype",
         dtype,
-        "--json",
+        "--out",
         str(path),
     ]
     assert main(words) == 0
@@ -51,8 +51,13 @@ def test_rows_are_printed_and_written(suite, tmp_path, capsys):
         assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
 
 
+def test_rows_for_programs(capsys):
+    assert main(["bench", "loss", "--size", "tiny", "--repeats", "1", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(ROWS["loss"])
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
-    for words in (["paint"], ["loss", "--json", str(tmp_path)], ["loss", "--threads", "0"]):
+    for words in (["paint"], ["loss", "--out", str(tmp_path)], ["loss", "--threads", "0"]):
         assert main(["bench", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     if not torch.cuda.is_available():

@@ -102,9 +102,19 @@ def test_help_names_every_command(capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_has_examples(name, capsys):
+def test_help_of_a_command_has_examples_and_says_how_programs_call_it(name, capsys):
     assert main([name, "--help"]) == 0
-    assert f"  evotok {name}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"  evotok {name}" in text
+    assert ("--json" in text) == (name not in ("app", "completion")), "a page and a script for the shell say no facts"
+
+
+def test_exit_codes_and_commands_are_documented(capsys):
+    main(["--help"])
+    codes = re.findall(r"^  (\d+)  ", capsys.readouterr().out, re.MULTILINE)
+    text = Path(__file__).parents[1].joinpath("docs", "command-line.md").read_text(encoding="utf-8")
+    assert codes == re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == ["0", "1", "2", "130"]
+    assert set(re.findall(r"^\| `evotok ([\w-]+)", text, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_help_is_bold_on_a_terminal_that_may(capsys, monkeypatch):
@@ -191,7 +201,7 @@ def test_chat_answers_once(checkpoint, here, capsys):
     assert said
     assert evotok(*words, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"answer": said}
-    assert "shorten" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
+    assert "shorten the question" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
 
 
 def test_chat_converses(checkpoint, here, capsys, monkeypatch):
@@ -357,7 +367,7 @@ def test_image_over_the_size_limit(checkpoint, here, capsys):
 def test_prompt_longer_than_the_context(checkpoint, here, capsys):
     words = " ".join(["frog"] * 300)
     assert "shorten the prompt" in refuse(capsys, "generate", checkpoint, "--prompt", words, "--out", "new/out")
-    assert "shorten the prompt" in refuse(capsys, "chat", checkpoint, "--prompt", words)
+    assert "shorten the question" in refuse(capsys, "chat", checkpoint, "--prompt", words)
     assert files(here) == ["red.png"] and not (here / "new").exists()
 
 

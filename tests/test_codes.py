@@ -255,6 +255,9 @@ def test_command_line_and_training_from_codes(checkpoint, tars, tmp_path, capsys
     words = ["encode-dataset", str(checkpoint), "--source", "webdataset-pairs", "--path", str(tars), "--out", str(out)]
     assert cli(words) == 0
     assert "9 images in 2 shards, 1 skipped" in capsys.readouterr().out
+    assert cli([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["folder"], facts["written"], facts["found"], facts["processes"]) == (str(out), 0, 2, 1)
     assert cli([*words[:3], "llava-next", *words[4:]]) == 2
     assert "codes are of pictures to be drawn" in capsys.readouterr().err
 

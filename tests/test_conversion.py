@@ -107,8 +107,10 @@ def test_tokenizer_gives_the_same_codes_pixels_and_semantics(converted, state, p
     assert torch.equal(book.vector_sum, state["quantize.codebooks.3.embed_ema"]) and book.step == 73
 
 
-def test_tokenizer_and_back_is_lossless(converted, state, tmp_path):
-    assert convert(converted, "--to-reference", "--out", tmp_path / "back") == 0
+def test_tokenizer_and_back_is_lossless(converted, state, tmp_path, capsys):
+    capsys.readouterr()
+    assert convert(converted, "--to-reference", "--out", tmp_path / "back", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "back"), "files": ["last.pt"]}
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "back" / "last.pt", weights_only=True)
     assert back["model"].keys() == state.keys()
@@ -118,9 +120,11 @@ def test_tokenizer_and_back_is_lossless(converted, state, tmp_path):
         tensor = tensor[:-1] if "codebooks" in name and name.endswith("weight") else tensor
         if not any(part in name for part in never_run):
             assert torch.equal(back["model"][name][: len(tensor)] if tensor.ndim else back["model"][name], tensor), name
-    assert convert(tmp_path / "back", "--out", tmp_path / "again") == 0
+    assert convert(tmp_path / "back", "--out", tmp_path / "again", "--json") == 0
     files = [folder / "model.safetensors" for folder in (converted, tmp_path / "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    numbers = sum(tensor.numel() for tensor in load_file(files[0]).values())
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "again"), "numbers": numbers, "fresh": []}
 
 
 def variants():
@@ -553,7 +557,7 @@ def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
     assert "ours already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)
-    assert "no positive" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
+    assert "not a whole number, 1 or more" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
     assert "one checkpoint" in refuse(capsys, converted, converted, "--to-reference", "--out", tmp_path / "x")
     torch.save(prefixed(DEPTH, release["depth"]), tmp_path / "rqtransformer.bin")
     assert "last.pt" in refuse(capsys, tmp_path / "rqtransformer.bin", "--out", tmp_path / "x")

@@ -45,6 +45,12 @@ def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path
     assert "image-folder, weight 1" in captured.out
     assert "cannot be used: cambrian: no folder 'nowhere': download" in captured.err
     assert "1 of 2 sources" in captured.err
+    assert main(["data", "check", path, "--out", str(tmp_path / "again"), "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    bad, good = facts["sources"]
+    assert bad["source"] == "cambrian" and "no folder 'nowhere'" in bad["error"]
+    assert good["records"] == good["rows"] == good["pictures"] == 1 and good["sizes"] == [[40, 30], [40, 30]]
+    assert facts["pictures"] == [str(tmp_path / "again" / "image-folder.png")]
     assert main(["data", "check", "configs/mini/sft.yaml"]) == 2
     assert "data.name is 'emoji'" in capsys.readouterr().err
 

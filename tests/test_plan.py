@@ -1,5 +1,6 @@
 """The plan: numbers that can be worked out by hand, what it says of the shipped recipes, and memory of a real run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,12 @@ def test_the_command_prints_a_plan(capsys):
     out = capsys.readouterr().out
     for words in ("pixel_decoder", "Memory on one GPU", "operations a step", "512"):
         assert words in out
+    assert main(["plan", recipe, "--gpus", "1", "--gpu", "a10", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert f"{facts['parameters']['all']['all']:,}" in out and f"{facts['days']:,.1f}" in out
+    [chosen] = [row for row in facts["memory"] if row["chosen"]]
+    assert chosen["fits"] and f"{chosen['total'] / 1e9:.1f}" in out
+    assert [row["gpus"] for row in facts["scaling"]] == [2**n for n in range(10)]
     assert main(["plan", recipe, "--gpu", "abacus"]) == 2
     assert "not one of h200" in capsys.readouterr().err
     assert main(["plan", recipe, "--mfu", "2"]) == 2

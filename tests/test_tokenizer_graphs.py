@@ -55,8 +55,9 @@ def test_programs_saved_and_loaded_give_the_same_for_any_batch(tiny_model, pixel
 def test_onnx_gives_the_same_codes_and_pixels_for_any_batch(tokenizer, pictures, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert main(["export-onnx", "mini", "--out", str(tmp_path / "onnx")]) == 0
-    assert "encoder.onnx" in capsys.readouterr().out
+    assert main(["export-onnx", "mini", "--out", str(tmp_path / "onnx"), "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)["bytes"]
+    assert sizes == {path.name: path.stat().st_size for path in (tmp_path / "onnx").glob("*.onnx")}
     names = {path.name for path in (tmp_path / "onnx").iterdir()}
     assert names == {"encoder.onnx", "pixel_decoder.onnx", "semantic_decoder.onnx", "preprocessor_config.json"}
     size = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())["size"]

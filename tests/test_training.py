@@ -14,6 +14,7 @@ import yaml
 from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
+from evotok.cli import main as cli
 from evotok.training.checkpoints import last_complete_checkpoint
 from evotok.training.train import clear_stale_build_locks, main
 
@@ -116,6 +117,16 @@ def test_the_stages_train_save_and_log_their_terms(recipes, tmp_path):
     state = json.loads((Path(last_complete_checkpoint(tmp_path / "tokenizer")) / "trainer_state.json").read_text())
     assert {"reconstruction", "commitment"} <= set(state["log_history"][0])
     assert {"adversarial", "discriminator"} <= set(state["log_history"][-2])
+
+
+def test_the_command_says_what_came_of_it_to_programs(recipes, tmp_path, capsys):
+    run = f"training.output_dir={tmp_path / 'run'}"
+    assert cli(["train", str(recipes / "tokenizer.yaml"), run, "training.max_steps=2", "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)  # nothing else is there: what Trainer prints goes to stderr
+    assert "'loss'" in said.err
+    assert (facts["stage"], facts["folder"], facts["step"]) == ("tokenizer", str(tmp_path / "run"), 2)
+    assert facts["train_loss"] > 0 and facts["eval_psnr_depth2"] > 0
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "sft"])

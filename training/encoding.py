@@ -12,9 +12,10 @@ import torch
 from transformers.utils import logging
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from ..processing.image_loading_evotok import load_image
 from .codes import ShardInfo, ShardWriter
 from .collators import pixels_of
+from .messages import why_no_record
 from .mixture import Part
 
 
@@ -128,9 +129,6 @@ class CorpusEncoder:
                 raise ValueError("drawn from other pictures; shards hold what is drawn from text alone")
             caption = record["messages"][0]["content"][-1]["text"]
             pixels = pixels_of([load_image(record["images"][0])], self.image_processor)[0]
-        except EvoTokImageError as error:
-            return _Picture(key, "", None, " ".join(str(error).split()))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-            return _Picture(key, "", None, " ".join(reason.split()))
+            return _Picture(key, "", None, why_no_record(error))
         return _Picture(key, caption, pixels, "")

@@ -17,6 +17,8 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
+from .messages import why_no_record
+
 
 logger = logging.get_logger(__name__)
 
@@ -158,7 +160,7 @@ class RecordStream(TorchIterableDataset):
             try:
                 return part.convert(row)
             except (KeyError, TypeError, ValueError) as error:
-                reason = f"no column {error}" if isinstance(error, KeyError) else error
+                reason = why_no_record(error)
                 self.skipped["malformed"] += 1
                 logger.warning(f"Skipped (malformed, {self.skipped['malformed']} so far): {part.name}: {reason}")
         raise ValueError(f"{part.name}: {_TOLERATED} rows in a row are no records ({reason}): is it the right folder?")

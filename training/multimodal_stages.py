@@ -182,8 +182,8 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
     raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'llava' or a 'mixture'.")
 
 
-def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
-    """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
+def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
+    """Train as the recipe says; the finished model and its processor lie in `output_dir`. Returns the figures."""
     world = open_world(recipe)
     with whole_weights(arguments):
         model, processor = build_multimodal(recipe, world)
@@ -207,6 +207,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
     trainer.save_model()
+    return {"step": result.global_step} | result.metrics
 
 
 def add_lora(model: EvoTokForConditionalGeneration, recipe: Recipe):

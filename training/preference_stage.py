@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from .arguments import DataArguments, PreferenceArguments, Recipe
 from .collators import PreferenceCollator
 from .emoji.dataset import DEFAULT_MIXTURE
-from .multimodal_stages import build_dataset, build_multimodal, lora_config, open_world, prepare_model
+from .multimodal_stages import build_dataset, build_multimodal, lora_config, open_world, prepare_model, whole_weights
 from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
 from .preferences import PREFERENCE_KINDS, WithRejected
@@ -53,8 +53,8 @@ def preference_arguments(preference: PreferenceArguments, training: dict[str, An
     return DPOConfig(**{"bf16": False, "gradient_checkpointing": False} | vars(preference) | training)
 
 
-def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
-    """Train as the recipe says; the finished model and its processor lie in `output_dir`.
+def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
+    """Train as the recipe says; the finished model and its processor lie in `output_dir`. Returns the figures.
 
     Raises:
         ValueError: a recipe that starts from nothing, or from data without rejected answers.
@@ -63,11 +63,13 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         raise ValueError("model.checkpoint: preferences are learnt by a model that answers: give the stage before.")
     _check_data(recipe.data)
     world = open_world(recipe)
-    model, processor = build_multimodal(recipe, world)
-    prepare_model(model, recipe)
     reference = None
-    if not recipe.lora:
-        reference, _ = build_multimodal(recipe, world)
+    with whole_weights(arguments):
+        model, processor = build_multimodal(recipe, world)
+        if not recipe.lora:
+            reference, _ = build_multimodal(recipe, world)
+    prepare_model(model, recipe)
+    if reference is not None:
         prepare_model(reference, recipe)
         reference.requires_grad_(False).eval()
     collator = PreferenceCollator(processor, recipe.data.max_length, seed=arguments.seed)
@@ -87,6 +89,7 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
     trainer.save_model()
+    return {"step": result.global_step} | result.metrics
 
 
 def _check_data(data: DataArguments) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import pickle
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,8 +149,3 @@ class ResumableLoader:
             "may come again before all have been seen."
         )
         self.stream.restart = step
-
-
-def add_skipped(total: Counter, batch: dict[str, Any]) -> None:
-    """Take what a batch of a stream says of skipped samples out of it, and add it up."""
-    total.update(batch.pop("skipped", {}))

@@ -111,8 +111,8 @@ def _taught_data(recipe: Recipe, config: EvoTokVQConfig, folder: Path) -> tuple[
     return images, calibrated_teacher(data.path, config.grid_size)
 
 
-def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
-    """Train as the recipe says; the finished model lies in `output_dir`."""
+def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
+    """Train as the recipe says; the finished model lies in `output_dir`. Returns the figures, `eval_psnr...` too."""
     model = build_tokenizer(recipe)
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -149,5 +149,6 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     )
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_metrics("train", result.metrics)
-    trainer.evaluate()
+    held_out_figures = trainer.evaluate()
     trainer.save_model()
+    return {"step": result.global_step} | result.metrics | held_out_figures

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +20,7 @@ from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
 from .checkpoints import check_source, last_complete_checkpoint, prepare_engine, put_aside
+from .messages import one_line
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -80,8 +82,12 @@ def _has_tensorboard() -> bool:
     return is_tensorboard_available()
 
 
-def train(recipe: Recipe, restart: bool = False) -> None:
+def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
     """Run the stage that a recipe names, from its last complete checkpoint unless `restart`.
+
+    Returns:
+        `stage`, `folder` of the model, the `step` that it ended at, and the figures of this run, such as `train_loss`
+        (the mean) and `train_runtime` (seconds).
 
     Raises:
         ValueError: a recipe or a checkpoint that cannot be trained, or gone on from, like this.
@@ -106,12 +112,13 @@ def train(recipe: Recipe, restart: bool = False) -> None:
     else:
         from .multimodal_stages import train_multimodal as run
     try:
-        run(recipe, arguments, resume_from)
+        figures = run(recipe, arguments, resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    return {"stage": recipe.stage, "folder": arguments.output_dir} | figures
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(read_recipe(options.recipe, options.overrides), options.restart)
     except (ValueError, ImportError, OSError) as error:
-        print(f"evotok train: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"evotok train: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

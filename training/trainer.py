@@ -12,7 +12,7 @@ from transformers import ProgressCallback, Trainer
 
 from .checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
 from .mixture import RecordStream
-from .streaming import ResumableLoader, add_skipped
+from .streaming import ResumableLoader
 
 
 class ThroughputBar(ProgressCallback):
@@ -124,7 +124,7 @@ class EvoTokTrainer(Trainer):
         return self._stream_loader.loader
 
     def _prepare_inputs(self, inputs):
-        add_skipped(self.skipped, inputs)
+        self.skipped.update(inputs.pop("skipped", {}))
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):

@@ -40,7 +40,7 @@ def check_number(value: Any, low: float, high: float, name: str) -> float:
         ValueError: it is no number, or not within the limits.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name} is {str(value)[:40]}: give a number from {low:g} to {high:g}.")
+        raise ValueError(f"{name} is {str(value)[:40]}: give a number from {low:.10g} to {high:.10g}.")
     return value
 
 

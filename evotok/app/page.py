@@ -13,12 +13,14 @@ import pandas as pd
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from evotok.app.chat import Conversation, answer
+from evotok.app.chat import answer
 from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw
 from evotok.app.examples import Examples, find_examples
 from evotok.app.inside import Inspection, inspect, swap
 from evotok.app.limits import MAX_UPLOAD_BYTES, QUEUE_LENGTH, open_upload
 from evotok.app.theme import CSS, THEME
+from evotok.commands.conversation import Conversation
+from evotok.training.messages import one_line
 
 
 SHOWN_SIDE = 320
@@ -80,7 +82,7 @@ def _headline(model) -> str:
     size = f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     config = model.config.vq_config
     return (
-        "# EvoTok\nOne model that reads images and draws them. "
+        "# EvoTok\nOne model that reads images and draws them.\n\n"
         f"{size} parameters · images of {config.image_size} px in {config.num_positions} positions and "
         f"{config.num_codebooks} levels · {model.device.type}"
     )
@@ -93,7 +95,7 @@ def _friendly(function: Callable) -> Callable:
     """
 
     def say(error: ValueError) -> dict:
-        gr.Warning(" ".join(str(error).split()), duration=8, title="")
+        gr.Warning(one_line(error), duration=8, title="")
         return gr.skip()
 
     @functools.wraps(function)
@@ -126,11 +128,11 @@ def _upload(**kwargs) -> gr.Image:
 def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbot]:
     conversation = gr.State(None, time_to_live=STATE_SECONDS)
     transcript = gr.Chatbot(
-        show_label=False, height="46vh", min_height=240, layout="bubble", buttons=["copy"], allow_tags=False,
+        show_label=False, height="46vh", min_height=240, layout="bubble", buttons=[], allow_tags=False,
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
     )  # fmt: skip
     box = gr.MultimodalTextbox(
-        show_label=False, placeholder="Attach or paste an image, and ask", sources=["upload"],
+        show_label=False, placeholder="Attach an image and ask", sources=["upload"],
         file_count="multiple", file_types=["image"], max_plain_text_length=10_000, elem_id="question", max_lines=6,
     )  # fmt: skip
     with gr.Row(elem_classes="buttons"):
@@ -159,8 +161,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         show_progress="minimal", show_progress_on=transcript, **GENERATION,
     )  # fmt: skip
     stop.click(None, cancels=[asked], **AT_ONCE)
-    for begin in (new.click, transcript.clear):
-        begin(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
+    new.click(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
     return conversation, transcript
 
 
@@ -195,13 +196,23 @@ def _look_into(drawn: Drawing | None, chosen: int) -> tuple:
 
 def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State, gr.Button, gr.Button]:
     drawn, chosen = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=280):
+    with gr.Row(elem_id="draw"):
+        with gr.Column(min_width=280, elem_id="draw-order"):
             prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, elem_id="prompt", autofocus=True)
             gr.Examples([[text] for text in examples.prompts], prompt, label="Try one", elem_id="draw-examples")
             with gr.Row():
                 go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2, min_width=120)
                 stop = gr.Button("Stop", elem_id="draw-stop", scale=1, min_width=80)
+        with gr.Column(min_width=280, elem_id="draw-result"):
+            status = gr.HTML(_status(None), elem_id="status")
+            gallery = gr.Gallery(
+                show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
+                buttons=["download", "fullscreen"], elem_id="gallery",
+            )  # fmt: skip
+            with gr.Row(elem_classes="buttons"):
+                ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask")
+                look = gr.Button("Look inside it", size="sm", min_width=120, scale=0, elem_id="look")
+        with gr.Column(min_width=280, elem_id="draw-settings"):
             guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
             count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
             with gr.Accordion("More", open=False):
@@ -209,19 +220,10 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
                 with gr.Row():
                     seed = gr.Number(None, label="Seed", precision=0, placeholder="another each time", elem_id="seed")
                     heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
-        with gr.Column(scale=5, min_width=280):
-            gallery = gr.Gallery(
-                show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
-                buttons=["download", "fullscreen"], elem_id="gallery",
-            )  # fmt: skip
-            status = gr.HTML(_status(None), elem_id="status")
-            with gr.Row(elem_classes="buttons"):
-                ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask")
-                look = gr.Button("Look inside it", size="sm", min_width=120, scale=0, elem_id="look")
 
     def paint(prompt, negative, guidance, count, seed, heat) -> Iterator[tuple]:
         for drawing in draw(model, processor, Order(prompt, negative, guidance, count, seed, heat)):
-            yield drawing.images, _status(drawing), drawing
+            yield drawing.images, _status(drawing), drawing, gr.Button(interactive=False)
         if not drawing.finished:
             gr.Warning("The time was up: this is as far as it came.", title="")
 
@@ -229,12 +231,16 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
         [go.click, prompt.submit],
         _friendly(paint),
         [prompt, negative, guidance, count, seed, heat],
-        [gallery, status, drawn],
+        [gallery, status, drawn, go],
         show_progress="minimal",
         show_progress_on=status,
         **GENERATION,
     )
-    stop.click(_stopped, drawn, status, cancels=[painted], **AT_ONCE)
+    stop.click(None, cancels=[painted], **AT_ONCE)
+    # A cancelled drawing ends after the step that it is at, and until then Gradio passes over a click on `go`, without
+    # a word: the button is off while there is a drawing. After an error Gradio runs `failure` alone.
+    for end in (painted.then, painted.failure):
+        end(_ended, drawn, [status, go], **AT_ONCE)
     gallery.select(_selected, None, chosen, **AT_ONCE)
     go.click(lambda: 0, None, chosen, **AT_ONCE)
     return drawn, chosen, ask, look
@@ -244,15 +250,15 @@ def _selected(event: gr.SelectData) -> int:
     return event.index
 
 
-def _stopped(drawing: Drawing | None) -> str:
-    return _status(drawing, "stopped")
+def _ended(drawing: Drawing | None) -> tuple[str, gr.Button]:
+    return _status(drawing, ended=True), gr.Button(interactive=True)
 
 
-def _status(drawing: Drawing | None, note: str = "") -> str:
+def _status(drawing: Drawing | None, ended: bool = False) -> str:
     """Progress bar, positions, speed and seed; only numbers and words of ours."""
     if drawing is None:
-        return f'<div class="status"><span>{note or "What you draw appears here while it is written."}</span></div>'
-    said = note if note and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
+        return '<div class="status"><span>What you draw appears here while it is written.</span></div>'
+    said = "stopped" if ended and not drawing.finished else f"{drawing.images_per_second:.2f} images/s"
     share = f"{drawing.positions / drawing.total:.0%}"
     return (
         f'<div class="status"><div class="bar"><i style="width: {share}"></i></div>'
@@ -268,35 +274,38 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
     levels, depths = config.num_codebooks, config.num_pixel_codebooks
     first, second = gr.State(None, time_to_live=STATE_SECONDS), gr.State(None, time_to_live=STATE_SECONDS)
     with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=260):
+        with gr.Column(min_width=280):
             source = _upload(label="Image", height=280, elem_id="source")
             if examples.pictures:
                 gr.Examples([[path] for path in examples.pictures], source, label="Try one", elem_id="inside-examples")
-        with gr.Column(scale=1, min_width=260):
+        with gr.Column(min_width=280):
             decoded = gr.Image(
                 label="Decoded", height=280, format="png", interactive=False, buttons=["download"], elem_id="decoded"
             )
             depth = gr.Slider(1, depths, depths, step=1, label="Levels decoded", elem_id="depth", buttons=[])
             figure = gr.Markdown("", elem_classes="hint", elem_id="figure")
-    plot = gr.LinePlot(
-        x="level", y="similarity", x_title="levels", y_title="cosine", x_lim=[1, levels], x_axis_format="d",
-        height=210, label="How much of the meaning is there after each level", elem_id="plot", buttons=[],
-    )  # fmt: skip
+        with gr.Column(min_width=280):
+            plot = gr.LinePlot(
+                x="level", y="similarity", x_title="levels", y_title="cosine", x_lim=[1, levels], x_axis_format="d",
+                height=280, label="Meaning", elem_id="plot", buttons=[],
+            )  # fmt: skip
+            gr.Markdown(f"How near the first levels come to what all {levels} mean.", elem_classes="hint")
+    gr.Markdown("### Codes, level by level\nA square is a position; like codes have like colours.", elem_classes="hint")
     maps = gr.Gallery(
-        label="Code maps, level by level", columns=8, height="auto", format="png", object_fit="contain",
-        interactive=False, buttons=[], elem_id="maps",
+        show_label=False, columns=8, height="auto", format="png", object_fit="contain", interactive=False, buttons=[],
+        elem_id="maps",
     )  # fmt: skip
-    gr.Markdown("### Swap codes with another image")
+    gr.Markdown(
+        f"### Swap codes with another image\nThe first {depths} levels hold the pixels, all {levels} the meaning.",
+        elem_classes="hint",
+    )
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=260):
             other = _upload(label="Other image", height=220, elem_id="other")
             if examples.pictures:
                 gr.Examples([[path] for path in examples.pictures], other, label="Try one", elem_id="other-examples")
         with gr.Column(scale=2, min_width=260):
-            which = gr.CheckboxGroup(
-                list(range(1, levels + 1)), value=[1], label=f"Levels to swap; 1 to {depths} hold the pixels",
-                elem_id="levels",
-            )  # fmt: skip
+            which = gr.CheckboxGroup(list(range(1, levels + 1)), value=[1], label="Levels to swap", elem_id="levels")
             swapped = gr.Gallery(
                 show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
                 buttons=[], elem_id="swapped",
@@ -321,7 +330,7 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
         mixtures = swap(model, processor, first.codes, second.codes, sorted(which))
         said = [f"{mixture.to_own:.2f} like before and {mixture.to_other:.2f} like the other" for mixture in mixtures]
         pictures = [_enlarge(mixture.image) for mixture in mixtures]
-        return pictures, f"Meaning of the first image now: {said[0]}; of the other: {said[1]} (cosine)."
+        return pictures, f"Meaning of the first image now: {said[0]}; of the other: {said[1]}."
 
     encoded = source.change(_friendly(encode_first), [source, depth], [first, decoded, figure, plot, maps], **DECODING)
     also = other.change(_friendly(encode), other, second, **DECODING)

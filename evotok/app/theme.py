@@ -12,6 +12,9 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
 ).set(
     body_background_fill="*neutral_50",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    input_background_fill="*neutral_50",
     block_background_fill="white",
     block_border_color="*neutral_200",
     block_label_text_weight="500",
@@ -24,29 +27,41 @@ THEME = gr.themes.Base(
     button_secondary_border_color="*neutral_300",
     slider_color="*primary_600",
 )
-# Gradio has no option for: pictures of 64 px at the size of their frame, galleries as high as their pictures, and no
-# button that sends a visitor's pictures to another site.
+# Gradio has no option for: pictures of 64 px at the size of their frame and clear of its label, galleries as high as
+# their pictures, results before settings on a phone, and no button that sends a visitor's pictures to another site.
 CSS = """
-.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
-footer { display: none !important; }
-#title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin: .4rem 0 .1rem; }
-#title p { color: var(--body-text-color-subdued); margin: 0 0 .2rem; }
+.gradio-container { max-width: 1120px !important; width: 100% !important; margin: 0 auto !important; }
+footer, [aria-label="Share"], [title="Share"] { display: none !important; }
+#title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin: .2rem 0 .1rem; }
+#title p { color: var(--body-text-color-subdued); display: inline; }
 .hint p, .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
-.status { display: flex; flex-wrap: wrap; align-items: center; gap: .8rem; }
+.hint h3 { color: var(--body-text-color); font-size: 1.05rem; margin: .6rem 0 0; }
+.hint h3 + p { margin-top: .1rem; }
+.status { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .8rem; }
 .status { min-height: 1.6rem; font-variant-numeric: tabular-nums; }
-.status .bar { flex: 1; min-width: 6rem; height: .4rem; border-radius: 1rem; overflow: hidden; }
+.status .bar { flex: 1; min-width: 8rem; height: .4rem; border-radius: 1rem; overflow: hidden; }
 .status .bar { background: var(--neutral-200); }
 .status .bar i { display: block; height: 100%; background: var(--primary-600); transition: width .2s; }
 .status span { color: var(--body-text-color-subdued); font-size: .9rem; }
 .buttons { justify-content: flex-end; }
 .buttons button, #draw-stop { border: 1px solid var(--neutral-300) !important; }
 .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
-#source img, #other img, #decoded img { width: 100%; height: 100%; object-fit: contain; }
-#chat-examples img { width: 56px !important; height: 56px !important; }
-[aria-label="Share"], [title="Share"] { display: none !important; }
+#transcript .top-panel, #transcript .message-buttons { display: none; }
+#source img, #other img, #decoded img { width: 100%; height: 100%; object-fit: contain; padding: 1.8rem .8rem .8rem; }
+#chat-examples img { width: 48px !important; height: 48px !important; }
+#inside-examples img, #other-examples img { width: 60px !important; height: 60px !important; }
+#inside-examples .gallery, #other-examples .gallery { width: 60px !important; }
+#maps .caption-label { font-size: .75rem; padding: 0 .35rem; }
+#draw { display: grid; gap: 1rem 1.25rem; grid-template: "order result" auto "settings result" 1fr / 1fr 1fr; }
+#draw-order { grid-area: order; }
+#draw-result { grid-area: result; }
+#draw-settings { grid-area: settings; }
 @media (max-width: 640px) {
-  .gradio-container main { padding: .75rem !important; }
-  #title h1 { font-size: 1.35rem; }
-  #maps .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
+  #title h1 { font-size: 1.4rem; }
+  #title p + p { display: none; }
+  #transcript { height: 42vh !important; }
+  #draw { grid-template: "order" "result" "settings" / 1fr; }
+  #draw-examples .gallery-item:nth-child(n+5) { display: none; }
+  #maps .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 }
 """

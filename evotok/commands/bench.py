@@ -2,13 +2,15 @@
 
 import argparse
 import importlib
-from pathlib import Path
+import sys
 
-from evotok.commands.generate import at_least_one
+from evotok.commands.files import check_file, new_files
+from evotok.commands.numbers import at_least_one
+from evotok.commands.terminal import add_json, say
 
 
 EXAMPLES = """  evotok bench quantizer --threads 2
-  evotok bench generate --dtype float32 --json generate.json
+  evotok bench generate --dtype float32 --out generate.json
   evotok bench loss --size tiny"""
 SUITES = {
     "quantizer": "quantizer",
@@ -22,35 +24,35 @@ SUITES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("suite", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
-    parser.add_argument("--json", metavar="FILE", help="also write the rows here, as a JSON list")
+    parser.add_argument("--out", metavar="FILE", help="also write the rows here, as a JSON list")
     parser.add_argument("--threads", type=at_least_one, metavar="N", help="threads on the CPU (torch's own choice)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of models (bfloat16)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (cpu)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: only to see it run (full)")
     parser.add_argument("--repeats", type=at_least_one, default=5, metavar="N", help="the best of N runs counts (5)")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, and write if asked to."""
     import torch
 
-    from evotok.commands.files import new_files
     from evotok.eval.benchmarks.meters import Setting
     from evotok.eval.benchmarks.report import to_json, to_text
 
-    path = None if options.json is None else Path(options.json)
-    if path is not None and path.is_dir():
-        raise ValueError(f"--json {path}: this is a folder, give a file.")
+    path = None if options.out is None else check_file(options.out)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no such device here, take cpu.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     suite = importlib.import_module(f"evotok.eval.benchmarks.{SUITES[options.suite]}")
     dtype = getattr(torch, options.dtype)
+    if sys.stderr.isatty():  # a line that stands still: what moves would be timed as well
+        print(f"timing {options.suite}, {options.repeats} times ...", file=sys.stderr)
     rows = suite.run(Setting(options.device, dtype, options.size, options.repeats))
     common = {"threads": torch.get_num_threads(), "dtype": options.dtype, "device": options.device}
     rows = [row | common | {"size": options.size} for row in rows]
-    print(to_text(rows))
+    say(options, rows, [to_text(rows)])
     if path is not None:
         with new_files(path.parent, overwrite=True) as reserve:
             reserve(path.name).write_text(to_json(rows), encoding="utf-8")

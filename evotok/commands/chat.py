@@ -5,11 +5,12 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evotok.commands.checkpoints import HELP, load_multimodal
+from evotok.commands.conversation import Conversation, read_prompt
 from evotok.commands.files import safe_name, save_images
-from evotok.commands.generate import at_least_one
+from evotok.commands.numbers import at_least_one
 from evotok.commands.preview import show_preview
 from evotok.commands.terminal import add_json, bold, progress, say
 
@@ -46,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Answer the one question, or converse until the user leaves."""
     from evotok.processing.image_loading_evotok import load_image
+    from evotok.training.messages import one_line
 
     if options.json and options.prompt is None:
         raise ValueError("--json goes with --prompt: a conversation is for people.")
     images = [load_image(path) for path in options.image]
     chat = Chat(*load_multimodal(options.checkpoint), options.max_new_tokens)
-    chat.show(images)
+    chat.show(*images)
     if options.prompt is not None:
         answer = chat.ask(options.prompt, stream=not options.json)
         say(options, {"answer": answer}, ())
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
             if _follow(chat, line, options.out):
                 return 0
         except (ValueError, OSError) as error:
-            print(f"evotok chat: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"evotok chat: {one_line(error)}", file=sys.stderr)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -119,7 +121,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
         chat.begin()
     elif command == "/image":
         image = load_image(str(Path(rest).expanduser()))
-        chat.show([image])
+        chat.show(image)
         show_preview(image)
     elif command == "/draw":
         if not rest:
@@ -137,7 +139,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
 
 
 class Chat:
-    """A conversation with a model.
+    """A conversation with a model at a terminal.
 
     Args:
         model, processor: of one checkpoint.
@@ -150,18 +152,21 @@ class Chat:
 
     def begin(self) -> None:
         """Forget everything."""
-        self.messages: list[dict[str, Any]] = []
-        self.pending: list[dict[str, Any]] = []
+        self.conversation = Conversation()
 
-    def show(self, images: list["Image.Image"]) -> None:
-        """PIL images that go with the next question."""
-        self.pending += [{"type": "image", "image": image} for image in images]
+    def show(self, *images: "Image.Image") -> None:
+        """Images that go with the next question."""
+        self.conversation.show(*images)
 
     def history(self) -> list[str]:
         """A line for each turn, images as `[image]`."""
-        turns = [*self.messages, {"role": "user", "content": self.pending}] if self.pending else self.messages
         marks = {"user": "> ", "assistant": "  "}
-        return [marks[turn["role"]] + " ".join(p.get("text", "[image]") for p in turn["content"]) for turn in turns]
+        lines = [
+            marks[turn["role"]] + " ".join(part.get("text", "[image]") for part in turn["content"])
+            for turn in self.conversation.messages
+        ]
+        pending = ["[image]"] * len(self.conversation.pending)
+        return [*lines, marks["user"] + " ".join(pending)] if pending else lines
 
     def draw(self, prompt: str, seed: int) -> "Image.Image":
         """An image of `prompt`, which also goes with the next question."""
@@ -174,7 +179,7 @@ class Chat:
                 self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update(), **guidance
             )
         [image] = self.processor.post_process_image_generation(pixels)
-        self.show([image])
+        self.show(image)
         return image
 
     def ask(self, text: str, stream: bool = True) -> str:
@@ -186,24 +191,13 @@ class Chat:
         import torch
         from transformers import TextStreamer
 
-        turn = {"role": "user", "content": [*self.pending, {"type": "text", "text": text}]}
-        messages = [*self.messages, turn]
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
-        length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
-        if length >= limit:
-            raise ValueError(
-                f"the conversation has {length} tokens, the model reads fewer than {limit}: shorten the prompt, show "
-                "fewer images, or begin anew."
-            )
+        messages = self.conversation.asked(text)
+        inputs, room = read_prompt(self.model, self.processor, messages)
         tokenizer = self.processor.tokenizer
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         with torch.inference_mode():
-            output = self.model.generate(
-                **inputs, max_new_tokens=min(self.max_new_tokens, limit - length), streamer=streamer
-            )
-        answer = tokenizer.decode(output[0, length:], skip_special_tokens=True).strip()
+            output = self.model.generate(**inputs, max_new_tokens=min(self.max_new_tokens, room), streamer=streamer)
+        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        self.messages, self.pending = [*messages, reply], []
+        self.conversation = Conversation([*messages, reply])
         return answer

@@ -3,6 +3,8 @@
 import argparse
 
 from evotok.commands.files import new_folder
+from evotok.commands.numbers import at_least_one
+from evotok.commands.terminal import add_json, say, waiting
 
 
 EXAMPLES = """  evotok convert last.pt --out tokenizer
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sizes = parser.add_argument_group("what stands in no tensor (the release's values)")
     for name, text in _SIZES.items():
-        sizes.add_argument(name, type=_positive, metavar="N", help=text)
+        sizes.add_argument(name, type=at_least_one, metavar="N", help=text)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,12 +61,14 @@ def _import(options: argparse.Namespace) -> int:
     from evotok.conversion.sizes import Choices
 
     choices = Choices(**{name: getattr(options, name) for name in Choices._fields})
-    with new_folder(options.out) as folder:
+    with new_folder(options.out) as folder, waiting("Converting"):
         model = import_reference(options.sources, choices, options.language_model)
         model.save(folder)
-    print(f"{options.out}: {sum(tensor.numel() for tensor in model.tensors.values()):,} numbers converted")
+    numbers = sum(tensor.numel() for tensor in model.tensors.values())
+    lines = [f"{options.out}: {numbers:,} numbers converted"]
     if model.fresh:
-        print(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
+        lines.append(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
+    say(options, {"folder": options.out, "numbers": numbers, "fresh": list(model.fresh)}, lines)
     return 0
 
 
@@ -76,13 +81,8 @@ def _export(options: argparse.Namespace) -> int:
     if len(options.sources) != 1:
         raise ValueError(f"--to-reference takes one checkpoint of ours, not {len(options.sources)} sources.")
     checkpoint = find_checkpoint(options.sources[0])
-    with new_folder(options.out) as folder:
+    with new_folder(options.out) as folder, waiting("Converting"):
         export_reference(checkpoint.folder, folder, final=Path(options.out))
-    print(f"{options.out}: written in the release's format")
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    say(options, {"folder": options.out, "files": files}, [f"{options.out}: written in the release's format"])
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)

@@ -7,6 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from evotok.commands.files import save_images
+from evotok.commands.numbers import at_least_one
+from evotok.commands.terminal import add_json, progress, say
+
 
 EXAMPLES = """  evotok data check configs/paper/sft.yaml
   evotok data check configs/paper/gen.yaml --records 200 --out check"""
@@ -18,47 +22,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], help="read the first records of every source")
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file with `data.name: mixture`")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
-    parser.add_argument("--records", type=int, default=64, metavar="N", help="records of each source (default 64)")
+    parser.add_argument(
+        "--records", type=at_least_one, default=64, metavar="N", help="records of each source (default 64)"
+    )
     parser.add_argument("--out", default="data-check", metavar="DIR", help="folder for the pictures of samples")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a paragraph a source; exit code 2 if one of them cannot be used."""
-    from evotok.commands.files import save_images
+    """A paragraph a source; exit code 2 if one of them cannot be used."""
     from evotok.commands.train import find_recipe
     from evotok.training.arguments import read_recipe
+    from evotok.training.messages import one_line
 
     data = read_recipe(find_recipe(options.recipe), options.overrides).data
     if data.name != "mixture":
         raise ValueError(f"{options.recipe}: data.name is {data.name!r}; only the sources of a mixture are checked.")
-    if options.records < 1:
-        raise ValueError(f"--records {options.records} must be at least 1.")
-    failed, sheets = 0, []
-    for source in data.sources:
-        try:
-            report, cells = _check(source, options.records)
-        except (ValueError, OSError) as error:
-            failed += 1
-            print(f"{source.source}\n  cannot be used: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        print(report)
-        if cells:
-            sheets.append((source.source, _sheet(source.source, cells)))
-    for path in save_images(options.out, sheets, overwrite=True) if sheets else ():
-        print(path)
+    found, sheets = [], []
+    with progress(len(data.sources), "source", "Checking") as bar:
+        for source in data.sources:
+            try:
+                facts, cells = _check(source, options.records)
+                if not options.json:
+                    bar.write(_report(facts))
+            except (ValueError, OSError) as error:
+                facts, cells = {"source": source.source, "error": one_line(error)}, []
+                bar.write(f"{source.source}\n  cannot be used: {facts['error']}", file=sys.stderr)
+            found.append(facts)
+            if cells:
+                sheets.append((source.source, _sheet(source.source, cells)))
+            bar.update()
+    paths = [str(path) for path in save_images(options.out, sheets, overwrite=True)] if sheets else []
+    say(options, {"sources": found, "pictures": paths}, paths)
+    failed = sum("error" in facts for facts in found)
     if failed:
-        raise ValueError(f"{failed} of {len(data.sources)} sources of {options.recipe} cannot be used.")
+        raise ValueError(f"{failed} of {len(found)} sources of {options.recipe} cannot be used.")
     return 0
 
 
-def _check(source, limit: int) -> tuple[str, list]:
+def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     """What the first records of a source are, and cells with the first pictures."""
     from itertools import islice
 
     from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
+    from evotok.training.messages import one_line, why_no_record
+    from evotok.training.sources import SOURCES
     from evotok.training.streaming import open_part
 
     part, info = open_part(source)
+    adapter = SOURCES.get(source.source)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sizes, lengths, cells, first = [], [], [], None
@@ -67,7 +79,7 @@ def _check(source, limit: int) -> tuple[str, list]:
         try:
             record = part.convert(row)
         except (KeyError, TypeError, ValueError) as error:
-            reasons[f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())] += 1
+            reasons[why_no_record(error)] += 1
             continue
         texts = _texts(record)
         first = first or texts
@@ -77,7 +89,7 @@ def _check(source, limit: int) -> tuple[str, list]:
             try:
                 image = load_image(image)
             except EvoTokImageError as error:
-                reasons[" ".join(str(error).split())] += 1
+                reasons[one_line(error)] += 1
                 continue
             sizes.append(image.size)
             if len(cells) < _PICTURES:
@@ -87,7 +99,23 @@ def _check(source, limit: int) -> tuple[str, list]:
     if not lengths:
         reason = next(iter(reasons))
         raise ValueError(f"none of the first {counts['rows']} rows is a record ({reason}): is it the right folder?")
-    return _report(source, part, info, counts, reasons, sizes, lengths, first), cells
+    facts = {
+        "source": source.source,
+        "weight": part.weight,
+        "shards": part.rows.num_shards,
+        "licence": adapter.licence if adapter else None,
+        "samples_published": adapter.num_samples if adapter else None,
+        "codes": info and {"positions": info.positions, "levels": info.levels, "tokenizer": info.tokenizer},
+        "rows": counts["rows"],
+        "records": len(lengths),
+        "text_alone": counts["text alone"],
+        "characters": {"least": min(lengths), "most": max(lengths), "median": median(lengths)},
+        "pictures": len(sizes),
+        "sizes": [pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max)] if sizes else [],
+        "skipped": dict(reasons.most_common()),
+        "first": [{"role": role, "text": text} for role, text in first or []],
+    }
+    return facts, cells
 
 
 def _texts(record: dict) -> list[tuple[str, str]]:
@@ -98,25 +126,24 @@ def _texts(record: dict) -> list[tuple[str, str]]:
     return [*said, ("rejected", record["rejected"])] if "rejected" in record else said
 
 
-def _report(source, part, info, counts, reasons, sizes, lengths, first) -> str:
-    from evotok.training.sources import SOURCES
-
-    adapter = SOURCES.get(source.source)
-    lines = [f"{source.source}, weight {part.weight:g}, {part.rows.num_shards:,} shards"]
-    if adapter:
-        known = f"{adapter.num_samples:,} samples published; " if adapter.num_samples else ""
-        lines.append(f"  {known}licence: {adapter.licence}")
-    if info:
-        lines.append(f"  codes {info.positions} x {info.levels} by the tokenizer {info.tokenizer[:12]}")
+def _report(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['source']}, weight {facts['weight']:g}, {facts['shards']:,} shards"]
+    if facts["licence"] is not None:
+        known = f"{facts['samples_published']:,} samples published; " if facts["samples_published"] else ""
+        lines.append(f"  {known}licence: {facts['licence']}")
+    if facts["codes"]:
+        codes = facts["codes"]
+        lines.append(f"  codes {codes['positions']} x {codes['levels']} by the tokenizer {codes['tokenizer'][:12]}")
+    characters = facts["characters"]
     lines.append(
-        f"  {counts['rows']} rows read: {len(lengths)} records, {counts['text alone']} of text alone; "
-        f"{min(lengths)} to {max(lengths)} characters, median {median(lengths):g}"
+        f"  {facts['rows']} rows read: {facts['records']} records, {facts['text_alone']} of text alone; "
+        f"{characters['least']} to {characters['most']} characters, median {characters['median']:g}"
     )
-    if sizes:
-        sides = [" x ".join(map(str, pick(sizes, key=lambda size: size[0] * size[1]))) for pick in (min, max)]
-        lines.append(f"  {len(sizes)} pictures, {sides[0]} to {sides[1]} pixels")
-    lines += [f"  skipped {count}: {reason[:160]}" for reason, count in reasons.most_common(5)]
-    lines += [f"  {role}: {' '.join(text.split())[:100]}" for role, text in (first or [])[:3]]
+    if facts["sizes"]:
+        least, most = (f"{width} x {height}" for width, height in facts["sizes"])
+        lines.append(f"  {facts['pictures']} pictures, {least} to {most} pixels")
+    lines += [f"  skipped {count}: {reason[:160]}" for reason, count in list(facts["skipped"].items())[:5]]
+    lines += [f"  {turn['role']}: {' '.join(turn['text'].split())[:100]}" for turn in facts["first"][:3]]
     return "\n".join(lines)
 
 

@@ -4,6 +4,8 @@ import argparse
 import os
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
+from evotok.commands.numbers import at_least_one
+from evotok.commands.terminal import add_json, say
 
 
 EXAMPLES = """  evotok encode-dataset mini --source image-folder --path pictures --out codes
@@ -17,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", metavar="DIR", help="its folder, or a hub id; the published one when left out")
     parser.add_argument("--image-folder", metavar="DIR", help="where its images lie, if not there")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards; go on where they end")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
-    parser.add_argument("--threads", type=int, default=4, metavar="N", help="that decode images (default 4)")
+    parser.add_argument("--batch-size", type=at_least_one, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument("--threads", type=at_least_one, default=4, metavar="N", help="that decode images (default 4)")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,9 +34,6 @@ def run(options: argparse.Namespace) -> int:
     from evotok.training.sources import SOURCES
     from evotok.training.streaming import open_part
 
-    for name in ("batch_size", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1.")
     if options.source in SOURCES and SOURCES[options.source].task == "understanding":
         raise ValueError(f"--source {options.source}: conversations about images; codes are of pictures to be drawn.")
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     with tqdm(unit="image", disable=None if rank == 0 else True, leave=False) as progress:
         done = encoder.run(rank, world_size, progress.update)
     speed = f", {done.images / done.seconds:,.0f} images/s" if done.images else ""
-    print(
+    line = (
         f"{options.out}: process {rank} of {world_size}: {done.images:,} images in {done.written} shards, "
         f"{done.skipped:,} skipped, {done.found} shards were there{speed}"
     )
+    say(options, {"folder": options.out, "process": rank, "processes": world_size} | done._asdict(), [line])
     return 0

@@ -4,6 +4,7 @@ import argparse
 
 from evotok.commands.checkpoints import HELP, load_tokenizer
 from evotok.commands.files import filled_folder
+from evotok.commands.terminal import add_json, say, waiting
 
 
 EXAMPLES = """  evotok export-onnx mini --out mini-onnx
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{HELP}; an image tokenizer alone will do")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; an older export is replaced")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,8 +24,10 @@ def run(options: argparse.Namespace) -> int:
 
     with filled_folder(options.out, [f"{name}.onnx.data" for name in GRAPHS]) as part:
         model, image_processor = load_tokenizer(options.checkpoint)
-        paths = write_onnx(model.float().cpu(), part)
+        with waiting("Writing the graphs"):
+            paths = write_onnx(model.float().cpu(), part)
         image_processor.save_pretrained(part)
-        sizes = [f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in paths]
-    print(f"{options.out}: {', '.join(sizes)}")
+        sizes = {path.name: path.stat().st_size for path in paths}
+    line = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    say(options, {"folder": options.out, "bytes": sizes}, [f"{options.out}: {line}"])
     return 0

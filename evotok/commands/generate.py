@@ -6,33 +6,13 @@ import sys
 
 from evotok.commands.checkpoints import HELP, load_multimodal
 from evotok.commands.files import check_folder, safe_name, save_images
+from evotok.commands.numbers import at_least_one, seed
 from evotok.commands.terminal import add_json, progress, say
 
 
 EXAMPLES = """  evotok generate mini --prompt "a frog, noto style"
   evotok generate mini --prompt "a pizza" "two cats on a blue background" --num-images 4 --seed 7 --out pictures"""
 BATCH = 32
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    return _whole_number(text, 1, None)
-
-
-def seed(text: str) -> int:
-    """What a random generator can be begun with, for argparse."""
-    return _whole_number(text, 0, 2**64 - 1)
-
-
-def _whole_number(text: str, least: int, most: int | None) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least or (most is not None and number > most):
-        limits = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, {limits}")
-    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,10 @@
 """`evotok plan`: what a recipe will take, before anything is downloaded or rented."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from evotok.commands.numbers import at_least_one
+from evotok.commands.terminal import add_json, say, waiting
 
 
 if TYPE_CHECKING:
@@ -10,6 +13,8 @@ if TYPE_CHECKING:
 EXAMPLES = """  evotok plan configs/paper/sft.yaml
   evotok plan configs/paper/gen.yaml --gpus 64 --gpu h200 --mfu 0.45
   evotok plan configs/paper/low-memory/gen.yaml --gpus 1 --gpu rtx4090"""
+FRAMEWORK_BYTES = 2e9
+"""What CUDA, NCCL and torch take of a GPU before a model does."""
 _SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -17,13 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/paper/sft.yaml")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
-    parser.add_argument("--gpus", type=int, default=16, metavar="N", help="how many (default 16, as in the paper)")
+    parser.add_argument(
+        "--gpus", type=at_least_one, default=16, metavar="N", help="how many (default 16, as in the paper)"
+    )
     parser.add_argument(
         "--gpu", default="h100", metavar="KIND", help="which: h100 (default), h200, a100-80g, rtx4090 ..."
     )
     parser.add_argument(
         "--mfu", type=float, default=0.4, help="share of the GPU's peak that useful work reaches (default 0.4)"
     )
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,19 +42,79 @@ def run(options: argparse.Namespace) -> int:
 
     if options.gpu not in GPUS:
         raise ValueError(f"--gpu {options.gpu}: not one of {', '.join(GPUS)}.")
-    if options.gpus < 1 or not 0 < options.mfu <= 1:
-        raise ValueError(f"--gpus {options.gpus} must be at least 1 and --mfu {options.mfu} in (0, 1].")
-    plan = make_plan(find_recipe(options.recipe), options.overrides, options.gpus, GPUS[options.gpu], options.mfu)
-    _print_plan(plan, options)
+    if not 0 < options.mfu <= 1:
+        raise ValueError(f"--mfu {options.mfu} must be in (0, 1].")
+    with waiting("Planning"):
+        plan = make_plan(find_recipe(options.recipe), options.overrides, options.gpus, GPUS[options.gpu], options.mfu)
+        facts = {"recipe": options.recipe, "gpu": options.gpu} | _facts(plan)
+    if options.json:
+        say(options, facts, ())
+    else:
+        _print_plan(facts)
     return 0
 
 
-def _print_plan(plan: "Plan", options: argparse.Namespace) -> None:
+def _facts(plan: "Plan") -> dict[str, Any]:
+    """The plan as JSON can hold it; memory and sizes in bytes, and what is not known is None."""
+    from evotok.training.planning.memory import communication
+
+    computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
+    tokens = plan.tokens_a_sample * plan.batch
+    memory = [
+        memory._asdict()
+        | {
+            "zero_stage": stage,
+            "offload": bool(plan.offload and stage),
+            "checkpointing": checkpointing,
+            "total": memory.total,
+            "fits": memory.total + FRAMEWORK_BYTES < plan.gpu.memory,
+            "chosen": (checkpointing, stage) == (plan.checkpointing, plan.stage),
+        }
+        for (checkpointing, stage), memory in plan.memory.items()
+    ]
+    scaling = []
+    for gpus in _SCALES:
+        seconds = plan.seconds_a_step(gpus, plan.stage)
+        sent = [communication(plan.parameters, plan.trainable, stage, gpus) for stage in (2, 3)]
+        scaling.append(
+            {
+                "gpus": gpus,
+                "memory_total": plan.memory_on(gpus, plan.stage, plan.checkpointing).total,
+                "sent_a_step_zero2": sent[0],
+                "sent_a_step_zero3": sent[1],
+                "computing_seconds": seconds[0],
+                "sending_seconds": seconds[1],
+                "days": plan.days(gpus),
+            }
+        )
+    return {
+        "stage": plan.recipe.stage,
+        "gpus": plan.gpus,
+        "mfu": plan.mfu,
+        "parameters": {name: {"all": total, "trained": trained} for name, (total, trained) in plan.parts.items()}
+        | {"all": {"all": plan.parameters, "trained": plan.trainable}},
+        "memory": memory,
+        "samples_a_step": plan.batch,
+        "operations_a_step": plan.flops_a_sample * plan.batch,
+        "tokens_a_step": tokens,
+        "computing_seconds": computing,
+        "sending_seconds": sending,
+        "steps": plan.steps,
+        "tokens": None if plan.steps is None else tokens * plan.steps,
+        "days": plan.days(plan.gpus),
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "dataset_bytes": plan.dataset_bytes,
+        "code_bytes": plan.code_bytes,
+        "scaling": scaling,
+    }
+
+
+def _print_plan(facts: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(width=120, soft_wrap=True)
-    console.print(f"{options.recipe}: stage {plan.recipe.stage} on {plan.gpus} x {options.gpu}\n", highlight=False)
-    for table in (_parameters(plan), _memory(plan), _run(plan), _scaling(plan)):
+    console.print(f"{facts['recipe']}: stage {facts['stage']} on {facts['gpus']} x {facts['gpu']}\n", highlight=False)
+    for table in (_parameters(facts), _memory(facts), _run(facts), _scaling(facts)):
         console.print(table)
     console.print(
         "Memory is for the fullest batch: every row of max_length tokens, all its text learned. Time is for average "
@@ -65,80 +133,65 @@ def _table(title: str, *columns: str):
     return table
 
 
-def _parameters(plan: "Plan"):
+def _parameters(facts: dict[str, Any]):
     table = _table("Parameters", "part", "all", "trained")
-    for name, (total, trained) in [*plan.parts.items(), ("all", (plan.parameters, plan.trainable))]:
-        table.add_row(name, f"{total:,}", f"{trained:,}" if trained else "frozen")
+    for name, count in facts["parameters"].items():
+        table.add_row(name, f"{count['all']:,}", f"{count['trained']:,}" if count["trained"] else "frozen")
     return table
 
 
-def _memory(plan: "Plan"):
-    table = _table(
-        "Memory on one GPU, GB", "", "weights", "gradients", "optimizer", "buffers", "activations", "all", "fits"
-    )
-    for (checkpointing, stage), memory in plan.memory.items():
-        name = "plain" if stage is None else f"ZeRO-{stage}"
-        name += " + offload" if plan.offload and stage else ""
-        name += ", checkpointing" if checkpointing else ""
-        chosen = (checkpointing, stage) == (plan.checkpointing, plan.stage)
+def _memory(facts: dict[str, Any]):
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations")
+    table = _table("Memory on one GPU, GB", "", *parts, "all", "fits")
+    for row in facts["memory"]:
+        name = "plain" if row["zero_stage"] is None else f"ZeRO-{row['zero_stage']}"
+        name += " + offload" if row["offload"] else ""
+        name += ", checkpointing" if row["checkpointing"] else ""
         table.add_row(
-            f"{name} (the recipe)" if chosen else name,
-            *(f"{value / 1e9:.1f}" for value in (*memory, memory.total)),
-            "yes" if memory.total + 2e9 < plan.gpu.memory else "no",
-            style="bold" if chosen else None,
+            f"{name} (the recipe)" if row["chosen"] else name,
+            *(f"{row[part] / 1e9:.1f}" for part in (*parts, "total")),
+            "yes" if row["fits"] else "no",
+            style="bold" if row["chosen"] else None,
         )
     return table
 
 
-def _run(plan: "Plan"):
+def _run(facts: dict[str, Any]):
     table = _table("The run", "", "")
-    computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
-    flops, tokens = plan.flops_a_sample * plan.batch, plan.tokens_a_sample * plan.batch
     rows = {
-        "samples a step": f"{plan.batch:,}",
-        "operations a step": f"{flops / 1e15:,.2f} PFLOP",
-        "tokens a step, images included": f"{tokens:,.0f}",
-        f"a step at an MFU of {plan.mfu:g}": f"{computing:.2f} s computing, {sending:.2f} s sending",
+        "samples a step": f"{facts['samples_a_step']:,}",
+        "operations a step": f"{facts['operations_a_step'] / 1e15:,.2f} PFLOP",
+        "tokens a step, images included": f"{facts['tokens_a_step']:,.0f}",
+        f"a step at an MFU of {facts['mfu']:g}": (
+            f"{facts['computing_seconds']:.2f} s computing, {facts['sending_seconds']:.2f} s sending"
+        ),
     }
-    if plan.steps is not None:
-        rows["steps"] = f"{plan.steps:,}"
-        rows["tokens in all"] = f"{tokens * plan.steps / 1e9:,.1f} G"
-        rows["days"] = f"{plan.days(plan.gpus):,.1f}"
-    rows["a checkpoint"] = _bytes(plan.checkpoint_bytes)
-    if plan.dataset_bytes:
-        rows["the data sets, roughly"] = _bytes(plan.dataset_bytes)
-    if plan.code_bytes:
-        rows["their pictures to draw, as codes"] = _bytes(plan.code_bytes)
+    if facts["steps"] is not None:
+        rows["steps"] = f"{facts['steps']:,}"
+        rows["tokens in all"] = f"{facts['tokens'] / 1e9:,.1f} G"
+        rows["days"] = f"{facts['days']:,.1f}"
+    rows["a checkpoint"] = _bytes(facts["checkpoint_bytes"])
+    if facts["dataset_bytes"]:
+        rows["the data sets, roughly"] = _bytes(facts["dataset_bytes"])
+    if facts["code_bytes"]:
+        rows["their pictures to draw, as codes"] = _bytes(facts["code_bytes"])
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _scaling(plan: "Plan"):
-    from evotok.training.planning.memory import communication
-
-    table = _table(
-        "From 1 to 512 GPUs",
-        "GPUs",
-        "GB each",
-        "sent a step: ZeRO-1, 2",
-        "ZeRO-3",
-        "computing, s",
-        "sending, s",
-        "days",
-    )
-    for gpus in _SCALES:
-        memory = plan.memory_on(gpus, plan.stage, plan.checkpointing)
-        computing, sending = plan.seconds_a_step(gpus, plan.stage)
-        days = plan.days(gpus)
-        sent = (communication(plan.parameters, plan.trainable, stage, gpus) for stage in (2, 3))
+def _scaling(facts: dict[str, Any]):
+    columns = ("GPUs", "GB each", "sent a step: ZeRO-1, 2", "ZeRO-3", "computing, s", "sending, s", "days")
+    table = _table("From 1 to 512 GPUs", *columns)
+    for row in facts["scaling"]:
         table.add_row(
-            str(gpus),
-            f"{memory.total / 1e9:.1f}",
-            *map(_bytes, sent),
-            f"{computing:.2f}",
-            f"{sending:.2f}",
-            "" if days is None else f"{days:,.1f}",
+            str(row["gpus"]),
+            f"{row['memory_total'] / 1e9:.1f}",
+            _bytes(row["sent_a_step_zero2"]),
+            _bytes(row["sent_a_step_zero3"]),
+            f"{row['computing_seconds']:.2f}",
+            f"{row['sending_seconds']:.2f}",
+            "" if row["days"] is None else f"{row['days']:,.1f}",
         )
     return table
 

@@ -11,10 +11,10 @@ from typing import Any, TextIO
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option `--json`, for `say`."""
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of lines")
+    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of text")
 
 
-def say(options: argparse.Namespace, facts: dict[str, Any], lines: Iterable[str]) -> None:
+def say(options: argparse.Namespace, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
     """Print the outcome of a command: `facts` as JSON if `--json` was given, else `lines`."""
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))

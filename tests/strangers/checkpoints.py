@@ -734,6 +734,6 @@ WHOLE = [
 ]
 
 GROUPS = [
-    Group("Checkpoints, for their image tokenizer", "`evotok encode`", encode, PARTS),
-    Group("Checkpoints, for all that is in them", "`evotok generate`", generate, WHOLE),
+    Group("Checkpoints, for their image tokenizer", "`evotok encode`", encode, PARTS, refusal="exit 2"),
+    Group("Checkpoints, for all that is in them", "`evotok generate`", generate, WHOLE, refusal="exit 2"),
 ]

@@ -330,4 +330,4 @@ def _planted(place: Place, name: str) -> str:
     return codes_of(place, good_codes(), ["a.png"])
 
 
-GROUPS = [Group("Files of codes", "`evotok decode`", decode, CASES)]
+GROUPS = [Group("Files of codes", "`evotok decode`", decode, CASES, refusal="exit 2")]

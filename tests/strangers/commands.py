@@ -59,11 +59,11 @@ CASES = [
     ),
     case(
         "chat model --prompt " + LONG,
-        "evotok chat: the conversation has 610 tokens, the model reads fewer than 128: shorten the prompt, show fewer images, or begin anew.",
+        "evotok chat: The conversation has 610 tokens, the model reads fewer than 128: shorten the question, show fewer images, or begin anew.",
     ),
     case(
         "chat model --prompt hello --image a.png" + " --image a.png" * 9,
-        "evotok chat: the conversation has 193 tokens, the model reads fewer than 128: shorten the prompt, show fewer images, or begin anew.",
+        "evotok chat: The conversation has 193 tokens, the model reads fewer than 128: shorten the question, show fewer images, or begin anew.",
     ),
     case(
         "chat model --prompt " + HALF,
@@ -304,7 +304,10 @@ CASES = [
         "measure model --out results.json",
         "evotok measure: model: images of 32 px, but the emoji have 64: give a mini model.",
     ),
-    case("measure model --images 0 --out results.json", "evotok measure: images=0 must be at least 1."),
+    case(
+        "measure model --images 0 --out results.json",
+        "evotok measure: argument --images: '0' is not a whole number, 1 or more (see evotok measure --help)",
+    ),
     case(
         "measure model --only everything",
         "evotok measure: argument --only: invalid choice: 'everything' (choose from … (see evotok measure --help)",
@@ -347,7 +350,7 @@ CASES = [
     ),
     case(
         "convert tokenizer --out new --depth-heads 0",
-        "evotok convert: argument --depth-heads: '0' is no positive whole number (see evotok convert --help)",
+        "evotok convert: argument --depth-heads: '0' is not a whole number, 1 or more (see evotok convert --help)",
     ),
     case(
         "convert tokenizer --out new",
@@ -367,4 +370,4 @@ CASES = [
     ),
 ]
 
-GROUPS = [Group("Command lines", "`evotok`", run_command, CASES)]
+GROUPS = [Group("Command lines", "`evotok`", run_command, CASES, refusal="exit 2")]

@@ -1,12 +1,15 @@
 """What cases are made of: a tiny checkpoint of each kind, built once, and copies of it to spoil."""
 
+import functools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import TINY_VQ, build_tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,6 +19,7 @@ from evotok.commands.codes import Codes, write_codes
 from evotok.training.fingerprint import fingerprint
 from evotok.training.text_tokenizer import train_text_tokenizer
 from strangers.case import SECRET, Place
+from strangers.page import ORDER, Visitor
 
 
 SIZE, POSITIONS, LEVELS, ENTRIES = 32, 16, 4, 32
@@ -29,7 +33,7 @@ class Materials:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.page_folder = folder, folder / "page"
         texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
         self.processor = EvoTokProcessor.from_parts(
             train_text_tokenizer(texts, 300), image_size=SIZE, num_image_tokens=POSITIONS
@@ -54,6 +58,26 @@ class Materials:
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")
         build_tiny_model(config, seed=1).model.vq_model.save_pretrained(folder / "other")
+
+    @functools.cached_property
+    def visitor(self) -> Visitor:
+        """Of the page of `model`, which is served from now on until `close`."""
+        pytest.importorskip("gradio", reason="the page needs the extra `app`")
+        from evotok.app.page import build_page, launch_options
+
+        os.environ["GRADIO_TEMP_DIR"] = str(self.page_folder)
+        page = build_page(self.model, self.processor)
+        page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
+        visitor = Visitor(page)
+        visitor.ask("draw-go", list(ORDER.values()))  # the first event makes folders of libraries
+        return visitor
+
+    def close(self) -> None:
+        """Serve the page no longer."""
+        if "visitor" in vars(self):
+            self.visitor.client.close()
+            self.visitor.page.close(verbose=False)
+            del os.environ["GRADIO_TEMP_DIR"]
 
     def fill_outside(self, folder: Path) -> None:
         """The canaries: each would be taken if it lay inside, and says so when it is read."""

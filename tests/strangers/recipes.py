@@ -337,4 +337,4 @@ CASES = [
     ),
 ]
 
-GROUPS = [Group("Recipes", "`evotok train`", train, CASES)]
+GROUPS = [Group("Recipes", "`evotok train`", train, CASES, refusal="exit 2")]

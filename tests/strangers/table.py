@@ -11,14 +11,14 @@ TESTS = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from strangers import checkpoints, codes, commands, conversations, images, recipes, records  # noqa: E402
+from strangers import checkpoints, codes, commands, conversations, images, page, recipes, records  # noqa: E402
 from strangers.case import Case, Group  # noqa: E402
 
 
 TABLE = TESTS.parent / "docs" / "bad_inputs.md"
 GROUPS: list[Group] = [
     group
-    for module in (images, conversations, codes, recipes, records, checkpoints, commands)
+    for module in (images, conversations, codes, recipes, records, checkpoints, commands, page)
     for group in module.GROUPS
 ]
 INTRODUCTION = """\
@@ -27,7 +27,8 @@ INTRODUCTION = """\
 {bad} bad inputs, and {good} odd ones that are good, by the door that they come in at. Each is a test: it ends within a
 time limit, leaves files and folders as they were, reads and writes nothing outside its own folder, runs nobody's code,
 and a refusal is one line that names the input, the limit and the mend: an exception in Python, exit code 2 on the
-command line, never a traceback. `…` stands for what another library says, or for what changes from run to run.
+command line, a note on the page, never a traceback; only what its forms would never send gets a bare status from the
+page. `…` stands for what another library says, or for what changes from run to run.
 
 Written by `python tests/strangers/table.py` from the catalogue in `tests/strangers/`; `make fuzz` makes up more."""
 
@@ -52,8 +53,7 @@ def render_table() -> str:
 
 
 def _row(group: Group, case: Case) -> str:
-    refusal = "exit 2" if group.entry.startswith("`evotok") else "`ValueError`"
-    outcome, gets = ("good", case.gets) if case.good is not None else (refusal, _as_code(case.gets))
+    outcome, gets = ("good", case.gets) if case.good is not None else (group.refusal, _as_code(case.gets))
     return f"| {_in_cell(case.given)} | {outcome} | {_in_cell(gets)} |"
 
 
