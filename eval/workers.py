@@ -20,7 +20,7 @@ class Workers:
     """
 
     def __init__(self):
-        self.state = PartialState(cpu=not torch.accelerator.is_available())  # left alone, CPUs do not join
+        self.state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, CPUs do not join
 
     @property
     def is_main(self) -> bool:

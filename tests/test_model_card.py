@@ -202,7 +202,7 @@ def measured(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "evotok"}')
     monkeypatch.setattr(measure, "SECTIONS", sections)
     monkeypatch.setattr(measure, "load_multimodal", lambda name: (model, None))
-    monkeypatch.setattr(measure, "render_card", lambda results, config: "card")
+    monkeypatch.setattr(measure, "render_card", lambda results, config, unseen: "card")
 
     def function(*sections, **options):
         keys = {k: options.pop(k) for k in ("out", "restart") if k in options}
