@@ -59,6 +59,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     given.setdefault("remove_unused_columns", False)
     given.setdefault("ddp_broadcast_buffers", False)
     given.setdefault("dataloader_pin_memory", not on_cpu)
+    # It would hide what is not finite, and wait for the device at every step to do so.
+    given.setdefault("logging_nan_inf_filter", False)
     if recipe.data.name == "mixture":
         given["ignore_data_skip"] = True  # a stream goes on from its own state
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")

@@ -1,12 +1,16 @@
-"""What the trainers of all stages share: terms of the loss in the log, streams that resume, a bar with the speed."""
+"""What the trainers of all stages share: terms of the loss in the log and a stop when they are not finite, checkpoints
+that are whole or not there, streams that resume, a bar with the speed."""
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer
 
+from .checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
 from .mixture import RecordStream
 from .streaming import ResumableLoader, add_skipped
 
@@ -22,7 +26,8 @@ class ThroughputBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None:
             return
-        if "loss" not in logs:  # an evaluation: worth a line of its own
+        if "loss" not in logs:  # an evaluation: worth a line of its own, the codebooks one by one are for the curves
+            logs = {name: value for name, value in logs.items() if "_level" not in name}
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
         (start, step), now = self.since, time.monotonic()
@@ -34,13 +39,18 @@ class ThroughputBar(ProgressCallback):
 class EvoTokTrainer(Trainer):
     """`Trainer` that logs the mean of every term of the loss beside the loss, under the term's own name.
 
+    Training stops with a ValueError once a term, the loss or the gradient is not finite. That is looked at whenever
+    something is logged, evaluated or saved, so no step waits for the device because of it; nothing is saved after it.
+
+    A checkpoint that cannot be written to its end is removed.
+
     A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what it skipped in
     this process so far is logged as `skipped_REASON`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._terms: dict[str, list[torch.Tensor]] = {}
+        self._terms: dict[str, list[tuple[int, torch.Tensor]]] = {}
         self._stream_loader: ResumableLoader | None = None
         self._resume_from: str | None = None
         self.skipped: Counter[str] = Counter()
@@ -50,16 +60,53 @@ class EvoTokTrainer(Trainer):
     def note_terms(self, terms: dict[str, torch.Tensor]) -> None:
         """Remember scalars of this step until the next log."""
         for name, term in terms.items():
-            self._terms.setdefault(name, []).append(term.detach())
+            self._terms.setdefault(name, []).append((self.state.global_step + 1, term.detach()))
+
+    def training_step(self, *args, **kwargs):
+        """As in Transformers; the loss is noted among the terms."""
+        loss = super().training_step(*args, **kwargs)
+        self.note_terms({"loss": loss})
+        return loss
 
     def log(self, logs, *args, **kwargs):
         """Adds the mean of every term since the last log."""
-        if "loss" in logs and self._terms:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._terms.items()}
-            self._terms = {}
         if "loss" in logs:
+            means = {name: torch.stack([v for _, v in noted]).mean().item() for name, noted in self._terms.items()}
+            logs |= {name: mean for name, mean in means.items() if name != "loss"}
             logs |= {f"skipped_{reason}": count for reason, count in self.skipped.items()}
+            self._terms = {}
         super().log(logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self._check_finite(grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _check_finite(self, grad_norm: torch.Tensor | float | None) -> None:
+        """All that was noted since the last log, on all processes, with one synchronisation."""
+        noted = [(step, name, value) for name, values in self._terms.items() for step, value in values]
+        # A step that overflowed in half precision is skipped, and its gradient never used.
+        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped:
+            grad_norm = torch.as_tensor(grad_norm, device=self.args.device)
+            noted.append((self.state.global_step, "the gradient", grad_norm))
+        if not noted:
+            return
+        finite = torch.stack([value.float() for *_, value in noted]).isfinite()
+        if self.accelerator.gather(finite.all()[None]).all():
+            return
+        bad = [(step, name) for (step, name, _), fine in zip(noted, finite.tolist(), strict=True) if not fine]
+        bad = sorted(gather_object(bad))
+        step = bad[0][0]
+        names = {name for at, name in bad if at == step}
+        # What is summed up from terms, or follows from them, says nothing more.
+        names = sorted(names - {"loss", "the gradient"}) or sorted(names - {"the gradient"}) or sorted(names)
+        last = last_complete_checkpoint(self.args.output_dir) or "none, there was no checkpoint yet"
+        raise ValueError(
+            f"step {step}: {', '.join(names)}: not finite (NaN or infinite), training stopped and nothing was saved "
+            f"after it; kept: {last}. Lower training.learning_rate or the weight of that term, or leave fp16 for bf16, "
+            "and give the command again: it goes on from there."
+        )
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As in Transformers; `resume_from_checkpoint` is a folder or None."""
@@ -81,8 +128,21 @@ class EvoTokTrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):
-        # Before the rest: what marks a checkpoint as whole is written last.
-        if self._stream_loader is not None:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            self._stream_loader.save(folder)
-        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed in here has left
+        self.accelerator.wait_for_everyone()
+        with whole_or_none(folder):
+            if self._stream_loader is not None:
+                self._stream_loader.save(folder)
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Next comes `trainer_state.json`, which marks the checkpoint as whole: nobody may still be writing.
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As in Transformers; a full disk is named as one."""
+        with room_on_disk(Path(output_dir or self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
