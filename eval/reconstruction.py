@@ -6,7 +6,7 @@ import torch
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
-from .metrics import feature_cosine, psnr
+from .metrics import feature_cosine, psnr, ssim
 
 
 @torch.inference_mode()
@@ -15,17 +15,22 @@ def evaluate_reconstruction(
     batches: Iterable[torch.Tensor],
     teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
     semantic_depths: Iterable[int] | None = None,
+    with_ssim: bool = False,
+    sum_up: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
 ) -> dict[str, float | list[float]]:
     """PSNR at depth 1 to L_pix, semantic cosine at chosen depths, and use of every codebook.
 
     Args:
         model: the tokenizer.
-        batches: images (B, 3, H, W) in [-1, 1].
+        batches: images (B, 3, H, W) in [-1, 1]; at least one.
         teacher: gives the target features (B, N, S) of images; without it no cosine is measured.
         semantic_depths: depths of the cosine, all by default.
+        with_ssim: whether to measure SSIM beside PSNR (extra `eval`).
+        sum_up: adds a tensor up over processes, where each has its own images.
 
     Returns:
-        `psnr_depth{d}` in dB (mean over images), `semantic_cosine_depth{d}`, and the lists `usage`, `perplexity`.
+        `psnr_depth{d}` in dB and `ssim_depth{d}` (means over images), `semantic_cosine_depth{d}`, and the lists
+        `usage`, `perplexity`.
     """
     was_training = model.training
     model.eval()
@@ -39,13 +44,17 @@ def evaluate_reconstruction(
             counts[level] += torch.bincount(codes[..., level].flatten().cpu(), minlength=config.codebook_size)
         reference = (pixels + 1) / 2
         for depth in range(1, config.num_pixel_codebooks + 1):
-            decoded = model.decode_pixels(codes, depth=depth)
-            scores.setdefault(f"psnr_depth{depth}", []).append(psnr((decoded + 1) / 2, reference))
+            decoded = (model.decode_pixels(codes, depth=depth) + 1) / 2
+            scores.setdefault(f"psnr_depth{depth}", []).append(psnr(decoded, reference))
+            if with_ssim:
+                scores.setdefault(f"ssim_depth{depth}", []).append(ssim(decoded, reference))
         if teacher is not None:
             target = teacher(pixels)
             for depth in depths:
                 cosine = feature_cosine(model.decode_semantics(codes, depth=depth), target)
                 scores.setdefault(f"semantic_cosine_depth{depth}", []).append(cosine)
     model.train(was_training)
-    results: dict[str, float | list[float]] = {name: torch.cat(values).mean().item() for name, values in scores.items()}
-    return results | {name: values.tolist() for name, values in codebook_usage(counts).items()}
+    values = torch.stack([torch.cat(values).cpu().double() for values in scores.values()])  # (names, images)
+    sums = sum_up(torch.cat([values.sum(1), values.new_full((1,), values.shape[1])]))
+    results: dict[str, float | list[float]] = dict(zip(scores, (sums[:-1] / sums[-1]).tolist(), strict=True))
+    return results | {name: values.tolist() for name, values in codebook_usage(sum_up(counts)).items()}

@@ -89,6 +89,15 @@ def test_the_paper_fits_its_16_gpus():
     assert plan.days(32) < plan.days(16)
 
 
+def test_an_average_of_the_weights_is_counted():
+    path = CONFIGS / "mini/tokenizer.yaml"
+    plain, averaged = (
+        make_plan(path, [f"optimizer.average_decay={decay}"], 1, GPUS["a10"], 0.4) for decay in (0.0, 0.999)
+    )
+    assert averaged.memory[False, None].weights - plain.memory[False, None].weights == 4 * plain.parameters
+    assert averaged.checkpoint_bytes - plain.checkpoint_bytes == 4 * plain.parameters
+
+
 def test_the_config_is_found_without_any_checkpoint():
     from evotok.training.arguments import read_recipe
 

@@ -85,6 +85,11 @@ class DataArguments:
     """Tokens a sample may have, image positions included."""
     sample_prompts: list[str] = field(default_factory=list)
     """Prompts drawn as one PNG at every save (gen stage)."""
+    validation_path: str | None = None
+    """Folder of images, however deep, that are held back and measured every `training.eval_steps` (tokenizer stage);
+    the emoji world holds back drawings of its own."""
+    validation_samples: int = 1000
+    """At most so many of them, evenly picked."""
 
 
 @dataclass
@@ -98,9 +103,13 @@ class TokenizerLossArguments:
     commitment: float = 1.0
     adversarial_start_step: int = 20000
     """The discriminator learns, and is listened to, from this step on."""
+    adversarial_adaptive: bool = False
+    """Multiply `adversarial` by the ratio of the gradients that the other pixel losses and the adversarial one leave at
+    the pixel decoder's last layer, as VQGAN does; the weight is fixed otherwise."""
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     discriminator_learning_rate: float = 1e-4
+    """Its peak: schedule and warm-up are those of `training`, counted from `adversarial_start_step`."""
     semantic_folds: int = 1
     """Also compare the features in this many slices of their channels; 1 is the paper's plain cosine."""
     teacher: str = "siglip"
@@ -120,6 +129,9 @@ class OptimizerArguments:
     DeepSpeed or FSDP."""
     matrix_learning_rate: float = 0.02
     """Muon's step, on the same schedule as `training.learning_rate`."""
+    average_decay: float = 0.0
+    """Share that a moving average of all weights keeps of itself at each step: 0.9999 for long runs, 0.999 for some
+    thousand steps, 0 for no average. Validation and the finished model are of the average (tokenizer stage)."""
 
 
 @dataclass
@@ -180,6 +192,12 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         tree[name] = build_section(cls, tree.get(name, {}), f"{path}: {name}")
     if bool(tree["data"].sources) != (tree["data"].name == "mixture"):
         raise ValueError(f"{path}: data.name mixture and data.sources go together: give both or neither.")
+    decay, validation = tree["optimizer"].average_decay, tree["data"].validation_path
+    if not 0 <= decay < 1:
+        raise ValueError(f"{path}: optimizer.average_decay {decay} is not in [0, 1): give 0.9999, or 0 for no average.")
+    if tree["stage"] != "tokenizer" and (decay or validation):
+        key = "optimizer.average_decay" if decay else "data.validation_path"
+        raise ValueError(f"{path}: {key} is for the tokenizer stage, this is {tree['stage']}: remove it.")
     config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
     refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = build_section(Recipe, tree, str(path))

@@ -1,5 +1,9 @@
 """Frozen networks that the tokenizer's semantics, and optionally its pixels, are compared with."""
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,21 +11,34 @@ from transformers import AutoModel
 
 
 class SiglipTeacher(nn.Module):
-    """`hidden_states[-2]` of a SigLIP2 vision tower: the paper's semantic target.
+    """What a SigLIP2 vision tower gives before its last layer, `hidden_states[-2]`: the paper's semantic target.
 
     Args:
-        checkpoint: hub id or folder of a fixed-resolution SigLIP checkpoint.
+        tower: a vision tower without its last layer and what comes after, such as the encoder of a tokenizer that is
+            still to be trained; copied and frozen, so that one reading of the checkpoint serves both.
     """
 
-    def __init__(self, checkpoint: str):
+    def __init__(self, tower: nn.Module):
         super().__init__()
+        self.tower = copy.deepcopy(tower).eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str) -> "SiglipTeacher":
+        """From a hub id or folder of a fixed-resolution SigLIP checkpoint."""
         source = AutoModel.from_pretrained(checkpoint)
-        self.model = getattr(source, "vision_model", source).eval().requires_grad_(False)
+        tower = getattr(source, "vision_model", source)
+        tower.encoder.layers = tower.encoder.layers[:-1]
+        tower.post_layernorm, tower.use_head, tower.head = nn.Identity(), False, None
+        return cls(tower)
+
+    def train(self, mode: bool = True) -> "SiglipTeacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, S)."""
-        return self.model(pixel_values, output_hidden_states=True).hidden_states[-2]
+        return self.tower(pixel_values).last_hidden_state
 
 
 class EfficientNetTeacher(nn.Module):
@@ -109,3 +126,26 @@ class EfficientNetTeacher(nn.Module):
         pairs = zip(fakes, reals, strict=True)
         distances = [(F.normalize(a) - F.normalize(b)).square().sum(1).mean() for a, b in pairs]
         return torch.stack(distances).sum()
+
+
+def build_lpips() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """LPIPS on VGG16 (Zhang et al., 2018), as torchmetrics has it: module (fake, real) -> (B, 1, 1, 1), images in
+    [-1, 1], frozen.
+
+    Raises:
+        ValueError: the libraries or VGG16's weights are not there; nothing is downloaded, because a training has many
+            processes.
+    """
+    weights = "vgg16-397923af.pth"  # where torchvision keeps VGG16_Weights.IMAGENET1K_V1
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights
+    get = "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
+    instead = "or set loss.perceptual_network=efficientnet, or loss.perceptual=0."
+    try:
+        import torchvision  # noqa: F401 - torchmetrics looks for it when LPIPS is built
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    except ImportError as error:
+        raise ValueError(f"LPIPS ({error}): pip install 'evotok[eval]' torchvision, then {get}, {instead}") from None
+    if not path.is_file():
+        raise ValueError(f"LPIPS needs VGG16's weights, which are not at {path}: {get} fetches them, {instead}")
+    # The network alone: the metric around it refuses values beyond [-1, 1], and remembers every batch.
+    return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net

@@ -138,6 +138,23 @@ class ImageCollator:
         return to_pixels(crop_square(image, self.size, (rng.random(), rng.random())))
 
 
+def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+    """Images below a folder, evenly picked when limited, their middle squares: those of this process out of all.
+
+    Returns:
+        (I, 3, size, size) in [-1, 1].
+
+    Raises:
+        ValueError: no image there, fewer than processes, or one that cannot be read.
+    """
+    images = FolderImages(folder, size, random_crop=False)
+    count = min(limit, len(images))
+    if count < world_size:
+        raise ValueError(f"{folder}: {count} images to measure on {world_size} processes: give one for each at least.")
+    picked = [i * len(images) // count for i in range(rank, count, world_size)]
+    return torch.stack([images[index]["pixel_values"] for index in picked])
+
+
 def emoji_pixels(world: EmojiWorld, split: str, limit: int | None = None) -> torch.Tensor:
     """Drawings of a split on white, evenly picked when limited: (I, 3, 64, 64) in [-1, 1]."""
     drawings = world.drawings(split)

@@ -1,5 +1,6 @@
 """The tokenizer stage: build model, teacher and data from a recipe, train, save."""
 
+import torch
 from transformers import TrainingArguments
 
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
@@ -8,8 +9,8 @@ from .arguments import Recipe
 from .emoji.world import EmojiWorld
 from .optimizers import optimizer_choice
 from .streaming import build_stream
-from .teachers import EfficientNetTeacher, SiglipTeacher
-from .tokenizer_data import EmojiImages, FolderImages, ImageCollator, emoji_pixels
+from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
+from .tokenizer_data import EmojiImages, FolderImages, ImageCollator, emoji_pixels, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 
 
@@ -23,37 +24,64 @@ def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
     return EvoTokVQModel(EvoTokVQConfig(**arguments.config))
 
 
-def build_teacher(recipe: Recipe, config: EvoTokVQConfig, calibration=None):
-    """The frozen network that gives the semantic target."""
+def build_teacher(recipe: Recipe, model: EvoTokVQModel, calibration: torch.Tensor | None = None):
+    """The frozen network that gives the semantic target, or None when the term has no weight.
+
+    Args:
+        recipe: names it.
+        model: the tokenizer, not trained yet; its encoder is the teacher where both start from one checkpoint.
+        calibration: images (I, 3, H, W) in [-1, 1] that the scales of EfficientNet's channels are taken from.
+    """
+    if not recipe.loss.semantic:
+        return None
     if recipe.loss.teacher == "efficientnet":
-        teacher = EfficientNetTeacher(config.grid_size)
+        teacher = EfficientNetTeacher(model.config.grid_size)
         if calibration is not None:
             teacher.calibrate(calibration)
         return teacher
+    if recipe.loss.teacher != "siglip":
+        raise ValueError(f"loss.teacher {recipe.loss.teacher!r} is not one of siglip, efficientnet.")
     if recipe.model.encoder_checkpoint is None:
         raise ValueError("loss.teacher 'siglip' is made of SigLIP2's weights: give model.encoder_checkpoint.")
-    return SiglipTeacher(recipe.model.encoder_checkpoint)
+    if recipe.model.checkpoint is None:
+        return SiglipTeacher(model.vision_tower)
+    return SiglipTeacher.from_pretrained(recipe.model.encoder_checkpoint)
 
 
-def build_perceptual(recipe: Recipe, teacher):
-    """Function (fake, real) -> scalar, or None when the term has no weight.
+def build_perceptual(recipe: Recipe, teacher, device: torch.device):
+    """Function (fake, real) -> distances, or None when the term has no weight.
 
     Raises:
-        ValueError: LPIPS is asked for and its weights are not there.
+        ValueError: LPIPS is asked for and its weights are not there; or a network that is not known.
     """
     if not recipe.loss.perceptual:
         return None
-    if recipe.loss.perceptual_network == "efficientnet":
-        return teacher.perceptual_distance
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    if recipe.loss.perceptual_network == "lpips":
+        return build_lpips().to(device)
+    if recipe.loss.perceptual_network != "efficientnet":
+        given = recipe.loss.perceptual_network
+        raise ValueError(f"loss.perceptual_network {given!r} is not one of lpips, efficientnet.")
+    if not isinstance(teacher, EfficientNetTeacher):
+        teacher = EfficientNetTeacher().to(device)
+    return teacher.perceptual_distance
 
-        return LearnedPerceptualImagePatchSimilarity(net_type="vgg")
-    except (ImportError, OSError) as error:
-        raise ValueError(
-            f"LPIPS is not to be had ({error}): pip install torchvision and let it fetch VGG16 once, "
-            "or set loss.perceptual_network=efficientnet, or loss.perceptual=0."
-        ) from None
+
+def build_validation(
+    recipe: Recipe, size: int, arguments: TrainingArguments, world: EmojiWorld | None
+) -> torch.Tensor | None:
+    """This process's share of the images that are held back, (I, 3, H, W) in [-1, 1], or None where there are none.
+
+    Raises:
+        ValueError: none, although the recipe asks for evaluation; or as [`folder_pixels`].
+    """
+    rank, world_size = arguments.process_index, arguments.world_size
+    if recipe.data.validation_path:
+        return folder_pixels(recipe.data.validation_path, size, recipe.data.validation_samples, rank, world_size)
+    if world is not None:
+        return emoji_pixels(world, "new_concept", 128)[rank::world_size]
+    if arguments.eval_strategy != "no":
+        raise ValueError("training.eval_strategy: nothing to measure: give data.validation_path, a folder of images.")
+    return None
 
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
@@ -62,11 +90,11 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     samples *= arguments.world_size
-    held_out = calibration = None
+    world = calibration = None
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
-        held_out, calibration = emoji_pixels(world, "new_concept", 128), emoji_pixels(world, "train", 512)
+        calibration = emoji_pixels(world, "train", 512)
     elif recipe.data.name == "mixture":
         data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
     elif recipe.data.name == "folder":
@@ -75,7 +103,8 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         raise ValueError(
             f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
         )
-    teacher = build_teacher(recipe, config, calibration) if recipe.loss.semantic else None
+    held_out = build_validation(recipe, config.image_size, arguments, world)
+    teacher = build_teacher(recipe, model, calibration)
     trainer = TokenizerTrainer(
         model=model,
         args=arguments,
@@ -83,8 +112,9 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         eval_dataset=data if held_out is not None else None,
         loss_args=recipe.loss,
         teacher=teacher,
-        perceptual=build_perceptual(recipe, teacher),
+        perceptual=build_perceptual(recipe, teacher, arguments.device),
         held_out=held_out,
+        average_decay=recipe.optimizer.average_decay,
         **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)

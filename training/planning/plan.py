@@ -70,6 +70,11 @@ class Plan:
         return sum(count for count, _ in self.parts.values())
 
     @property
+    def average_bytes(self) -> float:
+        """The moving average of the weights, in fp32, where the recipe keeps one."""
+        return 4.0 * self.parameters if self.recipe.optimizer.average_decay else 0.0
+
+    @property
     def trainable(self) -> int:
         """Of all parts, those that learn."""
         return sum(count for _, count in self.parts.values())
@@ -80,7 +85,7 @@ class Plan:
         memory = estimate(engine, self._profiles[checkpointing])
         # The tokenizer stays outside the engine, in fp32: its own copy.
         outside = 4.0 * self.parts["image tokenizer"][0] if stage is not None and "image tokenizer" in self.parts else 0
-        return memory._replace(weights=memory.weights + outside)
+        return memory._replace(weights=memory.weights + outside + self.average_bytes)
 
     def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
         """Seconds of computing, at the stated MFU, and of sending, for one step on so many GPUs."""
@@ -132,7 +137,7 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
     width = plan._engine["width"] if plan.stage is not None else 4
     engine_copies = 2 if plan.stage is not None else 1
     kept = 12 if plan.stage is not None else 8
-    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable
+    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable + plan.average_bytes
     _plan_data(plan, model.config)
     return plan
 
