@@ -218,7 +218,8 @@ class TokenizerTrainer(EvoTokTrainer):
                 logger.warning(f"{folder}: no average of the weights in it: one begins here.")
         if self.discriminator is not None:
             self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
-            state = torch.load(folder / "discriminator_optimizer.pt", map_location=self.args.device, weights_only=True)
+            # To the CPU first: a second process there calls its device `cpu:0`, which nothing can be loaded to.
+            state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)
             self.discriminator_optimizer.load_state_dict(state["optimizer"])
             self.discriminator_scheduler.load_state_dict(state["scheduler"])
 
