@@ -106,7 +106,7 @@ class TokenizerTrainer(EvoTokTrainer):
             self.discriminator.requires_grad_(True)
             if self.loss_args.adversarial_adaptive and model.training:
                 weights = weights | {"adversarial": self._adaptive_weight(terms)}
-        loss = weighted_sum(terms, weights)
+        loss = weighted_sum({name: term for name, term in terms.items() if name in weights}, weights)
         if model.training:
             self._pair = pixels, fake.detach()
             self.note_terms(terms)
