@@ -21,6 +21,7 @@ SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for
     "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
     "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
     "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
+    "understanding": "questions about images, asked and scored by lmms-eval",
     "unseen": "how a model of the emoji world fares on pictures of other kinds",
 }
 
