@@ -18,8 +18,8 @@ import torch
 
 
 _PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
-_TIMEOUT = 1800.0  # seconds; what hangs is killed, and the drill has failed
-_GRACE = 300.0  # seconds that the others have to notice that one of them is gone
+_TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
+_GRACE = 60.0  # seconds that the others have to notice that one of them is gone
 
 
 class Kill(NamedTuple):
