@@ -1,7 +1,11 @@
-"""Which checkpoint a killed run goes on from."""
+"""Which checkpoint a killed run goes on from, and by how many processes."""
 
+import itertools
+import json
 import re
 from pathlib import Path
+
+from transformers import TrainingArguments
 
 
 def check_source(name: str | None, key: str) -> None:
@@ -11,18 +15,60 @@ def check_source(name: str | None, key: str) -> None:
         raise ValueError(f"{key}: {name}: no such folder: train the stage before, or give another checkpoint.")
 
 
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders `checkpoint-N`, whole or not, newest last."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(folders, key=lambda p: int(p.name.split("-")[1]))
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        latest = folder / "latest"  # DeepSpeed names its own subfolder here
+        has_engine = not latest.is_file() or (folder / latest.read_text().strip()).is_dir()
+    except (OSError, ValueError):
+        return False
+    return has_engine and any(folder.glob("rng_state*.pth"))
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """Newest `checkpoint-N` that was written to its end, or None.
 
-    A Trainer checkpoint is not written atomically: `trainer_state.json` comes after weights and optimizer, and every
-    rank writes its `rng_state*` file last. A folder without them was cut off and is passed over.
+    A checkpoint is not written at one stroke. [`~training.trainer.EvoTokTrainer`] has `trainer_state.json` come last,
+    when every process has written its share of everything else: a folder without it, or with a part of it, was cut
+    off and is passed over.
     """
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for folder in sorted(folders, key=lambda p: int(p.name.split("-")[1]), reverse=True):
-        has_state = (folder / "trainer_state.json").is_file()
-        has_rng = any(folder.glob("rng_state*.pth"))
-        latest = folder / "latest"  # DeepSpeed names its own subfolder here
-        has_engine = not latest.is_file() or (folder / latest.read_text().strip()).is_dir()
-        if has_state and has_rng and has_engine:
-            return str(folder)
-    return None
+    return next((str(folder) for folder in reversed(_checkpoints(output_dir)) if _is_complete(folder)), None)
+
+
+def put_aside(output_dir: str | Path) -> None:
+    """Move all checkpoints to `earlier-1/`, or the next free number: a run that begins anew and is killed before its
+    first save would otherwise go on from those of the run before."""
+    folders = _checkpoints(output_dir)
+    if not folders:
+        return
+    place = next(place for n in itertools.count(1) if not (place := Path(output_dir) / f"earlier-{n}").exists())
+    place.mkdir()
+    for folder in folders:
+        folder.rename(place / folder.name)
+
+
+def prepare_engine(arguments: TrainingArguments, checkpoint: str) -> None:
+    """Have DeepSpeed read a checkpoint: as it was written, or, where `ds_to_universal` has been run on it, by any
+    number of processes.
+
+    Raises:
+        ValueError: written by another number of processes, and not made universal yet.
+    """
+    folder = Path(checkpoint)
+    if (folder / "latest_universal").is_file():
+        arguments.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True
+        return
+    ranks = len(list(folder.glob("rng_state_*.pth"))) or 1
+    if ranks != arguments.world_size:
+        tag = (folder / "latest").read_text().strip() if (folder / "latest").is_file() else "global_stepN"
+        raise ValueError(
+            f"{folder}: written by {ranks} processes, this run has {arguments.world_size}: python -m "
+            f"deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {folder / tag} "
+            f"--output_folder {folder / tag}_universal, then start again."
+        )

@@ -119,19 +119,19 @@ class TokenizerTrainer(EvoTokTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if self.discriminator is not None and self.is_world_process_zero():
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            save_file(self.discriminator.state_dict(), folder / "discriminator.safetensors")
-            torch.save(self.discriminator_optimizer.state_dict(), folder / "discriminator_optimizer.pt")
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.discriminator is not None and self.args.should_save:
+            save_file(self.discriminator.state_dict(), Path(output_dir) / "discriminator.safetensors")
+            torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / "discriminator_optimizer.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.discriminator is not None:
             folder = Path(checkpoint)
             self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
-            state = torch.load(folder / "discriminator_optimizer.pt", map_location=self.args.device, weights_only=True)
+            # To the CPU first: a second process there calls its device `cpu:0`, which nothing can be loaded to.
+            state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)
             self.discriminator_optimizer.load_state_dict(state)
 
 

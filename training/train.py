@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/sft.yaml \\
         training.deepspeed=configs/deepspeed/zero2.json
 
-A run that was stopped goes on from its last complete checkpoint; `--restart` begins anew.
+A run that was stopped goes on from its last complete checkpoint; `--restart` puts them aside and begins anew.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
-from .checkpoints import check_source, last_complete_checkpoint
+from .checkpoints import check_source, last_complete_checkpoint, prepare_engine, put_aside
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -75,12 +75,24 @@ def _has_tensorboard() -> bool:
 
 
 def train(recipe: Recipe, restart: bool = False) -> None:
-    """Run the stage that a recipe names, from its last complete checkpoint unless `restart`."""
+    """Run the stage that a recipe names, from its last complete checkpoint unless `restart`.
+
+    Raises:
+        ValueError: a recipe or a checkpoint that cannot be trained, or gone on from, like this.
+    """
+    if recipe.stage == "tokenizer" and recipe.training.get("deepspeed"):
+        # Codebooks learn by moving averages of their own, in fp32: an engine would cast and shard them.
+        raise ValueError("training.deepspeed: the tokenizer stage is data parallel without it: leave it out.")
     for key in ("checkpoint", "vq_checkpoint", "encoder_checkpoint", "language_model_checkpoint"):
         check_source(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
-    resume_from = None if restart else last_complete_checkpoint(arguments.output_dir)
+    if restart:
+        with arguments.main_process_first(local=False, desc="putting earlier checkpoints aside"):
+            put_aside(arguments.output_dir)
+    resume_from = last_complete_checkpoint(arguments.output_dir)
+    if resume_from and arguments.deepspeed:
+        prepare_engine(arguments, resume_from)
     if recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
     else:

@@ -1,5 +1,6 @@
 """What the trainers of all stages share: terms of the loss in the log, streams that resume, a bar with the speed."""
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,8 +82,15 @@ class EvoTokTrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):
-        # Before the rest: what marks a checkpoint as whole is written last.
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed in here has left
+        self.accelerator.wait_for_everyone()
         if self._stream_loader is not None:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             self._stream_loader.save(folder)
         super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Next comes `trainer_state.json`, which marks the checkpoint as whole: nobody may still be writing.
+        self.accelerator.wait_for_everyone()
