@@ -3,13 +3,16 @@
 They differ in data and in which parts learn; model, collator and trainer are the same.
 """
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
@@ -55,6 +58,23 @@ def freeze_all_but(model: EvoTokForConditionalGeneration, parts: list[str]) -> N
     model.requires_grad_(False)
     for name in parts:
         model.get_submodule(PARTS[name]).requires_grad_(True)
+
+
+@contextlib.contextmanager
+def whole_weights(arguments: TrainingArguments) -> Iterator[None]:
+    """Models built inside have all their weights, in their own precision, in every process; the engine shards them when
+    training begins.
+
+    Under ZeRO-3 Transformers would shard a model while it is built, in half precision: parts could not be put together,
+    and the tokenizer would have been rounded.
+    """
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
 
 
 def build_multimodal(
@@ -136,7 +156,8 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> None:
     """Train as the recipe says; the finished model and its processor lie in `output_dir`."""
     world = EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
-    model, processor = build_multimodal(recipe, world)
+    with whole_weights(arguments):
+        model, processor = build_multimodal(recipe, world)
     if recipe.model.attn_implementation:  # not the tokenizer's: its codes must not move
         for part in (model.model.language_model, model.depth_decoder):
             part.set_attn_implementation(recipe.model.attn_implementation)

@@ -1,6 +1,5 @@
 """Trainer of the language-model stages: logs both losses, keeps the tokenizer in fp32, draws samples."""
 
-import copy
 from pathlib import Path
 
 import torch
@@ -14,8 +13,9 @@ from .trainer import EvoTokTrainer
 class MultimodalTrainer(EvoTokTrainer):
     """`Trainer` for `EvoTokForConditionalGeneration`.
 
-    Images become codes before the model sees them: an engine that casts its parameters to half precision would cast
-    the tokenizer's too, and 4% of the codes would change.
+    Images become codes before the model sees them, and an engine (DeepSpeed, FSDP) never sees the tokenizer: it would
+    cast it to half precision, by which 4% of the codes change, and shard it, so that processes whose batches hold
+    different kinds of samples would wait for each other without end. It is saved with the model all the same.
 
     Args:
         sample_prompts: prompts drawn as one PNG at every save.
@@ -28,8 +28,11 @@ class MultimodalTrainer(EvoTokTrainer):
             add_code_noise(self._inner(self.model).model.pixel_projector, code_noise)
         self.sample_prompts = list(sample_prompts)
         self.vq_model = self._inner(self.model).model.vq_model
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            self.vq_model = copy.deepcopy(self.vq_model).float().to(self.args.device)
+        self._hides_tokenizer = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self._hides_tokenizer:
+            parent = self._inner(self.model).model
+            del parent.vq_model
+            object.__setattr__(parent, "vq_model", self.vq_model.float().to(self.args.device))  # no submodule any more
 
     @staticmethod
     def _inner(model):
@@ -53,6 +56,12 @@ class MultimodalTrainer(EvoTokTrainer):
         if levels is not None:
             self.note_terms({f"image_loss_level{level}": loss for level, loss in enumerate(levels, start=1)})
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self._hides_tokenizer and state_dict is not None:
+            weights = self.vq_model.state_dict(prefix="model.vq_model.")
+            state_dict = state_dict | {name: tensor.clone() for name, tensor in weights.items()}
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
