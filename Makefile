@@ -1,6 +1,7 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests             make lint   ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
+# make drills  kill every stage of training under every engine at every moment, in about a quarter of an hour
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
@@ -27,7 +28,7 @@ HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz test-hf test-matrix lint format docs mini clean
+.PHONY: help demo test fuzz drills test-hf test-matrix lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -55,6 +56,9 @@ test: $(VENV)/.ready-dev
 
 fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
+
+drills: $(VENV)/.ready-dev
+	@$(BIN)/python -m pytest tests/test_fault_drills.py -m slow
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized

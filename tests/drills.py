@@ -1,0 +1,192 @@
+"""Stages of training as groups of real processes, each of which can be killed at a moment of one's choice.
+
+Every process is forked from one server that has imported all that training needs, so that a start costs a second and
+not ten; what happens in it from there on is what `torchrun ... -m evotok.training.train` does.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import warnings
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+_PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
+_TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
+_GRACE = 60.0  # seconds that the others have to notice that one of them is gone
+
+
+class Kill(NamedTuple):
+    """When a process gets SIGKILL.
+
+    Args:
+        rank: which process.
+        step: in the middle of this step, its backward pass done and the weights not moved yet; or, with `file`, in the
+            checkpoint of this step.
+        file: while it writes the file with this in its name.
+        share: how much of that file is on the disk by then.
+    """
+
+    rank: int
+    step: int
+    file: str | None = None
+    share: float = 0.5
+
+
+class Ended(NamedTuple):
+    """How a group ended: exit codes by rank, -9 of one that was killed; and all that it wrote to its terminals."""
+
+    codes: list[int]
+    said: str
+
+
+class Server:
+    """Forks groups of processes.
+
+    Args:
+        folder: for what they write to their terminals.
+    """
+
+    def __init__(self, folder: Path):
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([*_PRELOADED, "deepspeed"])
+        self.folder, self.groups = folder, 0
+
+    def run(self, *arguments, ranks: int = 2, kill: Kill | None = None, watch: Path | None = None) -> Ended:
+        """`evotok.training.train` with these arguments, on this many processes of one group.
+
+        Args:
+            kill: the moment at which one of them dies.
+            watch: a folder for what every rank fed its model in every step, see `watched`.
+        """
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        self.groups += 1
+        logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
+        words = [str(word) for word in arguments]
+        group = [
+            self.context.Process(target=_train, args=(words, rank, ranks, port, logs[rank], kill, watch))
+            for rank in range(ranks)
+        ]
+        for process in group:
+            process.start()
+        _wait(group)
+        for process in group:
+            process.join()
+        return Ended([process.exitcode for process in group], "\n".join(log.read_text() for log in logs))
+
+    def convert(self, *arguments) -> Ended:
+        """DeepSpeed's `ds_to_universal` with these arguments."""
+        log = self.folder / "universal.log"
+        process = self.context.Process(target=_convert, args=([str(word) for word in arguments], log))
+        process.start()
+        _wait([process])
+        process.join()
+        return Ended([process.exitcode], log.read_text())
+
+
+def _wait(group: list) -> None:
+    """Until all have ended; once one has failed, or time is over, the others are killed if they do not end, too."""
+    running, left = list(group), _TIMEOUT
+    while running and wait([process.sentinel for process in running], timeout=left):
+        running = [process for process in running if process.is_alive()]
+        if any(process.exitcode for process in group if not process.is_alive()):
+            left = _GRACE
+    for process in running:
+        process.kill()
+
+
+def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
+    """What `Server.run` saw: of every step the batch of every rank, pixels before and codes after the tokenizer."""
+    steps = sorted({int(path.stem.split("-")[0]) for path in folder.iterdir()})
+    ranks = sorted({int(path.stem.split("-")[1]) for path in folder.iterdir()})
+    return [[torch.load(folder / f"{step}-{rank}.pt", weights_only=True) for rank in ranks] for step in steps]
+
+
+def _speak_into(log: Path) -> None:
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    for terminal in (1, 2):
+        os.dup2(handle, terminal)
+
+
+def _train(words: list[str], rank: int, ranks: int, port: int, log: Path, kill: Kill | None, watch: Path | None):
+    _speak_into(log)
+    warnings.simplefilter("ignore")
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
+    torch.set_num_threads(1)
+    from evotok.training.train import main
+
+    if kill is not None and kill.rank == rank:
+        _die_in_the_middle_of_a_step(kill) if kill.file is None else _die_while_writing(kill)
+    if watch is not None:
+        _watch(watch, rank)
+    sys.exit(main(words))
+
+
+def _die_in_the_middle_of_a_step(kill: Kill) -> None:
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def dying(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == kill.step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    Trainer.training_step = dying
+
+
+def _die_while_writing(kill: Kill) -> None:
+    import safetensors.torch
+    from transformers import TrainerState
+
+    def dying(write, place: int):
+        def writing(*args, **kwargs):
+            write(*args, **kwargs)
+            path = str(args[place])
+            if f"checkpoint-{kill.step}" in path and kill.file in Path(path).name:
+                os.truncate(path, int(os.path.getsize(path) * kill.share))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return writing
+
+    # Whatever a checkpoint is made of goes through one of these.
+    torch.save = dying(torch.save, 1)
+    safetensors.torch.serialize_file = dying(safetensors.torch.serialize_file, 1)
+    TrainerState.save_to_json = dying(TrainerState.save_to_json, 1)
+
+
+def _watch(folder: Path, rank: int) -> None:
+    from evotok.training.multimodal_trainer import MultimodalTrainer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare = MultimodalTrainer._prepare_inputs
+
+    def watching(self, inputs):
+        pixels = {name: value.clone() for name, value in inputs.items() if "pixel_values" in name}
+        inputs = prepare(self, inputs)
+        codes = {name: value for name, value in inputs.items() if "codes" in name}
+        torch.save(pixels | codes, folder / f"{self.state.global_step}-{rank}.pt")
+        return inputs
+
+    MultimodalTrainer._prepare_inputs = watching
+
+
+def _convert(words: list[str], log: Path) -> None:
+    _speak_into(log)
+    import runpy
+
+    sys.argv = ["ds_to_universal", *words]
+    runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")

@@ -1,0 +1,216 @@
+"""Everything that can break in a training does, here, with two real processes: kill -9 in the middle of a step and of
+a checkpoint in every stage, other numbers of processes, batches of different kinds, half precision.
+
+What is marked slow runs every stage under every engine through every kill: `make drills`.
+"""
+
+import functools
+import itertools
+import json
+import re
+import shutil
+import signal
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+from drills import Kill, Server, watched
+from safetensors.torch import load_file
+from test_streaming import corpus, unified  # noqa: F401 - fixtures
+from test_training import ROOT, losses, recipes  # noqa: F401 - a fixture
+
+from evotok import EvoTokVQModel
+from evotok.training.checkpoints import last_complete_checkpoint, prepare_engine
+from evotok.training.train import main
+
+
+STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_train_batch_size=2"]
+STAGES = {
+    "tokenizer": ["tokenizer.yaml", *STEPS],
+    "pretrain": ["sft.yaml", "stage=pretrain", *STEPS],
+    "sft": ["sft.yaml", *STEPS],
+    # Without dropout: on another number of processes it would fall elsewhere.
+    "gen": ["gen.yaml", *STEPS],
+    # One sample a batch: text alone, an image given and an image written are never in one batch.
+    "unified": [
+        *("unified.yaml", *STEPS, "training.per_device_train_batch_size=1", "training.dataloader_num_workers=0"),
+        *("model.config.depth_decoder_config.hidden_dropout=0.1", "data.code_noise=0.3"),
+    ],
+}
+MULTIMODAL = (
+    "pretrain",
+    "sft",
+    "gen",
+    "unified",
+)  # the tokenizer's codebooks learn by themselves: no engine takes them
+ENGINES = ("ddp", "zero2", "zero3")
+
+WRITTEN = Kill(0, 4, "trainer_state.json", share=1.0)  # the moment from which on a checkpoint counts
+OF_ALL = [Kill(1, 4), Kill(0, 3), Kill(0, 4, "model.safetensors"), Kill(1, 4, "rng_state_1")]
+OF_ALL += [Kill(0, 4, "trainer_state.json"), WRITTEN]
+OF_ENGINE = {
+    "ddp": [Kill(0, 4, "optimizer.pt"), Kill(0, 4, "scheduler.pt")],
+    "zero2": [Kill(0, 4, "model_states"), Kill(1, 4, "optim_states")],
+    "zero3": [Kill(1, 4, "model_states"), Kill(1, 4, "optim_states")],
+}
+OF_STAGE = {
+    "tokenizer": [Kill(0, 4, "discriminator.safetensors"), Kill(0, 4, "discriminator_optimizer.pt")],
+    "unified": [Kill(1, 4, "data_state_1")],
+}
+IN_CI = {
+    ("tokenizer", "ddp"): [Kill(1, 4), Kill(0, 4, "discriminator_optimizer.pt"), WRITTEN],
+    ("gen", "zero2"): [Kill(0, 4), Kill(1, 4, "optim_states")],
+    ("unified", "zero3"): [Kill(1, 4), Kill(1, 4, "rng_state_1")],
+}
+needs_deepspeed = pytest.mark.skipif(
+    shutil.which("g++") is None or find_spec("deepspeed") is None, reason="DeepSpeed builds a small operator with g++"
+)
+
+
+def cases(pairs):
+    return [pytest.param(*pair, marks=[] if pair[1] == "ddp" else needs_deepspeed) for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    return Server(tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def words(recipes, unified):  # noqa: F811
+    """What `evotok train` is told: (stage, engine) -> words."""
+    sharded = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
+    # Parameters as small as these would otherwise stay whole on every rank.
+    sharded["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (recipes / "zero3.json").write_text(json.dumps(sharded))
+    engines = {
+        "ddp": [],
+        "zero2": [f"training.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"],
+        "zero3": [f"training.deepspeed={recipes / 'zero3.json'}"],
+    }
+
+    def words(stage, engine):
+        recipe, *overrides = STAGES[stage]
+        return [recipes / recipe, *overrides, *engines[engine]]
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def whole(server, words, tmp_path_factory):
+    """The folder of a run that nothing happened to, (stage, engine) -> folder, each of them run once; in `watched` lies
+    what its model was fed."""
+
+    @functools.cache
+    def run(stage, engine):
+        folder = tmp_path_factory.mktemp("whole")
+        ended = server.run(*words(stage, engine), f"training.output_dir={folder}", watch=folder / "watched")
+        assert ended.codes == [0, 0], ended.said[-3000:]
+        return folder
+
+    return run
+
+
+def drill(server, words, whole, folder, kills):
+    """Kill a run again and again, see which checkpoint it would go on from, and at last let it end like the whole."""
+    for kill in kills:
+        ended = server.run(*words, f"training.output_dir={folder}", kill=kill)
+        assert ended.codes[kill.rank] == -signal.SIGKILL, (kill, ended.said[-3000:])
+        step = 4 if kill == WRITTEN else 2
+        assert last_complete_checkpoint(folder) == str(folder / f"checkpoint-{step}"), kill
+    ended = server.run(*words, f"training.output_dir={folder}")
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    assert losses(folder) == losses(whole) and len(losses(whole)) == 6
+    weights = load_file(whole / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("stage, engine", cases(IN_CI))
+def test_killed_again_and_again_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
+    drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", IN_CI[stage, engine])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, engine", cases([("tokenizer", "ddp"), *itertools.product(MULTIMODAL, ENGINES)]))
+def test_killed_at_every_moment_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
+    kills = [*OF_STAGE.get(stage, []), *OF_ENGINE[engine], *OF_ALL]
+    drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", kills)
+
+
+@pytest.mark.parametrize("stage, engine", cases(IN_CI))
+def test_no_part_of_a_checkpoint_is_taken_for_one(whole, tmp_path, stage, engine):
+    """As many files as were there at any moment of its writing, and half of the next."""
+    written = whole(stage, engine) / "checkpoint-4"
+    files = sorted((path for path in written.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
+    assert files[-1].name == "trainer_state.json" and len(files) > 8
+    for path in files:
+        place = tmp_path / "checkpoint-4" / path.relative_to(written)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert last_complete_checkpoint(tmp_path) is None, path
+        shutil.copy(path, place)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+@needs_deepspeed
+def test_batches_of_different_kinds_meet_under_zero3(whole):
+    """Text alone on one rank, an image given or written on the other; and the losses are those of whole weights."""
+    folder = whole("unified", "zero3")
+    given, written = frozenset({"image_codes"}), frozenset({"generation_codes"})
+    kinds = [[frozenset(batch) & (given | written) for batch in step] for step in watched(folder / "watched")]
+    assert {kind for step in kinds for kind in step} == {frozenset(), given, written}
+    assert sum(first != second for first, second in kinds) >= 3
+    assert losses(folder) == pytest.approx(losses(whole("unified", "ddp")), rel=1e-4)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero3", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_codes_stay_those_of_fp32_in_a_bf16_run(server, words, recipes, tmp_path, engine):  # noqa: F811
+    run, seen = tmp_path / "run", tmp_path / "seen"
+    overrides = ["training.bf16=true", "training.max_steps=4", f"training.output_dir={run}"]
+    ended = server.run(*words("unified", engine), *overrides, watch=seen)
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    tokenizer = EvoTokVQModel.from_pretrained(recipes / "vq", dtype=torch.float32)
+    pairs = {"pixel_values": "image_codes", "generation_pixel_values": "generation_codes"}
+    compared = 0
+    for batch in (batch for step in watched(seen) for batch in step):
+        for name in pairs.keys() & batch.keys():
+            codes = batch[pairs[name]]
+            assert torch.equal(tokenizer.encode(batch[name])[..., : codes.shape[-1]], codes)
+            compared += 1
+    assert compared >= 4
+    saved, before = load_file(run / "model.safetensors"), tokenizer.state_dict()
+    assert {saved[name].dtype for name in saved if "language_model" in name} == {torch.bfloat16}
+    for name, tensor in before.items():
+        assert torch.equal(saved[f"model.vq_model.{name}"], tensor), name
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_two_processes_become_one_through_a_universal_checkpoint(server, words, whole, tmp_path, engine):
+    shutil.copytree(whole("gen", engine) / "checkpoint-2", tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="written by 2 processes, this run has 1") as refused:
+        prepare_engine(SimpleNamespace(world_size=1), str(tmp_path / "checkpoint-2"))
+    command = re.search("python -m deepspeed.checkpoint.ds_to_universal (.+), then", str(refused.value))[1]
+    ended = server.convert(*command.split())
+    assert ended.codes == [0], ended.said[-3000:]
+    overrides = ["training.per_device_train_batch_size=4", f"training.output_dir={tmp_path}"]
+    ended = server.run(*words("gen", engine), *overrides, ranks=1)
+    assert ended.codes == [0], ended.said[-3000:]
+    assert losses(tmp_path) == pytest.approx(losses(whole("gen", engine)), rel=1e-5)
+
+
+def test_the_tokenizer_stage_refuses_an_engine(recipes, capsys):  # noqa: F811
+    zero2 = ROOT / "configs/deepspeed/zero2.json"
+    assert main([str(recipes / "tokenizer.yaml"), f"training.deepspeed={zero2}"]) == 2
+    assert "training.deepspeed: the tokenizer stage" in capsys.readouterr().err
+
+
+def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):  # noqa: F811
+    words = [str(recipes / "tokenizer.yaml"), f"training.output_dir={tmp_path}", "training.save_steps=1"]
+    assert main([*words, "training.max_steps=2"]) == 0
+    assert main([*words, "training.max_steps=1", "--restart"]) == 0
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert {path.name for path in (tmp_path / "earlier-1").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert len(losses(tmp_path)) == 1
