@@ -1,7 +1,7 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests             make lint   ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
-# make drills  kill every stage of training under every engine at every moment, in about a quarter of an hour
+# make drills  kill every stage of training under every engine at every moment
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
