@@ -216,6 +216,18 @@ def test_scene_arguments_are_checked(world):
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("kind", "count"), [("mixed", 1), ("same", 2), ("pair", None), ("mixed", 3), ("same", 4)])
+def test_a_tidy_scene_holds_nothing_that_its_prompt_does_not_tell(world, kind, count):
+    drawings = world.drawings("train", familiar=True)[:40]
+    places = {}
+    for seed in range(60):
+        scene = sample_scene(random.Random(seed), world, drawings, count=count, kind=kind, tidy=True)
+        assert not any(a.overlaps(b) for i, a in enumerate(scene.items) for b in scene.items[:i])
+        places.setdefault(scene.relation(), set()).add(tuple((item.x, item.y, item.size) for item in scene.items))
+    assert all(len(found) == 1 for found in places.values())
+    assert set(places) == set(RELATIONS) if kind == "pair" else len(places) == 1
+
+
 def test_answers_say_what_the_drawing_is(world):
     rng, drawing = random.Random(0), named(world, "frog", "twemoji")
     answers = {kind: answer_of(ask(rng, world, drawing, kind)) for kind in KINDS if kind != "yes_no"}

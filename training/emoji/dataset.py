@@ -124,7 +124,7 @@ class EmojiTrainingSet(Dataset):
     def _text_to_image(self, rng: random.Random, kind: str) -> dict[str, Any]:
         canonical = rng.random() < self.canonical
         if kind == "t2i_scene":
-            scene = sample_scene(rng, self.world, self.familiar, kind=rng.choice(_LAYOUTS), same_style=True)
+            scene = sample_scene(rng, self.world, self.familiar, kind=rng.choice(_LAYOUTS), same_style=True, tidy=True)
             return t2i_record(rng, self.world, scene, canonical)
         drawing = rng.choice(self.familiar)
         # On white: a prompt that names no background must not be answered with a random one.

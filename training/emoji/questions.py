@@ -84,6 +84,8 @@ def conversation(
     """
     kinds = [kind for kind in KINDS if can_ask(world, drawing, kind)] + ["yes_no", "yes_no"]
     chosen = rng.sample(kinds, rng.randint(3, len(kinds)))
+    if rng.random() < 0.5:  # while nothing has been said that gives the answer away
+        chosen.sort(key=lambda kind: kind != "yes_no")
     turns = [_turn(rng, world, drawing, kind, canonical=False) for kind in chosen]
     return record(image or world.image(drawing), turns, "conversation")
 

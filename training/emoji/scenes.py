@@ -16,6 +16,12 @@ from .world import Drawing, EmojiWorld
 CANVAS = 64
 RELATIONS = ("left", "right", "above", "below")
 KINDS = ("mixed", "same", "pair")
+_SLOTS = {  # upper left corners in a tidy scene, by number of emoji; sides are 32, multiples of a position's 8
+    1: ((16, 16),),
+    2: ((0, 16), (32, 16)),
+    3: ((16, 0), (0, 32), (32, 32)),
+    4: ((0, 0), (32, 0), (0, 32), (32, 32)),
+}
 _SIZES = {1: (32, 52), 2: (20, 32), 3: (18, 28), 4: (16, 26)}  # smallest and largest side, by number of emoji
 
 
@@ -70,6 +76,7 @@ def sample_scene(
     count: int | None = None,
     kind: str = "mixed",
     same_style: bool = False,
+    tidy: bool = False,
 ) -> Scene:
     """A random scene of the given drawings.
 
@@ -79,6 +86,8 @@ def sample_scene(
         kind: "mixed" (each drawing chosen freely), "same" (one drawing `count` times) or "pair" (two different
             concepts, one clearly left of, right of, above or below the other).
         same_style: all emoji in one style, so that a prompt can name it.
+        tidy: the same size in the same places always, as far as the prompt tells; a picture to be drawn from its prompt
+            should hold nothing that the prompt cannot tell.
 
     Raises:
         ValueError: unknown kind, a count outside 1..4, or too few drawings.
@@ -90,6 +99,8 @@ def sample_scene(
         raise ValueError("no drawings to make a scene of: pass e.g. world.drawings('train')")
     chosen = _choose(rng, drawings, count, kind, same_style)
     background = background_for(rng, world, chosen)
+    if tidy:
+        return Scene(background, _place_tidily(rng, chosen))
     place = _place_pair if kind == "pair" else _place_freely
     return Scene(background, place(rng, chosen))
 
@@ -125,6 +136,14 @@ def _choose(rng: random.Random, drawings: Sequence[Drawing], count: int, kind: s
             continue
         chosen.append(drawing)
     raise ValueError(f"the drawings given do not hold {count} that go together: pass more of them")
+
+
+def _place_tidily(rng: random.Random, drawings: list[Drawing]) -> tuple[Item, ...]:
+    slots = list(_SLOTS[len(drawings)])
+    if len(drawings) == 2 and drawings[0] != drawings[1]:  # the prompt says which is where
+        slots = rng.choice((slots, [(y, x) for x, y in slots]))  # side by side, or one above the other
+        slots = rng.choice((slots, slots[::-1]))
+    return tuple(Item(d, x, y, CANVAS // 2) for d, (x, y) in zip(drawings, slots, strict=True))
 
 
 def _place_pair(rng: random.Random, drawings: list[Drawing]) -> tuple[Item, ...]:
