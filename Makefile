@@ -7,6 +7,7 @@
 #
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
 # make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
+# make test-lmms    the plugin for the lmms-eval harness, in an environment that has it
 #
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
@@ -22,12 +23,13 @@ OLDEST := 5.21.0
 NEWEST := 5.23.0
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
 	processing_evotok chat_template_evotok checkpoint remote_code))
+LMMS_EVAL := 0.7.3
 # The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
 HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz test-hf test-matrix lint format docs mini clean
+.PHONY: help demo test fuzz test-hf test-matrix test-lmms lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -81,6 +83,22 @@ test-matrix: .venv-matrix/$(OLDEST)/.ready .venv-matrix/$(NEWEST)/.ready
 		> $$($(@D)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/shared.pth
 	@touch $@
 
+test-lmms: .venv-lmms/.ready
+	@.venv-lmms/bin/python -m pytest tests/test_lmms_eval.py
+
+# The harness wants older releases of two pinned packages: an environment of its own; all else is that of .venv. A
+# torchvision of another build than torch goes again, because Transformers would use it.
+.venv-lmms/.ready: $(VENV)/.ready-dev
+	@echo "Installing lmms-eval ..."
+	@rm -rf $(@D) && $(BIN)/python -m venv $(@D)
+	@$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/shared.pth
+	@grep -vE '^(protobuf|python-dateutil)==' constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
+		lmms-eval==$(LMMS_EVAL)
+	@$(@D)/bin/python -c 'import torchvision' 2>/dev/null || $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -107,5 +125,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) .venv-matrix .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .venv-lmms .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

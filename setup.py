@@ -49,6 +49,9 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14", "matplotlib>=3.9"],
+    # `evotok eval understanding`, and `lmms-eval --model evotok`. Not in `dev`: some seventy packages, 700 MB,
+    # and wandb==0.25.0 among them, which wants protobuf<7; `make test-lmms` has an environment for it.
+    "lmms": ["lmms-eval>=0.7.3"],
     # The page of `evotok app`.
     "app": ["gradio>=6.31"],
     # `evotok export-onnx`.
@@ -94,7 +97,10 @@ setup(
     include_package_data=False,
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["evotok = evotok.cli:main"]},
+    entry_points={
+        "console_scripts": ["evotok = evotok.cli:main"],
+        "lmms_eval.models": ["evotok = evotok.lmms_eval_plugin:manifest"],
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",

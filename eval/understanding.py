@@ -30,6 +30,32 @@ def prompt_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
+def answer(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    conversations: Sequence[list[dict[str, Any]]],
+    **options: Any,
+) -> list[str]:
+    """What the model says next in each conversation of one batch.
+
+    Args:
+        model: in evaluation mode.
+        conversations: messages with images in place, the last one the user's.
+        options: of `generate`.
+
+    Raises:
+        ValueError: a conversation does not fit into the context.
+    """
+    inputs = processor.apply_chat_template(
+        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+    if length >= limit:
+        raise ValueError(f"a question has {length} tokens, the model reads fewer than {limit}: leave it out.")
+    tokens = model.generate(**inputs, **options)  # (B, T + new)
+    return [text.strip() for text in processor.batch_decode(tokens[:, length:], skip_special_tokens=True)]
+
+
 def answer_questions(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
@@ -46,13 +72,8 @@ def answer_questions(
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
         conversations = [prompt_of(record) for record in records[start : start + batch_size]]
-        inputs = processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # (B, T + new)
-        written = tokens[:, inputs["input_ids"].shape[1] :]
-        answers += processor.batch_decode(written, skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+        answers += answer(model, processor, conversations, do_sample=False, max_new_tokens=max_new_tokens)
+    return answers
 
 
 def normalize_answer(text: str) -> str:

@@ -36,6 +36,7 @@ from evotok.training.emoji.evaluation import evaluation_set
 from evotok.training.emoji.prompts import caption
 from evotok.training.emoji.vocabulary import SPLITS
 from evotok.training.emoji.world import Drawing, EmojiWorld
+from evotok.training.emoji_tasks import TASKS
 from evotok.training.teachers import EfficientNetTeacher
 from evotok.training.tokenizer_data import emoji_pixels, to_pixels
 
@@ -58,14 +59,6 @@ TARGETS = {
 }
 SEMANTIC_DEPTHS = (4, 8, 12, 16)
 CALIBRATION = 512  # training drawings that centre the teacher, as in the tokenizer stage
-QUESTIONS = {  # figure -> kind and split of `evaluation_set`
-    "qa_name_new_pair": ("name", "new_pair"),
-    "qa_group_new_concept": ("group", "new_concept"),
-    "qa_color": ("color", "new_pair"),
-    "qa_yes_no": ("yes_no", "new_pair"),
-    "qa_count": ("count", "new_pair"),
-    "qa_position": ("position", "new_pair"),
-}
 T2I_SPLITS = ("train", "new_pair")
 GUIDANCE_SCALES = (1.0, 2.0, 4.0, 7.5, 10.0)
 HEADLINE_SCALES = (1.0, 7.5)
@@ -182,7 +175,7 @@ def _count_codes(run: Run, drawings: Sequence[Drawing]) -> torch.LongTensor:
 
 def measure_questions(run: Run) -> None:
     """Accuracy on each kind of question, beside that of the commonest answer."""
-    for figure, (kind, split) in tqdm(QUESTIONS.items(), "questions", leave=False):
+    for figure, (kind, split) in tqdm(TASKS.items(), "questions", leave=False):
         if f"{figure}_n" in run.results:
             continue
         records = evaluation_set(run.world, kind, split, run.options.questions, run.options.seed)

@@ -33,7 +33,7 @@ def results_of_everything():
     results |= {f"semantic_cosine_new_concept_depth{d}": next(numbers) for d in (4, 8, 12, 16)}
     results |= {"semantic_cosine_new_concept_baseline": next(numbers), "psnr_new_concept_n": 576}
     results |= {"codebook_usage_min": next(numbers), "codebook_usage_n": 7305}
-    for name in measure.QUESTIONS:
+    for name in measure.TASKS:
         results |= {name: next(numbers), f"{name}_baseline": next(numbers), f"{name}_n": 92}
     results["t2i_top5_chance"] = 5 / 1461
     for split in SPLITS:

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"app", "completion", "deepspeed", "dev", "docs", "eval", "flash", "mini", "onnx", "train"}
+EXTRAS = {"app", "completion", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "onnx", "train"}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_installed_paths_of_data_match_those_of_a_checkout():
 
 def test_extras_parse_and_are_pinned(metadata, pins):
     assert set(metadata["extras_require"]) == EXTRAS
-    unpinned = metadata["extras_require"]["flash"]  # make does not install it
+    unpinned = metadata["extras_require"]["flash"] + metadata["extras_require"]["lmms"]  # `make test` does without
     everything = [r for extra in metadata["extras_require"].values() for r in extra] + metadata["install_requires"]
     for text in everything:
         requirement = Requirement(text)
@@ -122,7 +122,7 @@ def test_licences_of_embedded_art_are_named():
 
 def test_makefile_has_the_promised_targets():
     text = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-hf", "test-matrix", "lint", "docs", "mini", "clean"):
+    for target in ("demo", "test", "test-hf", "test-matrix", "test-lmms", "lint", "docs", "mini", "clean"):
         assert re.search(rf"^{target}:", text, re.MULTILINE), target
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe
@@ -139,6 +139,8 @@ def test_ci_is_executable_bash():
 
 
 def test_the_command_is_there(metadata):
+    plugin = metadata["entry_points"]["lmms_eval.models"]
+    assert plugin == ["evotok = evotok.lmms_eval_plugin:manifest"]
     [script] = metadata["entry_points"]["console_scripts"]
     name, target = (part.strip() for part in script.split("="))
     module, function = target.split(":")

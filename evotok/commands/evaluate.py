@@ -14,6 +14,7 @@ EXAMPLES = """  evotok eval reconstruction mini
   evotok eval compare results/reconstruction-a results/reconstruction-b
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
+    "understanding": "questions about images, asked and scored by lmms-eval",
     "compare": "folders of results beside each other",
 }
 

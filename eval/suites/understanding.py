@@ -1,0 +1,212 @@
+"""Understanding: questions about images, asked and scored by the lmms-eval harness, beside what the paper reports."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ...training.emoji_tasks import TASKS as EMOJI_TASKS
+from ...training.emoji_tasks import write_tasks
+from ...training.yaml_reading import build_section
+from ..suite import Evaluation, Report, SuiteOptions, sha256
+
+
+TAKES = "checkpoint"
+EMOJI = "emoji"
+
+
+@dataclass
+class Benchmark:
+    """A figure that a paper reports."""
+
+    task: str = ""
+    """Name of it in lmms-eval."""
+    metrics: list[str] = field(default_factory=list)
+    """Metrics of the task whose sum is the figure."""
+    scale: float = 1.0
+    """From the harness's figure to the paper's."""
+    paper: float | None = None
+    """What the paper reports."""
+    judge: str | None = None
+    """Environment variable with the key for the model that grades the answers, if one does."""
+
+    def __post_init__(self):
+        if not self.task or not self.metrics:
+            raise ValueError("give the `task` and the `metrics` of a benchmark.")
+
+
+@dataclass
+class Options(SuiteOptions):
+    """Which questions are asked."""
+
+    benchmarks: dict[str, Any] = field(default_factory=dict)
+    """Figure -> its `Benchmark`; tasks of no benchmark report what the harness calls their metrics."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to ask; empty: those of `benchmarks`, or where there are none all of `task_folder`."""
+    task_folder: str | None = None
+    """Folder of one's own tasks, then the only ones known; `emoji`: the questions of `evotok measure`."""
+    questions: int | None = None
+    """Most questions of each task."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.questions is not None and self.questions < 1:
+            raise ValueError(f"questions={self.questions} must be at least 1.")
+        self.figures()  # the mistakes in them
+
+    def figures(self) -> dict[str, Benchmark]:
+        """`benchmarks`, read."""
+        return {name: build_section(Benchmark, said, f"benchmarks.{name}") for name, said in self.benchmarks.items()}
+
+
+def check(options: Options, inputs: list[str]) -> None:
+    """Raises ValueError if the harness is missing, does not know a task, or a task's grader has no key."""
+    if find_spec("lmms_eval") is None:
+        raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
+    folder = options.task_folder
+    if folder == EMOJI:
+        known = set(EMOJI_TASKS)
+    elif folder and not any(Path(folder).rglob("*.yaml")):
+        raise ValueError(f"task_folder {folder}: no tasks (*.yaml) in it: give a folder of tasks for lmms-eval.")
+    else:
+        known = set(_task_manager(folder).all_tasks)
+    tasks = _chosen(options, known)
+    if not tasks:
+        raise ValueError("no tasks: give tasks=[...], such as tasks=[gqa,mme], or a task_folder.")
+    for task in tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`lmms-eval tasks list` shows what there is."
+            raise ValueError(f"task {task!r} is not known{f' in {folder}' if folder else ' to lmms-eval'}: {hint}")
+    for name, benchmark in options.figures().items():
+        if benchmark.task in tasks and benchmark.judge and not os.environ.get(benchmark.judge):
+            raise ValueError(
+                f"{name} is graded by a model behind a key: set {benchmark.judge}, or leave {benchmark.task} out "
+                "with tasks=[...]."
+            )
+
+
+def run(evaluation: Evaluation) -> Report:
+    """Ask and score; the answers are written beside the figures, a file a task."""
+    options, folder = evaluation.options, evaluation.options.task_folder
+    if folder == EMOJI:
+        folder = str(evaluation.folder / "tasks")
+        if evaluation.workers.is_main:
+            write_tasks(Path(folder), options.questions or 512, options.seed)
+        evaluation.workers.wait()
+    found = _ask(evaluation, folder)
+    if not evaluation.workers.is_main:
+        return Report({})  # the harness gathers what all found on the main process
+    data = {}
+    for task, samples in found["samples"].items():
+        lines = [json.dumps(_answer(sample), ensure_ascii=False) + "\n" for sample in samples]
+        (evaluation.folder / f"answers-{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+        questions = [[sample["doc_id"], sample["doc"], sample["target"]] for sample in samples]
+        data[task] = hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()
+    if folder:  # a YAML may hold the folder's own place
+        paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".yaml")
+        data["task_folder"] = sha256(*sorted(paths))
+    notes = [f"Asked and scored by lmms-eval {version('lmms-eval')}; the answers are in `answers-*.jsonl`."]
+    if options.questions is not None:
+        notes.append(f"At most {options.questions} questions of each task.")
+    return Report(figures_of(found, options.figures()), {"harness": _rows(found)}, data, notes=notes)
+
+
+def figures_of(found: dict[str, Any], benchmarks: dict[str, Benchmark]) -> dict[str, float]:
+    """Figures of what the harness found: those of benchmarks, then the metrics of other tasks.
+
+    Args:
+        found: the harness's results.
+
+    Raises:
+        ValueError: a task has not the metric that a benchmark asks for.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for row in _rows(found):
+        rows.setdefault(row["task"], {})[row["metric"]] = row["value"]
+    figures: dict[str, float] = {}
+    for name, benchmark in benchmarks.items():
+        if benchmark.task not in rows:
+            continue
+        metrics = rows[benchmark.task]
+        for metric in benchmark.metrics:
+            if metric not in metrics:
+                raise ValueError(f"{name}: task {benchmark.task} has no metric {metric!r}, but {', '.join(metrics)}.")
+        figures[name] = benchmark.scale * sum(metrics[metric] for metric in benchmark.metrics)
+        if benchmark.paper is not None:
+            figures[f"{name}_paper"] = benchmark.paper
+    named = {benchmark.task for benchmark in benchmarks.values()}
+    for task, metrics in rows.items():
+        if task not in named:
+            figures |= {task if len(metrics) == 1 else f"{task}_{metric}": value for metric, value in metrics.items()}
+            figures |= {f"{task}_n": found["n-samples"][task]["effective"]} if task in found["n-samples"] else {}
+    return figures
+
+
+def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
+    """The harness's results, None on all but the main process. What it prints goes to stderr."""
+    options = evaluation.options
+    with contextlib.redirect_stdout(sys.stderr):
+        from lmms_eval.evaluator import simple_evaluate
+        from tenacity import RetryError
+
+        from ..harness import EvoTokChat
+
+        manager = _task_manager(folder)
+        tasks = _chosen(options, set(manager.all_tasks) if folder else set())
+        assert evaluation.load is not None  # TAKES a checkpoint
+        try:
+            return simple_evaluate(
+                model=EvoTokChat(*evaluation.load(), options.batch_size),
+                tasks=tasks,
+                task_manager=manager,
+                limit=options.questions,
+                bootstrap_iters=0,
+                log_samples=True,
+                random_seed=options.seed,
+                numpy_random_seed=options.seed,
+                torch_random_seed=options.seed,
+                # Where submissions are written, and that scoring needs no images, as on the harness's command line.
+                cli_args=SimpleNamespace(output_path=str(evaluation.folder), process_with_media=False),
+            )
+        except RetryError as error:  # data that cannot be fetched, or answers that cannot be scored
+            reason = " ".join(str(error.last_attempt.exception()).split())[:200]
+            raise ValueError(f"lmms-eval gave up on one of {', '.join(tasks)}: {reason}") from error
+
+
+def _task_manager(folder: str | None) -> Any:
+    """The harness's index of tasks: its own, or those of a folder."""
+    with contextlib.redirect_stdout(sys.stderr):
+        from lmms_eval.tasks import TaskManager
+
+        return TaskManager("WARNING", include_path=folder, include_defaults=folder is None, model_name="evotok")
+
+
+def _chosen(options: Options, known: set[str]) -> list[str]:
+    """The tasks to ask: those named, else those of benchmarks, else all that are `known` in a folder."""
+    benchmarks = dict.fromkeys(benchmark.task for benchmark in options.figures().values())
+    return list(options.tasks or benchmarks or (sorted(known) if options.task_folder else []))
+
+
+def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every metric that the harness reports, without its errors."""
+    rows = []
+    for task, metrics in found["results"].items():
+        for key, value in metrics.items():
+            metric, _, answers_filter = key.partition(",")
+            if answers_filter and "_stderr" not in metric and isinstance(value, int | float):
+                rows.append({"task": task, "metric": metric, "filter": answers_filter, "value": float(value)})
+    return rows
+
+
+def _answer(sample: dict[str, Any]) -> dict[str, Any]:
+    """A line of a file of answers."""
+    return {"question": sample["doc_id"], "answer": sample["filtered_resps"][0], "wanted": str(sample["target"])}

@@ -1,0 +1,165 @@
+"""The plugin, through the harness itself: `make test-lmms` has an environment for it."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+
+pytest.importorskip("lmms_eval", reason="needs lmms-eval, which wants an environment of its own: make test-lmms")
+
+from conftest import build_chat_model
+from lmms_eval.api.instance import Instance
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.models import get_model
+from lmms_eval.tasks import TaskManager
+
+from evotok.cli import main
+from evotok.commands.checkpoints import load_multimodal
+from evotok.eval.harness import EvoTokChat, EvoTokSimple, cut_at, generation_options
+from evotok.eval.understanding import answer_questions, score_answers
+from evotok.training.emoji.evaluation import evaluation_set
+from evotok.training.emoji.world import EmojiWorld
+from evotok.training.emoji_tasks import TASKS, write_tasks
+
+
+QUESTIONS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_multimodal("mini")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """The emoji's, and one of choices."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_tasks(folder, QUESTIONS)
+    task = yaml.safe_load((folder / "qa_color.yaml").read_text())
+    del task["generation_kwargs"]
+    task |= {"task": "choices", "output_type": "multiple_choice", "doc_to_choice": ["red", "green", "blue", "yellow"]}
+    task |= {"doc_to_target": "{{['red', 'green', 'blue', 'yellow'].index(answer) if answer in ['red'] else 0}}"}
+    task["metric_list"] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    (folder / "choices.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def evaluate(model, folder, names):
+    manager = TaskManager("WARNING", include_path=str(folder), include_defaults=False, model_name="evotok")
+    return simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
+
+
+def test_the_harness_finds_the_plugin():
+    assert issubclass(get_model("evotok"), EvoTokChat)
+    assert issubclass(get_model("evotok", force_simple=True), EvoTokSimple)
+
+
+def test_answers_are_those_of_generate_and_scores_those_of_measure(tmp_path, capsys):
+    """The whole way: `evotok eval`, the harness, the plugin; the batch is smaller than a task has questions."""
+    words = ["task_folder=emoji", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
+    assert main(["eval", "understanding", "mini", *words]) == 0
+    results = json.loads(capsys.readouterr().out)
+    model, processor = load_multimodal("mini")
+    world = EmojiWorld()
+    for name, (kind, split) in TASKS.items():
+        records = evaluation_set(world, kind, split, QUESTIONS)
+        expected = answer_questions(model, processor, records, batch_size=1)
+        lines = (tmp_path / f"out/answers-{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["answer"] for line in lines] == expected, name
+        assert results["figures"][name] == pytest.approx(score_answers(records, expected).accuracy), name
+        assert results["figures"][f"{name}_n"] == QUESTIONS
+    assert set(results["data"]) == {*TASKS, "task_folder"}
+
+
+def test_both_forms_of_a_request_get_the_same_answers(mini, tasks):
+    chat, simple = (
+        evaluate(cls(*mini, batch_size=4), tasks, ["qa_count", "qa_color"])["samples"]
+        for cls in (EvoTokChat, EvoTokSimple)
+    )
+    for task, samples in chat.items():
+        answers = [sample["filtered_resps"] for sample in samples]
+        assert answers == [sample["filtered_resps"] for sample in simple[task]] and len(answers) == QUESTIONS
+
+
+def test_choices_are_picked_by_their_likelihood(mini, tasks):
+    model, processor = mini
+    [result] = evaluate(EvoTokSimple(*mini, batch_size=3), tasks, ["choices"])["samples"].values()
+    image = Image.open(next(iter(sorted((tasks / "qa_color/test").glob("*.png")))))
+    question = {
+        "role": "user",
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": result[0]["doc"]["question"]}],
+    }
+    for choice, (loss, greedy) in zip(("red", "green", "blue", "yellow"), result[0]["filtered_resps"], strict=True):
+        prompt = processor.apply_chat_template(
+            [question], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        answer = processor.tokenizer(f"{choice}<|im_end|>", return_tensors="pt").input_ids
+        ids = torch.cat([prompt["input_ids"], answer], dim=1)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, pixel_values=prompt["pixel_values"]).logits[0, -len(answer[0]) - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, answer[0]).item()
+        assert loss == pytest.approx(expected, abs=1e-4), choice
+        assert greedy == bool((logits.argmax(-1) == answer[0]).all())
+
+
+def test_a_request_without_images_or_document():
+    """What the harness asks for mutual information: how likely an answer is to nothing."""
+    model = EvoTokSimple(*build_chat_model(), batch_size=2)
+    metadata = {"task": "t", "doc_id": 0, "repeats": 1}
+    requests = [Instance("loglikelihood", ("", text), 0, metadata) for text in ("a cat", "a dog", "red")]
+    losses = [loss for loss, _ in model.loglikelihood(requests)]
+    assert len(set(losses)) == 3 and all(loss > 0 for loss in losses)
+
+
+def test_a_batch_size_that_is_no_number():
+    for size in ("auto", 0, -1):
+        with pytest.raises(ValueError, match=f"batch_size={size}"):
+            EvoTokSimple(None, None, batch_size=size)
+
+
+def test_options_of_a_task():
+    assert generation_options({}) == {"do_sample": False, "max_new_tokens": 1024}
+    greedy = {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
+    assert generation_options(greedy) == {"do_sample": False, "max_new_tokens": 16, "num_beams": 1}
+    assert (
+        generation_options({"temperature": 0.2, "do_sample": False, "image_aspect_ratio": "pad"})["do_sample"] is False
+    )
+    assert generation_options({"temperature": 0.2, "top_p": None}) == {
+        "do_sample": True,
+        "temperature": 0.2,
+        "max_new_tokens": 1024,
+    }
+
+
+def test_an_answer_ends_where_the_task_says():
+    assert cut_at("A. ASSISTANT: B", ["ASSISTANT:"]) == "A."
+    assert cut_at("first\n\nsecond", ["\n\n"]) == "first\n\nsecond"
+    assert cut_at("a cat", None) == cut_at("a cat", []) == "a cat"
+
+
+def test_unknown_tasks_are_named(tasks, tmp_path, capsys):
+    words = [f"task_folder={tasks}", "tasks=[qa_colour]", "--out", str(tmp_path / "out")]
+    assert main(["eval", "understanding", "mini", *words]) == 2
+    assert "did you mean 'qa_color'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_papers_tasks_are_known_and_have_their_metrics():
+    manager = TaskManager("WARNING", model_name="evotok")
+    from evotok.commands.evaluate import read_options
+    from evotok.eval.suites.understanding import Options
+
+    for benchmark in read_options(Options, "understanding", None, []).figures().values():
+        path = manager.task_index[benchmark.task]["yaml_path"]
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        assert all(f"metric: {metric}\n" in text for metric in benchmark.metrics), benchmark.task

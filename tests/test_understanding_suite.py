@@ -1,0 +1,123 @@
+"""The suite `understanding` without the harness: options, mistakes, tasks of emoji, figures; with it: test_lmms_eval.py."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, ImageChops
+
+from evotok.cli import main
+from evotok.commands.evaluate import read_options
+from evotok.eval.suites import understanding
+from evotok.eval.suites.understanding import Options, check, figures_of
+from evotok.training.emoji.evaluation import evaluation_set
+from evotok.training.emoji.world import EmojiWorld
+from evotok.training.emoji_tasks import TASKS, write_tasks
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FOUND = {
+    "results": {
+        "mme": {"alias": "mme", "mme_perception_score,none": 1400.0, "mme_cognition_score,none": 300.0},
+        "gqa": {"alias": "gqa", "exact_match,none": 0.5, "exact_match_stderr,none": 0.01},
+        "qa_color": {"alias": "qa_color", "exact_match,none": 0.25, "exact_match_stderr,none": "N/A"},
+    },
+    "n-samples": {name: {"original": 9, "effective": 8} for name in ("mme", "gqa", "qa_color")},
+}
+
+
+def test_the_papers_nine_figures():
+    options = read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), [])
+    paper = {name: benchmark.paper for name, benchmark in options.figures().items()}
+    assert paper == {
+        "SEEDBench": 71.8,
+        "MM-Vet": 39.9,
+        "GQA": 61.8,
+        "AI2D": 76.2,
+        "RealWorldQA": 62.0,
+        "MMMU": 45.9,
+        "MMBench": 74.9,
+        "MME": 1895.1,
+        "MME-P": 1455.9,
+    }
+
+
+def test_figures_stand_beside_the_papers():
+    options = read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), [])
+    assert figures_of(FOUND, options.figures()) == {
+        "GQA": 50.0,
+        "GQA_paper": 61.8,
+        "MME": 1700.0,
+        "MME_paper": 1895.1,
+        "MME-P": 1400.0,
+        "MME-P_paper": 1455.9,
+        "qa_color": 0.25,
+        "qa_color_n": 8,
+    }
+
+
+def test_a_metric_that_the_task_has_not():
+    options = Options(benchmarks={"GQA": {"task": "gqa", "metrics": ["accuracy"]}})
+    with pytest.raises(ValueError, match="task gqa has no metric 'accuracy', but exact_match"):
+        figures_of(FOUND, options.figures())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"questions": 0}, "questions=0"),
+        ({"benchmarks": {"GQA": {"task": "gqa"}}}, "the `metrics` of a benchmark"),
+        ({"benchmarks": {"GQA": {"task": "gqa", "metric": ["x"]}}}, "Did you mean 'metrics'"),
+        ({"benchmarks": {"GQA": {"task": "gqa", "metrics": ["x"], "paper": "61"}}}, "paper must be"),
+    ],
+)
+def test_mistakes_in_options(given, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**given)
+
+
+def test_without_the_harness_nothing_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(understanding, "find_spec", lambda name: None)
+    assert main(["eval", "understanding", "mini", "--out", str(tmp_path / "out")]) == 2
+    assert "lmms-eval is not installed: pip install 'evotok[lmms]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task_folder": "emoji", "tasks": ["qa_colour"]}, "did you mean 'qa_color'"),
+        ({"task_folder": "nowhere"}, "task_folder nowhere: no tasks"),
+    ],
+)
+def test_tasks_that_are_not_there(given, message, monkeypatch):
+    monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
+    with pytest.raises(ValueError, match=message):
+        check(Options(**given), ["mini"])
+
+
+def test_a_grader_without_its_key(monkeypatch):
+    monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
+    monkeypatch.delenv("GRADERS_KEY", raising=False)
+    benchmark = {"task": "qa_color", "metrics": ["exact_match"], "judge": "GRADERS_KEY"}
+    options = Options(task_folder="emoji", benchmarks={"colors": benchmark})
+    with pytest.raises(ValueError, match=r"colors is graded .* set GRADERS_KEY, or leave qa_color out"):
+        check(options, ["mini"])
+    monkeypatch.setenv("GRADERS_KEY", "x")
+    check(options, ["mini"])
+
+
+def test_emoji_tasks_hold_the_questions_of_measure(tmp_path):
+    write_tasks(tmp_path, 3)
+    assert {path.stem for path in tmp_path.glob("*.yaml")} == set(TASKS)
+    world = EmojiWorld()
+    for name, (kind, split) in TASKS.items():
+        task = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
+        folder = Path(task["dataset_kwargs"]["data_dir"]) / task["test_split"]
+        lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        for line, record in zip(lines, evaluation_set(world, kind, split, 3), strict=True):
+            assert line["question"] == record["messages"][0]["content"][-1]["text"]
+            assert line["answer"] == record["answer"]
+            assert not ImageChops.difference(Image.open(folder / line["file_name"]), record["images"][0]).getbbox()
