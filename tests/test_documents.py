@@ -4,6 +4,7 @@
 `configs` in it; `sh` blocks would take hours or many GPUs and are only parsed.
 """
 
+import importlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from evotok.cli import build_parser, main
+from evotok.commands.evaluate import read_options
 from evotok.training.arguments import read_recipe
 
 
@@ -25,7 +27,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options of pip's are not ours to check, targets of make are looked up.
-PROGRAMS = ("evotok", "torchrun", "make")
+PROGRAMS = ("evotok", "torchrun", "make", "lmms-eval")
 
 
 def blocks_of(path: Path) -> list[tuple[str, str]]:
@@ -87,9 +89,21 @@ def parse_line(line: str) -> None:
         build_parser(words[0]).parse_args(words)
     if program == "torchrun":
         assert "evotok.training.train" in words, line
+    if program == "lmms-eval":
+        asked = words[words.index("--tasks") + 1].split(",")
+        assert set(asked) <= {benchmark.task for benchmark in read_suite("understanding").figures().values()}, line
+        assert words[:3] == ["--model", "evotok", "--model_args"], line
     for index, word in enumerate(words):
-        if re.fullmatch(r"configs/.*\.yaml", word):
+        if word.startswith("configs/eval/"):
+            assert read_suite(words[1], word), line
+        elif re.fullmatch(r"configs/.*\.yaml", word):
             assert read_recipe(ROOT / word, [change for change in words[index + 1 :] if "=" in change])
+
+
+def read_suite(name: str, config: str | None = None):
+    """The options of a suite of `evotok eval`, from its own file or another."""
+    suite = importlib.import_module(f"evotok.eval.suites.{name.replace('-', '_')}")
+    return read_options(suite.Options, name, config, [])
 
 
 def read_part_of_a_recipe(code: str) -> None:

@@ -1,4 +1,4 @@
-"""The suite `understanding` without the harness: options, mistakes, tasks of emoji, figures; with it: test_lmms_eval.py."""
+"""The suite `understanding` as far as it goes without lmms-eval; the rest is in test_lmms_eval.py."""
 
 import importlib.util
 import json
