@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from torch.nn.functional import cross_entropy
@@ -71,12 +71,12 @@ class EvoTokSimple(lmms):
         return answers
 
     @torch.inference_mode()
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """For each request the mean negative log-likelihood of a token of the answer given, its end included, and
-        whether greedy decoding would write it.
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """For each request a pair as `text`: the mean negative log-likelihood of a token of the answer given, its end
+        included, and whether greedy decoding would write it.
 
-        Negative, because the harness takes the *least* of what a task's choices get (`api/task.py`), as its own
-        models do.
+        Negative, because the harness takes the *least* of what a task's choices get (its `api/task.py`), as from its
+        own models; wrapped, because it turns a bare pair into a string (`unwrap_generation_output`).
         """
         results = []
         for batch in _batches(requests, self.batch_size):
@@ -92,7 +92,8 @@ class EvoTokSimple(lmms):
             logits = self.model(**inputs).logits[:, :-1]  # (B, T - 1, V)
             for row, mask, tokens in zip(logits, given, inputs["input_ids"][:, 1:], strict=True):
                 loss = cross_entropy(row[mask].float(), tokens[mask])
-                results.append((loss.item(), bool((row[mask].argmax(-1) == tokens[mask]).all())))
+                is_greedy = bool((row[mask].argmax(-1) == tokens[mask]).all())
+                results.append(GenerationResult((loss.item(), is_greedy)))
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

@@ -117,7 +117,7 @@ def test_a_request_without_images_or_document():
     model = EvoTokSimple(*build_chat_model(), batch_size=2)
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     requests = [Instance("loglikelihood", ("", text), 0, metadata) for text in ("a cat", "a dog", "red")]
-    losses = [loss for loss, _ in model.loglikelihood(requests)]
+    losses = [result.text[0] for result in model.loglikelihood(requests)]
     assert len(set(losses)) == 3 and all(loss > 0 for loss in losses)
 
 

@@ -49,10 +49,13 @@ def test_figures_stand_beside_the_papers():
     assert figures_of(FOUND, options.figures()) == {
         "GQA": 50.0,
         "GQA_paper": 61.8,
+        "GQA_n": 8,
         "MME": 1700.0,
         "MME_paper": 1895.1,
+        "MME_n": 8,
         "MME-P": 1400.0,
         "MME-P_paper": 1455.9,
+        "MME-P_n": 8,
         "qa_color": 0.25,
         "qa_color_n": 8,
     }

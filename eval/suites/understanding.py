@@ -143,12 +143,18 @@ def figures_of(found: dict[str, Any], benchmarks: dict[str, Benchmark]) -> dict[
         figures[name] = benchmark.scale * sum(metrics[metric] for metric in benchmark.metrics)
         if benchmark.paper is not None:
             figures[f"{name}_paper"] = benchmark.paper
+        figures |= _asked(found, name, benchmark.task)
     named = {benchmark.task for benchmark in benchmarks.values()}
     for task, metrics in rows.items():
         if task not in named:
             figures |= {task if len(metrics) == 1 else f"{task}_{metric}": value for metric, value in metrics.items()}
-            figures |= {f"{task}_n": found["n-samples"][task]["effective"]} if task in found["n-samples"] else {}
+            figures |= _asked(found, task, task)
     return figures
+
+
+def _asked(found: dict[str, Any], name: str, task: str) -> dict[str, int]:
+    """How many questions a figure is of; the harness does not say it of groups of tasks."""
+    return {f"{name}_n": found["n-samples"][task]["effective"]} if task in found["n-samples"] else {}
 
 
 def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
