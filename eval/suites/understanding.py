@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ class Options(SuiteOptions):
     benchmarks: dict[str, Any] = field(default_factory=dict)
     """Figure -> its `Benchmark`; tasks of no benchmark report what the harness calls their metrics."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks to ask; empty: those of `benchmarks`, or where there are none all of `task_folder`."""
+    """Tasks to ask; empty: all of `task_folder`, or without one those of `benchmarks`."""
     task_folder: str | None = None
     """Folder of one's own tasks, then the only ones known; `emoji`: the questions of `evotok measure`."""
     questions: int | None = None
@@ -73,12 +74,13 @@ def check(options: Options, inputs: list[str]) -> None:
         raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
     folder = options.task_folder
     if folder == EMOJI:
-        known = set(EMOJI_TASKS)
+        known = in_folder = list(EMOJI_TASKS)
     elif folder and not any(Path(folder).rglob("*.yaml")):
         raise ValueError(f"task_folder {folder}: no tasks (*.yaml) in it: give a folder of tasks for lmms-eval.")
     else:
-        known = set(_task_manager(folder).all_tasks)
-    tasks = _chosen(options, known)
+        manager = _task_manager(folder)
+        known, in_folder = manager.all_tasks, manager.all_subtasks
+    tasks = _chosen(options, in_folder)
     if not tasks:
         raise ValueError("no tasks: give tasks=[...], such as tasks=[gqa,mme], or a task_folder.")
     for task in tasks:
@@ -167,7 +169,7 @@ def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
         from ..harness import EvoTokChat
 
         manager = _task_manager(folder)
-        tasks = _chosen(options, set(manager.all_tasks) if folder else set())
+        tasks = _chosen(options, manager.all_subtasks)
         assert evaluation.load is not None  # TAKES a checkpoint
         try:
             return simple_evaluate(
@@ -196,10 +198,10 @@ def _task_manager(folder: str | None) -> Any:
         return TaskManager("WARNING", include_path=folder, include_defaults=folder is None, model_name="evotok")
 
 
-def _chosen(options: Options, known: set[str]) -> list[str]:
-    """The tasks to ask: those named, else those of benchmarks, else all that are `known` in a folder."""
+def _chosen(options: Options, in_folder: Collection[str]) -> list[str]:
+    """The tasks to ask: those named, else all of the folder, else those of the benchmarks."""
     benchmarks = dict.fromkeys(benchmark.task for benchmark in options.figures().values())
-    return list(options.tasks or benchmarks or (sorted(known) if options.task_folder else []))
+    return list(options.tasks or (sorted(in_folder) if options.task_folder else benchmarks))
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
