@@ -36,6 +36,8 @@ class ModelArguments:
     """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig` that differ from the paper's."""
+    variant: str | None = None
+    """Another arrangement of the tokenizer, for ablations: `reversed`, `layers` or `branches`."""
     attn_implementation: str | None = None
     """Attention of language model and depth decoder: `sdpa` by default, `flash_attention_2` where it is installed;
     `eager` is the fastest for short rows on a CPU."""
@@ -73,6 +75,9 @@ class DataArguments:
     """Where the images of a LLaVA file lie; its own folder when left out."""
     mixture: dict[str, float | int] = field(default_factory=dict)
     """Weights of the kinds of samples (emoji)."""
+    distinct: int | None = None
+    """Go again and again through so many samples, at each of which the teacher looks once, whatever the seed (emoji,
+    tokenizer stage); endless ones when left out."""
     block: int = 1
     """Samples in a row that all draw, or all answer (emoji): batches of one form need little padding. With
     `training.train_sampling_strategy: sequential`."""

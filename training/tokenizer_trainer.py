@@ -66,7 +66,8 @@ class TokenizerTrainer(EvoTokTrainer):
         seen = max(1, round(self.loss_args.teacher_share * len(pixels)))
         terms = {"reconstruction": F.mse_loss(fake, pixels), "commitment": output.vq_loss}
         if "semantic" in self.weights:
-            target = self.teacher(pixels[:seen])
+            # What the teacher said already comes with the images.
+            target = inputs["semantic_target"][:seen] if "semantic_target" in inputs else self.teacher(pixels[:seen])
             terms["semantic"] = semantic_loss(output.semantic_features[:seen], target, self.loss_args.semantic_folds)
         if "perceptual" in self.weights:
             terms["perceptual"] = self.perceptual(fake[:seen], pixels[:seen])

@@ -14,6 +14,7 @@ EXAMPLES = """  evotok eval reconstruction mini
   evotok eval compare results/reconstruction-a results/reconstruction-b
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
+    "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
 }
 

@@ -1,0 +1,73 @@
+"""Which of a paper's comparisons hold in runs of one's own, seed by seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import mean, stdev
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The paper's figures of one quantity, and what stands for it here."""
+
+    metric: str
+    """Name of the own figure."""
+    paper_metric: str
+    paper: dict[str, float]
+    """Row -> the paper's figure; rows are compared two by two."""
+    higher_is_better: bool = True
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, to read."""
+    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+
+
+def compare(claims: Sequence[Claim], runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """A row for every pair that the paper puts in an order.
+
+    A comparison is made within a seed. It *holds* if every seed has it, is *reversed* if none has, else *undecided*.
+
+    Args:
+        runs: row -> figures of each seed, in the same order of seeds.
+    """
+    rows = []
+    for claim in claims:
+        sign = 1 if claim.higher_is_better else -1
+        for pair in combinations(claim.paper, 2):
+            better, worse = sorted(pair, key=lambda row: -sign * claim.paper[row])
+            if claim.paper[better] == claim.paper[worse]:
+                continue
+            own = [[run[claim.metric] for run in runs[row]] for row in (better, worse)]
+            gains = [sign * (a - b) for a, b in zip(*own, strict=True)]
+            agree = sum(gain > 0 for gain in gains)
+            rows.append(
+                {
+                    "figure": claim.metric,
+                    "better in the paper": better,
+                    "worse in the paper": worse,
+                    "paper's figures": f"{claim.paper_metric} {claim.paper[better]:g} / {claim.paper[worse]:g}",
+                    "here": f"{mean(own[0]):.4g} / {mean(own[1]):.4g}",
+                    "seeds that agree": f"{agree} of {len(gains)}",
+                    "verdict": "holds" if agree == len(gains) else "undecided" if agree else "reversed",
+                }
+            )
+    return rows
+
+
+def plainly(rows: Sequence[dict[str, Any]], where: str) -> list[str]:
+    """What `compare` found, in sentences: how many hold, and which do not."""
+    by_verdict: dict[str, list[str]] = {"holds": [], "undecided": [], "reversed": []}
+    for row in rows:
+        said = f"{row['better in the paper']} over {row['worse in the paper']} in {row['figure']} ({row['here']})"
+        by_verdict[row["verdict"]].append(said)
+    sentences = [f"{where}: {len(by_verdict['holds'])} of the paper's {len(rows)} orderings hold in every seed."]
+    for verdict, what in (
+        ("holds", "Hold"),
+        ("undecided", "Undecided, because seeds disagree"),
+        ("reversed", "Do not hold: every seed says the opposite of the paper"),
+    ):
+        if by_verdict[verdict]:
+            sentences.append(f"{what}: {'; '.join(by_verdict[verdict])}.")
+    return sentences

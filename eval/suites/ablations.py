@@ -1,0 +1,253 @@
+"""The paper's ablations on the emoji world: five tokenizers trained alike, at several seeds (Tables 4 and 5)."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from ...training.arguments import Recipe, read_recipe
+from ...training.tokenizer_probes import Probes
+from ...training.tokenizer_stage import model_class
+from ...training.train import train
+from ..orderings import Claim, compare, plainly, spread
+from ..plots import COLORS, figure, save
+from ..suite import Evaluation, Report, SuiteOptions
+
+
+TAKES = ""
+
+
+class Row(NamedTuple):
+    """A tokenizer that is compared."""
+
+    label: str
+    pixel_levels: int
+    semantic_levels: int
+    strategy: str
+    """Its name in Table 5."""
+
+
+ROWS = {  # name of its recipe
+    "entangled": Row("entangled (4, 4)", 4, 4, "no decoupling"),
+    "semantic-to-pixel": Row("semantic to pixel (16, 4)", 16, 4, ""),
+    "pixel-to-semantic": Row("pixel to semantic (4, 16)", 4, 16, "pixel to semantic (the method)"),
+    "layers": Row("different layers", 4, 12, "different layers of one encoder"),
+    "branches": Row("different branches", 4, 12, "different branches, two encoders"),
+}
+TABLE_4, TABLE_5 = (
+    ("entangled", "semantic-to-pixel", "pixel-to-semantic"),
+    (
+        "entangled",
+        "layers",
+        "branches",
+        "pixel-to-semantic",
+    ),
+)
+
+
+def _paper(rows: tuple[str, ...], *values: float) -> dict[str, float]:
+    return dict(zip(rows, values, strict=True))
+
+
+CLAIMS_4 = [
+    Claim("fd", "rFID", _paper(TABLE_4, 0.66, 0.44, 0.55), higher_is_better=False),
+    Claim("psnr", "PSNR", _paper(TABLE_4, 22.96, 24.39, 23.60)),
+    Claim("ssim", "SSIM", _paper(TABLE_4, 0.76, 0.79, 0.77)),
+    # SEEDBench, GQA and MME put the rows in the same order.
+    Claim("group", "GQA", _paper(TABLE_4, 58.0, 60.9, 61.3)),
+    Claim("concept", "GQA", _paper(TABLE_4, 58.0, 60.9, 61.3)),
+]
+CLAIMS_5 = [Claim("fd", "rFID", _paper(TABLE_5, 0.66, 0.59, 0.68, 0.55), higher_is_better=False)]
+METRICS = {  # name -> title of its plot
+    "psnr": "PSNR in dB (more is better)",
+    "ssim": "SSIM (more is better)",
+    "fd": "Frechet distance (less is better)",
+    "cosine": "cosine to the teacher (more is better)",
+    "group": "group found by a linear probe (more is better)",
+    "concept": "same thing found in another style (more is better)",
+    "pixel_bits": "bits a position that are to be drawn",
+}
+
+
+@dataclass
+class Options(SuiteOptions):
+    """Budget of the ablations."""
+
+    batch_size: int = 64
+    """Images at a time in measuring; training follows the recipes."""
+    steps: int = 400
+    """Of every training."""
+    seeds: int = 3
+    """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
+    images: int = 576
+    """Held-out images, at most, that are measured."""
+    recipes: str | None = None
+    """Folder of the five recipes; the shipped `configs/ablations` when left out."""
+    work: str = "runs/ablations"
+    """Keeps trained models, teacher features and rows that are finished."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("steps", "seeds", "images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+def check(options: Options, inputs: list[str]) -> None:
+    """Raises ValueError for a recipe that does not read, an extra that is missing, or several processes."""
+    recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
+    for name, recipe in recipes.items():
+        model_class(recipe)
+        if recipe.stage != "tokenizer" or recipe.data.distinct is None or recipe.data.name != "emoji":
+            raise ValueError(
+                f"{_recipes(options) / name}.yaml: must be of stage tokenizer, on data.name emoji with data.distinct."
+            )
+    for package in ("efficientnet_lite_pytorch", "torchmetrics", "matplotlib"):
+        if find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install 'evotok[mini,eval]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
+
+
+def run(evaluation: Evaluation) -> Report:
+    """Train what is not trained yet, measure, and lay it beside the paper."""
+    options = evaluation.options
+    recipe = _recipe(options, "pixel-to-semantic", options.seed)
+    probes = Probes(recipe, options.images, Path(options.work) / "teacher-features", options.batch_size)
+    jobs = [(name, options.seed + seed) for seed in range(options.seeds) for name in ROWS]
+    device = evaluation.workers.state.device
+    results = evaluation.workers.map(lambda job: _row(options, probes, device, *job), jobs, "Ablations")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
+    for (name, _), found in zip(jobs, results, strict=True):
+        runs[name].append(found)
+    claims = {"table 4": compare(CLAIMS_4, runs), "table 5": compare(CLAIMS_5, runs)}
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    _write_recipes(options, evaluation.folder / "recipes.yaml")
+    for suffix in ("png", "svg"):
+        _plot(evaluation.folder / f"ablations.{suffix}", runs)
+    figures = {
+        f"{metric} {name}": sum(one[metric] for one in own) / len(own)
+        for name, own in runs.items()
+        for metric in METRICS
+    }
+    for verdict in ("holds", "undecided", "reversed"):
+        figures[f"orderings {verdict}"] = sum(row["verdict"] == verdict for rows in claims.values() for row in rows)
+    return Report(
+        figures | probes.references,
+        {
+            "table_4": [_line(name, runs[name]) for name in TABLE_4],
+            "table_5": [_line(name, runs[name], ROWS[name].strategy) for name in TABLE_5],
+            "orderings": [{"table": table} | row for table, rows in claims.items() for row in rows],
+            "runs": [{"row": name, "seed": seed} | found for (name, seed), found in zip(jobs, results, strict=True)],
+        },
+        data=probes.fingerprints,
+        pictures={"ablations.svg": "each figure of each row: mean over seeds, and a dot for every seed"},
+        notes=[
+            *_notes(options, recipe, probes),
+            *plainly(claims["table 4"], "Table 4"),
+            *plainly(claims["table 5"], "Table 5"),
+        ],
+    )
+
+
+def _row(options: Options, probes: Probes, device: torch.device, name: str, seed: int) -> dict[str, float]:
+    """Figures of one training, from its file if it is finished."""
+    recipe = _recipe(options, name, seed)
+    depends = json.dumps([asdict(recipe), probes.fingerprints, options.images], sort_keys=True)
+    digest = hashlib.sha256(depends.encode()).hexdigest()[:12]
+    recipe.training["output_dir"] = str(Path(options.work) / f"{name}-{seed}-{digest}")
+    path = Path(recipe.training["output_dir"]) / "measured.json"
+    if not path.is_file():
+        train(recipe)
+        model = model_class(recipe).from_pretrained(path.parent).to(device)
+        found = probes.measure(model, ROWS[name].pixel_levels)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _recipes(options: Options) -> Path:
+    return Path(options.recipes) if options.recipes else Path(__file__).resolve().parents[2] / "configs" / "ablations"
+
+
+def _recipe(options: Options, name: str, seed: int) -> Recipe:
+    words = [f"training.max_steps={options.steps}", f"training.seed={seed}", "training.report_to=none"]
+    return read_recipe(_recipes(options) / f"{name}.yaml", words)
+
+
+def _line(name: str, runs: list[dict[str, float]], strategy: str = "") -> dict[str, str | float]:
+    """A row of a table: mean and deviation of each figure, the paper's beside it."""
+    row = ROWS[name]
+    first = {"strategy": strategy} if strategy else {"row": row.label}
+    line = first | {
+        "L_pix": row.pixel_levels,
+        "L_sem": row.semantic_levels,
+        "weights": f"{runs[0]['parameters'] / 1e6:.2f} M",
+    }
+    line |= {metric: spread([run[metric] for run in runs]) for metric in METRICS}
+    claims = CLAIMS_5 if strategy else [*CLAIMS_4[:3], CLAIMS_4[-1]]
+    return line | {f"{claim.paper_metric} in the paper": claim.paper[name] for claim in claims}
+
+
+def _write_recipes(options: Options, path: Path) -> None:
+    """The five recipes as they were trained, with nothing left to look up."""
+    recipes = {name: asdict(_recipe(options, name, options.seed)) for name in ROWS}
+    path.write_text(yaml.safe_dump(recipes, sort_keys=False), encoding="utf-8")
+
+
+def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
+    last, own = options.seed + options.seeds - 1, probes.references
+    return [
+        f"Five tokenizers, {options.seeds} trainings each (seeds {options.seed} to {last}), on the same "
+        f"{recipe.data.distinct} samples of the emoji world: {options.steps} steps of "
+        f"{recipe.training['per_device_train_batch_size']}, from random weights, without LPIPS and without a "
+        "discriminator. `recipes.yaml` has the rest.",
+        "The paper's rows start from SigLIP2, see millions of photographs, and a language model is trained on each: "
+        "what holds or fails here says how the arrangements behave in this small world, not whether the paper is "
+        "right.",
+        f"`psnr`, `ssim` (data range 1), `fd` and `cosine` are of {len(probes.drawings['held_out'])} drawings of "
+        "things never trained on. `fd` is the Frechet distance over pooled EfficientNet-Lite0 features, and no FID. "
+        "`cosine` is that of the decoded semantics to the teacher's; the teacher is EfficientNet-Lite0, too.",
+        "`group` and `concept` stand for the paper's understanding benchmarks. Of the mean decoded semantics of an "
+        "image, a linear probe says which of the eight groups a thing never trained on belongs to, and the nearest "
+        "neighbour says which thing a drawing shows, seen only in other styles. The teacher itself finds "
+        f"{own['group teacher']:.3f} and {own['concept teacher']:.3f}; always the commonest group "
+        f"{own['group baseline']:.3f}, chance {own['concept baseline']:.4f}.",
+        "The paper's generation columns need a generator trained on each tokenizer and are left out. `pixel_bits`, the "
+        "entropy of the levels that such a generator would write at one position, each level by itself, says how much "
+        "it would have to draw; the paper makes no claim about it.",
+    ]
+
+
+def _plot(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
+    labels = [ROWS[name].label for name in runs]
+    with figure(4, 2, width=5.6, height=2.3) as (canvas, axes):
+        for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=False):
+            values = [[run[metric] for run in own] for own in runs.values()]
+            means = [sum(own) / len(own) for own in values]
+            axis.barh(
+                labels,
+                means,
+                color=[COLORS[1] if name == "pixel-to-semantic" else COLORS[0] for name in runs],
+                alpha=0.75,
+            )
+            for index, own in enumerate(values):
+                axis.plot(own, [index] * len(own), "o", color="black", markersize=3)
+            low, high = min(map(min, values)), max(map(max, values))
+            margin = max(high - low, 0.02 * abs(high)) or 1
+            axis.set_xlim(low - margin, high + 0.3 * margin)
+            axis.set_title(title)
+            axis.invert_yaxis()
+        for axis in axes.flat[len(METRICS) :]:
+            axis.set_visible(False)
+        canvas.suptitle(
+            "Ablations on the emoji world: bars are means, dots are seeds, red is the method. Axes do not begin at 0."
+        )
+        save(canvas, path)
