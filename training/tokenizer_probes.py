@@ -29,7 +29,7 @@ class Probes:
         batch_size: images at a time.
 
     Attributes:
-        drawings: `held_out` (`new_concept`), `taught` to the linear probe, `asked` (`new_pair`), `seen` in other styles.
+        drawings: `held_out` (`new_concept`), `taught` to the linear probe, `asked` (`new_pair`), `seen` in training.
         references: accuracy of the teacher's own features, of the commonest group, of chance.
         fingerprints: name of the data -> SHA-256.
     """
