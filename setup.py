@@ -48,7 +48,7 @@ EXTRAS = {
     "train": ["trl>=1.16", "peft>=0.21", "torchdata>=0.11", "sentencepiece>=0.2", "tensorboard>=2.20"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "flash": ["flash-attn>=2.7"],
-    "eval": ["torchmetrics>=1.9", "scipy>=1.14", "matplotlib>=3.9"],
+    "eval": ["torchmetrics>=1.9", "scipy>=1.14", "matplotlib>=3.9", "scikit-learn>=1.6"],
     # The page of `evotok app`.
     "app": ["gradio>=6.31"],
     # `evotok export-onnx`.

@@ -1,6 +1,8 @@
 """What the emoji world asks of a tokenizer: how much of the pixels, and of the meaning, is left in its codes."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +16,9 @@ from .arguments import Recipe
 from .emoji.world import Drawing, EmojiWorld
 from .taught_images import calibrated_teacher, teacher_features, to_bytes
 from .tokenizer_data import to_pixels
+
+
+Item = TypeVar("Item")
 
 
 class Probes:
@@ -104,19 +109,20 @@ class Probes:
 
 
 def _drawings(world: EmojiWorld, images: int) -> dict[str, list[Drawing]]:
-    train, asked = world.drawings("train"), _evenly(world.drawings("new_pair"), images)
+    train, asked = world.drawings("train"), evenly(world.drawings("new_pair"), images)
     concepts = {drawing.concept.index for drawing in asked}
     return {
-        "held_out": _evenly(world.drawings("new_concept"), images),
-        "taught": _evenly(train, 2 * images),
+        "held_out": evenly(world.drawings("new_concept"), images),
+        "taught": evenly(train, 2 * images),
         "asked": asked,
         "seen": [drawing for drawing in train if drawing.concept.index in concepts],
     }
 
 
-def _evenly(drawings: list[Drawing], limit: int) -> list[Drawing]:
-    count = min(limit, len(drawings))
-    return [drawings[index * len(drawings) // count] for index in range(count)]
+def evenly(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items, from all over the sequence."""
+    count = min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _label(world: EmojiWorld, name: str, drawing: Drawing) -> int:

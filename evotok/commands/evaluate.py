@@ -16,6 +16,7 @@ EXAMPLES = """  evotok eval reconstruction mini
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
+    "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
 }
 
 

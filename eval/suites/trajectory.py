@@ -1,0 +1,339 @@
+"""What each level of the trajectory adds: pixels, then meaning (paper, Fig. 3, 5 and 6)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...training.emoji.world import Drawing, EmojiWorld
+from ...training.taught_images import calibrated_teacher
+from ...training.teachers import EfficientNetTeacher, SiglipTeacher
+from ...training.tokenizer_data import FolderImages, to_pixels
+from ...training.tokenizer_probes import evenly
+from ..clusters import Clusters, cluster, project
+from ..frechet import frechet_distance, mean_and_covariance
+from ..metrics import feature_cosine, psnr
+from ..plots import figure, save
+from ..sheets import BLUE, GREY, RED, Cell, draw_sheet
+from ..suite import Evaluation, Report, SuiteOptions, sha256, write_csv
+
+
+TAKES = "tokenizer"
+EFFICIENTNET = "efficientnet"
+CLUSTER_DEPTHS = (1, 4, 8, 16)  # Fig. 6
+CLUSTERS_SHOWN, IMAGES_SHOWN, RECONSTRUCTIONS = 3, 8, 8
+NEIGHBOURS = 12  # trajectories of the magnified part
+
+
+@dataclass
+class Options(SuiteOptions):
+    """What is looked at."""
+
+    images: int = 576
+    """Images at most."""
+    data: str | None = None
+    """Folder of images; drawings of the emoji world that were never trained on when left out."""
+    teacher: str = EFFICIENTNET
+    """What the tokenizer learnt its semantics from: `efficientnet`, or a SigLIP checkpoint."""
+    tokens: int = 150
+    """Positions whose way through the levels is drawn."""
+    clusters: int = 8
+    """Of K-means."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("images", 40), ("tokens", 40), ("clusters", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+
+
+class Images(NamedTuple):
+    """What is measured on."""
+
+    pixels: torch.Tensor
+    """(I, 3, H, W) in [-1, 1]."""
+    labels: dict[str, list[str]]
+    """What is known of each: its `group`, its dominant `color`; empty for a folder."""
+    fingerprint: dict[str, str]
+
+
+class Level(NamedTuple):
+    """A batch, decoded of the first levels."""
+
+    psnr: torch.Tensor
+    """(B,) in dB."""
+    embedding: torch.Tensor
+    """(B, E), what the teacher sees in the reconstruction."""
+    cosine: torch.Tensor
+    """(B,), of decoded semantics to the teacher's."""
+    latents: torch.Tensor
+    """(B, N, C), the sum of the entries."""
+
+
+def check(options: Options, inputs: list[str]) -> None:
+    """Raises ValueError for a folder without images, a teacher that is not there, or an extra that is missing."""
+    needed = {"sklearn": "eval", "matplotlib": "eval"}
+    if options.teacher == EFFICIENTNET:
+        needed["efficientnet_lite_pytorch"] = "mini"
+    elif not Path(options.teacher).is_dir():
+        raise ValueError(f"teacher={options.teacher}: no such folder: give a SigLIP checkpoint, or {EFFICIENTNET}.")
+    for package, extra in needed.items():
+        if find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install 'evotok[{extra}]'")
+    if options.data is not None and len(FolderImages(options.data, 64)) < options.clusters:
+        raise ValueError(
+            f"{options.data}: fewer images than clusters={options.clusters}: give more, or fewer clusters."
+        )
+
+
+def run(evaluation: Evaluation) -> Report:
+    """Decode every prefix of the codes, and lay side by side what pixels and semantics gain by each level."""
+    options: Any = evaluation.options
+    assert evaluation.load is not None
+    model, _ = evaluation.load()
+    config = model.config
+    teacher = _teacher(options, config.grid_size).to(model.device)
+    images = _images(options, config.image_size)
+    batches = images.pixels.split(options.batch_size)
+    target = teacher(batches[0][:1].to(model.device))
+    if target.shape[1:] != (config.num_positions, config.semantic_feature_dim):
+        raise ValueError(
+            f"teacher={options.teacher} gives {tuple(target.shape[1:])} features of an image, the tokenizer decodes "
+            f"{(config.num_positions, config.semantic_feature_dim)}: give the teacher that it learnt from."
+        )
+    found = evaluation.workers.map(lambda batch: _measure(model, teacher, batch), batches, "Trajectory")
+    originals = torch.cat([embedding for embedding, _ in found])
+    levels = [
+        Level(*(torch.cat(parts) for parts in zip(*(own[depth] for _, own in found), strict=True)))
+        for depth in range(config.num_codebooks)
+    ]
+    rows = [_row(depth, level, originals) for depth, level in enumerate(levels, 1)]
+    depths = [depth for depth in CLUSTER_DEPTHS if depth <= config.num_codebooks]
+    clusters = {depth: cluster(_pool(levels[depth - 1].latents), options.clusters, options.seed) for depth in depths}
+    agreement = [
+        {"depth": depth} | {name: own.agreement(labels) for name, labels in images.labels.items()}
+        for depth, own in clusters.items()
+    ]
+    tables = {"by_depth": rows} | ({"clusters": agreement} if images.labels else {})
+    pictures = {
+        "trajectory.svg": "what pixels and semantics gain by each level",
+        "tsne.svg": "t-SNE of the sums of entries: each position walks from blue to red",
+        "clusters.png": "K-means of the sums of entries, images nearest to the centres",
+        "reconstructions.png": "originals, and their reconstructions from more and more levels",
+    }
+    if evaluation.workers.is_main:
+        evaluation.folder.mkdir(parents=True, exist_ok=True)
+        _plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
+        _plot_walks(evaluation.folder, torch.stack([level.latents for level in levels], 2), options)
+        _cluster_sheet(images.pixels, clusters).save(evaluation.folder / "clusters.png", optimize=True)
+        _reconstruction_sheet(model, images.pixels).save(evaluation.folder / "reconstructions.png", optimize=True)
+    places = {"depth1": 0, f"depth{config.num_pixel_codebooks}": config.num_pixel_codebooks - 1}
+    places[f"depth{config.num_codebooks}"] = config.num_codebooks - 1
+    figures = {f"{name}_{place}": rows[i][name] for place, i in places.items() for name in rows[0] if name != "depth"}
+    return Report(figures, tables, images.fingerprint, pictures, _notes(options, rows, agreement, config))
+
+
+def _teacher(options: Any, grid_size: int) -> EfficientNetTeacher | SiglipTeacher:
+    if options.teacher == EFFICIENTNET:
+        return calibrated_teacher(None, grid_size)
+    return SiglipTeacher(options.teacher)
+
+
+def _images(options: Any, size: int) -> Images:
+    if options.data is not None:
+        folder = FolderImages(options.data, size, random_crop=False)
+        chosen = evenly(range(len(folder)), options.images)
+        pixels = torch.stack([folder[index]["pixel_values"] for index in chosen])
+        return Images(pixels, {}, {"images": sha256(*(folder.paths[index] for index in chosen))})
+    world = EmojiWorld()
+    drawings = evenly(world.drawings("new_concept"), options.images)
+    pixels = torch.stack([to_pixels(world.image(drawing)) for drawing in drawings])
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+    labels = {
+        "group": [drawing.concept.group for drawing in drawings],
+        "color": [_color(world, drawing) for drawing in drawings],
+    }
+    files = sorted(path for path in world.root.iterdir() if path.is_file())
+    return Images(pixels, labels, {"emoji": sha256(*files)})
+
+
+def _color(world: EmojiWorld, drawing: Drawing) -> str:
+    return world.color(drawing) or "several"
+
+
+@torch.inference_mode()
+def _measure(model: EvoTokVQModel, teacher: Callable, pixels: torch.Tensor) -> tuple[torch.Tensor, list[Level]]:
+    """Embedding of the originals (B, E), and a `Level` for every depth."""
+    pixels = pixels.to(model.device)
+    codes, target = model.encode(pixels), teacher(pixels)
+    levels = []
+    for depth in range(1, model.config.num_codebooks + 1):
+        decoded = model.decode_pixels(codes, depth=depth).clamp(-1, 1)
+        measured = (
+            psnr((decoded + 1) / 2, (pixels + 1) / 2),
+            _embed(teacher, decoded),
+            feature_cosine(model.decode_semantics(codes, depth=depth), target),
+            model.quantizer.decode_codes(codes[..., :depth]),
+        )
+        levels.append(Level(*(tensor.float().cpu() for tensor in measured)))
+    return _embed(teacher, pixels).float().cpu(), levels
+
+
+def _embed(teacher: Callable, pixels: torch.Tensor) -> torch.Tensor:
+    """One vector an image: the features that find images best, or the mean over positions."""
+    return teacher.pooled(pixels) if isinstance(teacher, EfficientNetTeacher) else teacher(pixels).mean(1)
+
+
+def _pool(latents: torch.Tensor) -> torch.Tensor:
+    return latents.mean(1)
+
+
+def _row(depth: int, level: Level, originals: torch.Tensor) -> dict[str, float]:
+    """Figures of one depth. Embeddings are centred: of all images they are too alike for a plain cosine."""
+    center = originals.mean(0)
+    return {
+        "depth": depth,
+        "psnr": level.psnr.mean().item(),
+        "fd": frechet_distance(*mean_and_covariance(level.embedding), *mean_and_covariance(originals)),
+        "similarity_pixels": F.cosine_similarity(level.embedding - center, originals - center).mean().item(),
+        "similarity_semantics": level.cosine.mean().item(),
+    }
+
+
+def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str, float]], config: Any) -> list[str]:
+    last, levels = config.num_pixel_codebooks, config.num_codebooks
+    seen = "never trained on" if options.data is None else f"of {options.data}"
+    notes = [
+        "`psnr` and `fd` (Frechet distance over pooled features of the teacher, which is no FID) compare "
+        f"reconstruction and original, images {seen}; `similarity_pixels` is the cosine of their embeddings by the "
+        "teacher, centred on the originals'; `similarity_semantics` is the cosine of decoded semantics and the "
+        f"teacher's features, position by position. Pixels are learnt from {last} levels and semantics from {levels}: "
+        "at other depths a decoder is given what it was never trained on.",
+    ]
+    first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
+    for name, what in (
+        ("similarity_pixels", "similarity of the reconstruction to the original"),
+        ("similarity_semantics", "similarity of the decoded semantics to the teacher's"),
+    ):
+        notes.append(
+            f"The {what} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and "
+            f"{end[name]:.3f} at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
+        )
+    if agreement:
+        notes.append(
+            "`clusters` says how far K-means of the sums of entries, averaged over an image, agrees with what is known "
+            "of the drawings, their group and their dominant colour (adjusted mutual information: 0 by chance, 1 at "
+            "most)."
+        )
+    return notes
+
+
+def _share(first: float, middle: float, end: float) -> str:
+    """How much of a gain later levels bring."""
+    if end <= first:
+        return "the levels together bring no gain"
+    return f"{max(0.0, (end - middle) / (end - first)):.0%} of the gain comes after the pixels' levels"
+
+
+def _plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -> None:
+    titles = {
+        "psnr": "Pixels kept: PSNR in dB",
+        "fd": "Frechet distance to the originals (less is better)",
+        "similarity_pixels": "Reconstruction and original: cosine",
+        "similarity_semantics": "Decoded semantics and the teacher's: cosine",
+    }
+    depths = [row["depth"] for row in rows]
+    with figure(2, 2, width=4.6) as (canvas, axes):
+        for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
+            axis.axvspan(min(depths) - 0.5, pixel_levels + 0.5, color=BLUE, alpha=0.08, linewidth=0)
+            axis.plot(depths, [row[name] for row in rows], "o-", color=RED if name.endswith("semantics") else BLUE)
+            axis.set_title(title)
+            axis.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
+            axis.set_xticks([depth for depth in depths if depth == 1 or depth % 4 == 0])
+        for axis in axes[1]:
+            axis.set_xlabel("levels decoded (shaded: those that pixels are learnt from)")
+        for suffix in ("png", "svg"):
+            save(canvas, folder / f"trajectory.{suffix}")
+
+
+def _plot_walks(folder: Path, latents: torch.Tensor, options: Any) -> None:
+    """t-SNE of (I, N, D, C): all walks, and some neighbouring ones larger. Coordinates go to `tsne.csv`."""
+    walks = latents.flatten(0, 1)  # (I x N, D, C)
+    generator = torch.Generator().manual_seed(options.seed)
+    walks = walks[torch.randperm(len(walks), generator=generator)[: options.tokens]]
+    points = project(walks.flatten(0, 1), options.seed).reshape(*walks.shape[:2], 2)  # (T, D, 2)
+    write_csv(
+        folder / "tsne.csv",
+        [
+            {"position": walk, "depth": depth, "x": round(float(x), 3), "y": round(float(y), 3)}
+            for walk, way in enumerate(points)
+            for depth, (x, y) in enumerate(way, 1)
+        ],
+    )
+    longest = int(np.linalg.norm(np.diff(points, axis=1), axis=2).sum(1).argmax())
+    near = np.linalg.norm(points[:, -1] - points[longest, -1], axis=1).argsort()[:NEIGHBOURS]
+    depths = np.arange(1, points.shape[1] + 1)
+    with figure(1, 2, width=4.8, height=4.2) as (canvas, axes):
+        whole, part = axes[0]
+        for axis, shown in ((whole, points), (part, points[near])):
+            for way in shown:
+                axis.plot(*way.T, color=GREY, linewidth=0.8 if axis is part else 0.3, alpha=0.6, zorder=1)
+            colors = np.tile(depths, len(shown))
+            dots = axis.scatter(
+                *shown.reshape(-1, 2).T,
+                c=colors,
+                cmap="coolwarm",
+                s=26 if axis is part else 6,
+                zorder=2,
+                rasterized=True,
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+        whole.set_title(f"{len(points)} positions of images, level by level")
+        part.set_title(f"{len(near)} of them, larger")
+        canvas.colorbar(dots, ax=part, label="levels summed", ticks=[1, *range(4, len(depths) + 1, 4)])
+        for suffix in ("png", "svg"):
+            save(canvas, folder / f"tsne.{suffix}")
+
+
+def _cluster_sheet(pixels: torch.Tensor, clusters: dict[int, Clusters]) -> Image.Image:
+    """Some clusters of each depth, the largest first, with the images nearest to their centres."""
+    cells, labels = [], []
+    for depth, own in clusters.items():
+        for members in own.largest(CLUSTERS_SHOWN):
+            labels.append((f"depth {depth}", f"{len(members)} images"))
+            shown = [Cell(_picture(pixels[index])) for index in members[:IMAGES_SHOWN]]
+            cells += shown + [Cell(Image.new("RGB", (8, 8), "white"))] * (IMAGES_SHOWN - len(shown))
+    title = "K-means along the trajectory"
+    subtitle = (
+        f"A row is a cluster of the mean sum of entries; images nearest to its centre. The {CLUSTERS_SHOWN} largest."
+    )
+    return draw_sheet(cells, IMAGES_SHOWN, title, subtitle, side=72, row_labels=labels)
+
+
+def _reconstruction_sheet(model: EvoTokVQModel, pixels: torch.Tensor) -> Image.Image:
+    pixels = torch.stack(evenly(list(pixels), RECONSTRUCTIONS)).to(model.device)
+    levels, config = model.config.num_pixel_codebooks, model.config
+    rows = {("original", ""): pixels}
+    with torch.inference_mode():
+        codes = model.encode(pixels)
+        for depth in sorted({1, 2, levels, config.num_codebooks}):
+            note = "as learnt" if depth == levels else f"learnt from {levels}" if depth > levels else ""
+            rows[f"depth {depth}", note] = model.decode_pixels(codes, depth=depth)
+    cells = [Cell(_picture(image)) for row in rows.values() for image in row]
+    title = "Reconstructions along the trajectory"
+    return draw_sheet(cells, len(pixels), title, side=96, row_labels=list(rows))
+
+
+def _picture(pixels: torch.Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] as an image."""
+    array = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)

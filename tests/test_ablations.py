@@ -1,0 +1,164 @@
+"""`evotok eval ablations`: trains all rows, goes on where it was, and says what holds."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from evotok.cli import main
+from evotok.eval.frechet import frechet_distance, mean_and_covariance
+from evotok.eval.orderings import Claim, compare, plainly, spread
+from evotok.eval.probes import linear_probe, retrieval
+from evotok.eval.suites.ablations import ROWS
+from evotok.training import taught_images
+from evotok.training.arguments import read_recipe
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_recipes_differ_from_the_method_by_what_they_compare():
+    recipes = {name: vars(read_recipe(ROOT / f"configs/ablations/{name}.yaml")) for name in ROWS}
+    method = recipes["pixel-to-semantic"]
+    for name, recipe in recipes.items():
+        for section in ("data", "loss", "optimizer"):
+            assert recipe[section] == method[section], (name, section)
+        training = recipe["training"] | {"output_dir": method["training"]["output_dir"]}
+        assert training == method["training"], name
+    assert recipes["entangled"]["model"].config == method["model"].config | {"num_codebooks": 4}
+    assert {recipes[name]["model"].variant for name in ROWS} == {None, "reversed", "layers", "branches"}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The recipes, with hardly anything to learn, and a teacher calibrated on few images."""
+    monkeypatch.setattr(taught_images, "CALIBRATION_IMAGES", 16)
+    taught_images.calibrated_teacher.cache_clear()
+    for scale in ("ablations", "mini"):
+        (tmp_path / "configs" / scale).mkdir(parents=True)
+    for path in (*ROOT.glob("configs/ablations/*.yaml"), ROOT / "configs/mini/tokenizer.yaml"):
+        copy = tmp_path / path.relative_to(ROOT)
+        tree = yaml.safe_load(path.read_text())
+        if path.stem == "pixel-to-semantic":
+            tree["data"]["distinct"] = 16
+            tree["training"] |= {"per_device_train_batch_size": 4, "bf16": False}
+            tree["model"]["config"] |= {"codebook_size": 16, "pixel_base_channels": 8, "pixel_latent_channels": 8}
+            tree["model"]["config"]["encoder_config"] |= {"hidden_size": 32, "intermediate_size": 32}
+            tree["model"]["config"] |= {"semantic_hidden_size": 32}
+        copy.write_text(yaml.safe_dump(tree))
+    yield tmp_path
+    taught_images.calibrated_teacher.cache_clear()
+
+
+def evaluate(small, *words) -> int:
+    options = [f"recipes={small / 'configs/ablations'}", f"work={small / 'work'}", "steps=1", "images=12", *words]
+    return main(["eval", "ablations", *options, "--out", str(small / "out"), "--json"])
+
+
+def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, capsys, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("torchmetrics")
+    assert evaluate(small, "seeds=1") == 0
+    results = json.loads(capsys.readouterr().out)
+    tables = results["tables"]
+    assert [row["L_sem"] for row in tables["table_4"]] == [4, 4, 16]
+    assert [row["rFID in the paper"] for row in tables["table_5"]] == [0.66, 0.59, 0.68, 0.55]
+    assert len(tables["orderings"]) == 5 * 3 + 6
+    assert sum(results["figures"][f"orderings {verdict}"] for verdict in ("holds", "undecided", "reversed")) == 21
+    assert any(note.startswith("Table 4: ") for note in results["notes"])
+    assert all(0 <= row["group"] <= 1 and row["fd"] > 0 for row in tables["runs"])
+    method, reverse = (
+        next(r for r in tables["runs"] if r["row"] == name) for name in ("pixel-to-semantic", "entangled")
+    )
+    assert method["parameters"] > reverse["parameters"]
+    recipes = yaml.safe_load((small / "out/recipes.yaml").read_text())
+    assert recipes["branches"]["training"]["max_steps"] == 1
+    with (small / "out/runs.csv").open(newline="") as file:
+        assert {row["row"] for row in csv.DictReader(file)} == set(ROWS)
+    for name in ("ablations.svg", "ablations.png"):
+        assert (small / "out" / name).stat().st_size > 5000
+
+    # Cut off after its rows were trained, it trains none of them again.
+    def refuse(recipe):
+        raise AssertionError(f"trained again: {recipe.training['output_dir']}")
+
+    monkeypatch.setattr("evotok.eval.suites.ablations.train", refuse)
+    (small / "out/results.json").write_text(json.dumps(results | {"finished": False}))
+    assert evaluate(small, "seeds=1") == 0
+    assert json.loads(capsys.readouterr().out)["tables"]["runs"] == tables["runs"]
+    with pytest.raises(AssertionError, match="trained again: .*entangled-1-"):
+        evaluate(small, "seeds=2", "--restart")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=0"], "seeds=0 must be at least 1"),
+        (["recipes=nowhere"], "no such recipe"),
+        (["step=3"], "Did you mean 'steps'"),
+        (["mini"], "takes no checkpoint"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(words, message, tmp_path, capsys):
+    assert main(["eval", "ablations", *words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_recipe_is_refused(small, capsys):
+    path = small / "configs/ablations/layers.yaml"
+    path.write_text(path.read_text() + "data: {name: folder, path: x}\n")
+    assert evaluate(small) == 2
+    assert "layers.yaml: must be of stage tokenizer, on data.name emoji" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["eval", "ablations", "--out", str(tmp_path / "out")]) == 2
+    assert "run it without torchrun" in capsys.readouterr().err
+
+
+def test_an_ordering_holds_if_every_seed_has_it():
+    claim = Claim("psnr", "PSNR", {"a": 20.0, "b": 21.0})
+    seeds = {"a": [{"psnr": 1.0}, {"psnr": 2.0}]}
+    for of_b, verdict in (([1.5, 2.5], "holds"), ([1.5, 1.5], "undecided"), ([0.5, 1.5], "reversed")):
+        [row] = compare([claim], seeds | {"b": [{"psnr": value} for value in of_b]})
+        assert (row["better in the paper"], row["worse in the paper"], row["verdict"]) == ("b", "a", verdict)
+    [row] = compare([Claim("fd", "rFID", claim.paper, higher_is_better=False)], {k: [{"fd": 1.0}] for k in "ab"})
+    assert row["better in the paper"] == "a" and row["verdict"] == "reversed"  # equal is not better
+
+
+def test_orderings_are_said_plainly():
+    claims = [Claim("psnr", "PSNR", {"a": 3.0, "b": 2.0, "c": 1.0})]
+    rows = compare(claims, {name: [{"psnr": value}] for name, value in (("a", 2.0), ("b", 3.0), ("c", 1.0))})
+    said = plainly(rows, "Table 9")
+    assert said[0] == "Table 9: 2 of the paper's 3 orderings hold in every seed."
+    assert "Do not hold" in said[2] and "a over b in psnr (2 / 3)" in said[2]
+    assert spread([1.0, 2.0, 3.0]) == "2 ± 1" and spread([1.0]) == "1"
+
+
+def test_probes_read_what_is_there():
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(4, 16, generator=generator) * 3
+    labels = torch.arange(80) % 4
+    near = centers[labels] + torch.randn(80, 16, generator=generator)
+    far = torch.randn(80, 16, generator=generator)
+    for probe in (linear_probe, retrieval):
+        assert probe(near[:40], labels[:40], near[40:], labels[40:]) > 0.95
+        assert probe(far[:40], labels[:40], far[40:], labels[40:]) < 0.6
+
+
+def test_frechet_distance_is_that_of_scipy():
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(30, 8, generator=generator) @ torch.randn(8, 8, generator=generator) for _ in range(2))
+    (mean_a, cov_a), (mean_b, cov_b) = mean_and_covariance(a), mean_and_covariance(b + 1)
+    root = linalg.sqrtm((cov_a @ cov_b).numpy()).real
+    expected = ((mean_a - mean_b) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * root.trace()
+    assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(float(expected), rel=1e-9)
+    assert frechet_distance(mean_a, cov_a, mean_a, cov_a) == pytest.approx(0, abs=1e-9)
+    thin = mean_and_covariance(a[:4])  # singular
+    assert frechet_distance(*thin, *thin) == pytest.approx(0, abs=1e-5)
