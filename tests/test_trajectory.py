@@ -109,7 +109,7 @@ def test_a_folder_of_images_with_a_teacher_of_its_own(tokenizer, tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["teacher=nowhere"], "teacher=nowhere: no such folder"),
+        (["teacher=nowhere"], "teacher: nowhere: no such folder"),
         (["data=nowhere"], "no images below this folder"),
         (["clusters=1"], "clusters=1 must be at least 2"),
     ],

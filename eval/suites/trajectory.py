@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...training.checkpoints import check_source
 from ...training.emoji.world import Drawing, EmojiWorld
 from ...training.taught_images import calibrated_teacher
 from ...training.teachers import EfficientNetTeacher, SiglipTeacher
@@ -41,7 +42,7 @@ class Options(SuiteOptions):
     data: str | None = None
     """Folder of images; drawings of the emoji world that were never trained on when left out."""
     teacher: str = EFFICIENTNET
-    """What the tokenizer learnt its semantics from: `efficientnet`, or a SigLIP checkpoint."""
+    """What the tokenizer learnt its semantics from: `efficientnet`, or folder or hub id of a SigLIP checkpoint."""
     tokens: int = 150
     """Positions whose way through the levels is drawn."""
     clusters: int = 8
@@ -82,8 +83,8 @@ def check(options: Options, inputs: list[str]) -> None:
     needed = {"sklearn": "eval", "matplotlib": "eval"}
     if options.teacher == EFFICIENTNET:
         needed["efficientnet_lite_pytorch"] = "mini"
-    elif not Path(options.teacher).is_dir():
-        raise ValueError(f"teacher={options.teacher}: no such folder: give a SigLIP checkpoint, or {EFFICIENTNET}.")
+    else:
+        check_source(options.teacher, "teacher")
     for package, extra in needed.items():
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[{extra}]'")
