@@ -40,15 +40,8 @@ ROWS = {  # name of its recipe
     "layers": Row("different layers", 4, 12, "different layers of one encoder"),
     "branches": Row("different branches", 4, 12, "different branches, two encoders"),
 }
-TABLE_4, TABLE_5 = (
-    ("entangled", "semantic-to-pixel", "pixel-to-semantic"),
-    (
-        "entangled",
-        "layers",
-        "branches",
-        "pixel-to-semantic",
-    ),
-)
+TABLE_4 = ("entangled", "semantic-to-pixel", "pixel-to-semantic")
+TABLE_5 = ("entangled", "layers", "branches", "pixel-to-semantic")
 
 
 def _paper(rows: tuple[str, ...], *values: float) -> dict[str, float]:
