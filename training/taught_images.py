@@ -79,11 +79,12 @@ def teacher_features(teacher: EfficientNetTeacher, pixels: torch.Tensor, folder:
     digest = hashlib.sha256(pixels.contiguous().numpy().data)
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
+        digest.update(tensor.cpu().contiguous().numpy().data)
     path = folder / f"{digest.hexdigest()[:24]}.safetensors"
     if not path.is_file():
         batches = tqdm(pixels.split(_BATCH), "Teacher", disable=None, leave=False)
-        features = torch.cat([teacher(batch.float() / 127.5 - 1).half() for batch in batches])
+        device = teacher.mean.device
+        features = torch.cat([teacher(batch.to(device).float() / 127.5 - 1).half().cpu() for batch in batches])
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         save_file({"features": features}, part)

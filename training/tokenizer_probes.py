@@ -97,7 +97,7 @@ class Probes:
         return torch.cat([function(batch) for batch in inputs.split(self.batch_size)])
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._through(self.teacher.pooled, pixels)
+        return self._through(self.teacher.pooled, pixels.to(self.teacher.mean.device)).cpu()
 
     def _ask(self, features: dict[str, torch.Tensor]) -> dict[str, float]:
         """Accuracy on both questions: name of a set of drawings -> (I, S)."""

@@ -74,7 +74,7 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 400
+    steps: int = 450
     """Of every training."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
