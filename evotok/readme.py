@@ -46,6 +46,8 @@ TREE = {
     "eval/benchmarks": ("the engine against a plain reference and the machine's limits", "*.py"),
     "configs/mini": ("recipes of EvoTok-mini, stage by stage", "*.yaml"),
     "configs/paper": ("recipes at the paper's size", "*.yaml"),
+    "configs/ablations": ("the rows of the paper's ablations, as differences from the method", "*.yaml"),
+    "configs/eval": ("options of the suites of `evotok eval`", "*.yaml"),
     "configs/deepspeed": ("how many GPUs share what", ""),
     "assets/emoji": ("the emoji sheets, with their licences", ""),
     "assets/evotok-mini": ("the embedded checkpoint, with its figures and card", ""),
