@@ -1,4 +1,4 @@
-"""What each level of the trajectory adds: pixels, then meaning (paper, Fig. 3, 5 and 6)."""
+"""What each level of the trajectory adds: pixels, then meaning (figures 3, 5 and 6 of the paper)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
