@@ -49,16 +49,16 @@ def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None) -> list[Part
     Raises:
         ValueError: as [`open_part`]; codes of another tokenizer, or where none is, or beside pictures to be drawn.
     """
+    opened = [open_part(source) for source in data.sources]
     from_codes = any(source.source == CODES for source in data.sources)
-    if from_codes and vq_model is None:
-        raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
-    mine = ShardInfo.of(vq_model) if from_codes else None
-    parts = []
-    for source in data.sources:
-        part, info = open_part(source)
-        if info is not None:
-            check_tokenizer(info, mine, f"data.sources: {source.path}")
-        parts.append(part)
+    if from_codes:
+        if vq_model is None:
+            raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
+        mine = ShardInfo.of(vq_model)
+        for source, (_, info) in zip(data.sources, opened, strict=True):
+            if info is not None:
+                check_tokenizer(info, mine, f"data.sources: {source.path}")
+    parts = [part for part, _ in opened]
     drawn = {source.source for source in data.sources if source.source != CODES}
     drawn = sorted(name for name in drawn if SOURCES[name].task != "understanding")
     if drawn and from_codes:

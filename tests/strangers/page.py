@@ -156,7 +156,6 @@ REQUESTS = [
         for index, gets in ((-1, "HTTP 500"), (10**6, "HTTP 500"), (None, "HTTP 400"))
     ),
     post("run/predict", {"data": ["a frog"]}, "HTTP 500"),
-    post("component_server", {"component_id": 1, "fn_name": "__init__", "data": [], "session_hash": "s"}, "HTTP 404"),
     post("vibe-edit", {"prompt": "import os"}, "HTTP 403"),
     post("process_recording", {"video": "/etc/passwd"}, "HTTP 400"),
     get("file=/etc/passwd", "HTTP 403"),
