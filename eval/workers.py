@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -19,7 +20,7 @@ class Workers:
     """
 
     def __init__(self):
-        self.state = PartialState()
+        self.state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, CPUs do not join
 
     @property
     def is_main(self) -> bool:
@@ -46,6 +47,10 @@ class Workers:
         if count > 1:
             done = gather_object(done)
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
+
+    def gather(self, value: Result) -> list[Result]:
+        """What every process has, in the order of the processes, the same list on all of them."""
+        return gather_object([value]) if self.count > 1 else [value]
 
     def wait(self) -> None:
         """Until all processes are here."""
