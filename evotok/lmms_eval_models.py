@@ -1,9 +1,8 @@
 """What `lmms-eval --model evotok --model_args pretrained=CHECKPOINT` makes: a checkpoint to be asked."""
 
-from accelerate import PartialState
-
 from evotok.commands.checkpoints import load_multimodal
 from evotok.eval.harness import EvoTokChat, EvoTokSimple
+from evotok.eval.workers import Workers
 
 
 class FromCheckpoint:
@@ -22,7 +21,7 @@ class FromCheckpoint:
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        PartialState()  # makes this process's device the current one
+        Workers()  # joins the other processes, and makes this one's device the current one
         model, processor = load_multimodal(pretrained)
         super().__init__(model if device is None else model.to(device), processor, batch_size)
 

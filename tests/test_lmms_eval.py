@@ -1,6 +1,9 @@
 """The plugin, through the harness itself: `make test-lmms` has an environment for it."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from evotok.training.emoji.world import EmojiWorld
 from evotok.training.emoji_tasks import TASKS, write_tasks
 
 
+ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = 4
 
 
@@ -79,6 +83,20 @@ def test_answers_are_those_of_generate_and_scores_those_of_measure(tmp_path, cap
         assert results["figures"][name] == pytest.approx(score_answers(records, expected).accuracy), name
         assert results["figures"][f"{name}_n"] == QUESTIONS
     assert set(results["data"]) == {*TASKS, "task_folder"}
+
+
+def test_two_processes_find_what_one_finds(tasks, tmp_path):
+    words = [f"task_folder={tasks}", "tasks=[qa_count,qa_color]", "batch_size=2", "--out"]
+    assert main(["eval", "understanding", "mini", *words, str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evotok.cli"]
+    command = [*torchrun, "eval", "understanding", "mini", *words, str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["processes"] == 2 and two["figures"] == one["figures"] and two["data"] == one["data"]
+    for task in ("qa_count", "qa_color"):
+        answers = [(tmp_path / name / f"answers-{task}.jsonl").read_text() for name in ("one", "two")]
+        assert answers[0] == answers[1], task
 
 
 def test_both_forms_of_a_request_get_the_same_answers(mini, tasks):

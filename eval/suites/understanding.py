@@ -109,6 +109,7 @@ def run(evaluation: Evaluation) -> Report:
         return Report({})  # the harness gathers what all found on the main process
     data = {}
     for task, samples in found["samples"].items():
+        samples = sorted(samples, key=lambda sample: sample["doc_id"])  # as gathered, process by process
         lines = [json.dumps(_answer(sample), ensure_ascii=False) + "\n" for sample in samples]
         (evaluation.folder / f"answers-{task}.jsonl").write_text("".join(lines), encoding="utf-8")
         questions = [[sample["doc_id"], sample["doc"], sample["target"]] for sample in samples]
