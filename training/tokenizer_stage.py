@@ -92,7 +92,8 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     held_out = calibration = teacher = None
     if recipe.data.distinct is not None:
         data, teacher = _taught_data(recipe, config, Path(arguments.output_dir).parent / "teacher-features")
-        held_out = emoji_pixels(EmojiWorld(recipe.data.path), "new_concept", 128)
+        if arguments.eval_strategy != "no":
+            held_out = emoji_pixels(EmojiWorld(recipe.data.path), "new_concept", 128)
     elif recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
