@@ -35,7 +35,7 @@ def evaluate_reconstruction(
     was_training = model.training
     model.eval()
     config = model.config
-    depths = list(semantic_depths or range(1, config.num_codebooks + 1))
+    depths = list(dict.fromkeys(semantic_depths or range(1, config.num_codebooks + 1)))  # each once
     scores: dict[str, list[torch.Tensor]] = {}
     counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)
     for pixels in batches:

@@ -144,7 +144,7 @@ def run(evaluation: Evaluation) -> Report:
 def _teacher(options: Any, grid_size: int) -> EfficientNetTeacher | SiglipTeacher:
     if options.teacher == EFFICIENTNET:
         return calibrated_teacher(None, grid_size)
-    return SiglipTeacher(options.teacher)
+    return SiglipTeacher.from_pretrained(options.teacher)
 
 
 def _images(options: Any, size: int) -> Images:
