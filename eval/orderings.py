@@ -65,8 +65,8 @@ def plainly(rows: Sequence[dict[str, Any]], where: str) -> list[str]:
     sentences = [f"{where}: {len(by_verdict['holds'])} of the paper's {len(rows)} orderings hold in every seed."]
     for verdict, what in (
         ("holds", "Hold"),
-        ("undecided", "Undecided, because seeds disagree"),
-        ("reversed", "Do not hold: every seed says the opposite of the paper"),
+        ("undecided", "Undecided, seeds disagreeing"),
+        ("reversed", "Do not hold, no seed agreeing with the paper"),
     ):
         if by_verdict[verdict]:
             sentences.append(f"{what}: {'; '.join(by_verdict[verdict])}.")

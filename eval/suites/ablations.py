@@ -16,7 +16,8 @@ from ...training.tokenizer_probes import Probes
 from ...training.tokenizer_stage import model_class
 from ...training.train import train
 from ..orderings import Claim, compare, plainly, spread
-from ..plots import COLORS, figure, save
+from ..plots import figure, save
+from ..sheets import BLUE, RED
 from ..suite import Evaluation, Report, SuiteOptions
 
 
@@ -58,13 +59,13 @@ CLAIMS_4 = [
 ]
 CLAIMS_5 = [Claim("fd", "rFID", _paper(TABLE_5, 0.66, 0.59, 0.68, 0.55), higher_is_better=False)]
 METRICS = {  # name -> title of its plot
-    "psnr": "PSNR in dB (more is better)",
-    "ssim": "SSIM (more is better)",
-    "fd": "Frechet distance (less is better)",
-    "cosine": "cosine to the teacher (more is better)",
-    "group": "group found by a linear probe (more is better)",
-    "concept": "same thing found in another style (more is better)",
-    "pixel_bits": "bits a position that are to be drawn",
+    "psnr": "Pixels: PSNR in dB, more is better",
+    "ssim": "Pixels: SSIM, more is better",
+    "fd": "Pixels: Frechet distance, less is better",
+    "cosine": "Semantics: cosine to the teacher, more is better",
+    "group": "Semantics: group told right, more is better",
+    "concept": "Semantics: thing found in another style, more is better",
+    "pixel_bits": "To be drawn: bits a position, less is easier",
 }
 
 
@@ -196,9 +197,9 @@ def _write_recipes(options: Options, path: Path) -> None:
 
 
 def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
-    last, own = options.seed + options.seeds - 1, probes.references
+    seeds, own = ", ".join(map(str, range(options.seed, options.seed + options.seeds))), probes.references
     return [
-        f"Five tokenizers, {options.seeds} trainings each (seeds {options.seed} to {last}), on the same "
+        f"Five tokenizers, each trained at seed {seeds}, on the same "
         f"{recipe.data.distinct} samples of the emoji world: {options.steps} steps of "
         f"{recipe.training['per_device_train_batch_size']}, from random weights, without LPIPS and without a "
         "discriminator. `recipes.yaml` has the rest.",
@@ -223,24 +224,14 @@ def _plot(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
     labels = [ROWS[name].label for name in runs]
     with figure(4, 2, width=5.6, height=2.3) as (canvas, axes):
         for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=False):
-            values = [[run[metric] for run in own] for own in runs.values()]
-            means = [sum(own) / len(own) for own in values]
-            axis.barh(
-                labels,
-                means,
-                color=[COLORS[1] if name == "pixel-to-semantic" else COLORS[0] for name in runs],
-                alpha=0.75,
-            )
-            for index, own in enumerate(values):
-                axis.plot(own, [index] * len(own), "o", color="black", markersize=3)
-            low, high = min(map(min, values)), max(map(max, values))
-            margin = max(high - low, 0.02 * abs(high)) or 1
-            axis.set_xlim(low - margin, high + 0.3 * margin)
+            for index, (name, own) in enumerate(runs.items()):
+                values, color = [run[metric] for run in own], RED if name == "pixel-to-semantic" else BLUE
+                axis.plot(values, [index] * len(values), "o", color=color, alpha=0.5)
+                axis.plot(sum(values) / len(values), index, "|", color=color, markersize=16, markeredgewidth=3)
+            axis.set_yticks(range(len(labels)), labels)
+            axis.set_ylim(len(labels) - 0.5, -0.5)
             axis.set_title(title)
-            axis.invert_yaxis()
         for axis in axes.flat[len(METRICS) :]:
             axis.set_visible(False)
-        canvas.suptitle(
-            "Ablations on the emoji world: bars are means, dots are seeds, red is the method. Axes do not begin at 0."
-        )
+        canvas.suptitle("Ablations on the emoji world: a dot is a seed, a bar their mean, red the method")
         save(canvas, path)
