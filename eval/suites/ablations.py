@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,7 +160,8 @@ def _row(options: Options, probes: Probes, device: torch.device, name: str, seed
     recipe.training["output_dir"] = str(Path(options.work) / f"{name}-{seed}-{digest}")
     path = Path(recipe.training["output_dir"]) / "measured.json"
     if not path.is_file():
-        train(recipe)
+        with redirect_stdout(sys.stderr):  # stdout is for the results alone
+            train(recipe)
         model = model_class(recipe).from_pretrained(path.parent).to(device)
         found = probes.measure(model, ROWS[name].pixel_levels)
         part = path.with_suffix(".part")
