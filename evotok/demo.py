@@ -33,8 +33,7 @@ QUESTIONS = (
     ("count", "new_pair", 2),
     ("position", "new_pair", 1),
 )
-SEEN, UNSEEN, SCENE = "seen in training", "never seen in this style", "new scene"
-SCENE_GROUPS = ("animals & nature", "food & drink")
+SEEN, UNSEEN = "seen in training", "never seen in this style"
 HELD_OUT = 8
 TRAINED_STYLES = ("noto", "twemoji", "fluent_flat", "fluent_3d")
 
@@ -236,28 +235,23 @@ def table(answers: list[Answer]):
 
 
 def choose_prompts(world: "EmojiWorld", seed: int) -> list[tuple[str, str]]:
-    """Sixteen (prompt, kind): drawings seen in training, styles that are new for their concept, new scenes."""
-    from evotok.training.emoji.prompts import caption, scene_prompt
-    from evotok.training.emoji.scenes import sample_scene
+    """Sixteen (prompt, kind): drawings seen in training, and styles that are new for their concept."""
+    from evotok.training.emoji.prompts import caption
 
     rng = random.Random(seed)
     prompts = []
-    for split, kind, count in (("train", SEEN, 8), ("new_pair", UNSEEN, 4)):
+    for split, kind, count in (("train", SEEN, 12), ("new_pair", UNSEEN, 4)):
         drawings = [d for d in world.drawings(split, familiar=True) if d.concept.group != "symbols"]
         prompts += [(caption(drawing), kind) for drawing in pick_drawings(rng, drawings, count)]
-    things = [d for d in world.drawings("train", familiar=True) if d.concept.group in SCENE_GROUPS]
-    for layout, count in (("mixed", 1), ("same", 2), ("same", 3), ("pair", 2)):
-        scene = sample_scene(rng, world, things, count=count, kind=layout, same_style=True)
-        prompts.append((scene_prompt(rng, scene, canonical=True), SCENE))
     return prompts
 
 
 def draw_prompts(model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int) -> "Image.Image":
     """Contact sheet of one picture for each prompt, drawn in one batch."""
     from evotok.eval.generation import generate_images
-    from evotok.eval.sheets import BLUE, GREEN, GREY, Cell, Line, draw_sheet
+    from evotok.eval.sheets import GREEN, GREY, Cell, Line, draw_sheet
 
-    colors = {SEEN: GREY, UNSEEN: GREEN, SCENE: BLUE}
+    colors = {SEEN: GREY, UNSEEN: GREEN}
     with progress(model.config.vq_config.num_positions, "position", "Drawing") as bar:
         pixels = generate_images(
             model,
