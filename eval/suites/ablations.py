@@ -77,7 +77,7 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 450
+    steps: int = 220
     """Of every training."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
