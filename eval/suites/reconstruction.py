@@ -18,7 +18,7 @@ from ..metrics import psnr, ssim
 from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
 from ..plots import figure, save
 from ..sheets import Cell, draw_sheet
-from ..suite import Evaluation, Report, SuiteOptions, sha256
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 
 
 TAKES = "tokenizer"
@@ -65,7 +65,7 @@ class Options(SuiteOptions):
             raise ValueError(f"depths={self.depths} must be 1 or more.")
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where there are no such images, files of weights, or packages for them."""
     if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
         raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
@@ -76,6 +76,7 @@ def check(options: Options, inputs: list[str]) -> None:
     images = open_images(options.data, options.split, options.column)
     if len(images) < 2:
         raise ValueError(f"{options.data}: only {len(images)} image: a distance between sets needs two.")
+    return fingerprints(options, "data", "inception_weights", "lpips_weights")
 
 
 @torch.inference_mode()
@@ -152,7 +153,7 @@ def _meters(
     except ImportError:
         pass  # the report says so
     if path := options.inception_weights:
-        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {sha256(Path(path))}")
+        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {evaluation.files['inception_weights']}")
     return meters
 
 
