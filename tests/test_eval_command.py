@@ -1,8 +1,10 @@
 """`evotok eval`: what every suite can rely on."""
 
 import argparse
+import importlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from evotok.eval.suites import compare
 from evotok.eval.workers import Workers
 
 
+ROOT = Path(__file__).resolve().parents[1]
 CIRCUMSTANCES = {
     "suite": "reconstruction",
     "checkpoint": "mini",
@@ -165,6 +168,13 @@ def test_options_of_a_suite(tmp_path):
             read_options(compare.Options, "compare", str(path), words)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_of_its_suite(path):
+    suite = max((name for name in SUITES if path.stem.startswith(name)), key=len)
+    module = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}")
+    assert isinstance(read_options(module.Options, suite, str(path), []), module.Options)
+
+
 def test_workers_keep_the_order():
     assert Workers().map(lambda x: x * x, range(5), "squares") == [0, 1, 4, 9, 16]
 
@@ -178,8 +188,6 @@ def test_tables():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_keeps_the_form(suite):
-    import importlib
-
     module = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}")
     assert module.TAKES in ("checkpoint", "tokenizer", "results", "")
     module.Options()
