@@ -66,7 +66,7 @@ def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]])
     folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
     if workers.is_main:
         for folder, pictures in folders.items():
-            _prepare(folder, pictures, options)
+            _prepare(folder, pictures, options, evaluation.files.get("settings"))
     workers.wait()
     missing = []
     for folder, pictures in folders.items():
@@ -119,10 +119,11 @@ def check_pictures(paths: Iterable[Path]) -> None:
             raise ValueError(f"{error} Or remove it, and it is drawn again.") from None
 
 
-def _prepare(folder: Path, wanted: Sequence[Wanted], options: DrawingOptions) -> None:
+def _prepare(folder: Path, wanted: Sequence[Wanted], options: DrawingOptions, checkpoint_settings: str | None) -> None:
     """A folder for pictures of these prompts and options, with those that it has already."""
     listed = json.dumps([[picture.prompt, picture.file] for picture in wanted])
     settings = {name: getattr(options, name) for name in ("seed", "batch_size", "guidance_scale")}
+    settings["checkpoint_settings"] = checkpoint_settings  # the other sampling values are among them
     text = json.dumps(settings | {"pictures_sha256": hashlib.sha256(listed.encode()).hexdigest()}) + "\n"
     note = folder / DRAWN
     if note.is_file() and note.read_text(encoding="utf-8") == text:

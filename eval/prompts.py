@@ -65,27 +65,33 @@ def wordings(evaluation: Evaluation, prompts: Sequence[str]) -> dict[str, list[s
     options, path = evaluation.options, evaluation.folder / "rewritten.jsonl"
     both = {"": list(prompts)}
     if options.rewriter is not None:
-        both["_rewritten"] = rewritten(prompts, options.rewriter, path, evaluation.workers, options.batch_size)
+        version = evaluation.files["rewriter"]
+        both["_rewritten"] = rewritten(prompts, options.rewriter, version, path, evaluation.workers, options.batch_size)
     return both
 
 
-def rewritten(prompts: Sequence[str], checkpoint: str, path: Path, workers: Workers, batch_size: int) -> list[str]:
+def rewritten(
+    prompts: Sequence[str], checkpoint: str, version: str, path: Path, workers: Workers, batch_size: int
+) -> list[str]:
     """Prompts as a chat model rewrites them, greedily, one for each; all processes together.
 
     Args:
         checkpoint: folder of a causal language model with a chat template.
-        path: file that keeps them, lines of `prompt` and `rewritten`: what it has of these prompts is not asked again.
+        version: fingerprint of that folder.
+        path: file that keeps them, lines of `prompt`, `rewritten` and `rewriter`, the version: what it has of these
+            prompts and this rewriter is not asked again.
     """
     if path.is_file():
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if [line["prompt"] for line in lines] == list(prompts):
+        if [(line["prompt"], line["rewriter"]) for line in lines] == [(prompt, version) for prompt in prompts]:
             return [line["rewritten"] for line in lines]
     rewriter = Rewriter(checkpoint, workers.state.device)
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     texts = [text for batch in workers.map(rewriter, batches, "rewriting") for text in batch]
     workers.wait()  # until all have looked for the file
     if workers.is_main:
-        lines = [json.dumps({"prompt": prompt, "rewritten": text}) for prompt, text in zip(prompts, texts, strict=True)]
+        pairs = zip(prompts, texts, strict=True)
+        lines = [json.dumps({"prompt": prompt, "rewritten": text, "rewriter": version}) for prompt, text in pairs]
         part = path.with_name(f".{path.name}.part")
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
         part.replace(path)

@@ -4,7 +4,8 @@ A suite is a module of `eval/suites/` with
 
     TAKES                    "checkpoint", "tokenizer" (a full checkpoint will do, too), "results" (folders), or ""
     Options                  a dataclass derived from `SuiteOptions`, every field with a default and a docstring
-    check(options, inputs)   raises ValueError for what cannot work, before anything long begins
+    check(options, inputs)   raises ValueError for what cannot work, before anything long begins; returns fingerprints
+                             of the files that it was pointed at: name -> SHA-256
     run(evaluation)          measures, writes pictures into `evaluation.folder`, returns a `Report`
 
 The folder holds `results.json` (figures, tables and all that they depend on), `README.md` with the same to read, a CSV
@@ -69,6 +70,8 @@ class Evaluation:
     workers: Workers
     load: Callable[[], tuple[Any, Any]] | None = None
     """Gives (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode on its device."""
+    files: dict[str, str] = field(default_factory=dict)
+    """What `check` returned, and the `settings` of the checkpoint: all but its weights."""
 
 
 def sha256(*paths: Path) -> str:
@@ -79,6 +82,24 @@ def sha256(*paths: Path) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprints(options: SuiteOptions, *names: str) -> dict[str, str]:
+    """Of what options point to: of a file its content, of a folder the names and contents of all files in it.
+
+    Args:
+        names: of the options; one that is not given, or is no path, has no fingerprint.
+    """
+    given = {name: getattr(options, name) for name in names}
+    return {name: _fingerprint(Path(place)) for name, place in given.items() if place and Path(place).exists()}
+
+
+def _fingerprint(path: Path) -> str:
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names = [file.relative_to(path).as_posix() for file in files]
+    return hashlib.sha256(json.dumps([names, sha256(*files)]).encode()).hexdigest()
 
 
 def versions(evotok_version: str) -> dict[str, str]:
@@ -113,24 +134,28 @@ def begin(folder: Path, circumstances: dict[str, Any], restart: bool) -> dict[st
     """The results of the folder if it is finished and of the same circumstances; None if there is work to do.
 
     Args:
-        circumstances: `suite`, `checkpoint_sha256`, `options` and whatever else the figures depend on.
-        restart: measure again.
+        circumstances: `suite`, `checkpoint_sha256`, `options`, `files` and whatever else the figures depend on.
+        restart: measure again, with other options or files if they have changed.
 
     Raises:
-        ValueError: the folder has results of another suite or checkpoint, or is full of something else.
+        ValueError: the folder has results of another suite or checkpoint, of other options or files, or is full of
+            something else.
     """
     if not (folder / RESULTS).exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder}: has files, but no {RESULTS}: give a new folder with --out.")
         return None
     before = read_results(folder)
-    for key, what in (("suite", "suite"), ("checkpoint_sha256", "checkpoint"), ("options", "options")):
+    for key, what in (("suite", "another suite"), ("checkpoint_sha256", "another checkpoint")):
         if before.get(key) != circumstances[key]:
-            if key == "options" and restart:
-                continue
+            raise ValueError(f"{folder}: has results of {what} ({_short(before.get(key))}): give a new one with --out.")
+    for key in ("options", "files"):
+        earlier, now = before.get(key, {}), circumstances[key]
+        changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
+        if changed and not restart:
             raise ValueError(
-                f"{folder}: has results of another {what} ({_short(before.get(key))}): give a new folder with --out"
-                + (", or --restart." if key == "options" else ".")
+                f"{folder}: has results of other {key} ({', '.join(changed)}): give a new folder with --out, "
+                "or --restart."
             )
     return before if before["finished"] and not restart else None
 
@@ -167,7 +192,7 @@ def as_markdown(title: str, results: dict[str, Any]) -> str:
     for name, rows in results.get("tables", {}).items():
         parts += [f"## {name.replace('_', ' ').capitalize()}", markdown_table(rows)]
     parts += [f"![{what}]({name})" for name, what in results.get("pictures", {}).items()]
-    keys = ("checkpoint", "checkpoint_sha256", "options", "data", "versions", "device", "processes")
+    keys = ("checkpoint", "checkpoint_sha256", "options", "files", "data", "versions", "device", "dtype", "processes")
     depends = {key: results[key] for key in keys}
     parts += ["## Measured with", "```json\n" + json.dumps(depends, indent=1) + "\n```"]
     return "\n\n".join(parts) + "\n"

@@ -182,6 +182,7 @@ def test_other_sizes_than_the_emojis_are_refused(tmp_path, capsys):
     processor.save_pretrained(tmp_path / "tiny")
     assert main(["eval", "emoji-geneval", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 2
     assert "images of 32 px, not of 64: give a mini model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_options():

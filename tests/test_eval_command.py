@@ -1,30 +1,38 @@
 """`evotok eval`: what every suite can rely on."""
 
+import argparse
+import importlib
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from evotok.cli import main
+from evotok.commands import evaluate
 from evotok.commands.evaluate import SUITES, read_options
-from evotok.eval.suite import Report, as_json, begin, markdown_table
+from evotok.eval.suite import Report, SuiteOptions, as_json, begin, fingerprints, markdown_table
 from evotok.eval.suites import compare
 from evotok.eval.workers import Workers
 
 
+ROOT = Path(__file__).resolve().parents[1]
 CIRCUMSTANCES = {
     "suite": "reconstruction",
     "checkpoint": "mini",
     "checkpoint_sha256": "abc",
     "options": {"batch_size": 32, "seed": 0},
+    "files": {"prompts": "123"},
     "versions": {},
     "device": "cpu",
+    "dtype": "float32",
     "processes": 1,
 }
 
 
-def results_in(folder, psnr, finished=True, **circumstances):
-    folder.mkdir()
-    report = Report({"psnr": psnr, "psnr_target": 22.5}) if finished else None
+def results_in(folder, value, finished=True, name="psnr", **circumstances):
+    folder.mkdir(exist_ok=True)
+    report = Report({name: value, f"{name}_target": 22.5}) if finished else None
     (folder / "results.json").write_text(as_json(CIRCUMSTANCES | circumstances, report))
     return str(folder)
 
@@ -41,7 +49,11 @@ def test_compare_writes_one_table_and_one_plot(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("second", "message"),
-    [({"suite": "trajectory"}, "different suites"), ({"finished": False}, "cut off")],
+    [
+        ({"suite": "trajectory"}, "different suites"),
+        ({"finished": False}, "cut off"),
+        ({"name": "ssim"}, "no figure is in all of them"),
+    ],
 )
 def test_compare_refuses_what_cannot_be_compared(tmp_path, second, message, capsys):
     folders = [results_in(tmp_path / "a", 20.5), results_in(tmp_path / "b", 25.0, **second)]
@@ -50,20 +62,82 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path, second, message, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_keeps_to_its_suite_checkpoint_and_options(tmp_path):
+def test_compare_tells_other_results_from_those_it_had(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    folders = [results_in(tmp_path / "a", 20.5), results_in(tmp_path / "b", 25.0)]
+    assert main(["eval", "compare", *folders, "--out", out]) == 0
+    results_in(tmp_path / "b", 26.0)
+    for others in (folders, [folders[0], results_in(tmp_path / "c", 27.0)]):
+        capsys.readouterr()
+        assert main(["eval", "compare", *others, "--out", out]) == 2
+        assert f"has results of other files ({folders[1]}" in capsys.readouterr().err
+    assert main(["eval", "compare", *folders, "--out", out, "--restart", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tables"]["comparison"][0][folders[1]] == 26.0
+
+
+def test_a_folder_keeps_to_its_suite_checkpoint_options_and_files(tmp_path):
     folder = tmp_path / "a"
     results_in(folder, 20.5)
     assert begin(folder, CIRCUMSTANCES, restart=False)["figures"]["psnr"] == 20.5
     assert begin(folder, CIRCUMSTANCES, restart=True) is None
     other = CIRCUMSTANCES | {"options": {"batch_size": 1, "seed": 0}}
-    assert begin(folder, other, restart=True) is None
+    changed = CIRCUMSTANCES | {"files": {"prompts": "456"}}
+    assert begin(folder, other, restart=True) is begin(folder, changed, restart=True) is None
     for circumstances, message in [
         (CIRCUMSTANCES | {"suite": "trajectory"}, "another suite"),
         (CIRCUMSTANCES | {"checkpoint_sha256": "def"}, "another checkpoint"),
-        (other, "another options"),
+        (other, r"other options \(batch_size\)"),
+        (changed, r"other files \(prompts\)"),
+        (CIRCUMSTANCES | {"files": {"prompts": "123", "skills": "4"}}, r"other files \(skills\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             begin(folder, circumstances, restart=False)
+
+
+def test_fingerprints_are_of_the_content(tmp_path):
+    @dataclass
+    class Options(SuiteOptions):
+        prompts: str = str(tmp_path / "prompts.json")
+        data: str = str(tmp_path / "images")
+        scorer: str = "someone/a-model"
+        skills: str | None = None
+
+    names = ("prompts", "data", "scorer", "skills")
+    (tmp_path / "prompts.json").write_text("{}")
+    (tmp_path / "images/deep").mkdir(parents=True)
+    (tmp_path / "images/deep/1.png").write_bytes(b"1")
+    first = fingerprints(Options(), *names)
+    assert first.keys() == {"prompts", "data"} and first == fingerprints(Options(), *names)
+    (tmp_path / "prompts.json").write_text("[]")
+    second = fingerprints(Options(), *names)
+    (tmp_path / "images/deep/1.png").rename(tmp_path / "images/deep/2.png")
+    third = fingerprints(Options(), *names)
+    (tmp_path / "images/deep/2.png").write_bytes(b"2")
+    fourth = fingerprints(Options(), *names)
+    assert len({each["prompts"] for each in (first, second)}) == 2 and second["data"] == first["data"]
+    assert len({each["data"] for each in (second, third, fourth)}) == 3 and fourth["prompts"] == second["prompts"]
+
+
+def test_after_an_error_nothing_is_left_unless_there_is_more_than_a_beginning(tmp_path, monkeypatch):
+    folders = [results_in(tmp_path / "a", 20.5), results_in(tmp_path / "b", 25.0)]
+
+    def fail(evaluation, more):
+        if more:
+            (evaluation.folder / "picture.png").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    for more in (False, True):
+        monkeypatch.setattr(compare, "run", lambda evaluation, more=more: fail(evaluation, more))
+        with pytest.raises(KeyboardInterrupt):
+            run_command(["compare", *folders, "--out", str(tmp_path / "new/out")])
+        assert (tmp_path / "new").exists() == more
+    assert json.loads((tmp_path / "new/out/results.json").read_text())["finished"] is False
+
+
+def run_command(words):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return evaluate.run(parser.parse_args(words))
 
 
 def test_work_that_was_cut_off_goes_on(tmp_path):
@@ -94,6 +168,13 @@ def test_options_of_a_suite(tmp_path):
             read_options(compare.Options, "compare", str(path), words)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_of_its_suite(path):
+    suite = max((name for name in SUITES if path.stem.startswith(name)), key=len)
+    module = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}")
+    assert isinstance(read_options(module.Options, suite, str(path), []), module.Options)
+
+
 def test_workers_keep_the_order():
     assert Workers().map(lambda x: x * x, range(5), "squares") == [0, 1, 4, 9, 16]
 
@@ -107,8 +188,6 @@ def test_tables():
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_keeps_the_form(suite):
-    import importlib
-
     module = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}")
     assert module.TAKES in ("checkpoint", "tokenizer", "results", "")
     module.Options()

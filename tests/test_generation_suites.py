@@ -74,7 +74,22 @@ def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch):
     before = json.loads((tmp_path / "out/results.json").read_text())["figures"]
     monkeypatch.setattr("evotok.eval.pictures.generate_images", None)
     assert geneval(shelf, tmp_path / "out", "--restart") == 0
-    assert json.loads((tmp_path / "out/results.json").read_text())["figures"] == before
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["figures"] == before
+    assert results["files"].keys() == {"settings", "prompts", "detector", "colors"}
+
+
+def test_a_benchmark_that_changed_in_its_place_is_noticed(shelf, tmp_path, capsys):
+    path, out = tmp_path / "evaluation_metadata.jsonl", tmp_path / "out"
+    records = geneval_records()
+    write_lines(path, records)
+    assert geneval(shelf, out, f"prompts={path}", "images=1") == 0
+    records[0]["prompt"] += ", drawn with a pencil"
+    write_lines(path, records)
+    assert geneval(shelf, out, f"prompts={path}", "images=1") == 2
+    assert "has results of other files (prompts): give a new folder" in capsys.readouterr().err
+    assert geneval(shelf, out, f"prompts={path}", "images=1", "--restart") == 0
+    assert "pencil" in json.loads((out / "pictures/00000/metadata.jsonl").read_text())["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -110,13 +125,14 @@ def test_a_detector_of_other_classes_is_refused(shelf, tmp_path, capsys):
 
 def test_prompts_are_rewritten_once(shelf, tmp_path, monkeypatch):
     path, prompts = tmp_path / "rewritten.jsonl", ["a cat", "a dog", "the red one"]
-    first = rewritten(prompts, str(shelf / "rewriter"), path, Workers(), 2)
+    first = rewritten(prompts, str(shelf / "rewriter"), "v1", path, Workers(), 2)
     assert len(first) == 3 and all(text and "\n" not in text for text in first)
     assert [json.loads(line)["prompt"] for line in path.read_text().splitlines()] == prompts
     monkeypatch.setattr(prompts_module, "Rewriter", None)
-    assert rewritten(prompts, str(shelf / "rewriter"), path, Workers(), 2) == first
-    with pytest.raises(TypeError):  # other prompts: the file is of no use
-        rewritten(prompts[:2], str(shelf / "rewriter"), path, Workers(), 2)
+    assert rewritten(prompts, str(shelf / "rewriter"), "v1", path, Workers(), 2) == first
+    for asked, version in ((prompts[:2], "v1"), (prompts, "v2")):  # of other prompts or of another model: no use
+        with pytest.raises(TypeError):
+            rewritten(asked, str(shelf / "rewriter"), version, path, Workers(), 2)
 
 
 def test_a_rewriter_without_a_chat_template(tmp_path):

@@ -40,10 +40,11 @@ def draw(chat_model, monkeypatch):
         pictures, "generate_images", lambda *args, **kwargs: drawn.append(len(args[2])) or generate(*args, **kwargs)
     )
 
-    def draw(folder, workers=None, prompts=PROMPTS, **options):
+    def draw(folder, workers=None, prompts=PROMPTS, settings="a", **options):
         drawn.clear()
         options = DrawingOptions(**{"images": 2, "batch_size": 2, "seed": 3} | options)
-        evaluation = Evaluation(options, ["tiny"], folder, workers or Workers(), lambda: chat_model)
+        files = {"settings": settings}
+        evaluation = Evaluation(options, ["tiny"], folder, workers or Workers(), lambda: chat_model, files)
         draw_missing(evaluation, {"pictures": in_numbered_folders(prompts, options.images)})
         return sum(drawn)
 
@@ -99,6 +100,8 @@ def test_other_options_draw_everything_anew(draw, tmp_path):
     assert set(content(tmp_path).values()) != set(before.values())
     assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0) == 4
     assert len(content(tmp_path)) == 4
+    assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0) == 0
+    assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0, settings="b") == 4, "sampling values are among them"
 
 
 def test_a_damaged_picture_is_named_before_anything_is_drawn(draw, tmp_path):

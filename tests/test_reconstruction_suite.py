@@ -69,6 +69,8 @@ def test_folder_says_what_was_measured(place, results):
     for missing in ("weights-inception-2015-12-05", "vgg16-397923af.pth", "not FID", "1 images could not be read"):
         assert missing in notes
     assert list(results["data"]) == [str(place / "images")]
+    assert results["dtype"] == "float32" and results["files"].keys() == {"settings", "data"}
+    assert '"dtype": "float32"' in (place / "one" / "README.md").read_text()
     assert Image.open(place / "one" / "reconstructions.png").width > 500
     assert (place / "one" / "depths.svg").is_file() and "psnr_depth2" in (place / "one" / "README.md").read_text()
 
@@ -90,9 +92,11 @@ def test_two_processes_find_what_one_finds(place, results):
 def test_any_depth(place, results, capsys):
     """And the originals' features come from the cache."""
     before = [(path, path.stat().st_mtime_ns) for path in (place / "cache").iterdir()]
-    assert main(words(place, place / "deep", "depths=[4,1,4]")) == 0
+    beside = "paper={psnr_depth4: 30, rfid_depth4: 0.43}"  # only beside what is measured
+    assert main(words(place, place / "deep", "depths=[4,1,4]", f"count={IMAGES + 1}", beside)) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    assert {name for name in figures if name.startswith("psnr")} == {"psnr_depth1", "psnr_depth4"}
+    assert {name for name in figures if name.startswith("psnr")} == {"psnr_depth1", "psnr_depth4", "psnr_depth4_paper"}
+    assert figures["psnr_depth4_paper"] == 30 and "rfid_depth4_paper" not in figures
     for name in ("psnr_depth1", "fd_efficientnet_depth1"):
         assert figures[name] == pytest.approx(results["figures"][name], rel=1e-9)
     assert len(before) == 1 and before == [(path, path.stat().st_mtime_ns) for path in (place / "cache").iterdir()]
@@ -106,6 +110,8 @@ def test_any_depth(place, results, capsys):
         (["limit=1"], "at least 2"),
         (["data=emoji:old"], "unknown split 'old'"),
         (["data=nowhere"], "neither a folder with images"),
+        (["count=50000"], "11 images, not 50,000: some are missing, or not of it"),
+        (["paper={psnr_depth1: high}"], "paper: psnr_depth1 must be a number, not 'high'"),
         (["inception_weights=none.pth"], "no such file: give weights-inception"),
         (["lpips_weights=none.pth"], "no such file: give vgg16"),
     ],

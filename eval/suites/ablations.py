@@ -77,7 +77,7 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 450
+    steps: int = 220
     """Of every training."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
@@ -95,7 +95,7 @@ class Options(SuiteOptions):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for a recipe that does not read, an extra that is missing, or several processes."""
     recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
     for name, recipe in recipes.items():
@@ -109,6 +109,8 @@ def check(options: Options, inputs: list[str]) -> None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[mini,eval]'")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
+    said = json.dumps({name: asdict(recipe) for name, recipe in recipes.items()}, sort_keys=True)
+    return {"recipes": hashlib.sha256(said.encode()).hexdigest()}
 
 
 def run(evaluation: Evaluation) -> Report:

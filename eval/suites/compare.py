@@ -1,9 +1,12 @@
 """Folders of results beside each other: one table, one plot."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..plots import figure, save
-from ..suite import Evaluation, Report, SuiteOptions, read_results
+from ..suite import RESULTS, Evaluation, Report, SuiteOptions, read_results, sha256
 
 
 TAKES = "results"
@@ -15,8 +18,8 @@ class Options(SuiteOptions):
     """Nothing but what every suite has."""
 
 
-def check(options: Options, inputs: list[str]) -> None:
-    """Raises ValueError unless all folders have finished results of one suite."""
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
+    """Raises ValueError unless all folders have finished results of one suite, and a figure in common."""
     found = {folder: read_results(folder) for folder in inputs}
     suites = {results["suite"] for results in found.values()}
     if len(suites) > 1:
@@ -24,13 +27,15 @@ def check(options: Options, inputs: list[str]) -> None:
     for folder, results in found.items():
         if not results["finished"]:
             raise ValueError(f"{folder}: this evaluation was cut off: run it again to its end.")
+    if not _common(found):
+        raise ValueError(f"{', '.join(inputs)}: no figure is in all of them: compare those of the same options.")
+    return {folder: sha256(Path(folder) / RESULTS) for folder in inputs}
 
 
 def run(evaluation: Evaluation) -> Report:
     """A row for each figure that all folders have, a column for each folder."""
-    found = {folder: read_results(folder)["figures"] for folder in evaluation.inputs}
-    first = next(iter(found.values()))
-    names = [name for name in first if not name.endswith(_BESIDE) and all(name in own for own in found.values())]
+    results = {folder: read_results(folder) for folder in evaluation.inputs}
+    names, found = _common(results), {folder: own["figures"] for folder, own in results.items()}
     rows = [{"figure": name} | {folder: own[name] for folder, own in found.items()} for name in names]
     if evaluation.workers.is_main:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
@@ -39,12 +44,26 @@ def run(evaluation: Evaluation) -> Report:
     return Report(figures, {"comparison": rows}, pictures={"comparison.svg": "each figure, a bar for each folder"})
 
 
+def _common(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Figures that all have, without what stands beside them."""
+    first, *others = (own["figures"] for own in results.values())
+    return [name for name in first if not name.endswith(_BESIDE) and all(name in own for own in others)]
+
+
+def _labels(folders: list[str]) -> list[str]:
+    """Folders without the path that they share, which would leave no room for bars."""
+    paths = [Path(folder).absolute() for folder in folders]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
+
+
 def _plot(evaluation: Evaluation, names: list[str], found: dict[str, dict[str, float]]) -> None:
     """Small multiples, because figures have units of their own."""
-    columns = min(4, len(names)) or 1
-    with figure(-(-len(names) // columns) or 1, columns) as (canvas, axes):
+    columns = min(4, len(names))
+    labels = _labels(list(found))
+    with figure(-(-len(names) // columns), columns) as (canvas, axes):
         for axis, name in zip(axes.flat, names, strict=False):
-            axis.barh(list(found), [own[name] for own in found.values()])
+            axis.barh(labels, [own[name] for own in found.values()])
             axis.set_title(name.replace("_", " "))
             axis.invert_yaxis()
         for axis in axes.flat[len(names) :]:

@@ -64,13 +64,14 @@ class Options(DrawingOptions):
             raise ValueError(f"prompts={self.prompts} must be at least 2: each task has a second one to confuse with.")
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where the detector cannot be built: an extra is missing."""
     try:
         import efficientnet_lite_pytorch  # noqa: F401
         import scipy  # noqa: F401
     except ImportError:
         raise ValueError("emoji-geneval needs scipy and EfficientNet-Lite0: pip install 'evotok[eval,mini]'.") from None
+    return {}
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def run(evaluation: Evaluation) -> Report:
     return Report(
         figures,
         {"tasks": table},
-        data={"emoji": sha256(world.root / "emoji.json")},
+        data={"emoji": sha256(*sorted(path for path in world.root.iterdir() if path.is_file()))},
         pictures={"sample.png": "four prompts of each task"},
         notes=[NOTE.format(len(world.familiar) * len(STYLES), len(world.familiar))],
     )

@@ -14,7 +14,7 @@ from ...processing.image_loading_evotok import load_image
 from ..genai_bench import HEADLINES, PAPER, means, pick_evenly, read_prompts, read_skills
 from ..pictures import Wanted, draw_missing
 from ..prompts import BenchmarkOptions, check_model, check_rewriter, wordings
-from ..suite import Evaluation, Report, sha256
+from ..suite import Evaluation, Report, fingerprints
 from ..vqascore import QUESTION, VQAScorer, answer_tokens
 
 
@@ -37,7 +37,7 @@ class Options(BenchmarkOptions):
     """Folder of the image-text-to-text model whose answers are the score."""
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for prompts or skills that are not GenAI-Bench's, or a scorer that cannot answer."""
     for option, name in (("prompts", "genai_image.json"), ("skills", "genai_skills.json")):
         if getattr(options, option) is None:
@@ -49,6 +49,7 @@ def check(options: Options, inputs: list[str]) -> None:
     except ValueError as error:
         raise ValueError(f"scorer={options.scorer}: {error}: give another model.") from None
     check_rewriter(options.rewriter)
+    return fingerprints(options, "prompts", "skills", "scorer", "rewriter")
 
 
 def run(evaluation: Evaluation) -> Report:
@@ -67,7 +68,7 @@ def run(evaluation: Evaluation) -> Report:
     }
     draw_missing(evaluation, wanted)
     scorer = VQAScorer(options.scorer, workers.state.device)
-    data = {option: sha256(Path(getattr(options, option))) for option in ("prompts", "skills")}
+    data = {option: evaluation.files[option] for option in ("prompts", "skills")}
     report = Report(figures={}, data=data, notes=[NOTE])
     if options.limit is not None:
         report.notes.append(f"A first impression: {len(prompts)} of {len(everything)} prompts.")

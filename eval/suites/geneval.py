@@ -15,7 +15,7 @@ from ..detectors import ColorClassifier, InstanceDetector, benchmark_names
 from ..geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
 from ..pictures import draw_missing, in_numbered_folders, write_metadata
 from ..prompts import BenchmarkOptions, check_model, check_rewriter, wordings
-from ..suite import Evaluation, Report, sha256
+from ..suite import Evaluation, Report, fingerprints
 from ..verdicts import sample_sheet, write_verdicts
 
 
@@ -38,7 +38,7 @@ class Options(BenchmarkOptions):
     """Folder of the CLIP or SigLIP that names colours; the benchmark's is `clip-vit-large-patch14`."""
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for prompts that are not GenEval's, or networks that cannot judge them."""
     if options.prompts is None:
         raise ValueError("prompts: none given: give GenEval's file: prompts=evaluation_metadata.jsonl.")
@@ -56,6 +56,7 @@ def check(options: Options, inputs: list[str]) -> None:
                 raise ValueError(f"detector={options.detector}: knows no {clause['class']!r}: give {DETECTOR}.")
     if not hasattr(AutoConfig.from_pretrained(options.colors), "text_config"):
         raise ValueError(f"colors={options.colors}: embeds no text: give a CLIP or SigLIP with both towers.")
+    return fingerprints(options, "prompts", "detector", "colors", "rewriter")
 
 
 def run(evaluation: Evaluation) -> Report:
@@ -65,7 +66,7 @@ def run(evaluation: Evaluation) -> Report:
     both = wordings(evaluation, [record["prompt"] for record in records])
     draw_missing(evaluation, {f"pictures{s}": in_numbered_folders(both[s], options.images) for s in both})
     jury = Jury(InstanceDetector(options.detector, workers.state.device), options.colors, workers.state.device)
-    report = Report(figures={}, data={"prompts": sha256(Path(options.prompts))}, notes=[NOTE])
+    report = Report(figures={}, data={"prompts": evaluation.files["prompts"]}, notes=[NOTE])
     if options.limit is not None:
         report.notes.append(f"A first impression: at most {options.limit} prompts of each task.")
     for suffix in both:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from ..metrics import psnr, ssim
 from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
 from ..plots import figure, save
 from ..sheets import Cell, draw_sheet
-from ..suite import Evaluation, Report, SuiteOptions, sha256
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 
 
 TAKES = "tokenizer"
@@ -48,6 +49,8 @@ class Options(SuiteOptions):
     """Of a data set; the first with images when empty."""
     limit: int | None = None
     """Most images, from all over the set; None for all."""
+    count: int | None = None
+    """Images that the set must have, where it is a benchmark's."""
     depths: list[int] = field(default_factory=list)
     """Levels that are decoded; 1 to the number for pixels when empty."""
     inception_weights: str = ""
@@ -56,16 +59,21 @@ class Options(SuiteOptions):
     """File of torchvision's VGG16; without it there is no LPIPS."""
     cache: str = "~/.cache/evotok/features"
     """Folder where feature statistics of the originals are kept."""
+    paper: dict[str, Any] = field(default_factory=dict)
+    """Figure -> what a paper reports, to stand beside it."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"limit={self.limit} must be at least 2: a distance between sets needs two images.")
+        for name, value in self.paper.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"paper: {name} must be a number, not {value!r}.")
         if min(self.depths, default=1) < 1:
             raise ValueError(f"depths={self.depths} must be 1 or more.")
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where there are no such images, files of weights, or packages for them."""
     if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
         raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
@@ -74,8 +82,13 @@ def check(options: Options, inputs: list[str]) -> None:
     if options.lpips_weights:
         check_lpips(options.lpips_weights)
     images = open_images(options.data, options.split, options.column)
+    if options.count is not None and len(images) != options.count:
+        raise ValueError(
+            f"{options.data}: {len(images):,} images, not {options.count:,}: some are missing, or not of it."
+        )
     if len(images) < 2:
         raise ValueError(f"{options.data}: only {len(images)} image: a distance between sets needs two.")
+    return fingerprints(options, "data", "inception_weights", "lpips_weights")
 
 
 @torch.inference_mode()
@@ -152,7 +165,7 @@ def _meters(
     except ImportError:
         pass  # the report says so
     if path := options.inception_weights:
-        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {sha256(Path(path))}")
+        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {evaluation.files['inception_weights']}")
     return meters
 
 
@@ -167,6 +180,7 @@ def _report(
     names = [name for name in FIGURES if f"{name}_depth{depths[0]}" in figures]
     usage, perplexity = (used[name].tolist() for name in ("usage", "perplexity"))
     ordered = {f"{name}_depth{depth}": figures[f"{name}_depth{depth}"] for name in names for depth in depths}
+    ordered |= {f"{name}_paper": float(value) for name, value in options.paper.items() if name in ordered}
     ordered |= {"codebook_usage_min": min(usage), "codebook_perplexity_min": min(perplexity)}
     tables = {
         "by_depth": [{"depth": d} | {name: figures[f"{name}_depth{d}"] for name in names} for d in depths],

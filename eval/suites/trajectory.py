@@ -23,7 +23,7 @@ from ..frechet import FeatureStatistics, frechet_distance
 from ..metrics import feature_cosine, psnr
 from ..plots import figure, save
 from ..sheets import BLUE, GREY, RED, Cell, draw_sheet
-from ..suite import Evaluation, Report, SuiteOptions, sha256, write_csv
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
 
 
 TAKES = "tokenizer"
@@ -78,7 +78,7 @@ class Level(NamedTuple):
     """(B, N, C), the sum of the entries."""
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for a folder without images, a teacher that is not there, or an extra that is missing."""
     needed = {"sklearn": "eval", "matplotlib": "eval"}
     if options.teacher == EFFICIENTNET:
@@ -92,6 +92,7 @@ def check(options: Options, inputs: list[str]) -> None:
         raise ValueError(
             f"{options.data}: fewer images than clusters={options.clusters}: give more, or fewer clusters."
         )
+    return fingerprints(options, "data", "teacher")
 
 
 def run(evaluation: Evaluation) -> Report:

@@ -17,7 +17,7 @@ from typing import Any
 from ...training.emoji_tasks import TASKS as EMOJI_TASKS
 from ...training.emoji_tasks import write_tasks
 from ...training.yaml_reading import build_section
-from ..suite import Evaluation, Report, SuiteOptions, sha256
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256
 
 
 TAKES = "checkpoint"
@@ -68,7 +68,7 @@ class Options(SuiteOptions):
         return {name: build_section(Benchmark, said, f"benchmarks.{name}") for name, said in self.benchmarks.items()}
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError if the harness is missing, does not know a task, or a task's grader has no key."""
     if find_spec("lmms_eval") is None:
         raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
@@ -94,6 +94,7 @@ def check(options: Options, inputs: list[str]) -> None:
                 f"{name} is graded by a model behind a key: set {benchmark.judge}, or leave {benchmark.task} out "
                 "with tasks=[...]."
             )
+    return {} if folder == EMOJI else fingerprints(options, "task_folder")
 
 
 def run(evaluation: Evaluation) -> Report:

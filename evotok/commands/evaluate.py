@@ -3,6 +3,9 @@
 import argparse
 import importlib
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,10 @@ EXAMPLES = """  evotok eval reconstruction mini
   evotok eval trajectory runs/mini/gen --out results/trajectory
   evotok eval compare results/reconstruction-a results/reconstruction-b
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
+SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie there, too
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
+)
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
@@ -54,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = [word for word in options.inputs if "=" not in word]
     settings = read_options(suite.Options, options.suite, options.config, [w for w in options.inputs if "=" in w])
     circumstances: dict[str, Any] = {"suite": options.suite, "checkpoint": None, "checkpoint_sha256": None}
-    load = None
+    load, files = None, {}
     if suite.TAKES in ("checkpoint", "tokenizer"):
         if len(inputs) != 1:
             raise ValueError(
@@ -62,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
             )
         folder = find_checkpoint(inputs[0]).folder
         circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*sorted(folder.glob("*.safetensors")))}
-        load = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
+        files["settings"] = sha256(*(folder / name for name in SETTINGS if (folder / name).is_file()))
+        loader = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
+        load = _noting_dtype(partial(loader, inputs[0]), circumstances)
     elif bool(inputs) != bool(suite.TAKES):
         raise ValueError(
             f"evotok eval {options.suite}: "
@@ -70,27 +79,27 @@ def run(options: argparse.Namespace) -> int:
         )
     name = Path(inputs[0]).name if circumstances["checkpoint"] else ""
     out = check_folder(options.out or Path("results") / f"{options.suite}-{name}".rstrip("-"))
-    suite.check(settings, inputs)
+    files |= suite.check(settings, inputs)
 
     workers = Workers()
     circumstances |= {
         "options": vars(settings),
+        "files": files,
         "versions": versions(evotok.__version__),
         "device": workers.state.device.type,
+        "dtype": None,  # of the model, once it is loaded
         "processes": workers.count,
     }
     results = begin(out, circumstances, options.restart)
     workers.wait()  # until all have looked: the first one writes now
     if results is None:
         started = time.perf_counter()
-        if workers.is_main:
-            _write(out, options.suite, circumstances, None)
-        evaluation = Evaluation(settings, inputs, out, workers, None if load is None else lambda: load(inputs[0]))
-        workers.wait()
-        report = suite.run(evaluation)
+        with _begun(out, circumstances) if workers.is_main else nullcontext():
+            workers.wait()
+            report = suite.run(Evaluation(settings, inputs, out, workers, load, files))
         circumstances["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
-            results = _write(out, options.suite, circumstances, report)
+            results = _write(out, circumstances, report)
     if workers.is_main:
         lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
         say(options, results, [*lines, f"{out / 'README.md'}"])
@@ -113,7 +122,34 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
     return build_section(cls, tree, str(path) if tree else suite)
 
 
-def _write(out: Path, suite: str, circumstances: dict[str, Any], report: Any) -> dict[str, Any]:
+def _noting_dtype(load: Callable[[], tuple[Any, Any]], circumstances: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
+    """`load`, which notes in what precision the model computes."""
+
+    def load_and_note() -> tuple[Any, Any]:
+        model, processor = load()
+        circumstances["dtype"] = str(model.dtype).removeprefix("torch.")
+        return model, processor
+
+    return load_and_note
+
+
+@contextmanager
+def _begun(out: Path, circumstances: dict[str, Any]) -> Iterator[None]:
+    """Results that say that work has begun; after an error they go again, unless there is more in the folder."""
+    from evotok.commands.files import made_folder
+    from evotok.eval.suite import RESULTS
+
+    with made_folder(out):
+        _write(out, circumstances, None)
+        try:
+            yield
+        except BaseException:
+            if [path.name for path in out.iterdir()] == [RESULTS]:
+                (out / RESULTS).unlink()
+            raise
+
+
+def _write(out: Path, circumstances: dict[str, Any], report: Any) -> dict[str, Any]:
     """Write the results, or that work has begun; pictures are there already."""
     import json
 
@@ -125,7 +161,7 @@ def _write(out: Path, suite: str, circumstances: dict[str, Any], report: Any) ->
     with new_files(out, overwrite=True) as reserve:
         reserve(RESULTS).write_text(text, encoding="utf-8")
         if report is not None:
-            reserve("README.md").write_text(as_markdown(f"EvoTok: {suite}", results), encoding="utf-8")
+            reserve("README.md").write_text(as_markdown(f"EvoTok: {results['suite']}", results), encoding="utf-8")
             for name, rows in report.tables.items():
                 write_csv(reserve(f"{name}.csv"), rows)
     return results

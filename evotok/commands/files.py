@@ -71,7 +71,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
         parts[part] = final
         return part
 
-    with _made(folder):
+    with made_folder(folder):
         try:
             yield reserve
             for part, final in parts.items():
@@ -97,7 +97,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
         ValueError: `folder` is a file.
     """
     folder = check_folder(folder)
-    with _made(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+    with made_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
         new = [path.name for path in Path(part).iterdir()]
         for path in {path for pattern in outdated for path in folder.glob(pattern)}:
@@ -108,7 +108,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path) -> Iterator[None]:
     """Makes a folder and its parents; after an error, those that were missing and are empty go again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -138,7 +138,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
     part = folder.with_name(folder.name + ".part")
-    with _made(folder.parent):
+    with made_folder(folder.parent):
         try:
             part.mkdir()
             yield part
