@@ -219,7 +219,7 @@ class TokenizerTrainer(EvoTokTrainer):
             # Of a universal checkpoint an engine takes what its optimizer moves, and the codebooks are not among that.
             weights, prefix = load_file(folder / "model.safetensors"), "quantizer."
             codebooks = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
-            self.model.quantizer.load_state_dict(codebooks)
+            self.accelerator.unwrap_model(self.model).quantizer.load_state_dict(codebooks)
         if self.average is not None:
             if (folder / self.average.FILE).is_file():
                 self.average.load(folder)
