@@ -87,6 +87,8 @@ def test_encoding_a_corpus(chat, tars, tmp_path):
     assert codes.shape == (1, 16, 2) and (codes == vq_model.encode(pixels)[..., :2].numpy()).all()
     schema = pq.read_schema(out / names[0])
     assert str(schema.field("codes").type) == "fixed_size_binary[64]"
+    columns = pq.read_metadata(out / names[0]).row_group(0)
+    assert {columns.column(place).compression for place in range(3)} == {"ZSTD"}
 
 
 def test_a_killed_encoding_leaves_no_half_shard_and_goes_on(chat, tars, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ What is marked slow runs every stage under every engine through every kill: `mak
 """
 
 import functools
-import itertools
 import json
 import re
 import shutil
@@ -27,7 +26,7 @@ from evotok.training.train import main
 
 STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_train_batch_size=2"]
 STAGES = {
-    "tokenizer": ["tokenizer.yaml", *STEPS],
+    "tokenizer": ["tokenizer.yaml", *STEPS, "optimizer.name=trainer"],
     "pretrain": ["sft.yaml", "stage=pretrain", *STEPS],
     "sft": ["sft.yaml", *STEPS],
     # Without dropout: on another number of processes it would fall elsewhere.
@@ -38,13 +37,9 @@ STAGES = {
         *("model.config.depth_decoder_config.hidden_dropout=0.1", "data.code_noise=0.3"),
     ],
 }
-MULTIMODAL = (
-    "pretrain",
-    "sft",
-    "gen",
-    "unified",
-)  # the tokenizer's codebooks learn by themselves: no engine takes them
-ENGINES = ("ddp", "zero2", "zero3")
+# Under ZeRO-3 the tokenizer's codebooks, which learn by themselves, would be sharded.
+PAIRS = [(stage, engine) for stage in STAGES for engine in ("ddp", "zero2", "zero3")]
+PAIRS.remove(("tokenizer", "zero3"))
 
 WRITTEN = Kill(0, 4, "trainer_state.json", share=1.0)  # the moment from which on a checkpoint counts
 OF_ALL = [Kill(1, 4), Kill(0, 3), Kill(0, 4, "model.safetensors"), Kill(1, 4, "rng_state_1")]
@@ -58,14 +53,14 @@ OF_STAGE = {
     "tokenizer": [Kill(0, 4, "discriminator.safetensors"), Kill(0, 4, "discriminator_optimizer.pt")],
     "unified": [Kill(1, 4, "data_state_1")],
 }
-IN_CI = [("tokenizer", "ddp"), ("gen", "zero2"), ("unified", "zero3")]
+IN_CI = [("tokenizer", "ddp"), ("tokenizer", "zero2"), ("gen", "zero2"), ("unified", "zero3")]
 needs_deepspeed = pytest.mark.skipif(
     shutil.which("g++") is None or find_spec("deepspeed") is None, reason="DeepSpeed builds a small operator with g++"
 )
 
 
-def cases(pairs):
-    return [pytest.param(*pair, marks=[] if pair[1] == "ddp" else needs_deepspeed) for pair in pairs]
+def cases(rows):
+    return [pytest.param(*row, marks=[] if "ddp" in row else needs_deepspeed) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +117,30 @@ def drill(server, words, whole, folder, kills):
     assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
-def test_killed_again_and_again_it_ends_the_same(server, words, whole, tmp_path):
-    kills = [Kill(1, 4), Kill(0, 4, "discriminator_optimizer.pt"), WRITTEN]
-    drill(server, words("tokenizer", "ddp"), whole("tokenizer", "ddp"), tmp_path / "run", kills)
+def assert_close(one, other, *names):
+    """Two checkpoints hold the same names, dtypes and, but for rounding, numbers."""
+    for name in names:
+        expected, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    "engine, kills",
+    cases(
+        [
+            ("ddp", [Kill(1, 4), Kill(0, 4, "discriminator_optimizer.pt"), WRITTEN]),
+            ("zero2", [Kill(0, 3), Kill(1, 4, "optim_states")]),
+        ]
+    ),
+)
+def test_killed_again_and_again_it_ends_the_same(server, words, whole, tmp_path, engine, kills):
+    drill(server, words("tokenizer", engine), whole("tokenizer", engine), tmp_path / "run", kills)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, engine", cases([("tokenizer", "ddp"), *itertools.product(MULTIMODAL, ENGINES)]))
+@pytest.mark.parametrize("stage, engine", cases(PAIRS))
 def test_killed_at_every_moment_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
     kills = [*OF_STAGE.get(stage, []), *OF_ENGINE[engine], *OF_ALL]
     drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", kills)
@@ -184,24 +196,63 @@ def test_codes_stay_those_of_fp32_in_a_bf16_run(server, words, recipes, tmp_path
 
 @pytest.mark.slow
 @needs_deepspeed
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_two_processes_become_one_through_a_universal_checkpoint(server, words, whole, tmp_path, engine):
-    shutil.copytree(whole("gen", engine) / "checkpoint-2", tmp_path / "checkpoint-2")
+@pytest.mark.parametrize("stage, engine", [("gen", "zero2"), ("gen", "zero3"), ("tokenizer", "zero2")])
+def test_two_processes_become_one_through_a_universal_checkpoint(server, words, whole, tmp_path, stage, engine):
+    """The tokenizer's codebooks as well, which are in no optimizer."""
+    told, two = words(stage, engine), tmp_path / "two"
+    if stage == "tokenizer":  # a restart draws random vectors of the batch, on two processes other ones
+        told.append("model.config.codebook_restart_threshold=0.0")
+        ended = server.run(*told, f"training.output_dir={two}")
+        assert ended.codes == [0, 0], ended.said[-3000:]
+    else:
+        two = whole(stage, engine)
+    shutil.copytree(two / "checkpoint-2", tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match="written by 2 processes, this run has 1") as refused:
         prepare_engine(SimpleNamespace(world_size=1), str(tmp_path / "checkpoint-2"))
     command = re.search("python -m deepspeed.checkpoint.ds_to_universal (.+), then", str(refused.value))[1]
     ended = server.convert(*command.split())
     assert ended.codes == [0], ended.said[-3000:]
     overrides = ["training.per_device_train_batch_size=4", f"training.output_dir={tmp_path}"]
-    ended = server.run(*words("gen", engine), *overrides, ranks=1)
+    ended = server.run(*told, *overrides, ranks=1)
     assert ended.codes == [0], ended.said[-3000:]
-    assert losses(tmp_path) == pytest.approx(losses(whole("gen", engine)), rel=1e-5)
+    assert losses(tmp_path) == pytest.approx(losses(two), rel=1e-5)
 
 
-def test_the_tokenizer_stage_refuses_an_engine(recipes, capsys):  # noqa: F811
-    zero2 = ROOT / "configs/deepspeed/zero2.json"
-    assert main([str(recipes / "tokenizer.yaml"), f"training.deepspeed={zero2}"]) == 2
-    assert "training.deepspeed: the tokenizer stage" in capsys.readouterr().err
+@needs_deepspeed
+def test_the_tokenizer_learns_under_zero2_what_it_does_without(whole):
+    """Weights, codebooks with their counts, and the discriminator, which no engine sees."""
+    plain, sharded = whole("tokenizer", "ddp"), whole("tokenizer", "zero2")
+    assert losses(sharded) == pytest.approx(losses(plain), rel=1e-4)
+    assert_close(plain / "checkpoint-6", sharded / "checkpoint-6", "model", "discriminator")
+
+
+@needs_deepspeed
+def test_its_codebooks_learn_in_fp32_in_a_bf16_run_too(server, words, tmp_path):
+    """Autocast is the same with an engine as without, and so are an average and a weight that follows gradients."""
+    overrides = ["training.bf16=true", "training.max_steps=4", "training.save_steps=4", "optimizer.average_decay=0.9"]
+    overrides.append("loss.adversarial_adaptive=true")
+    for engine in ("ddp", "zero2"):
+        ended = server.run(*words("tokenizer", engine), *overrides, f"training.output_dir={tmp_path / engine}")
+        assert ended.codes == [0, 0], ended.said[-3000:]
+    plain, sharded = tmp_path / "ddp", tmp_path / "zero2"
+    assert losses(sharded) == pytest.approx(losses(plain), rel=1e-3)
+    assert_close(plain / "checkpoint-4", sharded / "checkpoint-4", "model", "average", "discriminator")
+    kinds = {tensor.dtype for tensor in load_file(sharded / "checkpoint-4" / "model.safetensors").values()}
+    assert kinds == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights .* zero2.json, or leave it"),
+        ("training.deepspeed=configs/deepspeed/zero2.json training.fp16=true", "training.fp16: .* give bf16"),
+        ("training.deepspeed=nowhere.json", "nowhere.json: no DeepSpeed configuration"),
+    ],
+)
+def test_the_tokenizer_stage_refuses_what_would_harm_its_codebooks(recipes, capsys, words, said):  # noqa: F811
+    assert main([str(recipes / "tokenizer.yaml"), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1
 
 
 def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):  # noqa: F811

@@ -71,12 +71,15 @@ def test_what_is_sent():
     assert communication(1000, 1000, stage=3, processes=4) == 1.5 * communication(1000, 1000, 2, 4)
 
 
-def test_the_low_memory_recipes_fit_24_gb():
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "gen", "dpo"])
+def test_the_low_memory_recipes_fit_24_gb(stage):
     """By their own budget, with 2 GB to spare for the framework, on one GPU."""
-    plan = make_plan(CONFIGS / "paper/low-memory/gen.yaml", [], 1, GPUS["rtx4090"], 0.4)
+    plan = make_plan(CONFIGS / f"paper/low-memory/{stage}.yaml", [], 1, GPUS["rtx4090"], 0.4)
     memory = plan.memory[plan.checkpointing, plan.stage]
     assert plan.checkpointing and plan.stage == 2 and plan.offload
     assert memory.total + 2e9 < GPUS["rtx4090"].memory
+    if stage != "gen":
+        return
     assert plan.parts["adapters and copies"][1] > 160e6 and plan.parts["language model"][1] == 0
     assert plan.trainable == pytest.approx(161_480_704 + 12_966_912 + 817_027_072, rel=1e-3)
 
@@ -85,6 +88,8 @@ def test_the_paper_fits_its_16_gpus():
     plan = make_plan(CONFIGS / "paper/gen.yaml", [], 16, GPUS["h100"], 0.4)
     assert plan.parameters == 8_853_349_003 and plan.batch == 128
     assert plan.memory[True, 3].total < GPUS["h100"].memory
+    outside = plan.parts["image tokenizer"][0]  # no engine sees it: fp32
+    assert plan.memory[True, 2].weights == 2 * (plan.parameters - outside) + 4 * outside
     assert plan.code_bytes == (1_281_167 + 5_000_000 + 65_000_000 + 92_256 + 80_000) * 2048
     # 6 operations a parameter and token: the language model on 316 tokens, the depth decoder on 256 x 4.
     by_hand = 6 * (7.07e9 * 316 + 6 * 12 * 2560**2 * 256 * 4 + 4 * 2560 * 32768 * 256) + 2 * 291e6 * 256
@@ -101,8 +106,24 @@ def test_preferences_take_two_rows_and_two_models():
     weights = [plan.memory[True, 3].weights for plan in (sft, dpo)]
     assert weights[1] - weights[0] == pytest.approx(2 * dpo.parameters / 16)
     assert dpo.memory[True, 3].total < GPUS["h100"].memory
-    small = make_plan(CONFIGS / "paper/low-memory/dpo.yaml", [], 1, GPUS["rtx4090"], 0.4)
-    assert small.memory[small.checkpointing, small.stage].total + 2e9 < GPUS["rtx4090"].memory
+
+
+def test_the_tokenizer_stays_in_fp32_under_an_engine():
+    """Autocast's copies come on top; gradients and optimizer alone are shared out, and sent in fp32."""
+    path = CONFIGS / "paper/tokenizer.yaml"
+    plan = make_plan(path, ["training.deepspeed=configs/deepspeed/zero2.json"], 16, GPUS["h100"], 0.4)
+    assert plan.stage == 2 and {stage for _, stage in plan.memory} == {None, 1, 2}
+    plain, sharded = plan.memory[False, None], plan.memory[False, 2]
+    assert plain.weights == sharded.weights == (4 + 2) * plan.parameters + plan.average_bytes
+    assert (sharded.gradients, sharded.optimizer) == (4 * plan.trainable / 16, 12 * plan.trainable / 16)
+    assert plan.sent_a_step(16, 2) == 2 * 4 * plan.trainable * 15 / 16
+    with pytest.raises(ValueError, match="ZeRO-3, which shards weights"):
+        make_plan(path, ["training.deepspeed=configs/deepspeed/zero3.json"], 16, GPUS["h100"], 0.4)
+
+
+def test_what_the_recipe_says_is_among_what_is_planned():
+    plan = make_plan(CONFIGS / "mini/gen.yaml", [], 1, GPUS["a10"], 0.4)
+    assert plan.stage is None and {stage for _, stage in plan.memory} == {None, 0, 1, 2, 3}
 
 
 def test_an_average_of_the_weights_is_counted():

@@ -214,6 +214,8 @@ def test_a_folder_that_is_not_there_or_not_it(tmp_path):
         SOURCES["cc12m"].open(str(tmp_path))
     with pytest.raises(ValueError, match="set `path`"):
         SOURCES["image-folder"].open("nowhere")
+    with pytest.raises(ValueError, match="image-folder: set `path` to the folder"):
+        SOURCES["image-folder"].open()  # not the one that the command is given in
 
 
 def test_every_adapter_says_what_a_plan_needs():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
 from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a fixture
 
@@ -100,6 +102,22 @@ def test_tokenizer_stage_on_a_mixture_counts_bad_pictures(recipes, corpus, tmp_p
     path.write_text(yaml.safe_dump(recipe))
     assert main([str(path), f"training.output_dir={tmp_path / 'run'}", "training.max_steps=9"]) == 0
     assert history(tmp_path / "run")[-2]["skipped_image"] >= 1
+
+
+def test_a_folder_of_images_goes_on_with_the_same_crops(recipes, tmp_path):  # noqa: F811
+    """`data.name: folder` is a mixture of one: what cannot be read is passed over, and a run resumes to the bit."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(10):
+        picture = Image.linear_gradient("L").rotate(36 * number).resize((160, 96))
+        picture.save(tmp_path / "pictures" / f"{number}.{'png' if number else 'TIFF'}")
+    (tmp_path / "pictures" / "bad.png").write_bytes(b"no picture")
+    words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main([*words, f"training.output_dir={whole}"]) == 0
+    shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+    assert main([*words, f"training.output_dir={resumed}"]) == 0
+    assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
+    assert history(whole)[-2]["skipped_image"] >= 1
 
 
 def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):

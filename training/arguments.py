@@ -10,7 +10,7 @@ training: {...}             # transformers.TrainingArguments
 """
 
 import reprlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class DataArguments:
     """What it is trained on."""
 
     name: str = "emoji"
-    """`emoji` (the embedded world), `folder` (images), `llava` (JSON or JSONL in LLaVA's format), or `mixture`."""
+    """`emoji` (the embedded world), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
+    `mixture`."""
     path: str | None = None
     """Folder of images, or LLaVA file."""
     sources: list[SourceArguments] = field(default_factory=list)
@@ -210,6 +211,9 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         tree["data"] = data | {"sources": _build_sources(data["sources"], str(path))}
     for name, cls in sections.items():
         tree[name] = build_section(cls, tree.get(name, {}), f"{path}: {name}")
+    data = tree["data"]
+    if tree["stage"] == "tokenizer" and data.name == "folder" and not data.sources:  # a mixture of one
+        tree["data"] = replace(data, name="mixture", sources=[SourceArguments("image-folder", data.path)])
     if bool(tree["data"].sources) != (tree["data"].name == "mixture"):
         raise ValueError(f"{path}: data.name mixture and data.sources go together: give both or neither.")
     decay, validation = tree["optimizer"].average_decay, tree["data"].validation_path

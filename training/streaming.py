@@ -82,7 +82,7 @@ def build_stream(
         ValueError: as [`open_parts`], or a recipe that does not say how many steps to take.
     """
     if arguments.max_steps <= 0:
-        raise ValueError("a mixture never ends: set training.max_steps.")
+        raise ValueError("a stream of samples never ends: set training.max_steps.")
     return RecordStream(
         open_parts(recipe.data, vq_model),
         collate,
@@ -114,7 +114,7 @@ class ResumableLoader:
         try:
             from torchdata.stateful_dataloader import StatefulDataLoader
         except ImportError:
-            raise ImportError("mixtures resume with torchdata: pip install 'evotok[train]'.") from None
+            raise ImportError("streams of samples resume with torchdata: pip install 'evotok[train]'.") from None
         self.stream = stream
         self.layout = {"ranks": arguments.world_size, "workers": arguments.dataloader_num_workers}
         self.name = f"data_state_{arguments.process_index}.pt"

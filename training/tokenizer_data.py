@@ -1,4 +1,4 @@
-"""Images that the tokenizer learns from: the emoji world with scenes, or any folder."""
+"""Images that the tokenizer learns from, the emoji world with scenes or any others, and those it is measured on."""
 
 import random
 from collections import Counter
@@ -73,14 +73,14 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 class FolderImages(Dataset):
-    """All images below a folder, resized on the short side and cropped to a square; a random place when training.
+    """All images below a folder, resized on the short side and cropped to the square in their middle.
 
     Raises:
-        ValueError: no image there.
+        ValueError: no image there; when one is read, that it cannot be.
     """
 
-    def __init__(self, folder: str | Path, size: int, random_crop: bool = True):
-        self.size, self.random_crop = size, random_crop
+    def __init__(self, folder: str | Path, size: int):
+        self.size = size
         self.paths = image_files(folder)
         if not self.paths:
             raise ValueError(f"{folder}: no images below this folder ({', '.join(sorted(IMAGE_SUFFIXES))}).")
@@ -89,9 +89,7 @@ class FolderImages(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = load_image(self.paths[index])
-        place = tuple(torch.rand(2).tolist()) if self.random_crop else (0.5, 0.5)
-        return {"pixel_values": to_pixels(crop_square(image, self.size, place))}
+        return {"pixel_values": to_pixels(crop_square(load_image(self.paths[index]), self.size, (0.5, 0.5)))}
 
 
 def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
@@ -152,7 +150,7 @@ def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, worl
     Raises:
         ValueError: no image there, fewer than processes, or one that cannot be read.
     """
-    images = FolderImages(folder, size, random_crop=False)
+    images = FolderImages(folder, size)
     count = min(limit, len(images))
     if count < world_size:
         raise ValueError(f"{folder}: {count} images to measure on {world_size} processes: give one for each at least.")

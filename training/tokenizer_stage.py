@@ -13,7 +13,7 @@ from .optimizers import optimizer_choice
 from .streaming import build_stream
 from .taught_images import TaughtImages, calibrated_teacher, taught_emoji
 from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
-from .tokenizer_data import EmojiImages, FolderImages, ImageCollator, emoji_pixels, folder_pixels
+from .tokenizer_data import EmojiImages, ImageCollator, emoji_pixels, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
 
@@ -127,8 +127,6 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         calibration = emoji_pixels(world, "train", 512)
     elif recipe.data.name == "mixture":
         data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
-    elif recipe.data.name == "folder":
-        data = FolderImages(recipe.data.path, config.image_size)
     else:
         raise ValueError(
             f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."

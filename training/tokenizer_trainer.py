@@ -42,6 +42,9 @@ class TokenizerTrainer(EvoTokTrainer):
     The discriminator learns with the weights' schedule and warm-up, counted from its own start. Weights, their average
     and the discriminator are in every checkpoint; the finished model is the average, where there is one.
 
+    Under DeepSpeed (ZeRO-1 or 2, see [`~training.engines.in_full_precision`]) the engine shards the weights' optimizer
+    and gradients; codebooks, average and discriminator are the same on every process and none of its business.
+
     Args:
         loss_args: weights of the terms and what they need.
         teacher: module (B, 3, H, W) in [-1, 1] -> (B, N, S).
@@ -212,6 +215,11 @@ class TokenizerTrainer(EvoTokTrainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
+        if self.is_deepspeed_enabled:
+            # Of a universal checkpoint an engine takes what its optimizer moves, and the codebooks are not among that.
+            weights, prefix = load_file(folder / "model.safetensors"), "quantizer."
+            codebooks = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+            self.accelerator.unwrap_model(self.model).quantizer.load_state_dict(codebooks)
         if self.average is not None:
             if (folder / self.average.FILE).is_file():
                 self.average.load(folder)

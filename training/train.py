@@ -20,6 +20,7 @@ from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
 from .checkpoints import check_source, last_complete_checkpoint, prepare_engine, put_aside
+from .engines import in_full_precision
 from .messages import one_line
 
 
@@ -52,6 +53,8 @@ def clear_stale_build_locks(older_than: float = 600.0) -> None:
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments of a recipe, with what this project always wants."""
     given = dict(recipe.training)
+    if recipe.stage == "tokenizer" and given.get("deepspeed"):
+        given = in_full_precision(given)
     prepare_process(bool(given.get("deepspeed")))
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
@@ -92,9 +95,6 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: a recipe or a checkpoint that cannot be trained, or gone on from, like this.
     """
-    if recipe.stage == "tokenizer" and recipe.training.get("deepspeed"):
-        # Codebooks learn by moving averages of their own, in fp32: an engine would cast and shard them.
-        raise ValueError("training.deepspeed: the tokenizer stage is data parallel without it: leave it out.")
     for key in ("checkpoint", "vq_checkpoint", "encoder_checkpoint", "language_model_checkpoint"):
         check_source(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)

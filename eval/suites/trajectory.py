@@ -153,7 +153,7 @@ def _teacher(options: Any, grid_size: int) -> EfficientNetTeacher | SiglipTeache
 
 def _images(options: Any, size: int) -> Images:
     if options.data is not None:
-        folder = FolderImages(options.data, size, random_crop=False)
+        folder = FolderImages(options.data, size)
         chosen = evenly(range(len(folder)), options.images)
         pixels = torch.stack([folder[index]["pixel_values"] for index in chosen])
         return Images(pixels, {}, {"images": sha256(*(folder.paths[index] for index in chosen))})

@@ -56,8 +56,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _facts(plan: "Plan") -> dict[str, Any]:
     """The plan as JSON can hold it; memory and sizes in bytes, and what is not known is None."""
-    from evotok.training.planning.memory import communication
-
     computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
     tokens = plan.tokens_a_sample * plan.batch
     memory = [
@@ -75,13 +73,12 @@ def _facts(plan: "Plan") -> dict[str, Any]:
     scaling = []
     for gpus in _SCALES:
         seconds = plan.seconds_a_step(gpus, plan.stage)
-        sent = [communication(plan.parameters, plan.trainable, stage, gpus) for stage in (2, 3)]
         scaling.append(
             {
                 "gpus": gpus,
                 "memory_total": plan.memory_on(gpus, plan.stage, plan.checkpointing).total,
-                "sent_a_step_zero2": sent[0],
-                "sent_a_step_zero3": sent[1],
+                "sent_a_step_zero2": plan.sent_a_step(gpus, 2),
+                "sent_a_step_zero3": None if plan.recipe.stage == "tokenizer" else plan.sent_a_step(gpus, 3),
                 "computing_seconds": seconds[0],
                 "sending_seconds": seconds[1],
                 "days": plan.days(gpus),
@@ -181,14 +178,14 @@ def _run(facts: dict[str, Any]):
 
 
 def _scaling(facts: dict[str, Any]):
-    columns = ("GPUs", "GB each", "sent a step: ZeRO-1, 2", "ZeRO-3", "computing, s", "sending, s", "days")
+    columns = ("GPUs", "GB each", "sent a step: ZeRO-0 to 2", "ZeRO-3", "computing, s", "sending, s", "days")
     table = _table("From 1 to 512 GPUs", *columns)
     for row in facts["scaling"]:
         table.add_row(
             str(row["gpus"]),
             f"{row['memory_total'] / 1e9:.1f}",
             _bytes(row["sent_a_step_zero2"]),
-            _bytes(row["sent_a_step_zero3"]),
+            "" if row["sent_a_step_zero3"] is None else _bytes(row["sent_a_step_zero3"]),
             f"{row['computing_seconds']:.2f}",
             f"{row['sending_seconds']:.2f}",
             "" if row["days"] is None else f"{row['days']:,.1f}",

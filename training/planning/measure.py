@@ -18,22 +18,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from ...eval.benchmarks.meters import resident_bytes, restart_peak
-from ...modeling_evotok.configuration_evotok import EvoTokConfig
+from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..multimodal_stages import TRAINABLE, freeze_all_but
 from .memory import Engine, estimate
-from .profile import ATTENTION, Rows, profile_step, run_multimodal
+from .profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
 
 
 class Case(NamedTuple):
-    """One run: ZeRO stage or None, recomputation, bf16 engine, number of processes."""
+    """One run: ZeRO stage or None, recomputation, bf16, number of processes, and whether the tokenizer is what learns
+    and not the model around it."""
 
     stage: int | None
     checkpointing: bool
     half: bool = False
     processes: int = 1
+    tokenizer: bool = False
 
 
 CASES = {
@@ -47,7 +51,11 @@ CASES = {
     "zero2-bf16-checkpointing": Case(2, True, half=True, processes=2),
     "zero3": Case(3, False, processes=2),
     "zero3-bf16-checkpointing": Case(3, True, half=True, processes=2),
+    "tokenizer-plain": Case(None, False, tokenizer=True),
+    "tokenizer-zero1": Case(1, False, processes=2, tokenizer=True),
+    "tokenizer-zero2-bf16": Case(2, False, half=True, processes=2, tokenizer=True),
 }
+IMAGES = 8
 ROWS = Rows(batch=4, length=200, labels=64, given=2, written=2)
 _MARGIN = 0.15
 
@@ -79,19 +87,47 @@ def small_config() -> EvoTokConfig:
     )  # fmt: skip
 
 
+def small_tokenizer() -> EvoTokVQConfig:
+    """About 60 million parameters."""
+    return EvoTokVQConfig(
+        encoder_config={
+            "model_type": "siglip_vision_model", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6,
+            "num_attention_heads": 12, "image_size": 64, "patch_size": 8, "vision_use_head": False,
+        },
+        codebook_size=2048, codebook_dim=16, num_codebooks=4, num_pixel_codebooks=2, pixel_latent_channels=64,
+        pixel_base_channels=32, pixel_channel_multipliers=[1, 2, 4, 4], pixel_num_res_blocks=1, pixel_norm_groups=8,
+        semantic_hidden_size=768, semantic_num_hidden_layers=2, semantic_num_attention_heads=12,
+        semantic_feature_dim=768,
+    )  # fmt: skip
+
+
 def predict(case: Case) -> float:
     """Bytes of the plan."""
     with torch.device("meta"):
-        model = EvoTokForConditionalGeneration(small_config())
-    freeze_all_but(model, TRAINABLE["unified"])
+        model = _build(case, torch.float32)
     count = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if case.half:
-        model.to(torch.bfloat16)
-    for part in (model.model.language_model, model.depth_decoder):
-        part.set_attn_implementation(ATTENTION)
-    profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing)
-    bucket = model.config.text_config.hidden_size**2
-    return estimate(Engine(*count, 2 if case.half else 4, case.stage, case.processes, bucket), profile).total
+    if case.tokenizer:
+        model.set_attn_implementation(ATTENTION)
+        profile = profile_step(model.train(), lambda m: run_tokenizer(m, IMAGES), case.checkpointing)
+        bucket = model.config.hidden_size**2
+    else:
+        if case.half:
+            model.to(torch.bfloat16)
+        for part in (model.model.language_model, model.depth_decoder):
+            part.set_attn_implementation(ATTENTION)
+        profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing)
+        bucket = model.config.text_config.hidden_size**2
+    width = 2 if case.half else 4
+    engine = Engine(*count, width, case.stage, case.processes, bucket, autocast=case.tokenizer)
+    return estimate(engine, profile).total
+
+
+def _build(case: Case, dtype: torch.dtype) -> PreTrainedModel:
+    if case.tokenizer:
+        return EvoTokVQModel._from_config(small_tokenizer(), dtype=dtype)
+    model = EvoTokForConditionalGeneration._from_config(small_config(), dtype=dtype)
+    freeze_all_but(model, TRAINABLE["unified"])
+    return model
 
 
 def measure(case: Case) -> float:
@@ -114,33 +150,34 @@ def measure(case: Case) -> float:
 
 def _run(case: Case, folder: Path) -> None:
     """One process of a case."""
-    from ..arguments import Recipe
+    from ..arguments import Recipe, TokenizerLossArguments
     from ..multimodal_trainer import MultimodalTrainer
+    from ..tokenizer_trainer import TokenizerTrainer
     from ..train import training_arguments
 
-    class Watched(MultimodalTrainer):
+    class Watched(TokenizerTrainer if case.tokenizer else MultimodalTrainer):
         def training_step(self, *args, **kwargs):
             if self.state.global_step == 1:  # the optimizer has its states now
                 restart_peak()
             return super().training_step(*args, **kwargs)
 
     training: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": ROWS.batch, "save_strategy": "no",
+        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 1, "save_strategy": "no",
         "gradient_checkpointing": case.checkpointing, "report_to": "none", "disable_tqdm": True, "bf16": case.half,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }  # fmt: skip
     if case.stage is not None:
         training["deepspeed"] = str(_settings(case.stage, folder / f"zero{os.environ['RANK']}.json"))
-    arguments = training_arguments(Recipe("unified", training=training))
+    arguments = training_arguments(Recipe("tokenizer" if case.tokenizer else "unified", training=training))
     if case.stage is not None:
         import deepspeed  # noqa: F401 - loaded before memory is looked at
     before = resident_bytes()
-    model = EvoTokForConditionalGeneration._from_config(small_config(), dtype=torch.float32)
-    freeze_all_but(model, TRAINABLE["unified"])
-    trainer = Watched(
-        model=model, args=arguments, train_dataset=[{}] * (4 * ROWS.batch * case.processes), data_collator=_batch
-    )
-    trainer.train()
+    learns: dict[str, Any] = {"data_collator": _batch}
+    if case.tokenizer:
+        loss = TokenizerLossArguments(perceptual=0.0, adversarial=0.0)
+        learns = {"data_collator": _images, "loss_args": loss, "teacher": None}
+    model = _build(case, torch.float32)
+    Watched(model=model, args=arguments, train_dataset=[{}] * (4 * case.processes), **learns).train()
     (folder / f"{arguments.process_index}.bytes").write_text(str(resident_bytes(peak=True) - before))
 
 
@@ -151,6 +188,12 @@ def _settings(stage: int, path: Path) -> Path:
     settings["zero_optimization"]["stage"] = stage
     path.write_text(json.dumps(settings), encoding="utf-8")
     return path
+
+
+def _images(_: list) -> dict[str, torch.Tensor]:
+    config = small_tokenizer()
+    pixels = torch.rand(IMAGES, 3, config.image_size, config.image_size) * 2 - 1
+    return {"pixel_values": pixels, "semantic_target": torch.randn(IMAGES, config.num_positions, config.hidden_size)}
 
 
 def _batch(_: list) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ class Engine(NamedTuple):
         processes: that share.
         bucket: elements that are reduced at once.
         offload: whether gradients and optimizer live in the machine's memory.
+        autocast: whether weights stay fp32 under an engine as well, with copies in half precision.
     """
 
     parameters: int
@@ -35,6 +36,12 @@ class Engine(NamedTuple):
     processes: int = 1
     bucket: int = 0
     offload: bool = False
+    autocast: bool = False
+
+    @property
+    def kept_width(self) -> int:
+        """Bytes of a weight and of a gradient as they are kept and sent."""
+        return 4 if self.stage is None or self.autocast else self.width
 
 
 class Memory(NamedTuple):
@@ -54,29 +61,30 @@ class Memory(NamedTuple):
 
 def estimate(engine: Engine, profile: Profile) -> Memory:
     """The peak of a step."""
-    n, trainable = engine.processes, engine.trainable
+    n, trainable, width = engine.processes, engine.trainable, engine.kept_width
+    copies = float(engine.width * engine.parameters) if engine.width < width else 0.0
     if engine.stage is None:
         # The peak with gradients held may come before the last of them: what is above them are activations.
         gradients = 4.0 * trainable
-        weights = 4.0 * engine.parameters + (engine.width < 4) * engine.width * engine.parameters
+        weights = 4.0 * engine.parameters + copies
         buckets = gradients * (n > 1)  # DDP's own
         activations = max(profile.held - float(engine.width) * trainable, 0.0)
         return Memory(weights, gradients, 8.0 * trainable, buckets, activations)
     share = n if engine.stage >= 1 else 1
-    weights = engine.width * engine.parameters / (n if engine.stage == 3 else 1)
-    gradients = engine.width * trainable / (n if engine.stage >= 2 else 1)
-    copied = engine.stage >= 1 or engine.width < 4
+    weights = width * engine.parameters / (n if engine.stage == 3 else 1) + copies
+    gradients = width * trainable / (n if engine.stage >= 2 else 1)
+    copied = engine.stage >= 1 or width < 4
     optimizer = (12.0 if copied else 8.0) * trainable / share
     # What the step is taken on, made when activations are gone: this share's gradients once more, flat and in fp32.
     step = 4.0 * trainable / share if copied else 0.0
     if engine.stage == 0 and n > 1:
-        step = max(step, float(engine.width) * min(_REDUCED_AT_ONCE, trainable))
+        step = max(step, float(width) * min(_REDUCED_AT_ONCE, trainable))
     buffers = 0.0
     if engine.stage == 2:
-        buffers = 2.0 * min(engine.bucket, trainable) * engine.width  # two, so that one fills while one is sent
+        buffers = 2.0 * min(engine.bucket, trainable) * width  # two, so that one fills while one is sent
     if engine.stage == 3:
-        gathered = min(_LIVE_PARAMETERS, engine.parameters) * engine.width
-        buffers = gathered + min(engine.bucket, trainable) * engine.width
+        gathered = min(_LIVE_PARAMETERS, engine.parameters) * width
+        buffers = gathered + min(engine.bucket, trainable) * width
     if engine.offload:
         gradients, optimizer, step = 0.0, 0.0, 0.0
     if engine.stage >= 2:

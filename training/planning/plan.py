@@ -13,6 +13,7 @@ from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..arguments import Recipe, read_recipe
+from ..engines import in_full_precision, read_engine
 from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
 from ..sources import SOURCES
 from .gpus import GPUS_A_NODE, Gpu
@@ -80,12 +81,19 @@ class Plan:
         """Of all parts, those that learn."""
         return sum(count for _, count in self.parts.values())
 
+    def _outside(self, stage: int | None) -> int:
+        """Parameters that no engine sees: those of a frozen tokenizer."""
+        return self.parts.get("image tokenizer", (0, 0))[0] if stage is not None else 0
+
+    def _engine_on(self, gpus: int, stage: int | None) -> Engine:
+        inside = self.parameters - self._outside(stage)
+        return Engine(**self._engine | {"parameters": inside, "stage": stage, "processes": gpus})
+
     def memory_on(self, gpus: int, stage: int | None, checkpointing: bool) -> Memory:
         """Memory on one of so many GPUs."""
-        engine = Engine(**self._engine | {"stage": stage, "processes": gpus})
+        engine = self._engine_on(gpus, stage)
         memory = estimate(engine, self._profiles[checkpointing])
-        # The tokenizer stays outside the engine, in fp32: its own copy.
-        outside = 4.0 * self.parts["image tokenizer"][0] if stage is not None and "image tokenizer" in self.parts else 0
+        outside = 4.0 * self._outside(stage)
         if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, to compare with
             width = 4 if stage is None else engine.width
             outside += width * self.parameters / (gpus if stage == 3 else 1)
@@ -95,9 +103,14 @@ class Plan:
         """Seconds of computing, at the stated MFU, and of sending, for one step on so many GPUs."""
         computing = self.batch / self.gpus * self.flops_a_sample / (self.gpu.flops * self.mfu)
         bandwidth = self.gpu.node_bandwidth if gpus <= GPUS_A_NODE else self.gpu.network_bandwidth
-        sent = communication(self.parameters, self.trainable, stage or 0, gpus, self._engine["width"])
+        sent = self.sent_a_step(gpus, stage)
         rounds = self.recipe.training.get("gradient_accumulation_steps", 1) if stage in (2, 3) else 1
         return computing, sent * rounds / bandwidth
+
+    def sent_a_step(self, gpus: int, stage: int | None) -> float:
+        """Bytes that each of so many GPUs sends, for one batch of its own."""
+        engine = self._engine_on(gpus, stage)
+        return communication(engine.parameters, engine.trainable, stage or 0, gpus, engine.kept_width)
 
     def days(self, gpus: int) -> float | None:
         """Days for the samples of the recipe: sending goes on while computing does, the longer one counts."""
@@ -121,42 +134,35 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
     plan.batch = micro * training.get("gradient_accumulation_steps", 1) * gpus
     plan.steps = training["max_steps"] if training.get("max_steps", -1) > 0 else None
     half = bool(training.get("bf16") or training.get("fp16"))
-    if recipe.stage == "tokenizer":
-        model = _plan_tokenizer(plan, micro)
-    else:
-        model = _plan_multimodal(plan, Path(path), micro, half)
-        hidden = model.config.text_config.hidden_size
-        bucket = bucket or hidden * hidden
+    tokenizer = recipe.stage == "tokenizer"
+    if tokenizer and plan.stage is not None:
+        in_full_precision(training)  # refuses what training would
+    model = _plan_tokenizer(plan, micro) if tokenizer else _plan_multimodal(plan, Path(path), micro, half)
+    hidden = (model.config if tokenizer else model.config.text_config).hidden_size
     plan._engine = {
-        "parameters": plan.parameters,
         "trainable": plan.trainable,
         "width": 2 if half else 4,
-        "bucket": bucket or 500_000_000,
+        "bucket": bucket or hidden * hidden,  # the Trainer's choice
         "offload": plan.offload,
+        "autocast": tokenizer,
     }
-    stages = (None,) if recipe.stage == "tokenizer" else (0, 1, 2, 3)
+    # As the recipe says, and every stage of ZeRO that it may have.
+    stages = dict.fromkeys((plan.stage, *((None, 1, 2) if tokenizer else (0, 1, 2, 3))))
     for checkpointing in (False, True):
         for stage in stages:
             plan.memory[checkpointing, stage] = plan.memory_on(gpus, stage, checkpointing)
-    width = plan._engine["width"] if plan.stage is not None else 4
-    engine_copies = 2 if plan.stage is not None else 1
-    kept = 12 if plan.stage is not None else 8
+    engine_copies, kept = (1, 8) if plan.stage is None else (2, 12)
+    width = plan._engine_on(gpus, plan.stage).kept_width
     plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable + plan.average_bytes
     _plan_data(plan, model.config)
     return plan
 
 
 def _zero(path: str | None) -> tuple[int | None, bool, int]:
-    """Stage, offload and bucket of a DeepSpeed file; the Trainer sets buckets that say `auto`."""
+    """Stage, offload and bucket of a DeepSpeed file, 0 for `auto`."""
     if not path:
         return None, False, 0
-    file = Path(path)
-    if not file.is_file():  # recipes are written for the folder of the repository
-        file = Path(__file__).resolve().parents[2] / path
-    try:
-        zero = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: no DeepSpeed configuration with zero_optimization ({error}).") from None
+    zero = read_engine(path)["zero_optimization"]
     bucket = zero.get("reduce_bucket_size", 500_000_000)
     return zero["stage"], "offload_optimizer" in zero, 0 if bucket == "auto" else int(bucket)
 

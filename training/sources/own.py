@@ -8,6 +8,9 @@ from .images import webdataset_pair
 from .source import Source, to_draw
 
 
+_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+
+
 def image_file(row: dict, folder: Path | None) -> dict:
     """One file of a folder; its text is `NAME.txt` beside it, or its name with spaces for dashes and underscores."""
     path = Path(row["path"])
@@ -20,9 +23,7 @@ IMAGE_FOLDER = Source(
     name="image-folder",
     hub_id="",
     kind="images",
-    files=tuple(
-        f"**/*.{suffix}" for name in ("png", "jpg", "jpeg", "webp", "bmp", "gif") for suffix in (name, name.upper())
-    ),
+    files=tuple(f"**/*.{suffix}" for name in _SUFFIXES for suffix in (name, name.upper())),
     convert=image_file,
     task="images",
     num_samples=0,

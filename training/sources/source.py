@@ -4,6 +4,7 @@ Nothing is decoded here: images stay paths or bytes, so that one corrupt file co
 """
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class Source:
             ValueError: no such folder, none of the files in it, or a `json` source that is not on a disk.
         """
         path = path or self.hub_id
+        if not path:
+            raise ValueError(f"{self.name}: set `path` to the folder that it lies in.")
         folder = Path(path)
         if not folder.is_dir():
             if not self.hub_id:
@@ -78,6 +81,8 @@ class Source:
             raise ValueError(f"{self.name}: {path} holds none of {', '.join(self.files)}: is it the right folder?")
         images = Path(image_folder) if image_folder else folder
         if self.kind == "images":
+            # In a folder neighbours are alike, and a pool is far smaller than most folders.
+            random.Random(0).shuffle(paths)
             rows = Dataset.from_dict({"path": [str(found) for found in paths]})
             return rows.to_iterable_dataset(num_shards=-(-len(rows) // _IMAGES_A_SHARD)), images
         if self.kind == "json":
