@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -351,7 +352,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(words, message, monkeypatc
 def test_uploads_are_opened_by_our_loader_and_kept_small(tmp_path):
     path = tmp_path / "wide.png"
     Image.new("RGBA", (3000, 30), (0, 0, 0, 0)).save(path)
-    image = open_upload(str(path))
+    image = open_upload(str(path), str(tmp_path))
     assert image.mode == "RGB" and image.width == MAX_SIDE and image.getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -362,11 +363,21 @@ def test_uploads_that_are_no_images_say_so_without_folders(tmp_path, monkeypatch
     cut.write_bytes(bomb.read_bytes()[:200])
     for path, reason in ((bomb, "over the limit of 24 Mpx"), (text, "not an image"), (cut, "over the limit|cannot")):
         with pytest.raises(ValueError, match=f"^{path.name}: .*({reason})") as refused:
-            open_upload(str(path))
+            open_upload(str(path), str(tmp_path))
         assert str(tmp_path) not in str(refused.value) and "max_pixels" not in str(refused.value)
     monkeypatch.setattr("evotok.app.limits.MAX_UPLOAD_BYTES", 100)
     with pytest.raises(ValueError, match="bomb.png: .* MB, at most"):
-        open_upload(str(bomb))
+        open_upload(str(bomb), str(tmp_path))
+
+
+def test_files_that_nobody_uploaded_are_not_read(tmp_path):
+    """Whether they are there or not, and by whatever way."""
+    (tmp_path / "uploads").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
+    (tmp_path / "uploads" / "link.png").symlink_to(tmp_path / "mine.png")
+    for name in ("mine.png", "uploads/../mine.png", "uploads/link.png", "uploads/missing.png", "uploads", "missing"):
+        with pytest.raises(ValueError, match=f"^{Path(name).name}: was not uploaded to this page"):
+            open_upload(str(tmp_path / name), str(tmp_path / "uploads"))
 
 
 @pytest.mark.parametrize("value", [True, None, "7", [1], float("inf"), 3.5, -1])

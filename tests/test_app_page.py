@@ -56,6 +56,27 @@ def test_uploads_keep_their_place(visitor):
     assert ".." not in path and "gradio" in path.lower()
 
 
+def test_no_address_is_fetched_for_a_visitor(visitor, monkeypatch):
+    """Neither as a file of the page, nor in the place of an upload."""
+    monkeypatch.setattr("gradio.routes.secure_url_stream_response", pytest.fail)
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", pytest.fail)
+    address = "https://example.org/a.png"
+    given = [{"path": address, "meta": {"_type": "gradio.FileData"}}, 2]
+    answers = [visitor.client.get(f"{API}/file={address}"), visitor.join("source", given, "change")]
+    assert [(answer.status_code, answer.text.split(":")[0]) for answer in answers] == [
+        (403, "The page reads no addresses."),
+        (403, "The page reads no addresses"),
+    ]
+
+
+def test_requests_that_gradio_stumbles_over_are_refused_not_failures(visitor, capfd):
+    [path] = visitor.client.post(f"{API}/upload", files={"files": ("a.png", b"no image")}).json()
+    assert visitor.client.get(f"{API}/file={path}").content == b"no image"
+    answer = visitor.client.get(f"{API}/file={path}", headers={"range": "bytes=0-1-2"})
+    assert (answer.status_code, answer.text) == (422, "The page does not send such requests.")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_fault_of_ours_is_told_without_a_traceback_and_the_page_serves_on(visitor, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")

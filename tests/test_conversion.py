@@ -404,6 +404,24 @@ def test_stage_one_files_and_a_plain_language_model(release, pixels, tmp_path, c
     check_model(model, release, pixels)
 
 
+def test_rows_to_spare_in_a_base_model_are_no_tokens(release, tmp_path):
+    """Qwen2.5 has 399 more rows than tokens: the release cuts them off before it appends its three."""
+    table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
+    spare = {"model.embed_tokens.weight": torch.randn(320, SIZES["hidden"]), "lm_head.weight": torch.randn(320, 24)}
+    spare["lm_head.weight"][:300] = head[:300]
+    folder = tmp_path / "qwen"
+    save_language_model(folder, release["language"] | spare, TEXT | {"model_type": "qwen2", "vocab_size": 320})
+    save_tokenizer(tmp_path / "last.pt", release["tokenizer"])
+    torch.save(prefixed(DEPTH, release["depth"]), tmp_path / "rqtransformer.bin")
+    stage = prefixed(PROJECTOR, release["generation"]) | {"model.embed_tokens.weight": table}
+    torch.save(stage, tmp_path / "mm_projector.bin")
+    assert convert(tmp_path, "--out", tmp_path / "ours") == 0
+    model = load(tmp_path / "ours")
+    assert torch.equal(model.get_input_embeddings().weight[:303], table)
+    assert torch.equal(model.lm_head.weight[:300], head[:300])
+    close(model.lm_head.weight[300:303], head[:300].mean(0).expand(3, -1))
+
+
 def test_without_a_text_tokenizer_and_with_tied_tables(release, pixels, tmp_path):
     """Placeholders get rows of their own; start and end are the last two of the release's."""
     tensors = {name: x for name, x in release["language"].items() if name != "lm_head.weight"}

@@ -44,13 +44,19 @@ def check_number(value: Any, low: float, high: float, name: str) -> float:
     return value
 
 
-def open_upload(path: str) -> Image.Image:
+def open_upload(path: str, folder: str) -> Image.Image:
     """An uploaded file as an upright RGB image, no side longer than `MAX_SIDE`.
 
+    Args:
+        path: as the visitor's form names it; a stranger's program can name any file of the machine.
+        folder: where uploads lie.
+
     Raises:
-        ValueError: no image, damaged or too large; one line with the name of the file, not its folder.
+        ValueError: not uploaded, no image, damaged or too large; one line with the name of the file, not its folder.
     """
     name = Path(path).name
+    if not Path(path).resolve().is_relative_to(Path(folder).resolve()) or not Path(path).is_file():
+        raise ValueError(f"{name[:80]}: was not uploaded to this page: add it as a file.")
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
         raise ValueError(f"{name}: {size / 2**20:.0f} MB, at most {MAX_UPLOAD_BYTES / 2**20:.0f} are read: shrink it.")

@@ -12,10 +12,12 @@ import gradio as gr
 import pandas as pd
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
+from starlette.middleware import Middleware
 
 from evotok.app.chat import answer
 from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw
 from evotok.app.examples import Examples, find_examples
+from evotok.app.gate import Gate
 from evotok.app.inside import Inspection, inspect, swap
 from evotok.app.limits import MAX_UPLOAD_BYTES, QUEUE_LENGTH, open_upload
 from evotok.app.theme import CSS, THEME
@@ -74,6 +76,7 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "ssr_mode": False,
         "mcp_server": False,
+        "app_kwargs": {"middleware": [Middleware(Gate)]},
     }
 
 
@@ -147,7 +150,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
 
     def reply(sent: dict[str, Any], state: Conversation | None) -> Iterator[tuple]:
         state = state or Conversation()
-        images = [open_upload(path) for path in sent.get("files") or []]
+        images = [open_upload(path, box.GRADIO_CACHE) for path in sent.get("files") or []]
         pieces = answer(model, processor, state, sent.get("text") or "", images)
         text = next(pieces)
         shown = _transcript(state, transcript.GRADIO_CACHE)
@@ -313,7 +316,7 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
             likeness = gr.Markdown("", elem_classes="hint", elem_id="likeness")
 
     def encode(path: str | None) -> Inspection | None:
-        return inspect(model, processor, open_upload(path)) if path else None
+        return inspect(model, processor, open_upload(path, source.GRADIO_CACHE)) if path else None
 
     def encode_first(path: str | None, depth: int) -> tuple:
         found = encode(path)

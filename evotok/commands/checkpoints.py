@@ -59,7 +59,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         folder = _fetch(name)
     if not name or not folder.is_dir():
         raise ValueError(f"{name!r}: no such folder. Give a checkpoint: a folder with config.json and *.safetensors.")
-    _check_files(name, folder)
+    check_files(name, folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name}: no config.json in this folder. Give the folder that a training saved.")
     config = _read_json(name, folder / "config.json")
@@ -84,8 +84,12 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_files(name: str, folder: Path) -> None:
-    """Every file is one, and lies in the folder; those of the Hub's cache are links to the blobs beside it."""
+def check_files(name: str, folder: Path) -> None:
+    """Every file is one, and lies in the folder; those of the Hub's cache are links to the blobs beside it.
+
+    Raises:
+        ValueError: a pipe, a device, or a link that leads out; `name` is what the message calls the folder.
+    """
     home = folder.resolve()
     home = home.parent.parent if home.parent.name == "snapshots" else home
     for path in folder.iterdir():

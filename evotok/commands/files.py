@@ -138,9 +138,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
     part = folder.with_name(folder.name + ".part")
+    if part.exists():
+        raise ValueError(f"{part}: this is there already, left by a run that was stopped: remove it.")
     with made_folder(folder.parent):
+        part.mkdir()
         try:
-            part.mkdir()
             yield part
             if folder.exists():
                 folder.rmdir()

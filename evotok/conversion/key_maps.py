@@ -178,12 +178,15 @@ def to_ours(
     entries = reference_names(rules, ours)
     missing = [name for name, entry in entries.items() if name not in theirs and not entry.optional]
     if missing:
-        raise ValueError(f"{origin}: the {part} lacks {_some(missing)}: damaged, or not of the release's format.")
+        raise ValueError(
+            f"{origin}: the {part} lacks {_some(missing)}: damaged, or not of the release's format. Copy it again."
+        )
     ignored = re.compile("|".join(filter(None, [IGNORED[part], unused])) or "(?!)")
     unknown = [name for name in theirs if name not in entries and not ignored.fullmatch(name)]
     if unknown:
         raise ValueError(
-            f"{origin}: the {part} has {_some(unknown)}, of which the format knows nothing: not converted."
+            f"{origin}: the {part} has {_some(unknown)}, of which the format knows nothing: give what the "
+            "release wrote and nothing else."
         )
     converted = {}
     for name, entry in entries.items():
@@ -194,7 +197,8 @@ def to_ours(
         shape = entry.layout.to_theirs(*(tensor.to("meta") for tensor in wanted)).shape
         if theirs[name].shape != shape:
             raise ValueError(
-                f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} where {tuple(shape)} is due."
+                f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} where {tuple(shape)} is due. "
+                "Copy it again."
             )
         converted |= dict(zip(entry.ours, entry.layout.to_ours(theirs[name]), strict=True))
     return converted

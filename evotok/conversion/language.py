@@ -98,7 +98,8 @@ def first_difference(one: Piece, other: Piece, names: set[str] | None = None) ->
 def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[str, Tensor]:
     """The table of embeddings that `mm_projector.bin` has, where start and end tokens were trained, is the model's.
 
-    The output table gets as many rows; new ones are the mean of the others, as the release makes them.
+    The output table gets as many rows; new ones are the mean of the others, as the release makes them. A base model
+    has rows to spare behind its last token, which the release cuts off before it appends its own tokens.
     """
     trained = [piece for piece in of_part(pieces, PROJECTOR) if EMBEDDING in piece.tensors]
     if not trained:
@@ -111,7 +112,8 @@ def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[
         )
     tensors = tensors | {EMBEDDING: table.to(tensors[EMBEDDING].dtype)}
     if LM_HEAD in tensors:
-        head = tensors[LM_HEAD][: len(table)]
+        head = tensors[LM_HEAD]
+        head = head if len(head) <= len(table) else head[: len(table) - len(APPENDED)]
         more = head.float().mean(0, keepdim=True).to(head.dtype).expand(len(table) - len(head), -1)
         tensors[LM_HEAD] = torch.cat([head, more]) if len(more) else head
     return tensors

@@ -41,11 +41,13 @@ class _Shapes:
         tensor = self.piece.tensors.get(name)
         if tensor is None:
             raise ValueError(
-                f"{self.piece.origin}: the {self.piece.part} lacks {name}: damaged, or not of the release's format."
+                f"{self.piece.origin}: the {self.piece.part} lacks {name}: damaged, or not of the release's format. "
+                "Copy it again."
             )
         if tensor.ndim != rank or 0 in tensor.shape:
             raise ValueError(
-                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} where {rank} dimensions are due."
+                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} where {rank} dimensions are due. "
+                "Copy it again."
             )
         return tuple(tensor.shape)
 
@@ -56,7 +58,7 @@ class _Shapes:
         if found != set(range(len(found))) or not found:
             raise ValueError(
                 f"{self.piece.origin}: of {prefix}N the numbers {sorted(found)[:8]} are there, which should be 0, 1, 2 "
-                "and so on: damaged, or not of the release's format."
+                "and so on: damaged, or not of the release's format. Copy it again."
             )
         return len(found)
 

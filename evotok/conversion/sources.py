@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evotok.commands.checkpoints import check_files
 from evotok.conversion.torch_files import read_torch_file
 
 
@@ -80,13 +81,15 @@ def find_pieces(sources: list[str]) -> list[Piece]:
 
 def _read_tree(folder: Path) -> list[Piece]:
     """Pieces of a folder; where it has no language model itself, of the folders in it too, but for ours."""
+    check_files(str(folder), folder)
     if _is_ours(folder):
         raise ValueError(f"{folder}: a checkpoint of ours already; --to-reference converts it to the release's format.")
     pieces = _read_folder(folder)
     if not any(piece.part == LANGUAGE_MODEL for piece in pieces):
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and not _is_ours(path):
-                pieces += _read_folder(path)
+            if path.is_dir():
+                check_files(str(path), path)
+                pieces += [] if _is_ours(path) else _read_folder(path)
     return pieces
 
 
@@ -128,7 +131,7 @@ def _indexed_shards(index: Path) -> list[Path]:
         raise ValueError(f"{index}: damaged, or no index of weights. Copy it again.") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index}: names {name!r}, which is no file of this folder.")
+            raise ValueError(f"{index}: names {name!r}, which is no file of this folder. Copy the folder again.")
         if not (index.parent / name).is_file():
             raise ValueError(f"{index.parent / name}: this shard is missing. Copy the folder again.")
     return [index.parent / name for name in names]
@@ -158,7 +161,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     else:
         content = read_torch_file(path)
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of weights.")
+            raise ValueError(f"{path}: holds a {type(content).__name__}: it should be a dict of weights.")
         chosen = (content[name] for name in ("ema", "model", "state_dict") if isinstance(content.get(name), dict))
         weights, facts = next(filter(None, chosen), content), content.get("args")
     tensors: dict[str, Tensor] = {}
@@ -175,11 +178,18 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _check_tensor(path: Path, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(
-            f"{path}: {name[:80]} is a {type(tensor).__name__} where a tensor is due: no weights of the release."
+            f"{path}: {name[:80]} is a {type(tensor).__name__} where a tensor is due: give weights of the release."
         )
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not plain or tensor.is_complex():
-        raise ValueError(f"{path}: {name} is no plain tensor of numbers but {tensor.dtype}, {tensor.layout}.")
+        raise ValueError(
+            f"{path}: {name} is no plain tensor of numbers but {tensor.dtype}, {tensor.layout}. Save it as one."
+        )
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{path}: {name} has shape {tuple(tensor.shape)}, but the file holds "
+            f"{tensor.untyped_storage().nbytes()} bytes for it: damaged. Copy it again."
+        )
 
 
 def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[Piece]:
@@ -187,7 +197,9 @@ def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     for name, tensor in tensors.items():
         part, rest = _place(name) or (_only_part(tensors), name)
         if part is None:
-            raise ValueError(f"{origin}: {name} belongs to no part of the release's format: not converted.")
+            raise ValueError(
+                f"{origin}: {name} belongs to no part of the release's format: give what the release wrote."
+            )
         rest = rest.replace("encoder_vqkd.vision_model.", "encoder_vqkd.", 1)  # Transformers 4
         if parts.setdefault(part, {}).setdefault(rest, tensor) is not tensor:
             raise ValueError(f"{origin}: {name} is there twice under two prefixes.")

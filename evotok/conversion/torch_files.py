@@ -40,6 +40,8 @@ def read_torch_file(path: Path) -> Any:
         pass
     is_zip = zipfile.is_zipfile(path)
     try:
+        if is_zip:
+            _check_stored(path)
         unknown = get_unsafe_globals_in_checkpoint(str(path)) if is_zip else []
         unknown = [name for name in unknown if name != "argparse.Namespace"]
         for name in unknown:
@@ -63,13 +65,21 @@ class _Forbidden(Exception):  # noqa: N818 - the name of what is forbidden
     pass
 
 
+def _check_stored(path: Path) -> None:
+    """torch.save compresses nothing: what is compressed could grow without end when it is read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("compressed records")
+
+
 def _first_forbidden(path: Path, is_zip: bool) -> str | None:
     """What stopped the reading, for the message: found without running anything, in pickles of any protocol."""
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 [record] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                content = archive.read(record)
+                with archive.open(record) as file:
+                    content = file.read(_SCANNED_BYTES)
         else:
             with path.open("rb") as file:
                 content = file.read(_SCANNED_BYTES)

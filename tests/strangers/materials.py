@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from conftest import TINY_VQ, build_tiny_model
 from PIL import Image
+from release_format import SIZES, make_projector, make_tokenizer, prefixed, save_language_model, save_tokenizer
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.codes import Codes, write_codes
@@ -58,6 +60,24 @@ class Materials:
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")
         build_tiny_model(config, seed=1).model.vq_model.save_pretrained(folder / "other")
+
+    @functools.cached_property
+    def release(self) -> Path:
+        """Folder in the format of the paper's release: `last.pt`, a language model in two shards, a text tokenizer."""
+        folder = self.folder / "release"
+        save_tokenizer(self.folder / "last.pt", make_tokenizer())
+        config = {
+            "vocab_size": 303, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        }  # fmt: skip
+        tensors = Qwen2ForCausalLM(Qwen2Config(**config)).state_dict()
+        tensors |= prefixed("model.mm_projector.", make_projector(SIZES["dim"]))
+        save_language_model(folder, tensors, config | {"mm_use_im_start_end": True}, form="bin", shards=2)
+        shutil.move(self.folder / "last.pt", folder)
+        tokenizer = train_text_tokenizer(["A frog, please draw two cats on a blue background."] * 2, 300)
+        tokenizer.add_tokens(["[PAD]", "<im_start>", "<im_end>"], special_tokens=True)
+        tokenizer.save_pretrained(folder)
+        return folder
 
     @functools.cached_property
     def visitor(self) -> Visitor:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from strangers.case import SECRET, Case, Group, Place, StatusError
+from strangers.images import noise, saved
 
 
 API = "/gradio_api"
@@ -143,7 +144,17 @@ GARBAGE = {
     "data that are a number": b'{"data": 7}',
     "5000 brackets": b"[" * 5000,
 }
-ROUTES = ("queue/join", "cancel", "reset", "run/predict", "api/predict", "call/predict")
+ROUTES = ("queue/join", "cancel", "reset", "run/predict")
+UNUSED = (
+    "api/predict",
+    "call/predict",
+    "call/v2/predict",
+    "component_server",
+    "vibe-edit",
+    "process_recording",
+    "stream/x",
+)
+PUBLIC = "https://example.org/a.png"
 REQUESTS = [
     *(
         body(route, name, content, "HTTP 400" if name == "5000 brackets" else "HTTP 422")
@@ -153,21 +164,38 @@ REQUESTS = [
     body("queue/join", "a handler of letters", b'{"fn_index": "x", "data": []}', "HTTP 422"),
     *(
         post("queue/join", {"data": [], "fn_index": index, "session_hash": "stranger"}, gets)
-        for index, gets in ((-1, "HTTP 500"), (10**6, "HTTP 500"), (None, "HTTP 400"))
+        for index, gets in ((-1, "HTTP 422"), (10**6, "HTTP 422"), (None, "HTTP 400"))
     ),
-    post("run/predict", {"data": ["a frog"]}, "HTTP 500"),
-    post("vibe-edit", {"prompt": "import os"}, "HTTP 403"),
-    post("process_recording", {"video": "/etc/passwd"}, "HTTP 400"),
+    post("run/predict", {"data": ["a frog"]}, "HTTP 422"),
+    *(post("run/predict", {"data": data, "fn_index": 0}, "HTTP 422") for data in ([], ["x"] * 99)),
+    *(
+        post("queue/join", {"data": [[{"path": address}]], "fn_index": 0, "session_hash": "stranger"}, "HTTP 403")
+        for address in (PUBLIC, "http://127.0.0.1:1/a.png")
+    ),
+    *(post(route, {"data": ["a frog"]}, "HTTP 404") for route in UNUSED),
+    case(
+        "`POST queue/join` of 2 MB",
+        "HTTP 413",
+        lambda place: ("POST", "queue/join", {"json": {"data": ["a" * 2**21], "session_hash": "stranger"}}),
+    ),
     get("file=/etc/passwd", "HTTP 403"),
     get("file=%2e%2e/%2e%2e/etc/passwd", "HTTP 403"),
     get("file=..%2f..%2fetc%2fpasswd", "HTTP 403"),
     get("file=file:///etc/passwd", "HTTP 403"),
     get("file=http://127.0.0.1:1/", "HTTP 403"),
+    get(f"file={PUBLIC}", "HTTP 403"),
+    get(f"file/{PUBLIC}", "HTTP 404"),
+    get(f"file={'a' * 300}.png", "HTTP 403"),
     get("file=own.png", "HTTP 403", lambda place: place.write("own.png", b"x")),
     get("file=link.png", "HTTP 403", lambda place: place.link("link.png", place.outside / f"{SECRET}.png")),
     get("file=..%2foutside%2frecipe.yaml", "HTTP 403"),
     get("upload_progress?upload_id=../x", "HTTP 404"),
-    get("proxy=http://127.0.0.1:1/", "HTTP 400"),
+    get("proxy=http://127.0.0.1:1/", "HTTP 404"),
+    get("proxy=http://[", "HTTP 404"),
+    get("custom_component/x/client/component/y.js", "HTTP 404"),
+    get("dev/reload", "HTTP 404"),
+    get("%00", "HTTP 404"),
+    get("file=%00", "HTTP 403"),
     case(
         "`POST upload` of 13 MB",
         "HTTP 413",
@@ -197,9 +225,13 @@ def asked(given: str, gets: str, box: Any) -> Case:
     return case(given, gets, lambda place: ("question", "submit", [box, None]))
 
 
-def looked_at(given: str, gets: str, path: Any) -> Case:
-    image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+def looked_at(given: str, gets: str, path: Any, **image: Any) -> Case:
+    image = {"path": path} | (image or {"meta": {"_type": "gradio.FileData"}})
     return case(given, gets, lambda place: ("source", "change", [image, 2]))
+
+
+def _picture_here(place: Place) -> tuple[str, str, list]:
+    return "source", "change", [{"path": str(place.path / place.write("own.png", saved(noise(8, 8), "PNG")))}, 2]
 
 
 ORDERS = [
@@ -258,7 +290,17 @@ ORDERS = [
     asked("question about a file of the machine", "Error", {"text": "x", "files": [{"path": "/etc/passwd"}]}),
     looked_at("picture that is a file of the machine", "Error", "/etc/passwd"),
     looked_at("picture by a path that climbs out", "Error", "../../etc/passwd"),
-    looked_at("picture at an address of the machine", "Error", "http://127.0.0.1:1/a.png"),
+    looked_at(
+        "file of the machine that says it is no upload",
+        "passwd: was not uploaded to this page: add it as a file.",
+        "/etc/passwd",
+        meta={"_type": "x"},
+    ),
+    case(
+        "picture of the machine that does not say what it is",
+        "own.png: was not uploaded to this page: add it as a file.",
+        _picture_here,
+    ),
     looked_at("picture of an empty name", "Error", ""),
     case(
         "level that there is not",
