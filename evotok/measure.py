@@ -99,7 +99,7 @@ class Run:
 
     def pixels(self, drawings: Sequence[Drawing]) -> Iterator[torch.Tensor]:
         """Drawings on white, (B, 3, H, W) in [-1, 1] on the model's device."""
-        for start in tqdm(range(0, len(drawings), 64), "drawings", leave=False):
+        for start in tqdm(range(0, len(drawings), 64), "drawings", leave=False, disable=None):
             images = [to_pixels(self.world.image(drawing)) for drawing in drawings[start : start + 64]]
             yield torch.stack(images).to(self.model.device)
 
@@ -169,7 +169,7 @@ def _count_codes(run: Run, drawings: Sequence[Drawing]) -> torch.LongTensor:
 
 def measure_questions(run: Run) -> None:
     """Accuracy on each kind of question, beside that of the commonest answer."""
-    for figure, (kind, split) in tqdm(TASKS.items(), "questions", leave=False):
+    for figure, (kind, split) in tqdm(TASKS.items(), "questions", leave=False, disable=None):
         if f"{figure}_n" in run.results:
             continue
         records = evaluation_set(run.world, kind, split, run.options.questions, run.options.seed)
@@ -221,7 +221,7 @@ def measure_t2i(run: Run) -> None:
     run.record({"t2i_top5_chance": 5 / len(run.world.concepts)} | _ceilings(run, teacher, gallery))
     guard = float(run.model.generation_config.guidance_min_p or 0.0)
     table = run.results.setdefault("t2i_table", [])
-    for cell in tqdm(t2i_cells(guard, run.options), "pictures", leave=False):
+    for cell in tqdm(t2i_cells(guard, run.options), "pictures", leave=False, disable=None):
         if any(cell.items() <= row.items() for row in table):
             continue
         started = time.perf_counter()

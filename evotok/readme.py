@@ -1,13 +1,17 @@
-"""Fills the generated blocks of README.md, `<!-- name -->` to `<!-- /name -->`, from the files that they speak of.
+"""Fills the generated blocks of README and docs, `<!-- name -->` to `<!-- /name -->`, from the files they speak of.
 
 python -m evotok.readme
 """
 
 import ast
+import json
 import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import new_files
@@ -29,6 +33,16 @@ LABELS = {
 
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAJECTORY = ROOT / "docs" / "results" / "trajectory" / "results.json"
+DEPTHS_SHOWN = (1, 2, 3, 4, 8, 16)
+DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
+    "psnr": ("PSNR, dB", 1),
+    "fd": ("Frechet distance", 0),
+    "similarity_pixels": ("meaning of the reconstruction", 3),
+    "similarity_semantics": ("decoded meaning", 3),
+}
+NOISELESS = {"t2i_top5_train_cfg7.5": 0.2734375, "t2i_top5_new_pair_cfg7.5": 0.140625}
+"""Of EvoTok-mini's second training, whose only stage of drawing, 1,800 steps, showed every code as it was."""
 # Folders of the tree, in the order of reading, with what they are and the files that speak for themselves.
 TREE = {
     "evotok": ("the face: public names, command line, demo, measurement, model card", "*.py"),
@@ -56,12 +70,19 @@ TREE = {
 }
 
 
+def folders() -> str:
+    """The repository's folders with one line each, as a Markdown block."""
+    return "\n".join(["```text", *(f"{folder + '/':<20} {summary}" for folder, (summary, _) in TREE.items()), "```"])
+
+
 def file_tree() -> str:
-    """The repository's folders and files with one line each, as a Markdown block: what each file says of itself."""
+    """The folders with the files in them, as a Markdown block: one line each, what a file says of itself."""
     lines = []
-    for folder, (summary, pattern) in TREE.items():
-        lines.append(f"{folder + '/':<31} {summary}")
-        for path in sorted((ROOT / folder).glob(pattern)) if pattern else ():
+    for folder, (_, pattern) in TREE.items():
+        if not pattern:
+            continue
+        lines.append(f"{folder}/")
+        for path in sorted((ROOT / folder).glob(pattern)):
             said = textwrap.shorten(first_sentence(path), 86, placeholder=" ...")
             if path.name != "__init__.py":
                 lines.append(f"    {path.name:<27} {said}")
@@ -91,6 +112,57 @@ def results_table(results: dict) -> str:
             "" if baseline is None else f"{baseline:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    met = [results[name] >= target for name, target in TARGETS.items() if name in results]
+    return "\n".join([*lines, "", f"Targets were set before training; {sum(met)} of {len(met)} are met."])
+
+
+def depths_table(results: dict[str, Any]) -> str:
+    """Figures of the suite `trajectory` by depth, and where their gain comes from, as Markdown."""
+    rows = {row["depth"]: row for row in results["tables"]["by_depth"]}
+    lines = [f"| levels | {' | '.join(heading for heading, _ in DEPTH_FIGURES.values())} |", "| --- |" + " --- |" * 4]
+    for depth in DEPTHS_SHOWN:
+        cells = [f"{rows[depth][name]:.{digits}f}" for name, (_, digits) in DEPTH_FIGURES.items()]
+        lines.append(f"| {depth} | {' | '.join(cells)} |")
+    shares = [f"{gained(rows, name):.0%}" for name in DEPTH_FIGURES]
+    lines.append(f"| of the change from 1 to 16, by level 4 | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def gained(rows: dict[int, dict[str, float]], name: str) -> float:
+    """Share of what a figure gains from depth 1 to 16 that it has gained by depth 4."""
+    first, pixels, last = (rows[depth][name] for depth in (1, 4, 16))
+    return (pixels - first) / (last - first)
+
+
+def clusters_table(results: dict[str, Any]) -> str:
+    """How far clusters agree with what is known of the drawings, by depth, as Markdown."""
+    lines = ["| levels | with the group of the thing | with the colour |", "| --- | --- | --- |"]
+    lines += [f"| {r['depth']} | {r['group']:.2f} | {r['color']:.2f} |" for r in results["tables"]["clusters"]]
+    return "\n".join(lines)
+
+
+def noise_table(results: dict[str, Any]) -> str:
+    """What the mini model draws without noise on the codes and with that of its recipes, as Markdown."""
+    shares = []
+    for stage in ("gen-pretrain", "gen"):
+        recipe = yaml.safe_load((ROOT / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8"))
+        shares.append(f"{recipe['data']['code_noise']:g} in `{stage}.yaml`")
+    lines = ["| `data.code_noise` | what it saw in training | unseen pairs of thing and style |", "| --- | --- | --- |"]
+    for name, figures in (("none", NOISELESS), (", ".join(shares), results)):
+        lines.append(f"| {name} | {' | '.join(f'{figures[key]:.3f}' for key in NOISELESS)} |")
+    return "\n".join(lines)
+
+
+def sources_table() -> str:
+    """The data sets that a mixture can be drawn from, as Markdown."""
+    from evotok.training.sources import SOURCES
+
+    lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
+    for source in SOURCES.values():
+        rows = f"{source.num_samples:,}" if source.num_samples else ""
+        where = f"`{source.hub_id}`" if source.hub_id else "your folder"
+        task = "preferences" if source.preferences else source.task
+        lines.append(f"| `{source.name}` | {task} | {where} | {rows} | {source.licence} |")
     return "\n".join(lines)
 
 
@@ -103,21 +175,28 @@ def fill(text: str, blocks: dict[str, str]) -> str:
     for name, content in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no block <!-- {name} -->.")
+            raise ValueError(f"There is no block <!-- {name} -->.")
         text = pattern.sub(lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text)
     return text
 
 
-def blocks() -> dict[str, str]:
-    """Every generated block of the README."""
+def blocks() -> dict[str, dict[str, str]]:
+    """Every generated block, by document."""
     results = read_results(find_asset("evotok-mini") / "results.json")
-    return {"usage": USAGE, "results": results_table(results), "tree": file_tree()}
+    trajectory = json.loads(TRAJECTORY.read_text(encoding="utf-8"))
+    return {
+        "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
+        "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
+        "docs/train.md": {"noise": noise_table(results)},
+        "docs/data.md": {"sources": sources_table()},
+    }
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    with new_files(path.parent, overwrite=True) as reserve:
-        reserve(path.name).write_text(fill(path.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+    for document, own in blocks().items():
+        path = ROOT / document
+        with new_files(path.parent, overwrite=True) as reserve:
+            reserve(path.name).write_text(fill(path.read_text(encoding="utf-8"), own), encoding="utf-8")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command line on a tiny random checkpoint: what each command does, and one line for every mistake."""
 
+import ast
 import json
 import os
 import re
@@ -126,6 +127,14 @@ def test_help_is_bold_on_a_terminal_that_may(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     main(["--help"])
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["evotok", "training", "eval"])
+def test_every_progress_bar_asks_whether_somebody_looks_on(folder):
+    for path in Path(__file__).parents[1].joinpath(folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm":
+                assert "disable" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -23,7 +23,7 @@ from evotok.training.arguments import read_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options of pip's are not ours to check, targets of make are looked up.
@@ -56,12 +56,21 @@ def test_every_block_works(path, workplace, monkeypatch):
         "python": lambda code: exec(compile(code, name(path), "exec"), namespace),  # noqa: S102 - our own pages
         "bash": lambda code: [run_line(line, monkeypatch) for line in code.splitlines()],
         "sh": lambda code: [parse_line(line) for line in code.splitlines()],
-        "json": lambda code: [json.loads(line) for line in code.splitlines()],
+        "json": read_json,
         "yaml": read_part_of_a_recipe,
         "text": str,
     }
     for language, code in blocks_of(path):
         checks[language](code)
+
+
+def read_json(code: str) -> None:
+    """One value, or one a line."""
+    try:
+        json.loads(code)
+    except json.JSONDecodeError:
+        for line in code.splitlines():
+            json.loads(line)
 
 
 def run_line(line: str, monkeypatch) -> None:

@@ -66,6 +66,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     given.setdefault("dataloader_pin_memory", not on_cpu)
     # It would hide what is not finite, and wait for the device at every step to do so.
     given.setdefault("logging_nan_inf_filter", False)
+    given.setdefault("disable_tqdm", not sys.stderr.isatty())  # losses are lines then, without bars between them
     if recipe.data.name == "mixture":
         given["ignore_data_skip"] = True  # a stream goes on from its own state
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")

@@ -18,19 +18,17 @@ from ...training.taught_images import calibrated_teacher
 from ...training.teachers import EfficientNetTeacher, SiglipTeacher
 from ...training.tokenizer_data import FolderImages, to_pixels
 from ...training.tokenizer_probes import evenly
-from ..clusters import Clusters, cluster, project
+from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
 from ..metrics import feature_cosine, psnr
-from ..plots import figure, save
-from ..sheets import BLUE, GREY, RED, Cell, draw_sheet
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
+from ..trajectory_pictures import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
 
 
 TAKES = "tokenizer"
 EFFICIENTNET = "efficientnet"
 CLUSTER_DEPTHS = (1, 4, 8, 16)  # Fig. 6
-CLUSTERS_SHOWN, IMAGES_SHOWN, RECONSTRUCTIONS = 3, 8, 8
-NEIGHBOURS = 12  # trajectories of the magnified part
+RECONSTRUCTIONS = 8
 
 
 @dataclass
@@ -132,11 +130,11 @@ def run(evaluation: Evaluation) -> Report:
     }
     if evaluation.workers.is_main:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
-        _plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
-        _plot_walks(evaluation.folder, torch.stack([level.latents for level in levels], 2), options)
+        plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
+        plot_walks(evaluation.folder, _walks(evaluation.folder, [level.latents for level in levels], options))
         for name, sheet in (
-            ("clusters", _cluster_sheet(images.pixels, clusters)),
-            ("reconstructions", _reconstruction_sheet(model, images.pixels)),
+            ("clusters", cluster_sheet(images.pixels, clusters)),
+            ("reconstructions", _reconstruct(model, images.pixels, rows)),
         ):
             sheet.quantize(256).save(evaluation.folder / f"{name}.png", optimize=True)  # a third of the bytes
     places = {"depth1": 0, f"depth{config.num_pixel_codebooks}": config.num_pixel_codebooks - 1}
@@ -250,97 +248,28 @@ def _share(first: float, middle: float, end: float) -> str:
     return f"{max(0.0, (end - middle) / (end - first)):.0%} of the gain comes after the pixels' levels"
 
 
-def _plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -> None:
-    titles = {
-        "psnr": "Pixels kept: PSNR in dB",
-        "fd": "Frechet distance to the originals (less is better)",
-        "similarity_pixels": "Reconstruction and original: cosine",
-        "similarity_semantics": "Decoded semantics and the teacher's: cosine",
-    }
-    depths = [row["depth"] for row in rows]
-    with figure(2, 2, width=4.6) as (canvas, axes):
-        for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
-            axis.axvspan(min(depths) - 0.5, pixel_levels + 0.5, color=BLUE, alpha=0.08, linewidth=0)
-            axis.plot(depths, [row[name] for row in rows], "o-", color=RED if name.endswith("semantics") else BLUE)
-            axis.set_title(title)
-            axis.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
-            axis.set_xticks([depth for depth in depths if depth == 1 or depth % 4 == 0])
-        for axis in axes[1]:
-            axis.set_xlabel("levels decoded (shaded: those that pixels are learnt from)")
-        for suffix in ("png", "svg"):
-            save(canvas, folder / f"trajectory.{suffix}")
-
-
-def _plot_walks(folder: Path, latents: torch.Tensor, options: Any) -> None:
-    """t-SNE of (I, N, D, C): all walks, and some neighbouring ones larger. Coordinates go to `tsne.csv`."""
-    walks = latents.flatten(0, 1)  # (I x N, D, C)
+def _walks(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarray:
+    """Some positions' way on a plane, (T, D, 2), of D sums (I, N, C), by t-SNE; also `tsne.csv`."""
+    ways = torch.stack(latents, 2).flatten(0, 1)  # (I x N, D, C)
     generator = torch.Generator().manual_seed(options.seed)
-    walks = walks[torch.randperm(len(walks), generator=generator)[: options.tokens]]
-    points = project(walks.flatten(0, 1), options.seed).reshape(*walks.shape[:2], 2)  # (T, D, 2)
+    ways = ways[torch.randperm(len(ways), generator=generator)[: options.tokens]]
+    points = project(ways.flatten(0, 1), options.seed).reshape(*ways.shape[:2], 2)
     write_csv(
         folder / "tsne.csv",
         [
-            {"position": walk, "depth": depth, "x": round(float(x), 3), "y": round(float(y), 3)}
-            for walk, way in enumerate(points)
+            {"position": position, "depth": depth, "x": round(float(x), 3), "y": round(float(y), 3)}
+            for position, way in enumerate(points)
             for depth, (x, y) in enumerate(way, 1)
         ],
     )
-    longest = int(np.linalg.norm(np.diff(points, axis=1), axis=2).sum(1).argmax())
-    near = np.linalg.norm(points[:, -1] - points[longest, -1], axis=1).argsort()[:NEIGHBOURS]
-    depths = np.arange(1, points.shape[1] + 1)
-    with figure(1, 2, width=4.8, height=4.2) as (canvas, axes):
-        whole, part = axes[0]
-        for axis, shown in ((whole, points), (part, points[near])):
-            for way in shown:
-                axis.plot(*way.T, color=GREY, linewidth=0.8 if axis is part else 0.3, alpha=0.6, zorder=1)
-            colors = np.tile(depths, len(shown))
-            dots = axis.scatter(
-                *shown.reshape(-1, 2).T,
-                c=colors,
-                cmap="coolwarm",
-                s=26 if axis is part else 6,
-                zorder=2,
-                rasterized=True,
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-        whole.set_title(f"{len(points)} positions of images, level by level")
-        part.set_title(f"{len(near)} of them, larger")
-        canvas.colorbar(dots, ax=part, label="levels summed", ticks=[1, *range(4, len(depths) + 1, 4)])
-        for suffix in ("png", "svg"):
-            save(canvas, folder / f"tsne.{suffix}")
+    return points
 
 
-def _cluster_sheet(pixels: torch.Tensor, clusters: dict[int, Clusters]) -> Image.Image:
-    """Some clusters of each depth, the largest first, with the images nearest to their centres."""
-    cells, labels = [], []
-    for depth, own in clusters.items():
-        for members in own.largest(CLUSTERS_SHOWN):
-            labels.append((f"depth {depth}", f"{len(members)} images"))
-            shown = [Cell(_picture(pixels[index])) for index in members[:IMAGES_SHOWN]]
-            cells += shown + [Cell(Image.new("RGB", (8, 8), "white"))] * (IMAGES_SHOWN - len(shown))
-    title = "K-means along the trajectory"
-    subtitle = (
-        f"A row is a cluster of the mean sum of entries; images nearest to its centre. The {CLUSTERS_SHOWN} largest."
-    )
-    return draw_sheet(cells, IMAGES_SHOWN, title, subtitle, side=72, row_labels=labels)
-
-
-def _reconstruction_sheet(model: EvoTokVQModel, pixels: torch.Tensor) -> Image.Image:
+@torch.inference_mode()
+def _reconstruct(model: EvoTokVQModel, pixels: torch.Tensor, rows: list[dict[str, float]]) -> Image.Image:
+    """Some images, decoded of more and more levels, with the mean PSNR of all images beside them."""
     pixels = torch.stack(evenly(list(pixels), RECONSTRUCTIONS)).to(model.device)
-    levels, config = model.config.num_pixel_codebooks, model.config
-    rows = {("original", ""): pixels}
-    with torch.inference_mode():
-        codes = model.encode(pixels)
-        for depth in sorted({1, 2, levels, config.num_codebooks}):
-            note = "as learnt" if depth == levels else f"learnt from {levels}" if depth > levels else ""
-            rows[f"depth {depth}", note] = model.decode_pixels(codes, depth=depth)
-    cells = [Cell(_picture(image)) for row in rows.values() for image in row]
-    title = "Reconstructions along the trajectory"
-    return draw_sheet(cells, len(pixels), title, side=96, row_labels=list(rows))
-
-
-def _picture(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as an image."""
-    array = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    codes, last = model.encode(pixels), model.config.num_pixel_codebooks
+    depths = sorted({1, 2, last, model.config.num_codebooks})
+    decoded = {depth: model.decode_pixels(codes, depth=depth) for depth in depths}
+    return reconstruction_sheet(pixels, decoded, {depth: rows[depth - 1]["psnr"] for depth in depths}, last)
