@@ -1,5 +1,6 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
-# make test    all tests             make lint   ruff and the Transformers structure linter
+# make test    all tests, in WORKERS (2) processes
+# make lint    ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
 # make drills  kill every stage of training under every engine at every moment
 # make docs    build the documents with the API reference into site/
@@ -14,6 +15,7 @@
 
 PYTHON ?= python3
 SECONDS ?= 300
+WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -54,7 +56,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/evotok demo --out demo
 
 test: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)

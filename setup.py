@@ -71,6 +71,7 @@ EXTRAS["dev"] = [
     *EXTRAS["completion"],
     *EXTRAS["docs"],
     "pytest>=9.0",
+    "pytest-xdist>=3.8",
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=7.0",
