@@ -10,6 +10,7 @@
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
 # make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
 # make test-lmms    the plugin for the lmms-eval harness, in an environment that has it
+# make test-triton  the search's kernels for GPUs, interpreted and compiled, without a GPU
 #
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
@@ -27,12 +28,13 @@ NEWEST := 5.23.0
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
 	processing_evotok chat_template_evotok checkpoint remote_code))
 LMMS_EVAL := 0.7.3
+TRITON := 3.9.0
 # The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
 HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms lint format docs mini clean
+.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-triton lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -105,6 +107,15 @@ test-lmms: .venv-lmms/.ready
 	@$(@D)/bin/python -c 'import torchvision' 2>/dev/null || $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
+test-triton: .venv-triton/.ready
+	@PYTHONPATH='$(abspath .venv-triton)' $(BIN)/python -m pytest tests/test_search_triton_evotok.py
+
+# Beside .venv, not in it: torch for CUDA brings its own, and of 290 MB the tests of nothing else need any.
+.venv-triton/.ready: $(VENV)/.ready-dev
+	@rm -rf $(@D)
+	@$(PIP) --no-deps --target $(@D) triton==$(TRITON)
+	@touch $@
+
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -131,5 +142,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) .venv-matrix .venv-lmms .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -27,18 +27,21 @@ units that truncate included. Let b be the coarse best and w the true nearest. |
 the distance to b, which the coarse score gives up to its own error: E + u coarse_b < 0.013 r^2, so that
 r = 1.2 (|x| + d_b^) covers it. Now c_w <= c_b, and rounding keeps order: coarse_w <= (1 + 1.01 u) coarse_b + 2 E.
 
+On a GPU both passes are kernels of Triton where it is installed, see `search_triton_evotok`; torch does them elsewhere.
+
 Shapes: M vectors, R of them in a block, C codebook width, K codebook size, G = K / 16 groups, P pairs of group and row.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 
 _GROUP = 16
-# Scores of one block, rows x entries: on a CPU they stay in the second-level cache of one core.
-_BLOCK = {"cpu": (512, 1024), "cuda": (4096, 32768)}
+# Scores of one block, rows x entries: they stay in the second-level cache, of one core or of the GPU.
+_BLOCK = {"cpu": (512, 1024), "cuda": (4096, 4096)}
 # Groups per row that are searched again in one go; more are met only in codebooks of copies.
 _MAX_PAIRS = 8
 
@@ -92,19 +95,14 @@ def _coarse_keys(codebook: torch.Tensor) -> torch.Tensor:
 def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """(R, C) -> (R,) int64, as `search_nearest`, for a codebook of whole groups."""
     rows, dim = vectors.shape
-    rounded = vectors.bfloat16()
-    length = torch.linalg.vector_norm(vectors, dim=1)  # (R,)
-    offset = (length.square() * (0.5 + 2**-5)).bfloat16()
-    queries = torch.cat([-rounded, rounded.new_ones(rows, 3), offset[:, None]], dim=1).t().contiguous().to(keys.dtype)
-    minima = _group_minima(keys, queries)  # (G, R)
-
-    best = minima.amin(0).view(keys.dtype).float()  # (R,)
-    nearest = (2 * (best - offset) + length.square()).clamp(min=0).sqrt()
-    radius = 1.2 * (length + nearest)
-    lost = torch.linalg.vector_norm(vectors - rounded, dim=1)
-    error = radius * (lost + 1.01 * 2**-8 * length) + 3 * (dim + 5) * 2**-23 * radius.square()
-    limit = (1.004 * best + 2 * error).to(keys.dtype).view(minima.dtype)
-    group, row = _within(minima, limit)  # (P,)
+    queries = _queries(vectors)  # (R, C + 4)
+    if kernels := _kernels(vectors.device, keys.shape[1]):
+        group_minima, search_groups = kernels
+        minima = group_minima(queries, keys, _GROUP)  # (R, G)
+        return search_groups(vectors, codebook, minima, _limits(vectors, queries, minima.amin(1).float()))
+    minima = _group_minima(keys, queries.t().contiguous().to(keys.dtype))  # (G, R)
+    limits = _limits(vectors, queries, minima.amin(0).view(keys.dtype).float())
+    group, row = _within(minima, limits.to(keys.dtype).view(minima.dtype))  # (P,)
     if len(group) > _MAX_PAIRS * rows > _MAX_PAIRS:
         return torch.cat([_search_block(half, codebook, keys) for half in vectors.chunk(2)])
 
@@ -114,6 +112,34 @@ def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Ten
     shortest = distance.new_full((rows,), torch.inf).scatter_reduce_(0, row, distance, "amin")
     code = (group * _GROUP + index).masked_fill(distance > shortest[row], len(codebook))
     return torch.full_like(shortest, len(codebook), dtype=torch.long).scatter_reduce_(0, row, code, "amin")
+
+
+def _queries(vectors: torch.Tensor) -> torch.Tensor:
+    """Rows [-x^, 1, 1, 1, o]: (R, C) -> (R, C + 4) bfloat16; by a row of the keys they give the coarse score."""
+    offset = (0.5 + 2**-5) * torch.linalg.vector_norm(vectors, dim=1, keepdim=True).square()
+    return torch.cat([-vectors, vectors.new_ones(len(vectors), 3), offset], dim=1).bfloat16()
+
+
+def _limits(vectors: torch.Tensor, queries: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """The coarse score (R,) that the true nearest does not exceed, given the best coarse score (R,) of each row."""
+    dim = vectors.shape[1]
+    length = torch.linalg.vector_norm(vectors, dim=1)  # (R,)
+    nearest = (2 * (best - queries[:, -1]) + length.square()).clamp(min=0).sqrt()
+    radius = 1.2 * (length + nearest)
+    lost = torch.linalg.vector_norm(vectors + queries[:, :dim], dim=1)
+    error = radius * (lost + 1.01 * 2**-8 * length) + 3 * (dim + 5) * 2**-23 * radius.square()
+    return 1.004 * best + 2 * error
+
+
+def _kernels(device: torch.device, width: int) -> tuple[Callable, Callable] | None:
+    """The two passes as kernels, for GPUs that multiply bfloat16 and for keys whose tiles fit into their memory."""
+    if device.type != "cuda" or width > 128 or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from .search_triton_evotok import group_minima, search_groups
+    except ImportError:
+        return None
+    return group_minima, search_groups
 
 
 def _within(minima: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
