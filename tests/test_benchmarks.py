@@ -12,14 +12,17 @@ from evotok.eval.benchmarks import depth, generation, meters, quantizer
 from evotok.eval.benchmarks.meters import Setting
 
 
-COMPARISON = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_multiple", "peak_extra_mib", "equal"}
-LOSS = {"memory_ratio", "time_ratio", "equal"}
+FIGURES = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_multiple", "peak_extra_mib", "equal"}
+COMPARISON = FIGURES | {"reference"}
+READING = COMPARISON | {"bandwidth_gb_per_s"}
+LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
+STEP = {"seconds", "floor_multiple", "matmul_gflops"}
 ROWS = {
-    "quantizer": {"search": COMPARISON, "train_step": {"over_search"}, "residual_vq": set()},
-    "depth": {"position": COMPARISON},
-    "generate": {"one_prompt": COMPARISON, "eight_prompts": {"speedup"}},
+    "quantizer": {"search": COMPARISON | {"matmul_gflops"}, "train_step": {"over_search"}, "residual_vq": set()},
+    "depth": {"position": READING},
+    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}},
     "loss": {"image": LOSS, "text": LOSS},
-    "train": {"tokenizer_step": {"seconds", "floor_multiple"}, "gen_step": {"seconds", "floor_multiple"}},
+    "train": {"tokenizer_step": STEP, "gen_step": STEP},
 }
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 
@@ -38,11 +41,12 @@ def test_rows_are_printed_and_written(suite, tmp_path, capsys):
         "1",
         "--dtype",
         dtype,
-        "--out",
+        "--json",
         str(path),
     ]
     assert main(words) == 0
     printed, rows = capsys.readouterr().out, json.loads(path.read_text())
+    assert not printed.startswith("["), "people read what is printed, programs the file"
     assert {row["name"] for row in rows} == set(ROWS[suite])
     for row in rows:
         assert row["name"] in printed
@@ -57,7 +61,7 @@ def test_rows_for_programs(capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    for words in (["paint"], ["loss", "--out", str(tmp_path)], ["loss", "--threads", "0"]):
+    for words in (["paint"], ["loss", "--json", str(tmp_path)], ["loss", "--threads", "0"]):
         assert main(["bench", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     if not torch.cuda.is_available():

@@ -40,10 +40,12 @@ def run(setting: Setting) -> list[Row]:
         return write_uncached(model, hidden, codebooks)
 
     seconds, reference_seconds = best_seconds(position, reference, setting=setting)
-    floor = weight_bytes(model) / peak_bandwidth(setting)
+    bandwidth = peak_bandwidth(setting)
+    floor = weight_bytes(model) / bandwidth
     peak = peak_extra_mib(position, setting.device)
     equal = same_logits(model, hidden, codebooks)
-    return [comparison("position", seconds, reference_seconds, floor, peak, equal)]
+    row = comparison("position", "all levels so far at each level", seconds, reference_seconds, floor, peak, equal)
+    return [row | {"bandwidth_gb_per_s": bandwidth / 1e9}]
 
 
 def _random_model(config: EvoTokDepthDecoderConfig, setting: Setting) -> EvoTokDepthDecoder:

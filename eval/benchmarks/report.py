@@ -10,11 +10,18 @@ Row = dict[str, Any]
 
 
 def comparison(
-    name: str, seconds: float, reference_seconds: float, floor_seconds: float, peak: float | None, equal: bool
+    name: str,
+    reference: str,
+    seconds: float,
+    reference_seconds: float,
+    floor_seconds: float,
+    peak: float | None,
+    equal: bool,
 ) -> Row:
     """The row of a work that has a reference and a floor; `ratio` says how many times faster than the reference."""
     return {
         "name": name,
+        "reference": reference,
         "seconds": seconds,
         "reference_seconds": reference_seconds,
         "ratio": reference_seconds / seconds,

@@ -63,12 +63,14 @@ def _row(name: str, loss: Callable[[], torch.Tensor], setting: Setting) -> Row:
     with FlopCounterMode(display=False) as counter:
         step()
     [seconds] = best_seconds(step, setting=setting)
-    floor = counter.get_total_flops() / peak_flops(setting.dtype, setting)
+    flops = peak_flops(setting.dtype, setting)
+    floor = counter.get_total_flops() / flops
     return {
         "name": name,
         "seconds": seconds,
         "images_per_second": IMAGES[setting.size] / seconds,
         "floor_seconds": floor,
         "floor_multiple": seconds / floor,
+        "matmul_gflops": flops / 1e9,
         "peak_extra_mib": peak_extra_mib(step, setting.device),
     }

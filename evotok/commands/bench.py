@@ -6,11 +6,11 @@ import sys
 
 from evotok.commands.files import check_file, new_files
 from evotok.commands.numbers import at_least_one
-from evotok.commands.terminal import add_json, say
+from evotok.commands.terminal import say
 
 
 EXAMPLES = """  evotok bench quantizer --threads 2
-  evotok bench generate --dtype float32 --out generate.json
+  evotok bench generate --dtype float32 --json generate.json
   evotok bench loss --size tiny"""
 SUITES = {
     "quantizer": "quantizer",
@@ -24,13 +24,18 @@ SUITES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("suite", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
-    parser.add_argument("--out", metavar="FILE", help="also write the rows here, as a JSON list")
     parser.add_argument("--threads", type=at_least_one, metavar="N", help="threads on the CPU (torch's own choice)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of models (bfloat16)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (cpu)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: only to see it run (full)")
     parser.add_argument("--repeats", type=at_least_one, default=5, metavar="N", help="the best of N runs counts (5)")
-    add_json(parser)
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="also write the rows to FILE, as a JSON list; without FILE one line of JSON on stdout instead of text",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
     from evotok.eval.benchmarks.meters import Setting
     from evotok.eval.benchmarks.report import to_json, to_text
 
-    path = None if options.out is None else check_file(options.out)
+    path = None if options.json in (None, True) else check_file(options.json)
+    options.json = options.json is True  # what `say` asks
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no such device here, take cpu.")
     if options.threads is not None:
