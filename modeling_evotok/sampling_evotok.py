@@ -69,14 +69,17 @@ class EvoTokCodeSampler:
         """(R, K) -> (R,) int64, the same code in both rows of an image."""
         conditional = scores = logits.float()
         if self.guided:
-            conditional, unconditional = logits.float().chunk(2)  # (M, K)
+            conditional, unconditional = scores.chunk(2)  # (M, K)
             scores = unconditional + self.guidance_scale * (conditional - unconditional)
         if self.guidance_min_p > 0:
             floor = conditional.amax(-1, keepdim=True) + math.log(self.guidance_min_p)
             scores = scores.masked_fill(conditional < floor, -math.inf)
         if self.do_sample:
             scores = self.warp(scores)
-            codes = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(-1)
+            # As torch.multinomial draws, but for its checks, for which the host would wait for the device.
+            probabilities = scores.softmax(-1)
+            noise = torch.empty_like(probabilities).exponential_(generator=self.generator)
+            codes = probabilities.div_(noise).argmax(-1)
         else:
             codes = scores.argmax(-1)
         if self.scores is not None:

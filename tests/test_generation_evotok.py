@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GenerationConfig
 
 from evotok import EvoTokForConditionalGeneration
@@ -287,6 +289,36 @@ def test_a_compiled_position_draws_the_same():
     decoder = model.depth_decoder
     decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True)
     assert torch.equal(model.generate(PROMPT, **GREEDY), expected)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: values, or shapes, that depend on what is computed."""
+
+    WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "multinomial", "nonzero", "unique"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operator = func.overloadpacket.__name__
+        masks = operator.startswith("index") and any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1:2])
+        )
+        self.count += masks or operator in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loop_waits_for_nothing(tiny_model):
+    """Of the prompt, lengths are looked at; after it there is nothing that a GPU would have to be asked."""
+    counts = []
+    sampling = SAMPLED | {"guidance_min_p": 0.1}
+    with Waits() as waits:
+        tiny_model.generate(
+            PROMPTS, attention_mask=MASK, **sampling, callback=lambda position, codes: counts.append(waits.count)
+        )
+    assert counts[0] > 0, "it would not be noticed"
+    assert counts == [counts[0]] * POSITIONS
 
 
 def test_half_precision(tiny_model, tmp_path):

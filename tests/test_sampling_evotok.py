@@ -24,6 +24,15 @@ def test_warps_as_transformers_does():
     assert EvoTokCodeSampler(top_k=2, top_p=1.0).warp(ties).isfinite().tolist() == [[False, True, True, True, False]]
 
 
+def test_draws_as_torch_does():
+    logits = 3 * torch.randn(64, 50, generator=seeded())
+    sampler = EvoTokCodeSampler(guidance_scale=1, top_k=10, top_p=0.9, generator=seeded(1))
+    probabilities = sampler.warp(logits).softmax(-1)
+    codes = sampler(logits)
+    assert torch.equal(codes, torch.multinomial(probabilities, 1, generator=seeded(1)).squeeze(-1))
+    assert len(codes.unique()) > 10 and not torch.equal(sampler(logits), codes)
+
+
 def test_draws_one_code_for_both_rows():
     logits = torch.randn(8, 50, generator=seeded())
     codes = EvoTokCodeSampler(guidance_scale=2.0, generator=seeded())(logits)
