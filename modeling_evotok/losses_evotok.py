@@ -38,20 +38,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_weight = of_bias = None
         for start in range(0, len(states), _BLOCK_ROWS):
             rows, classes = (tensor[start : start + _BLOCK_ROWS] for tensor in (states, targets[:, None]))
-            logits = F.linear(rows, weight, bias).float()  # (rows, K)
-            normalizer = logits.logsumexp(1, keepdim=True)
-            loss += (normalizer - logits.gather(1, classes)).sum()
-            if not any(wanted):
-                continue
-            errors = logits.sub_(normalizer).exp_()  # the gradient of the logits: probabilities, less 1 at the target
-            errors.scatter_add_(1, classes, errors.new_full(classes.shape, -1.0))
+            # (rows, K), changed in place from logits to their gradient: there is never a second one in float32.
+            block = F.linear(rows, weight, bias).float()
+            highest, correct = block.amax(1, keepdim=True), block.gather(1, classes)
+            total = block.sub_(highest).exp_().sum(1, keepdim=True)
+            loss += (total.log() + highest - correct).sum()
+            if any(wanted):  # probabilities, less 1 at the target
+                block.div_(total).scatter_add_(1, classes, block.new_full(classes.shape, -1.0))
             if wanted[2]:
-                of_bias = _sum(of_bias, errors.sum(0))
-            errors = errors.to(states.dtype)
+                of_bias = _sum(of_bias, block.sum(0))
+            block = block.to(states.dtype)
             if wanted[0]:
-                of_states[start : start + _BLOCK_ROWS] = errors @ weight
+                of_states[start : start + _BLOCK_ROWS] = block @ weight
             if wanted[1]:
-                of_weight = _sum(of_weight, errors.t() @ rows)
+                of_weight = _sum(of_weight, block.t() @ rows)
+            del block  # before the next one is made
         if of_weight is not None:
             of_weight = of_weight.to(weight.dtype)
         if of_bias is not None:
