@@ -17,7 +17,15 @@ from evotok.app.chat import answer
 from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview
 from evotok.app.examples import EMOJI_PICTURES, EMOJI_PROMPTS, find_examples
 from evotok.app.inside import inspect, swap
-from evotok.app.limits import MAX_CHARACTERS, MAX_IMAGES, MAX_SIDE, check_number, open_upload
+from evotok.app.limits import (
+    MAX_CHARACTERS,
+    MAX_IMAGES,
+    MAX_SIDE,
+    QUEUE_LENGTH,
+    TIME_LIMIT,
+    check_number,
+    open_upload,
+)
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
 from evotok.cli import build_parser, main
 from evotok.commands.conversation import Conversation
@@ -328,6 +336,12 @@ def test_levels_that_are_not_there(parts, picture, level):
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_limits_are_those_of_the_documents():
+    said = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert (TIME_LIMIT, QUEUE_LENGTH) == (120, 12)
+    assert "at most two minutes; others wait in a queue of twelve" in said
 
 
 def test_the_command_listens_at_loopback_and_shares_nothing_by_default():

@@ -15,6 +15,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 expect = sync_api.expect
 
+COPY = """bytes => navigator.clipboard.write(
+    [new ClipboardItem({"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])"""
 SIZES = {"laptop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 PATIENCE = 60_000
 
@@ -71,6 +73,24 @@ def test_chat_about_an_upload_in_several_turns(visit, tmp_path, size):
     expect(answers(page)).to_have_count(0)
 
 
+def test_a_copied_image_is_pasted(visit, tmp_path):
+    """Ctrl+V into the question, and by the button of the tab that looks inside."""
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
+    page = visit("Chat")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(COPY, list((tmp_path / "grey.png").read_bytes()))
+    page.locator("#question textarea").focus()
+    page.keyboard.press("Control+V")
+    expect(page.locator("#question img")).to_be_visible()
+    send(page, "What is this?")
+    expect(answers(page)).to_have_text(re.compile(r"\w"))
+    expect(page.locator("#transcript .user img").first).to_be_visible()
+    page.get_by_role("tab", name="Look inside").click()
+    page.locator("#source").get_by_label("Paste from clipboard").click()
+    page.locator("#source").get_by_role("button", name="Paste from clipboard").last.click()
+    expect(page.locator("#figure")).to_contain_text("PSNR")
+
+
 def test_files_that_are_no_images_and_empty_prompts_are_told_in_a_line(visit, tmp_path):
     (tmp_path / "page.png").write_text("<html>")
     page = visit("Chat")
@@ -102,6 +122,30 @@ def test_draw_ask_about_it_and_look_inside_it(visit, size):
     page.get_by_role("tab", name="Draw").click()
     page.locator("#look").click()
     expect(page.locator("#decoded img")).to_be_visible()
+
+
+def test_seed_and_negative_prompt_are_heeded(visit):
+    page = visit("Draw")
+    expect(page.locator("#guidance input[type=number]")).to_have_value("7.5")
+    page.locator("#prompt textarea").fill("a frog, noto style")
+    page.locator("#count input[type=number]").fill("1")
+    page.get_by_role("button", name="More").click()
+    page.locator("#seed input").fill("7")
+    page.locator("#draw-go").click()
+    expect(page.locator("#status")).to_contain_text(re.compile(r"64 of 64 .* seed 7\b"))
+    expect(page.locator("#draw-go")).to_be_enabled()
+    picture = page.locator("#gallery img")
+    first = picture.get_attribute("src")  # the name of a picture is that of its content
+    negative = page.locator("#negative input, #negative textarea")
+    negative.fill("a pizza")
+    page.locator("#draw-go").click()
+    expect(picture).not_to_have_attribute("src", first)  # unfinished ones, too
+    expect(page.locator("#status")).to_contain_text("64 of 64")
+    expect(page.locator("#draw-go")).to_be_enabled()
+    assert picture.get_attribute("src") != first
+    negative.fill("")
+    page.locator("#draw-go").click()
+    expect(picture).to_have_attribute("src", first)
 
 
 def test_drawing_stops_and_draws_again_however_long_a_step_takes(visit, monkeypatch):

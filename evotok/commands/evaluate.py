@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, unless the folder has it already, and say what was found."""
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # where DeepSpeed says that it is there
+        results, lines = _measure(options)
+    if results is not None:
+        say(options, results, lines)
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the folder holds in the end, and the lines that say it; nothing on processes that did not write it."""
     import evotok
     from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
     from evotok.commands.files import check_folder
@@ -100,10 +110,10 @@ def run(options: argparse.Namespace) -> int:
         circumstances["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
             results = _write(out, circumstances, report)
-    if workers.is_main:
-        lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
-        say(options, results, [*lines, f"{out / 'README.md'}"])
-    return 0
+    if not workers.is_main:
+        return None, []
+    lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
+    return results, [*lines, f"{out / 'README.md'}"]
 
 
 def read_options(cls: type, suite: str, config: str | None, words: list[str]) -> Any:
