@@ -120,8 +120,9 @@ def run(evaluation: Evaluation) -> Report:
     agreement = [
         {"depth": depth} | {name: own.agreement(labels) for name, labels in images.labels.items()}
         for depth, own in clusters.items()
+        if images.labels
     ]
-    tables = {"by_depth": rows} | ({"clusters": agreement} if images.labels else {})
+    tables = {"by_depth": rows} | ({"clusters": agreement} if agreement else {})
     pictures = {
         "trajectory.svg": "what pixels and semantics gain by each level",
         "tsne.svg": "t-SNE of the sums of entries: each position walks from blue to red",
