@@ -21,12 +21,12 @@ LPIPS = "vgg16-397923af.pth of download.pytorch.org/models, with `pip install to
 
 
 def check_inception(path: str) -> None:
-    """Raises ValueError unless `load_inception` will find file and packages."""
+    """Raises ValueError unless `load_inception` will find packages and a file of weights."""
     _check(path, "inception_weights", INCEPTION, ("torch_fidelity", "torchvision"))
 
 
 def check_lpips(path: str) -> None:
-    """Raises ValueError unless `load_lpips` will find file and packages."""
+    """Raises ValueError unless `load_lpips` will find packages and a file of weights."""
     _check(path, "lpips_weights", LPIPS, ("torchvision",))
 
 
@@ -36,6 +36,7 @@ def _check(path: str, option: str, wanted: str, packages: tuple[str, ...]) -> No
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"{option}={path}: needs the package {package}: give {wanted}.")
+    read_weights(path)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

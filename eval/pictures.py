@@ -66,7 +66,7 @@ def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]])
     folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
     if workers.is_main:
         for folder, pictures in folders.items():
-            _prepare(folder, pictures, options, evaluation.files.get("settings"))
+            _prepare(folder, pictures, options, evaluation.files.get("checkpoint_settings"))
     workers.wait()
     missing = []
     for folder, pictures in folders.items():

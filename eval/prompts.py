@@ -1,12 +1,15 @@
 """Prompts of a benchmark: the options that say where they are, and a chat model that rewrites them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from .pictures import DrawingOptions
 from .suite import Evaluation
@@ -39,8 +42,12 @@ class BenchmarkOptions(DrawingOptions):
             raise ValueError(f"limit={self.limit} must be at least 1.")
 
 
-def check_model(folder: str | None, option: str, such_as: str) -> None:
-    """Raises ValueError unless the folder that an option names has a config and weights."""
+def check_model(folder: str | None, option: str, such_as: str) -> PreTrainedConfig:
+    """Config of a checkpoint in the folder that an option names.
+
+    Raises:
+        ValueError: no config or no weights there, or files of them that are damaged or missing.
+    """
     mend = f"give the folder of a checkpoint: {option}=DIR, such as {such_as}."
     if not folder:
         raise ValueError(f"{option}: none given: {mend}")
@@ -49,6 +56,34 @@ def check_model(folder: str | None, option: str, such_as: str) -> None:
         raise ValueError(f"{option}={folder}: no config.json there: {mend}")
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{option}={folder}: no weights (*.safetensors) there: {mend}")
+    index = path / "model.safetensors.index.json"
+    with _reading(option, folder):
+        config = AutoConfig.from_pretrained(folder)
+        shards = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+        for file in sorted({*path.glob("*.safetensors"), *(path / shard for shard in shards)}):
+            with safe_open(file, framework="pt"):
+                pass  # the head is read, and the length of the rest compared with it
+    return config
+
+
+def read_processor(cls: Any, folder: str, option: str) -> Any:
+    """Tokenizer or processor of a checkpoint, by an Auto class.
+
+    Raises:
+        ValueError: it is damaged, or not there.
+    """
+    with _reading(option, folder):
+        return cls.from_pretrained(folder)
+
+
+@contextmanager
+def _reading(option: str, folder: str) -> Iterator[None]:
+    """Whatever is wrong with a stranger's files is a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:  # nearly every type there is
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ValueError(f"{option}={folder}: cannot be read ({reason}): copy the checkpoint again.") from error
 
 
 def check_rewriter(folder: str | None) -> None:
@@ -56,7 +91,7 @@ def check_rewriter(folder: str | None) -> None:
     if folder is None:
         return
     check_model(folder, "rewriter", "Qwen/Qwen2.5-7B-Instruct")
-    if AutoTokenizer.from_pretrained(folder).chat_template is None:
+    if read_processor(AutoTokenizer, folder, "rewriter").chat_template is None:
         raise ValueError(f"rewriter={folder}: its tokenizer has no chat template: give a chat model.")
 
 

@@ -71,7 +71,7 @@ class Evaluation:
     load: Callable[[], tuple[Any, Any]] | None = None
     """Gives (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode on its device."""
     files: dict[str, str] = field(default_factory=dict)
-    """What `check` returned, and the `settings` of the checkpoint: all but its weights."""
+    """What `check` returned, and `checkpoint_settings`: all of the checkpoint but its weights."""
 
 
 def sha256(*paths: Path) -> str:

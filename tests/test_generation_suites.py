@@ -1,6 +1,7 @@
 """`evotok eval geneval` and `genai-bench` from the command to the results, on tiny models and the benchmarks' forms."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -69,27 +70,22 @@ def test_geneval(shelf, tmp_path, capsys):
     assert "GPT-4o" in (out / "README.md").read_text()
 
 
-def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch):
-    assert geneval(shelf, tmp_path / "out") == 0
-    before = json.loads((tmp_path / "out/results.json").read_text())["figures"]
+def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch, capsys):
+    out, prompts = tmp_path / "out", shutil.copy(shelf / "evaluation_metadata.jsonl", tmp_path)
+    assert geneval(shelf, out, f"prompts={prompts}") == 0
+    before = json.loads((out / "results.json").read_text())["figures"]
     monkeypatch.setattr("evotok.eval.pictures.generate_images", None)
-    assert geneval(shelf, tmp_path / "out", "--restart") == 0
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert geneval(shelf, out, f"prompts={prompts}", "--restart") == 0
+    results = json.loads((out / "results.json").read_text())
     assert results["figures"] == before
-    assert results["files"].keys() == {"settings", "prompts", "detector", "colors"}
+    assert results["files"].keys() == {"checkpoint_settings", "prompts", "detector", "colors"}
 
-
-def test_a_benchmark_that_changed_in_its_place_is_noticed(shelf, tmp_path, capsys):
-    path, out = tmp_path / "evaluation_metadata.jsonl", tmp_path / "out"
+    # A benchmark that has changed in its place is noticed.
     records = geneval_records()
-    write_lines(path, records)
-    assert geneval(shelf, out, f"prompts={path}", "images=1") == 0
     records[0]["prompt"] += ", drawn with a pencil"
-    write_lines(path, records)
-    assert geneval(shelf, out, f"prompts={path}", "images=1") == 2
+    write_lines(tmp_path / "evaluation_metadata.jsonl", records)
+    assert geneval(shelf, out, f"prompts={prompts}") == 2
     assert "has results of other files (prompts): give a new folder" in capsys.readouterr().err
-    assert geneval(shelf, out, f"prompts={path}", "images=1", "--restart") == 0
-    assert "pencil" in json.loads((out / "pictures/00000/metadata.jsonl").read_text())["prompt"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +105,27 @@ def test_a_benchmark_that_changed_in_its_place_is_noticed(shelf, tmp_path, capsy
 def test_geneval_names_what_is_missing_before_it_begins(shelf, tmp_path, capsys, words, message):
     assert geneval(shelf, tmp_path / "out", *(word.format(shelf=shelf) for word in words)) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_networks_are_named_before_anything_is_drawn(shelf, tmp_path, capsys):
+    def spoil(option, file, content):
+        folder = shutil.copytree(shelf / option, tmp_path / f"{option}-{len(list(tmp_path.iterdir()))}")
+        path = folder / file
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        assert geneval(shelf, tmp_path / "out", f"{option}={folder}") == 2, (option, file)
+        said = capsys.readouterr().err
+        assert f"{option}={folder}: cannot be read (" in said and said.count("\n") == 1, said
+
+    weights = (shelf / "detector/model.safetensors").read_bytes()
+    spoil("detector", "model.safetensors", weights[:-100])
+    spoil("detector", "model.safetensors.index.json", b'{"weight_map": {"a": "model-00002-of-00002.safetensors"}}')
+    spoil("detector", "preprocessor_config.json", None)
+    spoil("colors", "config.json", b"{")
+    spoil("colors", "tokenizer.json", b"[]")
+    spoil("rewriter", "model.safetensors", b"")
     assert not (tmp_path / "out").exists()
 
 
@@ -190,6 +207,7 @@ def test_genai_bench_names_what_is_missing_before_it_begins(shelf, tmp_path, cap
     for words, message in [
         (["skills=null"], "skills: none given"),
         (["scorer=null"], "scorer: none given"),
+        ([f"scorer={shelf / 'rewriter'}"], "reads no images: give an image-text-to-text model"),
         ([f"scorer={shelf / 'tiny'}"], "its tokenizer has no token for Yes: give another model"),
     ]:
         assert genai(shelf, tmp_path / "out", *words) == 2

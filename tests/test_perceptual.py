@@ -60,6 +60,9 @@ def test_missing_files_and_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package torchvision: .*pip install torchvision"):
         perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"vgg16\.pth: no file of weights"):
+        perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
 
 
 def test_inception_through_its_library(tmp_path):

@@ -43,7 +43,7 @@ def draw(chat_model, monkeypatch):
     def draw(folder, workers=None, prompts=PROMPTS, settings="a", **options):
         drawn.clear()
         options = DrawingOptions(**{"images": 2, "batch_size": 2, "seed": 3} | options)
-        files = {"settings": settings}
+        files = {"checkpoint_settings": settings}
         evaluation = Evaluation(options, ["tiny"], folder, workers or Workers(), lambda: chat_model, files)
         draw_missing(evaluation, {"pictures": in_numbered_folders(prompts, options.images)})
         return sum(drawn)

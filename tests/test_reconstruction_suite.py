@@ -69,7 +69,7 @@ def test_folder_says_what_was_measured(place, results):
     for missing in ("weights-inception-2015-12-05", "vgg16-397923af.pth", "not FID", "1 images could not be read"):
         assert missing in notes
     assert list(results["data"]) == [str(place / "images")]
-    assert results["dtype"] == "float32" and results["files"].keys() == {"settings", "data"}
+    assert results["dtype"] == "float32" and results["files"].keys() == {"checkpoint_settings", "data"}
     assert '"dtype": "float32"' in (place / "one" / "README.md").read_text()
     assert Image.open(place / "one" / "reconstructions.png").width > 500
     assert (place / "one" / "depths.svg").is_file() and "psnr_depth2" in (place / "one" / "README.md").read_text()

@@ -8,12 +8,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
 from ..genai_bench import HEADLINES, PAPER, means, pick_evenly, read_prompts, read_skills
 from ..pictures import Wanted, draw_missing
-from ..prompts import BenchmarkOptions, check_model, check_rewriter, wordings
+from ..prompts import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
 from ..suite import Evaluation, Report, fingerprints
 from ..vqascore import QUESTION, VQAScorer, answer_tokens
 
@@ -44,8 +44,11 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
             raise ValueError(f"{option}: none given: give GenAI-Bench's file: {option}={name}.")
     read_skills(options.skills, read_prompts(options.prompts))
     check_model(options.scorer, "scorer", "Qwen/Qwen2.5-VL-7B-Instruct")
+    processor = read_processor(AutoProcessor, options.scorer, "scorer")
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(f"scorer={options.scorer}: reads no images: give an image-text-to-text model.")
     try:
-        answer_tokens(AutoTokenizer.from_pretrained(options.scorer))
+        answer_tokens(processor.tokenizer)
     except ValueError as error:
         raise ValueError(f"scorer={options.scorer}: {error}: give another model.") from None
     check_rewriter(options.rewriter)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoImageProcessor, AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
 from ..detectors import ColorClassifier, InstanceDetector, benchmark_names
 from ..geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
 from ..pictures import draw_missing, in_numbered_folders, write_metadata
-from ..prompts import BenchmarkOptions, check_model, check_rewriter, wordings
+from ..prompts import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
 from ..suite import Evaluation, Report, fingerprints
 from ..verdicts import sample_sheet, write_verdicts
 
@@ -43,10 +43,9 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     if options.prompts is None:
         raise ValueError("prompts: none given: give GenEval's file: prompts=evaluation_metadata.jsonl.")
     records = read_records(options.prompts)
-    check_model(options.detector, "detector", DETECTOR)
-    check_model(options.colors, "colors", "openai/clip-vit-large-patch14")
+    config = check_model(options.detector, "detector", DETECTOR)
+    colors = check_model(options.colors, "colors", "openai/clip-vit-large-patch14")
     check_rewriter(options.rewriter)
-    config = AutoConfig.from_pretrained(options.detector)
     if config.model_type != "mask2former":
         raise ValueError(f"detector={options.detector}: a {config.model_type}: give a Mask2Former, such as {DETECTOR}.")
     names = benchmark_names(config.id2label)
@@ -54,8 +53,10 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
         for clause in record["include"]:
             if clause["class"] not in names:
                 raise ValueError(f"detector={options.detector}: knows no {clause['class']!r}: give {DETECTOR}.")
-    if not hasattr(AutoConfig.from_pretrained(options.colors), "text_config"):
+    if not hasattr(colors, "text_config"):
         raise ValueError(f"colors={options.colors}: embeds no text: give a CLIP or SigLIP with both towers.")
+    read_processor(AutoImageProcessor, options.detector, "detector")
+    read_processor(AutoProcessor, options.colors, "colors")
     return fingerprints(options, "prompts", "detector", "colors", "rewriter")
 
 

@@ -79,7 +79,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
             )
         folder = find_checkpoint(inputs[0]).folder
         circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*sorted(folder.glob("*.safetensors")))}
-        files["settings"] = sha256(*(folder / name for name in SETTINGS if (folder / name).is_file()))
+        files["checkpoint_settings"] = sha256(*(folder / name for name in SETTINGS if (folder / name).is_file()))
         loader = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
         load = _noting_dtype(partial(loader, inputs[0]), circumstances)
     elif bool(inputs) != bool(suite.TAKES):
