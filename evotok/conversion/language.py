@@ -158,7 +158,7 @@ def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - a stranger's files raise anything
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}).") from None
+        raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}). Copy its files again.") from None
     known = tokenizer.get_vocab()
     absent = [token for token in APPENDED if token not in known]
     if with_image_tokens and absent and len(tokenizer) + len(absent) == rows:

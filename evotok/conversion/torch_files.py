@@ -5,6 +5,7 @@ import importlib.util
 import pickletools
 import re
 import sys
+import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from pathlib import Path
@@ -42,6 +43,8 @@ def read_torch_file(path: Path) -> Any:
     try:
         if is_zip:
             _check_stored(path)
+        elif tarfile.is_tarfile(path):
+            raise ValueError("a tar of pickles, as PyTorch wrote before 0.1.10")
         unknown = get_unsafe_globals_in_checkpoint(str(path)) if is_zip else []
         unknown = [name for name in unknown if name != "argparse.Namespace"]
         for name in unknown:

@@ -167,7 +167,18 @@ REQUESTS = [
         for index, gets in ((-1, "HTTP 422"), (10**6, "HTTP 422"), (None, "HTTP 400"))
     ),
     post("run/predict", {"data": ["a frog"]}, "HTTP 422"),
-    *(post("run/predict", {"data": data, "fn_index": 0}, "HTTP 422") for data in ([], ["x"] * 99)),
+    *(
+        case(
+            f"`POST run/predict` of the slider with `{json.dumps(data)}`",
+            "HTTP 422",
+            lambda place, data=data: (
+                "POST",
+                "run/predict",
+                {"json": {"data": data, "fn_index": place.materials.visitor.handler("depth", "change")}},
+            ),
+        )
+        for data in ([], [None, "x"], [None, 99], [1, 2, 3])
+    ),
     *(
         post("queue/join", {"data": [[{"path": address}]], "fn_index": 0, "session_hash": "stranger"}, "HTTP 403")
         for address in (PUBLIC, "http://127.0.0.1:1/a.png")

@@ -152,7 +152,7 @@ CASES = [
     ),
     tokenizer(
         "code in the format of tar files",
-        f"evotok convert: last.pt: not a file of torch.save, or damaged (…). {AGAIN}",
+        f"evotok convert: last.pt: not a file of torch.save, or damaged (a tar of pickles, as PyTorch wrote before 0.1.10). {AGAIN}",
         tarred,
     ),
     tokenizer(
@@ -235,7 +235,11 @@ CASES = [
         "evotok convert: release: mm_projector.bin is no file. Copy the checkpoint again.",
         lambda release: os.mkfifo(release / "mm_projector.bin"),
     ),
-    folder("code that would run, for the text tokenizer", "the code is not run", hostile_tokenizer, is_converted),
+    folder(
+        "code that would run, for the text tokenizer",
+        "evotok convert: release: the text tokenizer cannot be read (…). Copy its files again.",
+        hostile_tokenizer,
+    ),
     Case(
         "folder that a stopped conversion left",
         "evotok convert: ours.part: this is there already, left by a run that was stopped: remove it.",
