@@ -117,7 +117,7 @@ def test_a_folder_of_images_goes_on_with_the_same_crops(recipes, tmp_path):  # n
     shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
     assert main([*words, f"training.output_dir={resumed}"]) == 0
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
-    assert history(whole)[-2]["skipped_image"] >= 1
+    assert max(entry.get("skipped_image", 0) for entry in history(whole)) == 1
 
 
 def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):

@@ -124,6 +124,9 @@ class ResumableLoader:
             num_workers=arguments.dataloader_num_workers,
             pin_memory=arguments.dataloader_pin_memory,
             prefetch_factor=arguments.dataloader_prefetch_factor,
+            # A loader draws a seed as it begins: torch's own generator, just put where the checkpoint left it, would be
+            # one number ahead after a kill.
+            generator=torch.Generator(),
         )
 
     def save(self, folder: str | Path) -> None:

@@ -64,8 +64,9 @@ class TokenizerTrainer(EvoTokTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        # Convolutions run faster on channels-last weights, on CPU and GPU alike.
-        self.model.pixel_decoder.to(memory_format=torch.channels_last)
+        if not self.is_deepspeed_enabled:  # an engine lays all weights out flat
+            # Convolutions run faster on channels-last weights, on CPU and GPU alike.
+            self.model.pixel_decoder.to(memory_format=torch.channels_last)
         self.loss_args = loss_args
         self.weights = {name: weight for name, weight in asdict(loss_args).items() if name in TERMS and weight}
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
