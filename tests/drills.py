@@ -18,6 +18,7 @@ import torch
 
 
 _PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
+_PRELOADED += ["torchdata.stateful_dataloader", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
 _TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
 _GRACE = 60.0  # seconds that the others have to notice that one of them is gone
 
@@ -39,6 +40,13 @@ class Kill(NamedTuple):
     share: float = 0.5
 
 
+class Spoil(NamedTuple):
+    """The loss of this process is NaN in this step, once."""
+
+    rank: int
+    step: int
+
+
 class Ended(NamedTuple):
     """How a group ended: exit codes by rank, -9 of one that was killed; and all that it wrote to its terminals."""
 
@@ -55,14 +63,14 @@ class Server:
 
     def __init__(self, folder: Path):
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([*_PRELOADED, "deepspeed"])
+        self.context.set_forkserver_preload(_PRELOADED)
         self.folder, self.groups = folder, 0
 
-    def run(self, *arguments, ranks: int = 2, kill: Kill | None = None, watch: Path | None = None) -> Ended:
+    def run(self, *arguments, ranks: int = 2, harm: Kill | Spoil | None = None, watch: Path | None = None) -> Ended:
         """`evotok.training.train` with these arguments, on this many processes of one group.
 
         Args:
-            kill: the moment at which one of them dies.
+            harm: what happens to one of them.
             watch: a folder for what every rank fed its model in every step, see `watched`.
         """
         with socket.socket() as server:
@@ -72,7 +80,7 @@ class Server:
         logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
         words = [str(word) for word in arguments]
         group = [
-            self.context.Process(target=_train, args=(words, rank, ranks, port, logs[rank], kill, watch))
+            self.context.Process(target=_train, args=(words, rank, ranks, port, logs[rank], harm, watch))
             for rank in range(ranks)
         ]
         for process in group:
@@ -81,15 +89,6 @@ class Server:
         for process in group:
             process.join()
         return Ended([process.exitcode for process in group], "\n".join(log.read_text() for log in logs))
-
-    def convert(self, *arguments) -> Ended:
-        """DeepSpeed's `ds_to_universal` with these arguments."""
-        log = self.folder / "universal.log"
-        process = self.context.Process(target=_convert, args=([str(word) for word in arguments], log))
-        process.start()
-        _wait([process])
-        process.join()
-        return Ended([process.exitcode], log.read_text())
 
 
 def _wait(group: list) -> None:
@@ -116,22 +115,45 @@ def _speak_into(log: Path) -> None:
         os.dup2(handle, terminal)
 
 
-def _train(words: list[str], rank: int, ranks: int, port: int, log: Path, kill: Kill | None, watch: Path | None):
+def _train(
+    words: list[str], rank: int, ranks: int, port: int, log: Path, harm: Kill | Spoil | None, watch: Path | None
+) -> None:
     _speak_into(log)
     warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
+        os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
     torch.set_num_threads(1)
     from evotok.training.train import main
 
-    if kill is not None and kill.rank == rank:
-        _die_in_the_middle_of_a_step(kill) if kill.file is None else _die_while_writing(kill)
+    if harm is not None and harm.rank == rank:
+        _prepare(harm)
     if watch is not None:
         _watch(watch, rank)
     sys.exit(main(words))
+
+
+def _prepare(harm: Kill | Spoil) -> None:
+    if isinstance(harm, Spoil):
+        _spoil_a_loss(harm)
+    elif harm.file is None:
+        _die_in_the_middle_of_a_step(harm)
+    else:
+        _die_while_writing(harm)
+
+
+def _spoil_a_loss(spoil: Spoil) -> None:
+    from evotok.training.multimodal_trainer import MultimodalTrainer
+
+    compute = MultimodalTrainer.compute_loss
+
+    def spoiling(self, *args, **kwargs):
+        loss = compute(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == spoil.step - 1 else loss
+
+    MultimodalTrainer.compute_loss = spoiling
 
 
 def _die_in_the_middle_of_a_step(kill: Kill) -> None:
@@ -182,11 +204,3 @@ def _watch(folder: Path, rank: int) -> None:
         return inputs
 
     MultimodalTrainer._prepare_inputs = watching
-
-
-def _convert(words: list[str], log: Path) -> None:
-    _speak_into(log)
-    import runpy
-
-    sys.argv = ["ds_to_universal", *words]
-    runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")

@@ -1,18 +1,21 @@
 """Streams of mixtures: nothing twice, nothing lost, the weights hold, and every place can be gone on from."""
 
+import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, load_dataset
 from PIL import Image
 from test_sources import TEXT_TURNS, TURNS, picture, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import TrainingArguments
 
 from evotok.training.arguments import DataArguments, SourceArguments
 from evotok.training.mixture import Part, RecordStream, _Reader
-from evotok.training.streaming import open_parts, record_length
+from evotok.training.streaming import ResumableLoader, open_parts, record_length
 from evotok.training.tokenizer_data import ImageCollator
 
 
@@ -73,6 +76,41 @@ def test_resumes_exactly(workers, stop):
         resumed = loader(rank)
         resumed.load_state_dict(state)
         assert take(resumed, 8) == whole[stop:]
+
+
+def test_goes_on_with_the_last_good_sample_where_there_is_none():
+    """As collators do that repeat it: also when the run was killed in between."""
+
+    class Repeating:
+        spare = None
+
+        def __call__(self, records):
+            good = [record["value"] for record in records if int(record["value"][1:]) % 3 == 0]
+            if not good and self.spare is None:
+                raise ValueError("nothing good yet")
+            good = good or [self.spare]
+            self.spare = good[-1]
+            return {"values": good}
+
+    def build():
+        return RecordStream([part("a", 30, 4)], Repeating(), batch_size=1, pool_batches=16, seed=1)
+
+    whole = take(build(), 16)
+    assert sum(one == other for one, other in itertools.pairwise(whole)) > 4
+    for stop in range(1, 16):
+        killed, resumed = build(), build()
+        take(killed, stop)
+        resumed.load_state_dict(killed.state_dict())
+        assert take(resumed, 16 - stop) == whole[stop:], stop
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dropout_falls_where_it_would_have(workers, tmp_path):
+    """A loader begins after the generator of a checkpoint was brought back, and leaves it as it is."""
+    arguments = TrainingArguments(tmp_path, dataloader_num_workers=workers, report_to="none", use_cpu=True)
+    before = torch.get_rng_state()
+    take(ResumableLoader(stream([part("a", 30, 4)]), arguments).loader, 2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])

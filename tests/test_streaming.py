@@ -72,16 +72,18 @@ def history(folder):
 
 
 def test_unified_stage_killed_and_resumed_on_two_ranks_with_workers(unified, tmp_path):
-    """Text alone, images given and images written meet on different ranks in one step; the losses are bit-equal."""
-    run([unified, f"training.output_dir={tmp_path / 'whole'}"], nproc=2)
+    """Text alone, images given and images written meet on different ranks in one step; the losses are bit-equal, and
+    where dropout and noise fall, too."""
+    words = [unified, "model.config.depth_decoder_config.hidden_dropout=0.1", "data.code_noise=0.3"]
+    run([*words, f"training.output_dir={tmp_path / 'whole'}"], nproc=2)
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    killed = torchrun(script, unified, f"training.output_dir={tmp_path / 'killed'}")
+    killed = torchrun(script, *words, f"training.output_dir={tmp_path / 'killed'}")
     assert killed.returncode != 0 and "Signal 9" in killed.stderr
     checkpoint = Path(last_complete_checkpoint(tmp_path / "killed"))
     assert checkpoint.name == "checkpoint-3"
     assert {path.name for path in checkpoint.glob("data_state_*")} == {"data_state_0.pt", "data_state_1.pt"}
-    run([unified, f"training.output_dir={tmp_path / 'killed'}"], nproc=2)
+    run([*words, f"training.output_dir={tmp_path / 'killed'}"], nproc=2)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     log = history(tmp_path / "whole")
     assert any("image_loss" in entry for entry in log) and any("text_loss" in entry for entry in log)

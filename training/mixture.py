@@ -131,11 +131,21 @@ class RecordStream(TorchIterableDataset):
         while True:
             start = [reader.state_dict() for reader in readers]
             batches = self._fill(streams, pool, number, total)
+            self._recall(batches[:done])
             for batch_number in range(done, len(batches)):
                 batch = self.collate(batches[batch_number])
                 self._state = {"pool": pool, "done": batch_number + 1, "readers": start}
                 yield batch | {"skipped": self._count()}
             pool, done = pool + 1, 0
+
+    def _recall(self, batches: list[list[dict]]) -> None:
+        """A collator repeats its last good sample where a batch has none; one that goes on from a state is shown it."""
+        for batch in reversed(batches):
+            try:
+                self.collate(batch)
+            except ValueError:  # none in this one either
+                continue
+            return
 
     def _fill(self, streams: list[Iterator[dict]], pool: int, number: int, total: int) -> list[list[dict]]:
         """The batches of one pool, in the order they go out."""

@@ -124,9 +124,9 @@ class ResumableLoader:
             num_workers=arguments.dataloader_num_workers,
             pin_memory=arguments.dataloader_pin_memory,
             prefetch_factor=arguments.dataloader_prefetch_factor,
-            # A loader draws a seed as it begins: torch's own generator, just put where the checkpoint left it, would be
-            # one number ahead after a kill.
-            generator=torch.Generator(),
+            # A loader that begins draws a seed for its workers. From the generator that a checkpoint has just brought
+            # back, that would be one draw too many: dropout would fall elsewhere than in a run that was not killed.
+            generator=torch.Generator().manual_seed(arguments.seed),
         )
 
     def save(self, folder: str | Path) -> None:

@@ -10,8 +10,6 @@ A run that was stopped goes on from its last complete checkpoint; `--restart` pu
 import argparse
 import os
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,25 +27,19 @@ def prepare_process(deepspeed: bool) -> None:
     process believes that it is alone."""
     if torch.accelerator.is_available() or not deepspeed:
         return
+    try:
+        from deepspeed import ops
+    except ImportError:
+        raise ImportError("training.deepspeed: install the engine: pip install 'evotok[deepspeed]'.") from None
     from accelerate import PartialState
 
-    clear_stale_build_locks()
+    # Else every process tries the compiler on all of DeepSpeed's operators, to build one that training never uses.
+    ops.__compatible_ops__ = {}
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
-
-
-def clear_stale_build_locks(older_than: float = 600.0) -> None:
-    """DeepSpeed builds a small operator at its first run on a CPU; a build that was killed leaves a lock that every
-    later run would wait for without end. Locks older than this many seconds are removed."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    for lock in Path(root).rglob("lock"):
-        if time.time() - lock.stat().st_mtime > older_than:
-            lock.unlink(missing_ok=True)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
