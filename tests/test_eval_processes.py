@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 
 SUITES = {
     "trajectory": ["images=40", "tokens=40", "clusters=3", "batch_size=8"],
-    "unseen": ["sets=[openmoji]", "limit=6", "batch_size=2"],
+    "unseen": ["sets=[]", "limit=2", "batch_size=1"],
     "emoji-geneval": ["prompts=2", "batch_size=5"],
 }
 SCRIPT = """
