@@ -208,7 +208,6 @@ def test_made_up(name, place, pytestconfig):
     os.symlink(place.outside, place.path / "up")
     outside = snapshot(place.outside)
 
-    @given(strategy)
     def run(value):
         with time_limit(60), WATCH.over(place):
             try:
@@ -220,10 +219,10 @@ def test_made_up(name, place, pytestconfig):
 
     seconds = pytestconfig.getoption("fuzz_seconds")
     if not seconds:
-        settings(max_examples=EXAMPLES, derandomize=True, **QUIET)(run)()
+        settings(max_examples=EXAMPLES, derandomize=True, **QUIET)(given(strategy)(run))()
     end = time.monotonic() + seconds / len(PROPERTIES)
     while time.monotonic() < end:
         number = random.randrange(2**32)
         print(f"{name}: seed {number}")  # pytest shows it with a failure
-        seed(number)(settings(max_examples=EXAMPLES, **QUIET)(run))()
+        seed(number)(settings(max_examples=EXAMPLES, **QUIET)(given(strategy)(run)))()
     assert snapshot(place.outside) == outside
