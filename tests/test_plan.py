@@ -104,7 +104,8 @@ def test_preferences_take_two_rows_and_two_models():
     assert dpo.tokens_a_sample == 2 * sft.tokens_a_sample and dpo.parts == sft.parts
     assert dpo.flops_a_sample == pytest.approx(2 * (4 / 3) * sft.flops_a_sample, rel=0.02)
     weights = [plan.memory[True, 3].weights for plan in (sft, dpo)]
-    assert weights[1] - weights[0] == pytest.approx(2 * dpo.parameters / 16)
+    shared, _ = dpo.parts["image tokenizer"]
+    assert weights[1] - weights[0] == pytest.approx(2 * (dpo.parameters - shared) / 16)
     assert dpo.memory[True, 3].total < GPUS["h100"].memory
 
 

@@ -10,7 +10,7 @@ import yaml
 from conftest import build_chat_model
 from test_sources import picture, write_parquet
 from test_streaming import history, torchrun
-from test_training import KILLED, TRAINING, losses, run
+from test_training import KILLED, TRAINING, losses, needs_deepspeed, run, zero3
 
 from evotok import EvoTokForConditionalGeneration
 from evotok.training.checkpoints import last_complete_checkpoint
@@ -131,6 +131,20 @@ def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
     assert any("language_model" in name for name in moved) and any("semantic_projector" in name for name in moved)
     assert not any(part in name for name in moved for part in ("vq_model", "depth_decoder", "pixel_projector"))
     assert not (one / "README.md").exists()  # TRL's card would say how to chat with a model of text
+
+
+@needs_deepspeed
+def test_sharded_on_two_processes_it_learns_as_whole_on_one(recipe, tmp_path):
+    """Policy and reference are sharded, the tokenizer is not, and what is saved is whole."""
+    one, two, steps = tmp_path / "one", tmp_path / "two", ["training.optim=adamw_torch", "training.max_steps=3"]
+    assert main([str(recipe), f"training.output_dir={one}", *steps]) == 0
+    engine = [f"training.deepspeed={zero3(tmp_path)}", "training.per_device_train_batch_size=2"]
+    run([recipe, f"training.output_dir={two}", *steps, *engine], nproc=2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    whole, gathered = (EvoTokForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (one, two))
+    assert whole.keys() == gathered.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(gathered[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
 
 
 def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):

@@ -6,8 +6,16 @@ import torch
 from transformers.modeling_utils import unwrap_model
 
 from ..eval.sheets import Cell, Line, draw_sheet
+from ..modeling_evotok.modeling_evotok import EvoTokModel
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .code_noise import add_code_noise
 from .trainer import EvoTokTrainer
+
+
+def lend_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
+    """From now on `model` uses this tokenizer, and has none among its modules."""
+    del model.vq_model
+    object.__setattr__(model, "vq_model", vq_model)
 
 
 class MultimodalTrainer(EvoTokTrainer):
@@ -30,9 +38,7 @@ class MultimodalTrainer(EvoTokTrainer):
         self.vq_model = self._inner(self.model).model.vq_model
         self._hides_tokenizer = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if self._hides_tokenizer:
-            parent = self._inner(self.model).model
-            del parent.vq_model
-            object.__setattr__(parent, "vq_model", self.vq_model.float().to(self.args.device))  # no submodule any more
+            lend_tokenizer(self._inner(self.model).model, self.vq_model.float().to(self.args.device))
 
     @staticmethod
     def _inner(model):

@@ -1,7 +1,7 @@
 """The stage that learns which of two answers is the better one, by TRL's `DPOTrainer` (Rafailov et al., 2023).
 
 It starts from a model that answers, and compares it all along with what it was. That reference is a second model in
-memory; with adapters (`lora`) it is the model itself without them.
+memory, but for the tokenizer, which both share; with adapters (`lora`) it is the model itself without them.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from .arguments import DataArguments, PreferenceArguments, Recipe
 from .collators import PreferenceCollator
 from .emoji.dataset import DEFAULT_MIXTURE
 from .multimodal_stages import build_dataset, build_multimodal, lora_config, open_world, prepare_model, whole_weights
-from .multimodal_trainer import MultimodalTrainer
+from .multimodal_trainer import MultimodalTrainer, lend_tokenizer
 from .optimizers import optimizer_choice
 from .preferences import PREFERENCE_KINDS, WithRejected
 from .sources import SOURCES
@@ -72,6 +72,8 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     if reference is not None:
         prepare_model(reference, recipe)
         reference.requires_grad_(False).eval()
+        # An engine would cast and shard a tokenizer of its own, which its codes would not survive.
+        lend_tokenizer(reference.model, model.model.vq_model)
     collator = PreferenceCollator(processor, recipe.data.max_length, seed=arguments.seed)
     data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
     if world is not None:

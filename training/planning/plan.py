@@ -94,9 +94,10 @@ class Plan:
         engine = self._engine_on(gpus, stage)
         memory = estimate(engine, self._profiles[checkpointing])
         outside = 4.0 * self._outside(stage)
-        if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, to compare with
+        if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, with the same tokenizer
+            tokenizer, _ = self.parts["image tokenizer"]
             width = 4 if stage is None else engine.width
-            outside += width * self.parameters / (gpus if stage == 3 else 1)
+            outside += width * (self.parameters - tokenizer) / (gpus if stage == 3 else 1)
         return memory._replace(weights=memory.weights + outside + self.average_bytes)
 
     def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
