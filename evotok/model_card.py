@@ -207,7 +207,7 @@ def _training(results: dict[str, Any]) -> str:
 3. `sft.yaml`: every kind of question, on single emoji and on scenes of one to four.
 4. `gen-pretrain.yaml`: drawing from text with dropped captions for classifier-free guidance, a share of questions
    kept. Half of the codes shown are exchanged for others, so that the prompt is read.
-5. `gen.yaml`: the same with a tenth of the codes exchanged.
+5. `gen.yaml`: the same with a fifth of the codes exchanged.
 
 The emoji world has {data["concepts"]:,} things in five styles; the language model learns the names of
 {data["familiar"]:,} of them. Held out: some things altogether (*new concept*), some styles of things that are seen in
