@@ -46,6 +46,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments of a recipe, with what this project always wants."""
     given = dict(recipe.training)
     if recipe.stage == "tokenizer" and given.get("deepspeed"):
+        if recipe.loss.adversarial and recipe.loss.adversarial_adaptive:
+            # DeepSpeed takes the gradients that are compared for the step's backward pass.
+            raise ValueError("loss.adversarial_adaptive: not under DeepSpeed: set it to false, or leave DeepSpeed out.")
         given = in_full_precision(given)
     prepare_process(bool(given.get("deepspeed")))
     on_cpu = not torch.accelerator.is_available()
