@@ -259,7 +259,7 @@ def test_its_codebooks_learn_in_fp32_in_a_bf16_run_too(server, words, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights .* zero2.json, or leave it"),
+        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights, .*zero2.json, or leave it"),
         ("training.deepspeed=configs/deepspeed/zero2.json training.fp16=true", "training.fp16: .* give bf16"),
         (
             "training.deepspeed=configs/deepspeed/zero2.json loss.adversarial_adaptive=true",
