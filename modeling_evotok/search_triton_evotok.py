@@ -27,10 +27,8 @@ import triton
 import triton.language as tl
 
 
-_ROWS, _GROUPS = (
-    128,
-    64,
-)  # of one tile of minima; with at most 128 columns it fits into the memory of any GPU since 2020
+# Of one tile of minima; with at most 128 columns it fits into the memory of any GPU since 2020.
+_ROWS, _GROUPS = 128, 64
 
 
 def group_minima(queries: torch.Tensor, keys: torch.Tensor, members: int) -> torch.Tensor:
