@@ -81,7 +81,7 @@ test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 
 test-matrix: .venv-matrix/$(OLDEST)/.ready .venv-matrix/$(NEWEST)/.ready
 	@for version in $(OLDEST) $(NEWEST); do \
-		echo "Transformers $$version"; .venv-matrix/$$version/bin/python -m pytest $(CORE_TESTS) || exit 1; done
+		echo "Transformers $$version"; .venv-matrix/$$version/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(CORE_TESTS) || exit 1; done
 
 # Transformers in an environment of its own; all else is that of .venv.
 .venv-matrix/%/.ready: $(VENV)/.ready-dev

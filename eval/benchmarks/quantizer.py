@@ -10,7 +10,7 @@ from .report import Row, comparison
 
 # images, positions, levels, codes, width
 SIZES = {"full": (16, 256, 16, 32768, 32), "tiny": (2, 16, 3, 64, 8)}
-SHRINKAGE = 0.72  # of the residual's deviation from level to level, at the paper's size
+SHRINKAGE = 0.8  # of the residual's deviation from level to level, at the paper's size
 
 
 def run(setting: Setting) -> list[Row]:
