@@ -381,6 +381,8 @@ def _limits(results: dict[str, Any]) -> str:
 
 - It knows emoji, {results["data"]["familiar"]:,} names and the sentences of its recipes, in English. Photographs,
   other words and open conversation are out of its reach.
+- It draws one emoji at a time. Of scenes and coloured backgrounds no picture passes `evotok eval emoji-geneval`, and
+  few would after the image tokenizer alone: emoji of 32 px are too small for it (`docs/results/emoji-geneval`).
 - Prompts *seen in training* measure how well drawings were learnt by heart, *unseen pairs* whether anything was
   understood beyond that.
 - The network that judges pictures is the one that taught the tokenizer its semantics (here its last maps, averaged over

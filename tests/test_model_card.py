@@ -286,3 +286,14 @@ def test_average_features_are_a_baseline():
     calibration = torch.tensor([[1.0, 1.0], [3.0, 1.0]]).view(2, 2, 1, 1)
     batches = iter([torch.tensor([[2.0, 1.0], [-1.0, 2.0]]).view(2, 2, 1, 1)])
     assert measure._cosine_of_mean(Teacher(), calibration, batches) == pytest.approx(0.5)
+
+
+def test_the_card_says_of_scenes_what_was_measured():
+    found = json.loads((MINI.parents[1] / "docs/results/emoji-geneval/results.json").read_text())
+    assert found["checkpoint_sha256"] == read_results(MINI / "results.json")["checkpoint_sha256"], (
+        "run `evotok eval emoji-geneval mini`"
+    )
+    single, *scenes = found["tables"]["tasks"]
+    assert single["task"] == "single_object" and single["drawn"] > 0.8
+    assert len(scenes) == 6 and all(row["drawn"] < 0.3 for row in scenes if row["task"] == "overall")
+    assert all(row["drawn"] == 0 and row["ceiling"] < 0.6 for row in scenes if row["task"] != "overall")
