@@ -42,7 +42,8 @@ import torch.nn.functional as F
 _GROUP = 16
 # Scores of one block, rows x entries: they stay in the second-level cache, of one core or of the GPU.
 _BLOCK = {"cpu": (512, 1024), "cuda": (4096, 4096)}
-# Groups per row that are searched again in one go; more are met only in codebooks of copies.
+# Groups per row that are searched again in one go. More are met where many entries are nearly as near as the nearest:
+# in codebooks of copies, and far from a codebook.
 _MAX_PAIRS = 8
 
 
@@ -103,15 +104,19 @@ def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Ten
     minima = _group_minima(keys, queries.t().contiguous().to(keys.dtype))  # (G, R)
     limits = _limits(vectors, queries, minima.amin(0).view(keys.dtype).float())
     group, row = _within(minima, limits.to(keys.dtype).view(minima.dtype))  # (P,)
-    if len(group) > _MAX_PAIRS * rows > _MAX_PAIRS:
-        return torch.cat([_search_block(half, codebook, keys) for half in vectors.chunk(2)])
-
-    entries = codebook.view(-1, _GROUP, dim)[group]  # (P, 16, C)
-    distances = torch.cdist(vectors[row][:, None], entries, compute_mode="donot_use_mm_for_euclid_dist")
-    distance, index = distances.squeeze(1).min(1)  # (P,)
-    shortest = distance.new_full((rows,), torch.inf).scatter_reduce_(0, row, distance, "amin")
-    code = (group * _GROUP + index).masked_fill(distance > shortest[row], len(codebook))
-    return torch.full_like(shortest, len(codebook), dtype=torch.long).scatter_reduce_(0, row, code, "amin")
+    shortest = vectors.new_full((rows,), torch.inf)
+    codes = torch.full_like(shortest, len(codebook), dtype=torch.long)
+    share = max(1, _MAX_PAIRS * rows)
+    for groups, of in zip(group.split(share), row.split(share), strict=True):
+        entries = codebook.view(-1, _GROUP, dim)[groups]  # (P, 16, C)
+        distances = torch.cdist(vectors[of][:, None], entries, compute_mode="donot_use_mm_for_euclid_dist")
+        distance, index = distances.squeeze(1).min(1)  # (P,)
+        before = shortest
+        shortest = before.scatter_reduce(0, of, distance, "amin")
+        codes.masked_fill_(shortest < before, len(codebook))  # what was found before lies farther away
+        code = (groups * _GROUP + index).masked_fill(distance > shortest[of], len(codebook))
+        codes.scatter_reduce_(0, of, code, "amin")
+    return codes
 
 
 def _queries(vectors: torch.Tensor) -> torch.Tensor:
