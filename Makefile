@@ -138,6 +138,7 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
 	$(BIN)/evotok measure mini
 	$(BIN)/evotok eval trajectory mini --out docs/results/trajectory --restart
+	$(BIN)/evotok eval emoji-geneval mini --out docs/results/emoji-geneval --restart
 	$(BIN)/evotok demo --out demo
 	cp demo/text_to_image.png demo/reconstructions.png assets/evotok-mini/
 	$(BIN)/python -m evotok.readme
