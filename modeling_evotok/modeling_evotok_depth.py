@@ -314,16 +314,18 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         codebooks: torch.Tensor,
-        sample: Callable[[torch.Tensor], torch.LongTensor],
+        sample: Callable[..., torch.LongTensor],
         cache: EvoTokDepthCache | None = None,
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor]:
         """Write all levels of one position.
 
         Args:
             hidden_states: (M, H).
             codebooks: (L, K, C), one contiguous table of the entries of the levels written.
-            sample: takes the logits (M, K) of a level and returns its codes (M,).
+            sample: takes the logits (M, K) of a level, and its noise if any is given, and returns its codes (M,).
             cache: of `new_cache(M)`; a fresh one if None.
+            noise: one tensor a level, that of `EvoTokCodeSampler.cast` for instance.
 
         Returns:
             codes (M, L) int64 and the sum of their embeddings (M, C).
@@ -331,7 +333,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
         cache = self.new_cache(hidden_states.shape[0], hidden_states.device) if cache is None else cache
         inputs, codes = hidden_states, []
         for level in range(self.config.num_codebooks):
-            codes.append(sample(self.step(inputs, level, cache)))
+            logits = self.step(inputs, level, cache)
+            codes.append(sample(logits) if noise is None else sample(logits, noise[level]))
             embedding = F.embedding(codes[-1], codebooks[level])  # (M, C)
             inputs = inputs + embedding if level else embedding
         return torch.stack(codes, dim=1), inputs

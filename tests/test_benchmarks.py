@@ -20,7 +20,7 @@ STEP = {"seconds", "floor_multiple", "matmul_gflops"}
 ROWS = {
     "quantizer": {"search": COMPARISON | {"matmul_gflops"}, "train_step": {"over_search"}, "residual_vq": set()},
     "depth": {"position": READING},
-    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}},
+    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": set()},
     "loss": {"image": LOSS, "text": LOSS},
     "train": {"tokenizer_step": STEP, "gen_step": STEP},
 }
@@ -50,7 +50,7 @@ def test_rows_are_printed_and_written(suite, tmp_path, capsys):
     assert {row["name"] for row in rows} == set(ROWS[suite])
     for row in rows:
         assert row["name"] in printed
-        assert ROWS[suite][row["name"]] | {"threads", "dtype", "device", "size"} <= set(row)
+        assert ROWS[suite][row["name"]] | {"threads", "dtype", "device", "size", "machine"} <= set(row)
         assert row.get("equal", True) is True
         assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
 
@@ -61,7 +61,12 @@ def test_rows_for_programs(capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
-    for words in (["paint"], ["loss", "--json", str(tmp_path)], ["loss", "--threads", "0"]):
+    for words in (
+        ["paint"],
+        ["loss", "--json", str(tmp_path)],
+        ["loss", "--threads", "0"],
+        ["loss", "--size", "paper"],
+    ):
         assert main(["bench", *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ import torch
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
 from evotok import EvoTokForConditionalGeneration
 
@@ -269,12 +269,20 @@ def test_llama_draws():
     assert torch.equal(teacher_forced_logits(model, PROMPT, codes[:1]).argmax(-1), codes[:1])
 
 
-def test_a_position_traces_as_two_whole_graphs(fresh_model, tiny_model):
-    """No break for the compiler in reading a position or in writing its levels (tracing only: no code is built)."""
-    fresh_model._read = torch.compile(fresh_model._read, fullgraph=True, backend="eager")
-    decoder = fresh_model.depth_decoder
-    decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True, backend="eager")
-    assert torch.equal(fresh_model.generate(PROMPT, **GREEDY), tiny_model.generate(PROMPT, **GREEDY))
+@pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_position_traces_as_one_whole_graph(fresh_model, tiny_model, arguments):
+    """No break for the compiler in reading a position and writing its levels (tracing only: no code is built)."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
+    for _ in range(2):  # the second image has caches of its own, but the same shapes
+        codes = fresh_model.generate(PROMPT, **arguments, generator=seeded(), compile_config=config)
+    assert torch.equal(codes, tiny_model.generate(PROMPT, **arguments, generator=seeded()))
+    assert len(graphs) == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
@@ -284,11 +292,33 @@ def test_a_compiled_position_draws_the_same():
     config.depth_decoder_config.num_hidden_layers = 1
     model = build_tiny_model(config)
     expected = model.generate(PROMPT, **GREEDY)
-    read, step = model._read, torch.compile(model._read, fullgraph=True)
-    model._read = lambda embeds, *rest: (step if embeds.shape[1] == 1 else read)(embeds, *rest)
-    decoder = model.depth_decoder
-    decoder.generate_codes = torch.compile(decoder.generate_codes, fullgraph=True)
-    assert torch.equal(model.generate(PROMPT, **GREEDY), expected)
+    assert torch.equal(model.generate(PROMPT, **GREEDY, compile_config=CompileConfig(fullgraph=True)), expected)
+
+
+def test_what_grows_is_not_compiled(tiny_model):
+    with pytest.raises(ValueError, match="cache_implementation='static'"):
+        tiny_model.generate(PROMPT, **GREEDY, cache_implementation="dynamic", compile_config=CompileConfig())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_recorded_position_draws_the_same(guidance_scale):
+    model, prompts, mask = build_tiny_model().cuda(), PROMPTS.cuda(), MASK.cuda()
+    arguments = SAMPLED | {"attention_mask": mask, "guidance_scale": guidance_scale}
+    draws = []
+    for kwargs in ({}, {"disable_compile": True}, {"cache_implementation": "dynamic"}):
+        generator = torch.Generator("cuda").manual_seed(1)
+        draws.append(model.generate(prompts, **arguments, generator=generator, **kwargs))
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_what_cannot_be_recorded_says_what_to_do():
+    model = build_tiny_model().cuda()
+    model.model.pixel_projector.register_forward_hook(lambda module, inputs, output: output * output.sum().item())
+    with pytest.raises(RuntimeError, match="disable_compile=True"):
+        model.generate(PROMPT.cuda(), **GREEDY)
+    assert model.generate(PROMPT.cuda(), **GREEDY, disable_compile=True).shape[1] == POSITIONS
 
 
 class Waits(TorchDispatchMode):

@@ -93,3 +93,33 @@ def test_a_graph_searches_with_fixed_shapes():
     vectors, codebook = CASES["plain"]
     compiled = torch.compile(search_nearest, fullgraph=True, backend="eager")
     assert torch.equal(compiled(vectors, codebook), nearest(vectors, codebook))
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU has a search of its own")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_finds_the_nearest(case, kernels, monkeypatch):
+    vectors, codebook = (tensor.cuda() for tensor in CASES[case])
+    if not kernels:
+        monkeypatch.setattr(search_evotok, "_kernels", lambda device, width: None)
+    codes, distances = search_nearest(vectors, codebook), torch.cdist(vectors.double(), codebook.double())
+    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all()
+    assert (codes != distances.argmin(1)).sum() <= 1
+
+
+@on_a_gpu
+def test_a_gpu_holds_a_fraction_of_the_distances_and_records_the_search():
+    vectors, codebook = normal(16384, 32).cuda(), normal(32768, 32, seed=2).cuda()
+    expected = search_nearest(vectors, codebook)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    search_nearest(vectors, codebook)
+    assert torch.cuda.max_memory_allocated() - before < len(vectors) * len(codebook) * 4 / 16
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        codes = search_nearest(vectors, codebook)
+    graph.replay()
+    assert torch.equal(codes, expected)

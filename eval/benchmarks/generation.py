@@ -1,10 +1,11 @@
 """Whole images: guided, cached and batched, against a plain loop over the same weights."""
 
+import shutil
 import time
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
@@ -24,8 +25,10 @@ TOKEN_IDS = {
     "vision_start_token_id": 62,
     "vision_end_token_id": 63,
 }
-# A language model of width 512 and 8 layers with a depth decoder of a quarter of the paper's width.
+# A language model of width 512 and 8 layers with a depth decoder of a quarter of the paper's width; `paper` is the 7B
+# model as a new config has it.
 SIZES = {
+    "paper": {},
     "full": {
         "vq_config": {"encoder_config": _ENCODER | {"image_size": 256, "patch_size": 16}},
         "depth_decoder_config": {"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10},
@@ -44,14 +47,14 @@ SIZES = {
 
 
 def run(setting: Setting) -> list[Row]:
-    """Rows `one_prompt`, whose floor is reading all weights once per position, and `eight_prompts`."""
+    """Rows `one_prompt`, whose floor is reading all weights once per position, `compiled` and `eight_prompts`."""
     model = build_model(setting)
-    start = model.config.vision_start_token_id
     prompts = torch.randint(1, 60, (8, PROMPT_LENGTH), device=setting.device)
-    prompts[:, -1] = start
+    prompts[:, -1] = model.config.vision_start_token_id
 
-    def generate(count: int):
-        return model.generate(prompts[:count], generation_mode="image", guidance_scale=GUIDANCE, do_sample=False)
+    def generate(count: int, **kwargs):
+        kwargs |= {"generation_mode": "image", "guidance_scale": GUIDANCE, "do_sample": False}
+        return model.generate(prompts[:count], **kwargs)
 
     def reference():
         return generate_uncached(model, prompts[:1])
@@ -64,19 +67,41 @@ def run(setting: Setting) -> list[Row]:
     peak, equal = peak_extra_mib(lambda: generate(1), setting.device), same_codes(model, prompts[:1])
     row = comparison("one_prompt", "the plain loop", seconds, reference_seconds, floor, peak, equal)
     row["bandwidth_gb_per_s"] = bandwidth / 1e9
-    row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1)) / positions
-    return [row, {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}]
+    row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1, disable_compile=True)) / positions
+    rows = [row, {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}]
+    return [*rows, _compiled(generate, seconds, floor, setting)]
+
+
+def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) -> Row:
+    """One prompt with `torch.compile`; a note where it finds no compiler."""
+    if setting.device == "cpu" and shutil.which("g++") is None:
+        return {"name": "compiled", "note": "not measured: torch.compile needs g++ for code on CPUs"}
+    config = CompileConfig(fullgraph=True, dynamic=False)
+    start = time.perf_counter()
+    codes = generate(1, compile_config=config)
+    first = time.perf_counter() - start
+    [seconds] = best_seconds(lambda: generate(1, compile_config=config), setting=setting)
+    return {
+        "name": "compiled",
+        "seconds": seconds,
+        "over_plain": seconds / plain_seconds,
+        "floor_multiple": seconds / floor,
+        "first_seconds": first,
+        "same_codes": (codes == generate(1)).float().mean().item(),
+    }
 
 
 def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
-    """Random weights, in evaluation mode, in the dtype of the setting but for the tokenizer."""
+    """Random weights, in evaluation mode, made in the dtype of the setting but for the tokenizer."""
     torch.manual_seed(0)
-    config = EvoTokConfig(**SIZES[setting.size], **TOKEN_IDS)
-    model = EvoTokForConditionalGeneration(config).eval().requires_grad_(False).to(setting.device)
-    for codebook in model.model.vq_model.quantizer.codebooks:
+    fields = SIZES[setting.size]
+    with torch.device(setting.device):
+        model = EvoTokForConditionalGeneration._from_config(
+            EvoTokConfig(**fields, **TOKEN_IDS if fields else {}), dtype=setting.dtype
+        )
+    model.eval().requires_grad_(False)
+    for codebook in model.model.vq_model.float().quantizer.codebooks:
         codebook.weight.normal_()
-    for part in (model.model.language_model, model.model.pixel_projector, model.depth_decoder, model.lm_head):
-        part.to(setting.dtype)
     return model
 
 

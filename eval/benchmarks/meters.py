@@ -38,6 +38,15 @@ class Setting:
     repeats: int = 5
 
 
+def machine(device: str) -> str:
+    """The GPU's name, or the CPU's and how it multiplies bfloat16."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    able = torch.cpu.get_capabilities()
+    units = [name for name in ("amx_bf16", "avx512_bf16") if able.get(name)]
+    return f"{able.get('cpu_name', 'CPU')}, {units[0] if units else 'no bfloat16'}"
+
+
 def best_seconds(*functions: Callable[[], Any], setting: Setting) -> list[float]:
     """Least wall time of each function, after one run to warm up; they take turns, so that a slow spell hits all."""
     times: list[list[float]] = [[] for _ in functions]

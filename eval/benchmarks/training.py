@@ -15,7 +15,7 @@ from .meters import Setting, best_seconds, peak_extra_mib, peak_flops
 from .report import Row
 
 
-IMAGES = {"full": 8, "tiny": 2}
+SIZES = {"full": 8, "tiny": 2}  # images of a step
 
 
 def run(setting: Setting) -> list[Row]:
@@ -28,7 +28,7 @@ def _tokenizer(setting: Setting) -> Callable[[], torch.Tensor]:
     fields = {"pixel_base_channels": 32, "semantic_hidden_size": 192, "codebook_size": 4096}
     config = EvoTokVQConfig(**fields | generation.SIZES[setting.size]["vq_config"])
     model = EvoTokVQModel(config).to(setting.device).train()
-    pixels = torch.rand(IMAGES[setting.size], 3, config.image_size, config.image_size, device=setting.device) * 2 - 1
+    pixels = torch.rand(SIZES[setting.size], 3, config.image_size, config.image_size, device=setting.device) * 2 - 1
 
     def loss():
         outputs = model(pixels)
@@ -42,7 +42,7 @@ def _gen(setting: Setting) -> Callable[[], torch.Tensor]:
     model = generation.build_model(Setting(setting.device, torch.float32, setting.size)).train()
     for part in (model.model.language_model, model.model.pixel_projector, model.depth_decoder):
         part.requires_grad_(True)
-    config, images = model.config, IMAGES[setting.size]
+    config, images = model.config, SIZES[setting.size]
     positions, levels = config.vq_config.num_positions, config.vq_config.num_pixel_codebooks
     codes = torch.randint(config.vq_config.codebook_size, (images, positions, levels), device=setting.device)
     ids = torch.full((images, generation.PROMPT_LENGTH + positions), config.image_generation_token_id)
@@ -68,7 +68,7 @@ def _row(name: str, loss: Callable[[], torch.Tensor], setting: Setting) -> Row:
     return {
         "name": name,
         "seconds": seconds,
-        "images_per_second": IMAGES[setting.size] / seconds,
+        "images_per_second": SIZES[setting.size] / seconds,
         "floor_seconds": floor,
         "floor_multiple": seconds / floor,
         "matmul_gflops": flops / 1e9,

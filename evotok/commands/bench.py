@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=at_least_one, metavar="N", help="threads on the CPU (torch's own choice)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of models (bfloat16)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (cpu)")
-    parser.add_argument("--size", choices=["full", "tiny"], default="full", help="tiny: only to see it run (full)")
+    parser.add_argument(
+        "--size",
+        choices=["full", "tiny", "paper"],
+        default="full",
+        help="tiny: only to see it run; paper: generate with the 7B model's shapes, on a GPU of 40 GB (full)",
+    )
     parser.add_argument("--repeats", type=at_least_one, default=5, metavar="N", help="the best of N runs counts (5)")
     parser.add_argument(
         "--json",
@@ -42,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print, and write if asked to."""
     import torch
 
-    from evotok.eval.benchmarks.meters import Setting
+    from evotok.eval.benchmarks.meters import Setting, machine
     from evotok.eval.benchmarks.report import to_json, to_text
 
     path = None if options.json in (None, True) else check_file(options.json)
@@ -52,12 +57,15 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     suite = importlib.import_module(f"evotok.eval.benchmarks.{SUITES[options.suite]}")
+    if options.size not in suite.SIZES:
+        raise ValueError(f"--size {options.size}: {options.suite} takes {' or '.join(suite.SIZES)}.")
     dtype = getattr(torch, options.dtype)
     if sys.stderr.isatty():  # a line that stands still: what moves would be timed as well
         print(f"timing {options.suite}, {options.repeats} times ...", file=sys.stderr)
     rows = suite.run(Setting(options.device, dtype, options.size, options.repeats))
     common = {"threads": torch.get_num_threads(), "dtype": options.dtype, "device": options.device}
-    rows = [row | common | {"size": options.size} for row in rows]
+    common |= {"size": options.size, "machine": machine(options.device)}
+    rows = [row | common for row in rows]
     say(options, rows, [to_text(rows)])
     if path is not None:
         with new_files(path.parent, overwrite=True) as reserve:
