@@ -43,8 +43,8 @@ from .modeling_evotok_vq import eager_attention_forward
 from .modeling_outputs_evotok import EvoTokDepthDecoderOutput
 
 
-# Up to here a matmul on a CPU waits for the weight, not for the arithmetic.
-_FEW_ROWS = 32
+# Rows with which a matmul on a CPU waits for the weight, not for the arithmetic, and is better made from its side.
+_FEW_ROWS = range(1 if torch.cpu.get_capabilities().get("amx_tile") else 9, 33)
 
 
 class EvoTokDepthLoss(NamedTuple):
@@ -75,11 +75,12 @@ class EvoTokDepthCache(NamedTuple):
 class EvoTokDepthLinear(nn.Linear):
     """Linear. A few rows in bfloat16 on a CPU are multiplied from the weight's side: oneDNN then reads it as it lies.
 
-    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse.
+    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse; but up
+    to eight rows a CPU without matrix units (AMX) reads them faster that way round.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        few = states.device.type == "cpu" and states.shape[:-1].numel() <= _FEW_ROWS
+        few = states.device.type == "cpu" and states.shape[:-1].numel() in _FEW_ROWS
         half = states.dtype == self.weight.dtype == torch.bfloat16
         if not (few and half) or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(states)

@@ -76,7 +76,8 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 def _coarse_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where matmuls in it are fast; the values are rounded to it anyway, so that the bound holds for both."""
     if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_tile") else torch.float32
+        able = torch.cpu.get_capabilities()
+        return torch.bfloat16 if able.get("amx_tile") or able.get("avx512_bf16") else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
