@@ -85,7 +85,7 @@ def test_no_tensor_has_all_distances(monkeypatch):
         torch, "cdist", lambda a, b, cdist=torch.cdist, **kw: seen.append(b.numel()) or cdist(a, b, **kw)
     )
     codebook = normal(16, 4).repeat(64, 1)  # 64 groups, each the same
-    assert torch.equal(search_nearest(normal(64, 4, seed=3), codebook), nearest(normal(64, 4, seed=3), codebook))
+    assert torch.equal(search_nearest(normal(64, 4, seed=3), codebook), nearest(normal(64, 4, seed=3), codebook[:16]))
     assert max(seen) <= 8 * 64 * 16 * 4 and len(seen) > 1
 
 

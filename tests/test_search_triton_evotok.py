@@ -20,12 +20,12 @@ import torch
 from test_search_evotok import CASES, nearest, normal
 
 from evotok.modeling_evotok import search_evotok
-from evotok.modeling_evotok.search_triton_evotok import group_minima, search_groups
+from evotok.modeling_evotok import search_triton_evotok as kernels
 
 calls = []
-search_evotok._kernels = lambda device, width: calls.append(width) or (group_minima, search_groups)
+search_evotok._kernels = lambda device, dim: calls.append(dim) or kernels.search
 search_evotok._coarse_dtype = lambda device: torch.float32  # the interpreter cannot multiply bfloat16, only round to it
-search_evotok._BLOCK["cpu"] = (150, 1024)
+kernels._BLOCK = 20
 for case, (vectors, codebook) in CASES.items():
     vectors = vectors[:200:8]
     codes = search_evotok.search_nearest(vectors, codebook)
@@ -43,11 +43,17 @@ assert search_evotok.search_nearest(vectors[:3], codebook[:1].expand(300, 8)).to
 
 padded = codebook[:992]
 keys, queries = search_evotok._coarse_keys(padded), search_evotok._queries(vectors)
-minima = group_minima(queries, keys, 16)
+ours = torch.zeros(992, 16)
+kernels._write_keys[(16,)](padded, ours, 992, 8, 64, 16)
+assert torch.equal(ours[:, :8], keys[:, :8]) and ours[:, 11].eq(1).all() and not ours[:, 12:].any()
+torch.testing.assert_close(ours[:, 8:11].sum(1), padded.square().sum(1) / 2, rtol=1e-6, atol=0)
+minima, offsets = kernels.group_minima(vectors, ours, 16)
+torch.testing.assert_close(offsets, queries[:, -1].float(), rtol=2**-7, atol=0)
 scores = queries.double() @ keys.double().t()
 torch.testing.assert_close(minima.double(), scores.view(130, 16, 62).amin(1), rtol=2**-7, atol=1e-6)
-nothing = search_groups(vectors, padded, minima, minima.amin(1).float() - 1)
-assert nothing.unique().tolist() == [992], "no group within the limit, no entry"
+codes = torch.zeros(130, dtype=torch.long)
+kernels.search_groups(vectors, padded, minima.fill_(torch.nan), offsets, codes)
+assert codes.unique().tolist() == [992], "no group within the limit, no entry"
 assert len(calls) > len(CASES)
 """
 
@@ -58,12 +64,15 @@ from triton.compiler import ASTSource
 
 from evotok.modeling_evotok import search_triton_evotok as kernels
 
-MINIMA = {"queries": "*bf16", "keys": "*bf16", "minima": "*bf16", "rows": "i32", "groups": "i32"}
-GROUPS = {"vectors": "*fp32", "codebook": "*fp32", "minima": "*bf16", "limits": "*fp32", "codes": "*i64"}
+KEYS = {"codebook": "*fp32", "keys": "*bf16", "size": "i32", "dim": "i32"}
+MINIMA = {"vectors": "*fp32", "keys": "*bf16", "minima": "*bf16", "offsets": "*fp32"}
+MINIMA |= {"rows": "i32", "groups": "i32", "dim": "i32"}
+GROUPS = {"vectors": "*fp32", "codebook": "*fp32", "minima": "*bf16", "offsets": "*fp32", "codes": "*i64"}
 GROUPS |= {"groups": "i32", "dim": "i32"}
 TILE = {"members": 16, "tile_rows": kernels._ROWS, "tile_groups": kernels._GROUPS, "columns": 128}
 for architecture in (80, 90):
     for kernel, arguments, sizes in (
+        (kernels._write_keys, KEYS, {"tile": kernels._ENTRIES, "columns": 128}),
         (kernels._group_minima, MINIMA, TILE),
         (kernels._search_groups, GROUPS, {"members": 16, "tile_groups": 2048, "columns": 32}),
     ):

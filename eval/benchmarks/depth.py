@@ -2,6 +2,7 @@
 
 import torch
 
+from ...modeling_evotok.captured_steps_evotok import EvoTokCapturedStep
 from ...modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
@@ -33,8 +34,13 @@ def run(setting: Setting) -> list[Row]:
     codebooks = torch.randn(config.num_codebooks, config.codebook_size, config.codebook_dim, device=setting.device)
     cache = model.new_cache(rows)
 
+    def write(states: torch.Tensor):
+        return model.generate_codes(states, codebooks, lambda logits: logits.argmax(-1), cache)
+
+    written = EvoTokCapturedStep(write) if setting.device == "cuda" else write  # as images are written
+
     def position():
-        return model.generate_codes(hidden, codebooks, lambda logits: logits.argmax(-1), cache)
+        return written(hidden)
 
     def reference():
         return write_uncached(model, hidden, codebooks)
