@@ -19,6 +19,7 @@ from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.processing_evotok import EvoTokProcessor
+from . import adapters
 from .arguments import Recipe
 from .collators import EvoTokCollator
 from .conversations import load_conversations
@@ -113,14 +114,14 @@ def build_multimodal(
 
 def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
     """The model of a stage before; low-rank adapters are merged into the weights they were trained on."""
-    if not (Path(checkpoint) / "adapter_config.json").is_file():
+    if not (Path(checkpoint) / adapters.CONFIG).is_file():
         return EvoTokForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
     if not base:
         raise ValueError(f"{checkpoint}: adapters that do not say what they were trained on: start from a checkpoint.")
-    return PeftModel.from_pretrained(_load_checkpoint(base), checkpoint).merge_and_unload()
+    return adapters.merge_adapters(_load_checkpoint(base), checkpoint)
 
 
 def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:

@@ -1,0 +1,32 @@
+"""Folders of low-rank adapters, as PEFT saves them, and how they become part of the model they were trained on."""
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def merge_adapters(model: EvoTokForConditionalGeneration, folder: str | Path) -> EvoTokForConditionalGeneration:
+    """The model with the adapters of a folder in its weights; from now on it is called by that folder.
+
+    Args:
+        model: what they were trained on; changed in place.
+
+    Raises:
+        ValueError: adapters for other modules than the model has, or not for all that their config names.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    adapted = PeftModel.from_pretrained(model, folder)
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+        strange = set(file.keys()) ^ get_peft_model_state_dict(adapted).keys()
+    if strange:
+        raise ValueError(f"{folder}: adapters of another model, {min(strange)} does not fit: copy or train them again.")
+    merged = adapted.merge_and_unload()
+    # PEFT notes this name in adapters trained next. By the name of what was below, these here would be forgotten.
+    merged.name_or_path = merged.config.name_or_path = str(folder)
+    return merged
