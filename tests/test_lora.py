@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from drills import Server
 from safetensors.torch import load_file, save_file
-from test_training import TRAINING, losses, recipes  # noqa: F401 - a fixture
+from test_training import ROOT, TRAINING, losses, needs_deepspeed, recipes  # noqa: F401 - a fixture
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.cli import main as cli
@@ -189,3 +190,19 @@ def test_resumed_it_ends_like_a_run_that_was_not_broken(first, tmp_path):
     assert losses(broken) == losses(whole) and len(losses(whole)) == 4
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, broken))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@needs_deepspeed
+def test_with_the_optimizer_in_the_machines_memory_it_learns_the_same(first, tmp_path):
+    """The engine of the recipes for 24 GB, but with torch's AdamW: DeepSpeed's own for CPUs would be compiled first."""
+    whole = Path(train_adapters("gen", first, tmp_path / "whole", save_strategy="steps", save_steps=1))
+    settings = json.loads((ROOT / "configs/deepspeed/zero2-offload.json").read_text())
+    (tmp_path / "offload.json").write_text(json.dumps(settings | {"zero_force_ds_cpu_optimizer": False}))
+    words = [f"training.deepspeed={tmp_path / 'offload.json'}", f"training.output_dir={tmp_path / 'offload'}"]
+    ended = Server(tmp_path).run(tmp_path / "whole.yaml", *words, ranks=1)
+    assert ended.codes == [0], ended.said[-3000:]
+    assert losses(tmp_path / "offload") == pytest.approx(losses(whole), rel=1e-4)
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, tmp_path / "offload"))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=name)

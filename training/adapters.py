@@ -1,5 +1,6 @@
 """Folders of low-rank adapters, as PEFT saves them, and how they become part of the model they were trained on."""
 
+import warnings
 from pathlib import Path
 
 from safetensors import safe_open
@@ -21,9 +22,11 @@ def merge_adapters(model: EvoTokForConditionalGeneration, folder: str | Path) ->
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    adapted = PeftModel.from_pretrained(model, folder)
+    with warnings.catch_warnings(action="ignore"):  # of what is looked at below, and of bases that are adapters, too
+        adapted = PeftModel.from_pretrained(model, folder)
+        expected = get_peft_model_state_dict(adapted).keys()
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
-        strange = set(file.keys()) ^ get_peft_model_state_dict(adapted).keys()
+        strange = expected ^ set(file.keys())
     if strange:
         raise ValueError(f"{folder}: adapters of another model, {min(strange)} does not fit: copy or train them again.")
     merged = adapted.merge_and_unload()
