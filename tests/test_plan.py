@@ -150,14 +150,20 @@ def server(tmp_path_factory):
     return Server(tmp_path_factory.mktemp("logs"))
 
 
-SHARDED = [
-    pytest.param(engine, lora, marks=[needs_deepspeed] + [pytest.mark.slow] * ((engine, lora) == ("zero3", "")))
-    for engine in ("zero2", "zero3")
-    for lora in ("", "lora={r: 64}")
-]
+LORA = "lora={r: 64}"
 
 
-@pytest.mark.parametrize("engine, lora", [("", ""), ("", "lora={r: 64}"), *SHARDED])
+@pytest.mark.parametrize(
+    "engine, lora",
+    [
+        pytest.param("", "", id="plain"),
+        pytest.param("", LORA, id="plain, adapters"),
+        pytest.param("zero2", "", marks=needs_deepspeed, id="zero2"),
+        pytest.param("zero2", LORA, marks=needs_deepspeed, id="zero2, adapters"),
+        pytest.param("zero3", "", marks=[needs_deepspeed, pytest.mark.slow], id="zero3"),
+        pytest.param("zero3", LORA, marks=needs_deepspeed, id="zero3, adapters"),
+    ],
+)
 def test_a_checkpoint_takes_the_bytes_that_were_planned(server, recipes, tmp_path, engine, lora):  # noqa: F811
     """Within 5%: 3 million parameters on two processes, half of them frozen."""
     words = ["model.config.text_config.hidden_size=256", "model.config.depth_decoder_config.hidden_size=256"]
