@@ -204,5 +204,5 @@ def test_with_the_optimizer_in_the_machines_memory_it_learns_the_same(first, tmp
     assert losses(tmp_path / "offload") == pytest.approx(losses(whole), rel=1e-4)
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, tmp_path / "offload"))
     assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    for name in (name for name in one if "k_proj.bias" not in name):  # no loss depends on it: its gradient is rounding
+        torch.testing.assert_close(other[name], one[name], atol=1e-4, rtol=1e-3, msg=name)
