@@ -19,7 +19,6 @@ from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.processing_evotok import EvoTokProcessor
-from . import adapters
 from .arguments import Recipe
 from .collators import EvoTokCollator
 from .conversations import load_conversations
@@ -114,14 +113,11 @@ def build_multimodal(
 
 def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
     """The model of a stage before; low-rank adapters are merged into the weights they were trained on."""
-    if not (Path(checkpoint) / adapters.CONFIG).is_file():
+    if not (Path(checkpoint) / "adapter_config.json").is_file():
         return EvoTokForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    from peft import PeftConfig
+    from .adapters import base_of, merge_adapters
 
-    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
-    if not base:
-        raise ValueError(f"{checkpoint}: adapters that do not say what they were trained on: start from a checkpoint.")
-    return adapters.merge_adapters(_load_checkpoint(base), checkpoint)
+    return merge_adapters(_load_checkpoint(base_of(checkpoint)), checkpoint)
 
 
 def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:
