@@ -64,7 +64,7 @@ fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
 
 drills: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest tests/test_fault_drills.py -m slow
+	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py -m slow
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized

@@ -292,13 +292,14 @@ def measure(
     Raises:
         ValueError: no such checkpoint, a file that holds no results.
     """
-    folder, options, world = find_checkpoint(str(checkpoint)).folder, options or Options(), EmojiWorld()
+    found, options, world = find_checkpoint(str(checkpoint)), options or Options(), EmojiWorld()
+    folder = found.folder
     path = folder / "results.json" if out is None else Path(out)
     model, processor = load_multimodal(str(checkpoint))
     if model.config.vq_config.image_size != world.size:
         size = model.config.vq_config.image_size
         raise ValueError(f"{checkpoint}: images of {size} px, but the emoji have {world.size}: give a mini model.")
-    results = _begin(path, folder, model, world)
+    results = _begin(path, found.weights, model, world)
 
     def save() -> None:
         with new_files(path.parent, overwrite=True) as reserve:
@@ -345,12 +346,12 @@ def _circumstances(model: EvoTokForConditionalGeneration, section: str) -> dict[
     return values
 
 
-def _begin(path: Path, checkpoint: Path, model: EvoTokForConditionalGeneration, world: EmojiWorld) -> dict[str, Any]:
+def _begin(path: Path, weights: list[Path], model: EvoTokForConditionalGeneration, world: EmojiWorld) -> dict[str, Any]:
     """The results in the file if they are of these weights and data, else none but what identifies them."""
     parts = {"tokenizer": model.model.vq_model, "language_model": model.model.language_model}
     parts |= {"depth_decoder": model.depth_decoder, "all": model}
     results: dict[str, Any] = {
-        "checkpoint_sha256": sha256(*sorted(checkpoint.glob("*.safetensors"))),
+        "checkpoint_sha256": sha256(*weights),
         "data_sha256": sha256(world.root / "emoji.json"),
         "data": {"concepts": len(world.concepts), "familiar": len(world.familiar)},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},

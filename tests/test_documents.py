@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import parse_args as parse_torchrun
 
 from evotok.cli import build_parser, main
 from evotok.commands.evaluate import read_options
@@ -24,6 +25,7 @@ from evotok.training.arguments import read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options of pip's are not ours to check, targets of make are looked up.
@@ -64,6 +66,14 @@ def test_every_block_works(path, workplace, monkeypatch):
         checks[language](code)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_commands_above_recipes_work(path):
+    """The first lines of a recipe say how it is run; what follows after two spaces is prose."""
+    text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
+    for line in re.findall(r"^#   ((?:evotok|torchrun) .*?)(?:  .*)?$", text, re.MULTILINE):
+        parse_line(line)
+
+
 def read_json(code: str) -> None:
     """One value, or one a line."""
     try:
@@ -97,7 +107,10 @@ def parse_line(line: str) -> None:
     if program == "evotok":
         build_parser(words[0]).parse_args(words)
     if program == "torchrun":
-        assert "evotok.training.train" in words, line
+        options = parse_torchrun(words)
+        assert options.module and options.training_script == "evotok.training.train", line
+        if options.nnodes != "1:1":  # else every node takes itself for the first
+            assert options.rdzv_backend == "c10d" and options.rdzv_endpoint, line
     if program == "lmms-eval":
         asked = words[words.index("--tasks") + 1].split(",")
         assert set(asked) <= {benchmark.task for benchmark in read_suite("understanding").figures().values()}, line

@@ -16,7 +16,7 @@ import pytest
 import torch
 from drills import Kill, Server, Spoil, watched
 from safetensors.torch import load_file
-from test_streaming import corpus, unified  # noqa: F401 - fixtures
+from test_streaming import corpus, torchrun, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 
 from evotok import EvoTokVQModel
@@ -234,6 +234,16 @@ def test_two_processes_become_one_through_a_universal_checkpoint(server, words, 
     assert losses(tmp_path) == pytest.approx(losses(two), rel=1e-5)
 
 
+def test_without_an_engine_one_process_goes_on_where_two_have_ended(server, words, whole, tmp_path):
+    """Nothing is converted, and the losses are those that two would have had."""
+    two = whole("gen", "ddp")
+    shutil.copytree(two / "checkpoint-2", tmp_path / "checkpoint-2")
+    overrides = ["training.per_device_train_batch_size=4", f"training.output_dir={tmp_path}"]
+    ended = server.run(*words("gen", "ddp"), *overrides, ranks=1)
+    assert ended.codes == [0], ended.said[-3000:]
+    assert len(losses(two)) == 6 and losses(tmp_path) == pytest.approx(losses(two), rel=1e-5)
+
+
 @needs_deepspeed
 def test_the_tokenizer_learns_under_zero2_what_it_does_without(whole):
     """Weights, codebooks with their counts, and the discriminator, which no engine sees."""
@@ -303,3 +313,30 @@ def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
     assert {path.name for path in (tmp_path / "earlier-1").iterdir()} == {"checkpoint-1", "checkpoint-2"}
     assert len(losses(tmp_path)) == 1
+
+
+# A node each, with a disk of its own.
+NODES = """
+import os, sys
+from evotok.training.train import main
+os.chdir(sys.argv[1] + os.environ["RANK"])
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(recipes, tmp_path):  # noqa: F811
+    """As on two nodes without common storage: the first has saved what the second has never seen."""
+    for rank in (0, 1):
+        (tmp_path / f"node{rank}").mkdir()
+    checkpoint = tmp_path / "node0/run/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    for name in ("trainer_state.json", "rng_state_0.pth"):
+        (checkpoint / name).write_text("{}")
+    script = tmp_path / "nodes.py"
+    script.write_text(NODES)
+    ended = torchrun(script, tmp_path / "node", recipes / "sft.yaml", "training.output_dir=run")
+    assert ended.returncode != 0
+    said = (
+        "evotok train: run: the processes find different checkpoints to go on from: run/checkpoint-2 on rank 0; none on"
+    )
+    assert ended.stderr.count(f"{said} rank 1. Put training.output_dir on storage that all nodes share") == 2

@@ -18,6 +18,7 @@ from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Train
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.eval.reconstruction import evaluate_reconstruction
+from evotok.training import tokenizer_trainer
 from evotok.training.arguments import Recipe, read_recipe
 from evotok.training.averages import AveragedTokenizer
 from evotok.training.emoji.world import EmojiWorld
@@ -266,6 +267,20 @@ def test_validation_images_are_shared_out_among_processes(tmp_path):
     assert shades == [0, 1, 2, 4, 5]  # evenly picked, each once
     with pytest.raises(ValueError, match="2 images to measure on 3 processes"):
         folder_pixels(tmp_path, 16, 2, 0, 3)
+
+
+def test_validation_takes_no_more_images_at_once_than_the_recipe_says(recipe, tmp_path, monkeypatch):
+    """In fp32, and within the memory that training was planned for."""
+    sizes = []
+
+    def noting(model, batches, *args, **kwargs):
+        sizes.append([len(batch) for batch in batches])
+        return evaluate_reconstruction(model, batches, *args, **kwargs)
+
+    monkeypatch.setattr(tokenizer_trainer, "evaluate_reconstruction", noting)
+    words = ["training.per_device_eval_batch_size=5", "training.eval_steps=1", "training.max_steps=1"]
+    assert main([str(recipe), f"training.output_dir={tmp_path}", *words]) == 0
+    assert max(sizes[0]) == 5 and sum(sizes[0]) > 64
 
 
 def test_evaluation_needs_images(tmp_path):

@@ -1,6 +1,7 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
 stage: tokenizer            # tokenizer | pretrain | sft | gen | unified | dpo
+gpus: 16                    # that batch and steps are meant for
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -145,7 +146,7 @@ class OptimizerArguments:
 
     name: str = "trainer"
     """`trainer`: what `training.optim` says, AdamW by default. `muon`: Muon for matrices, AdamW for the rest; without
-    DeepSpeed or FSDP."""
+    DeepSpeed."""
     matrix_learning_rate: float = 0.02
     """Muon's step, on the same schedule as `training.learning_rate`."""
     average_decay: float = 0.0
@@ -158,6 +159,9 @@ class Recipe:
     """One stage of training, as read from its YAML file."""
 
     stage: str
+    gpus: int = 1
+    """Processes that batch, steps and learning rate are meant for. Any number trains; `evotok plan` takes this one, and
+    says what another makes of a step."""
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
@@ -225,6 +229,8 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
     refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = build_section(Recipe, tree, str(path))
+    if recipe.gpus < 1:
+        raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
     check_types(recipe.training, plain, f"{path}: training")

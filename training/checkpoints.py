@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
 
@@ -48,6 +49,23 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     off and is passed over.
     """
     return next((str(folder) for folder in reversed(_checkpoints(output_dir)) if _is_complete(folder)), None)
+
+
+def agreed_checkpoint(output_dir: str | Path) -> str | None:
+    """The [`last_complete_checkpoint`] that every process of the group finds.
+
+    Raises:
+        ValueError: they find different ones, and would train different models as one; says who finds which.
+    """
+    found = gather_object([last_complete_checkpoint(output_dir)])
+    if len(set(found)) > 1:
+        ranks = {name: [str(rank) for rank, other in enumerate(found) if other == name] for name in found}
+        seen = "; ".join(f"{name or 'none'} on rank {', '.join(ranks[name])}" for name in ranks)
+        raise ValueError(
+            f"{output_dir}: the processes find different checkpoints to go on from: {seen}. Put training.output_dir on "
+            "storage that all nodes share, and the checkpoint to go on from there."
+        )
+    return found[0]
 
 
 def put_aside(output_dir: str | Path) -> None:

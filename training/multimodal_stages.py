@@ -115,12 +115,9 @@ def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
     """The model of a stage before; low-rank adapters are merged into the weights they were trained on."""
     if not (Path(checkpoint) / "adapter_config.json").is_file():
         return EvoTokForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    from peft import PeftConfig, PeftModel
+    from .adapters import base_of, merge_adapters
 
-    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
-    if not base:
-        raise ValueError(f"{checkpoint}: adapters that do not say what they were trained on: start from a checkpoint.")
-    return PeftModel.from_pretrained(_load_checkpoint(base), checkpoint).merge_and_unload()
+    return merge_adapters(_load_checkpoint(base_of(checkpoint)), checkpoint)
 
 
 def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:

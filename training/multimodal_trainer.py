@@ -21,7 +21,7 @@ def lend_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
 class MultimodalTrainer(EvoTokTrainer):
     """`Trainer` for `EvoTokForConditionalGeneration`.
 
-    Images become codes before the model sees them, and an engine (DeepSpeed, FSDP) never sees the tokenizer: it would
+    Images become codes before the model sees them, and an engine (DeepSpeed) never sees the tokenizer: it would
     cast it to half precision, by which 4% of the codes change, and shard it, so that processes whose batches hold
     different kinds of samples would wait for each other without end. It is saved with the model all the same.
 

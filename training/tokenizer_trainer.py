@@ -166,7 +166,7 @@ class TokenizerTrainer(EvoTokTrainer):
         if self.held_out is None:
             return {}
         model = self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
-        batches = [batch.to(self.args.device) for batch in self.held_out.split(64)]
+        batches = [batch.to(self.args.device) for batch in self.held_out.split(self.args.eval_batch_size)]
         results = evaluate_reconstruction(
             model,
             batches,

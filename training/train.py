@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 
 from .arguments import Recipe, read_recipe
-from .checkpoints import check_source, last_complete_checkpoint, prepare_engine, put_aside
+from .checkpoints import agreed_checkpoint, check_source, prepare_engine, put_aside
 from .engines import in_full_precision
 from .messages import one_line
 
@@ -98,7 +98,7 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
     if restart:
         with arguments.main_process_first(local=False, desc="putting earlier checkpoints aside"):
             put_aside(arguments.output_dir)
-    resume_from = last_complete_checkpoint(arguments.output_dir)
+    resume_from = agreed_checkpoint(arguments.output_dir)
     if resume_from and arguments.deepspeed:
         prepare_engine(arguments, resume_from)
     if recipe.stage == "tokenizer":

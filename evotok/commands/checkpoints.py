@@ -23,10 +23,16 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 class Checkpoint(NamedTuple):
-    """A folder that holds a config and weights."""
+    """A folder that holds a config and weights, or adapters on the weights of `base`, whose config counts then."""
 
     folder: Path
     config: dict[str, Any]
+    base: "Checkpoint | None" = None
+
+    @property
+    def weights(self) -> list[Path]:
+        """All files that its weights come from."""
+        return [*(self.base.weights if self.base else ()), *sorted(self.folder.glob("*.safetensors"))]
 
     @property
     def kind(self) -> str:
@@ -48,11 +54,14 @@ def find_asset(name: str) -> Path:
     raise ValueError(f"assets/{name} is not there: install from a full checkout, or give the folder of a checkpoint.")
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
     """The checkpoint that a user means, looked at but not loaded.
 
+    Args:
+        above: folders of adapters that were trained on it.
+
     Raises:
-        ValueError: no such folder or Hub id, no EvoTok config in it, or no weights.
+        ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters on nothing that is there.
     """
     folder = find_asset("evotok-mini") if name == "mini" else Path(name)
     if not folder.exists() and _HUB_ID.fullmatch(name):
@@ -60,6 +69,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     if not name or not folder.is_dir():
         raise ValueError(f"{name!r}: no such folder. Give a checkpoint: a folder with config.json and *.safetensors.")
     check_files(name, folder)
+    if (folder / "adapter_config.json").is_file():
+        return _find_adapters(name, folder, above)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name}: no config.json in this folder. Give the folder that a training saved.")
     config = _read_json(name, folder / "config.json")
@@ -68,10 +79,31 @@ def find_checkpoint(name: str) -> Checkpoint:
         raise ValueError(f"{name}: a checkpoint of {str(kind)[:80]!r}, not of EvoTok. Give one of EvoTok.")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{name}: config.json but no weights (*.safetensors). Copy or save the checkpoint again.")
-    for path in (*folder.glob("*_config.json"), *folder.glob("tokenizer.json")):
-        _read_json(name, path)
+    _check_processor_files(name, folder)
     _check_shards(name, folder)
     return Checkpoint(folder, config)
+
+
+def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoint:
+    """Low-rank adapters, and the checkpoint they were trained on, which may be adapters itself."""
+    base = _read_json(name, folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{name}: adapters that do not say what they were trained on. Give the checkpoint itself.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{name}: adapter_config.json but no adapter_model.safetensors. Copy or save it again.")
+    _check_processor_files(name, folder)
+    if folder.resolve() in above:
+        raise ValueError(f"{name}: adapters that were trained on themselves. Copy the folder again.")
+    try:
+        below = find_checkpoint(base, (*above, folder.resolve()))
+    except ValueError as error:
+        raise ValueError(f"{name}: adapters, and what they were trained on is needed too: {error}") from None
+    return Checkpoint(folder, below.config, below)
+
+
+def _check_processor_files(name: str, folder: Path) -> None:
+    for path in (*folder.glob("*_config.json"), *folder.glob("tokenizer.json")):
+        _read_json(name, path)
 
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
@@ -154,14 +186,32 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
         raise ValueError(
             f"{name}: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini."
         )
-    import torch
-
-    from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
+    from evotok import EvoTokProcessor
 
     quiet_libraries()
     device = pick_device()
+    # Half precision saves time on accelerators only.
+    model = _load_model(name, checkpoint, "float32" if device.type == "cpu" else "auto")
+    with _loading(name):
+        processor = EvoTokProcessor.from_pretrained(checkpoint.folder)
+    _check_finite(name, model.state_dict())
+    _check_processor(name, model.config, processor)
+    return model.to(device).eval(), processor
+
+
+def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForConditionalGeneration":
+    """The model of a full checkpoint, with its adapters merged into it."""
+    if checkpoint.base is not None:
+        from evotok.training.adapters import merge_adapters
+
+        model = _load_model(name, checkpoint.base, dtype)
+        with waiting("Merging the adapters"), _loading(name):
+            return merge_adapters(model, checkpoint.folder)
+    import torch
+
+    from evotok import EvoTokConfig, EvoTokForConditionalGeneration
+
     with waiting("Loading the model"), _loading(name):
-        # Half precision saves time on accelerators only.
         found = _read_shapes(checkpoint.folder)
         _check_counts(checkpoint.config, len(found))
         config = EvoTokConfig.from_pretrained(checkpoint.folder)
@@ -170,13 +220,10 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
     _check_shapes(name, {key: tuple(tensor.shape) for key, tensor in skeleton.state_dict().items()}, found)
     with _loading(name):
         model, report = EvoTokForConditionalGeneration.from_pretrained(
-            checkpoint.folder, dtype="float32" if device.type == "cpu" else "auto", output_loading_info=True
+            checkpoint.folder, dtype=dtype, output_loading_info=True
         )
-        processor = EvoTokProcessor.from_pretrained(checkpoint.folder)
     _check_complete(name, report["missing_keys"], report["unexpected_keys"])
-    _check_finite(name, model.state_dict())
-    _check_processor(name, model.config, processor)
-    return model.to(device).eval(), processor
+    return model
 
 
 def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
@@ -185,7 +232,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     Raises:
         ValueError: no such checkpoint, or weights that do not fit the config.
     """
-    checkpoint = find_checkpoint(name)
+    checkpoint = _below_adapters(name, find_checkpoint(name))
     import torch
     from transformers import SiglipImageProcessorPil
 
@@ -217,6 +264,15 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     _check_finite(name, weights)
     _check_image_size(name, model.config, image_processor)
     return model.to(pick_device()).eval(), image_processor
+
+
+def _below_adapters(name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """Where the tokenizer lies, which no stage puts adapters on: a language model need not be loaded for it."""
+    while checkpoint.base is not None:
+        if any("vq_model" in key for key in _read_shapes(checkpoint.folder)):
+            raise ValueError(f"{name}: adapters on the image tokenizer. `evotok export` it first, and give the result.")
+        checkpoint = checkpoint.base
+    return checkpoint
 
 
 def _read_weights(folder: Path, prefix: str) -> dict[str, "torch.Tensor"]:

@@ -81,6 +81,8 @@ def _export(options: argparse.Namespace) -> int:
     if len(options.sources) != 1:
         raise ValueError(f"--to-reference takes one checkpoint of ours, not {len(options.sources)} sources.")
     checkpoint = find_checkpoint(options.sources[0])
+    if checkpoint.base is not None:
+        raise ValueError(f"{options.sources[0]}: adapters. `evotok export` them first, and give the result.")
     with new_folder(options.out) as folder, waiting("Converting"):
         export_reference(checkpoint.folder, folder, final=Path(options.out))
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -9,7 +9,7 @@ from evotok.commands.terminal import add_json, say
 
 
 EXAMPLES = """  evotok encode-dataset mini --source image-folder --path pictures --out codes
-  torchrun --nproc-per-node 8 -m evotok.cli encode-dataset runs/paper/gen --source blip3o-short --out codes"""
+  torchrun --nproc-per-node 8 -m evotok.cli encode-dataset runs/paper/tokenizer --source blip3o-short --out codes"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -77,8 +77,9 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
             raise ValueError(
                 f"{len(inputs)} checkpoints: give one to measure, such as `evotok eval {options.suite} mini`."
             )
-        folder = find_checkpoint(inputs[0]).folder
-        circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*sorted(folder.glob("*.safetensors")))}
+        checkpoint = find_checkpoint(inputs[0])
+        folder = checkpoint.folder
+        circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*checkpoint.weights)}
         files["checkpoint_settings"] = sha256(*(folder / name for name in SETTINGS if (folder / name).is_file()))
         loader = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
         load = _noting_dtype(partial(loader, inputs[0]), circumstances)

@@ -14,7 +14,8 @@ from evotok.commands.terminal import add_json, say, waiting
 
 
 EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
-  evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256"""
+  evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256
+  evotok export runs/paper/low-memory/gen --out evotok-7b-lora    # adapters, merged into what they were trained on"""
 
 # Of an export with more or fewer files; beside the new weights they would be loaded in their place.
 OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
@@ -51,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
         with waiting("Writing the weights"):
             model.save_pretrained(part)
             processor.save_pretrained(part)
-        card = find_checkpoint(options.checkpoint).folder / "README.md"
+        checkpoint = find_checkpoint(options.checkpoint)
+        card = checkpoint.folder / "README.md"
         if not (out / "README.md").exists():
-            if card.exists():
+            if card.exists() and checkpoint.base is None:  # beside adapters it is PEFT's, of the adapters
                 shutil.copyfile(card, part / card.name)
             else:
                 from evotok.checkpoint_card import render_checkpoint_card

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/paper/sft.yaml")
     parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
     parser.add_argument(
-        "--gpus", type=at_least_one, default=16, metavar="N", help="how many (default 16, as in the paper)"
+        "--gpus", type=at_least_one, metavar="N", help="how many (default: as many as the recipe is written for)"
     )
     parser.add_argument(
         "--gpu", default="h100", metavar="KIND", help="which: h100 (default), h200, a100-80g, rtx4090 ..."
@@ -92,6 +92,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         | {"all": {"all": plan.parameters, "trained": plan.trainable}},
         "memory": memory,
         "samples_a_step": plan.batch,
+        "samples_a_step_of_recipe": plan.recipe_batch,
         "operations_a_step": plan.flops_a_sample * plan.batch,
         "tokens_a_step": tokens,
         "computing_seconds": computing,
@@ -113,6 +114,13 @@ def _print_plan(facts: dict[str, Any]) -> None:
     console.print(f"{facts['recipe']}: stage {facts['stage']} on {facts['gpus']} x {facts['gpu']}\n", highlight=False)
     for table in (_parameters(facts), _memory(facts), _run(facts), _scaling(facts)):
         console.print(table)
+    if facts["samples_a_step"] != facts["samples_a_step_of_recipe"]:
+        console.print(
+            f"A step has {facts['samples_a_step']:,} samples here, but {facts['samples_a_step_of_recipe']:,} in the "
+            "recipe, which its steps and learning rate are\nfor. Change training.per_device_train_batch_size, "
+            "training.gradient_accumulation_steps or training.max_steps.\n",
+            highlight=False,
+        )
     console.print(
         "Memory is for the fullest batch: every row of max_length tokens, all its text learned. Time is for average "
         "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted.",
@@ -156,7 +164,7 @@ def _memory(facts: dict[str, Any]):
 def _run(facts: dict[str, Any]):
     table = _table("The run", "", "")
     rows = {
-        "samples a step": f"{facts['samples_a_step']:,}",
+        "samples a step, on all GPUs": f"{facts['samples_a_step']:,}",
         "operations a step": f"{facts['operations_a_step'] / 1e15:,.2f} PFLOP",
         "tokens a step, images included": f"{facts['tokens_a_step']:,.0f}",
         f"a step at an MFU of {facts['mfu']:g}": (

@@ -104,6 +104,17 @@ def split_weights(change: Callable[[dict], Any], second: bool = True):
     return spoil
 
 
+def adapters(given: str, gets: str, content: str, weights: bool = True) -> Case:
+    """A model's folder as if it held adapters."""
+
+    def spoil(folder: Path) -> None:
+        write("adapter_config.json", content)(folder)
+        if weights:
+            shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors")
+
+    return model(given, gets, spoil)
+
+
 class Evil:
     """Unpickled, it would touch a file."""
 
@@ -484,6 +495,37 @@ PARTS = [
 
 
 WHOLE = [
+    adapters(
+        "adapters whose config is cut short",
+        "evotok generate: model: adapter_config.json is damaged. Copy the checkpoint again.",
+        '{"base_model',
+    ),
+    adapters(
+        "adapters on nothing",
+        "evotok generate: model: adapters that do not say what they were trained on. Give the checkpoint itself.",
+        '{"base_model_name_or_path": null}',
+    ),
+    adapters(
+        "adapters on what is not there",
+        "evotok generate: model: adapters, and what they were trained on is needed too: '/nowhere': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
+        '{"base_model_name_or_path": "/nowhere"}',
+    ),
+    adapters(
+        "adapters on themselves",
+        "evotok generate: model: adapters, and what they were trained on is needed too: model: adapters that were trained on themselves. Copy the folder again.",
+        '{"base_model_name_or_path": "model"}',
+    ),
+    adapters(
+        "adapters without weights",
+        "evotok generate: model: adapter_config.json but no adapter_model.safetensors. Copy or save it again.",
+        '{"base_model_name_or_path": "mini"}',
+        weights=False,
+    ),
+    adapters(
+        "adapters of a kind that nobody knows",
+        "evotok generate: model: cannot be loaded (…). Copy or save the checkpoint again.",
+        '{"base_model_name_or_path": "mini", "peft_type": "EVIL"}',
+    ),
     Case(
         "tokenizer alone, where a model is needed",
         "evotok generate: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",

@@ -141,7 +141,7 @@ CASES = [
     ),
     case(
         "section that is a number",
-        "evotok train: recipe.yaml: unknown key 3. Known keys: data, lora, loss, model, optimizer, preference, processor, stage, training.",
+        "evotok train: recipe.yaml: unknown key 3. Known keys: data, gpus, lora, loss, model, optimizer, preference, processor, stage, training.",
         START + "3: 4\n",
     ),
     case(
@@ -186,6 +186,11 @@ CASES = [
         "training that is null",
         "evotok train: recipe.yaml: training must be dict[str, Any], not None.",
         START + "training:\n",
+    ),
+    case(
+        "no GPU at all",
+        "evotok train: recipe.yaml: gpus 0 is not at least 1: give the number that the batch is meant for.",
+        START + "gpus: 0\n",
     ),
     case(
         "lora that is a number",

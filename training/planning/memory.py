@@ -25,7 +25,7 @@ class Engine(NamedTuple):
         stage: of ZeRO; None for the Trainer alone, whose weights are fp32, with copies in half precision for autocast.
         processes: that share.
         bucket: elements that are reduced at once.
-        offload: whether gradients and optimizer live in the machine's memory.
+        offload: whether gradients and optimizer live in the machine's memory, from stage 1 on.
         autocast: whether weights stay fp32 under an engine as well, with copies in half precision.
     """
 
@@ -85,7 +85,7 @@ def estimate(engine: Engine, profile: Profile) -> Memory:
     if engine.stage == 3:
         gathered = min(_LIVE_PARAMETERS, engine.parameters) * width
         buffers = gathered + min(engine.bucket, trainable) * width
-    if engine.offload:
+    if engine.offload and engine.stage >= 1:
         gradients, optimizer, step = 0.0, 0.0, 0.0
     if engine.stage >= 2:
         # The step comes when activations are gone.
@@ -94,12 +94,34 @@ def estimate(engine: Engine, profile: Profile) -> Memory:
     return Memory(weights, gradients, optimizer, buffers, activations)
 
 
-def communication(parameters: int, trainable: int, stage: int, processes: int, width: int = 2) -> float:
+def communication(
+    parameters: int, trainable: int, stage: int, processes: int, width: int = 2, forwards: int = 1
+) -> float:
     """Bytes that each GPU sends in one step.
 
     A ring all-reduce sends twice (N - 1) / N of what it reduces, a reduce-scatter or an all-gather once. Stages 0 to 2
-    reduce the gradients and spread the new weights; stage 3 gathers all weights, frozen ones too, in the forward and
+    reduce the gradients and spread the new weights; stage 3 gathers all weights, frozen ones too, in each forward and
     again in the backward pass.
     """
     once = (processes - 1) / processes * width
-    return once * (trainable + 2 * parameters if stage == 3 else 2 * trainable)
+    return once * (trainable + (forwards + 1) * parameters if stage == 3 else 2 * trainable)
+
+
+def checkpoint_bytes(engine: Engine, outside: int, adapters: bool) -> float:
+    """Bytes of a checkpoint, the shares of all processes together.
+
+    Beside the weights as a folder to load, an engine writes what it goes on from: the weights as they are in use, but
+    at stage 3; Adam's moments and the fp32 copies; and from stage 2 on what is frozen once more. Of a model with
+    adapters all of this is of what learns alone.
+
+    Args:
+        outside: parameters that no engine sees, kept in fp32.
+        adapters: whether low-rank adapters are what learns.
+    """
+    trainable, width = engine.trainable, engine.kept_width
+    inside = trainable if adapters else engine.parameters
+    folder = float(width * inside + (0 if adapters else 4 * outside))
+    if engine.stage is None:
+        return folder + 8.0 * trainable
+    again = (inside if engine.stage < 3 else 0) + (inside - trainable if engine.stage >= 2 else 0)
+    return folder + width * again + 12.0 * trainable

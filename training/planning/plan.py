@@ -17,7 +17,7 @@ from ..engines import in_full_precision, read_engine
 from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
 from ..sources import SOURCES
 from .gpus import GPUS_A_NODE, Gpu
-from .memory import Engine, Memory, communication, estimate
+from .memory import Engine, Memory, checkpoint_bytes, communication, estimate
 from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, profile_step, run_multimodal, run_tokenizer
 
 
@@ -43,7 +43,8 @@ _TOKENIZER_PARTS = {
 class Plan:
     """What a recipe takes on so many GPUs of a kind.
 
-    Bytes unless said otherwise. `memory` is by (checkpointing, ZeRO stage or None for none), on one GPU.
+    Bytes unless said otherwise. `memory` is by (checkpointing, ZeRO stage or None for none), on one GPU; `batch` is the
+    samples of a step on all GPUs, `recipe_batch` those on as many as the recipe is written for, without changes to it.
     """
 
     recipe: Recipe
@@ -57,12 +58,12 @@ class Plan:
     offload: bool = False
     memory: dict[tuple[bool, int | None], Memory] = field(default_factory=dict)
     batch: int = 0
+    recipe_batch: int = 0
     steps: int | None = None
     flops_a_sample: float = 0.0
     tokens_a_sample: float = 0.0
     dataset_bytes: int = 0
     code_bytes: int = 0
-    checkpoint_bytes: float = 0.0
     _engine: dict[str, Any] = field(default_factory=dict)
     _profiles: dict[bool, Profile] = field(default_factory=dict)
 
@@ -111,7 +112,16 @@ class Plan:
     def sent_a_step(self, gpus: int, stage: int | None) -> float:
         """Bytes that each of so many GPUs sends, for one batch of its own."""
         engine = self._engine_on(gpus, stage)
-        return communication(engine.parameters, engine.trainable, stage or 0, gpus, engine.kept_width)
+        # What preferences are compared with reads them as well: another model, or this one without its adapters.
+        forwards = 2 if self.recipe.stage == "dpo" else 1
+        return communication(engine.parameters, engine.trainable, stage or 0, gpus, engine.kept_width, forwards)
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of one checkpoint, with the average of the weights."""
+        engine = self._engine_on(self.gpus, self.stage)
+        saved = checkpoint_bytes(engine, self._outside(self.stage), adapters=bool(self.recipe.lora))
+        return saved + self.average_bytes
 
     def days(self, gpus: int) -> float | None:
         """Days for the samples of the recipe: sending goes on while computing does, the longer one counts."""
@@ -120,19 +130,23 @@ class Plan:
         return self.steps * self.gpus / gpus * max(self.seconds_a_step(gpus, self.stage)) / 86400
 
 
-def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: float) -> Plan:
+def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu, mfu: float) -> Plan:
     """Plan a recipe.
+
+    Args:
+        gpus: how many; as many as the recipe is written for when None.
 
     Raises:
         ValueError: as [`read_recipe`]; a checkpoint to start from that is neither there nor made by a recipe beside it.
     """
-    recipe = read_recipe(path, overrides)
-    training = recipe.training
+    recipe, as_written = read_recipe(path, overrides), read_recipe(path)
+    training, gpus = recipe.training, gpus or recipe.gpus
     plan = Plan(recipe, gpu, gpus, mfu)
     plan.stage, plan.offload, bucket = _zero(training.get("deepspeed"))
     plan.checkpointing = bool(training.get("gradient_checkpointing"))
     micro = training.get("per_device_train_batch_size", 8)
-    plan.batch = micro * training.get("gradient_accumulation_steps", 1) * gpus
+    plan.batch = _samples_a_step(recipe, gpus)
+    plan.recipe_batch = _samples_a_step(as_written, as_written.gpus)
     plan.steps = training["max_steps"] if training.get("max_steps", -1) > 0 else None
     half = bool(training.get("bf16") or training.get("fp16"))
     tokenizer = recipe.stage == "tokenizer"
@@ -152,11 +166,13 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int, gpu: Gpu, mfu: 
     for checkpointing in (False, True):
         for stage in stages:
             plan.memory[checkpointing, stage] = plan.memory_on(gpus, stage, checkpointing)
-    engine_copies, kept = (1, 8) if plan.stage is None else (2, 12)
-    width = plan._engine_on(gpus, plan.stage).kept_width
-    plan.checkpoint_bytes = engine_copies * width * plan.parameters + kept * plan.trainable + plan.average_bytes
     _plan_data(plan, model.config)
     return plan
+
+
+def _samples_a_step(recipe: Recipe, gpus: int) -> int:
+    training = recipe.training
+    return training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1) * gpus
 
 
 def _zero(path: str | None) -> tuple[int | None, bool, int]:
