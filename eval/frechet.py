@@ -6,7 +6,6 @@ Shapes: B images, D width of the features.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .files import whole_file
 from .workers import Workers
 
 
@@ -109,13 +109,8 @@ class StatisticsCache:
 
     def write(self, statistics: FeatureStatistics) -> None:
         """Store; a reader finds the whole file or none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
+        with whole_file(self.path) as part:
             save_file(vars(statistics), part)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class FrechetMeter:

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from .files import whole_file
 from .generation import generate_images
 from .suite import Evaluation, SuiteOptions
 
@@ -104,10 +105,8 @@ def batch_seed(seed: int, index: int) -> int:
 
 def save_whole(image: Image.Image, path: Path) -> None:
     """Write a picture that appears under its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    image.save(part, **_FORMATS[path.suffix])
-    part.replace(path)
+    with whole_file(path) as part:
+        image.save(part, **_FORMATS[path.suffix])
 
 
 def check_pictures(paths: Iterable[Path]) -> None:

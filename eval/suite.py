@@ -58,6 +58,8 @@ class Report:
     """File in the folder -> what it shows."""
     notes: list[str] = field(default_factory=list)
     """Sentences a reader needs to understand the figures."""
+    dtype: str | None = None
+    """In what precision, where that is not what the checkpoint was loaded in."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Evaluation:
     """Gives (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode on its device."""
     files: dict[str, str] = field(default_factory=dict)
     """What `check` returned, and `checkpoint_settings`: all of the checkpoint but its weights."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of what figures depend on."""
 
 
 def sha256(*paths: Path) -> str:
@@ -168,6 +172,7 @@ def _short(value: Any) -> str:
 def as_json(circumstances: dict[str, Any], report: Report | None) -> str:
     """Content of `results.json`; without a report that of work begun."""
     found = asdict(report) if report is not None else {"figures": {}}
+    found["dtype"] = found.get("dtype") or circumstances["dtype"]
     return json.dumps(circumstances | found | {"finished": report is not None}, indent=1) + "\n"
 
 
