@@ -133,7 +133,7 @@ class FrechetMeter:
         workers: Workers,
     ):
         self.features, self.cache, self.workers = features, cache, workers
-        self._known = workers.gather(cache.read() if workers.is_main else None)[0]  # no process may see another file
+        self._known = workers.once(cache.read)  # no process may see another file
         self._originals = FeatureStatistics.empty(width)
         self._copies = {depth: FeatureStatistics.empty(width) for depth in depths}
 

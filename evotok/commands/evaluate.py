@@ -106,7 +106,8 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
         started = time.perf_counter()
         with _begun(out, circumstances) if workers.is_main else nullcontext():
             workers.wait()
-            report = suite.run(Evaluation(settings, inputs, out, workers, load, files, circumstances["versions"]))
+            known = {key: circumstances[key] for key in ("versions", "checkpoint_sha256")}
+            report = suite.run(Evaluation(settings, inputs, out, workers, load, files, **known))
         circumstances["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
             results = _write(out, circumstances, report)
