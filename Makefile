@@ -10,6 +10,7 @@
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
 # make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
 # make test-lmms    the plugin for the lmms-eval harness, in an environment that has it
+# make test-fid     FID's Inception, from weights at random, through the library that brings it
 # make test-triton  the search's kernels for GPUs, interpreted and compiled, without a GPU
 #
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
@@ -28,13 +29,14 @@ NEWEST := 5.23.0
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
 	processing_evotok chat_template_evotok checkpoint remote_code))
 LMMS_EVAL := 0.7.3
+TORCH_FIDELITY := 0.4.0
 TRITON := 3.9.0
 # The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
 HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-triton lint format docs mini clean
+.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-fid test-triton lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -107,6 +109,15 @@ test-lmms: .venv-lmms/.ready
 	@$(@D)/bin/python -c 'import torchvision' 2>/dev/null || $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
+test-fid: .venv-fid/.ready
+	@PYTHONPATH='$(abspath .venv-fid)' $(BIN)/python -m pytest tests/test_perceptual.py -k 'fidelity or rfid'
+
+# Without torchvision, which it wants and Inception does not need: pip's is of another build than a torch for CPUs.
+.venv-fid/.ready: $(VENV)/.ready-dev
+	@rm -rf $(@D)
+	@$(PIP) --no-deps --target $(@D) torch-fidelity==$(TORCH_FIDELITY)
+	@touch $@
+
 test-triton: .venv-triton/.ready
 	@PYTHONPATH='$(abspath .venv-triton)' $(BIN)/python -m pytest tests/test_search_triton_evotok.py
 
@@ -144,5 +155,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-fid .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -6,7 +6,6 @@ Shapes: B images, D width of the features.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .files import whole_file
 from .workers import Workers
 
 
@@ -109,13 +109,8 @@ class StatisticsCache:
 
     def write(self, statistics: FeatureStatistics) -> None:
         """Store; a reader finds the whole file or none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
+        with whole_file(self.path) as part:
             save_file(vars(statistics), part)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class FrechetMeter:
@@ -138,7 +133,7 @@ class FrechetMeter:
         workers: Workers,
     ):
         self.features, self.cache, self.workers = features, cache, workers
-        self._known = workers.gather(cache.read() if workers.is_main else None)[0]  # no process may see another file
+        self._known = workers.once(cache.read)  # no process may see another file
         self._originals = FeatureStatistics.empty(width)
         self._copies = {depth: FeatureStatistics.empty(width) for depth in depths}
 

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from .files import whole_file
 from .generation import generate_images
 from .suite import Evaluation, SuiteOptions
 
@@ -50,14 +51,17 @@ class Wanted:
     """Its place in the folder; the suffix says the format, `.png` or `.jpeg`."""
 
 
-def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]]) -> None:
+def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]]) -> str:
     """Draw what folders of the results lack, all processes together; the model is loaded if there is anything to draw.
 
-    The sampling values are the checkpoint's own but for `guidance_scale`. Pictures of other prompts or options go
-    first: whoever asks for them anew has said `--restart`.
+    The sampling values are the checkpoint's own but for `guidance_scale`. Pictures of another checkpoint, of other
+    prompts or options go first: whoever asks for them anew has said `--restart`.
 
     Args:
         wanted: name of the folder -> pictures in it.
+
+    Returns:
+        In what precision they were drawn, now or earlier; more than one, if a run went on elsewhere.
 
     Raises:
         ValueError: a folder is not ours, or a picture in it cannot be read; nothing has been drawn then.
@@ -66,7 +70,7 @@ def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]])
     folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
     if workers.is_main:
         for folder, pictures in folders.items():
-            _prepare(folder, pictures, options, evaluation.files.get("checkpoint_settings"))
+            _prepare(folder, pictures, evaluation)
     workers.wait()
     missing = []
     for folder, pictures in folders.items():
@@ -76,9 +80,20 @@ def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]])
             if not all((folder / picture.file).exists() for picture in batch):
                 missing.append((folder, index, batch))
     workers.wait()  # until all have looked
-    if not missing:
-        return
+    if missing:
+        _draw(evaluation, missing)
+    return ", ".join(sorted({dtype for folder in folders for dtype in _read_note(folder).get("dtypes", [])}))
+
+
+def _draw(evaluation: Evaluation, missing: Sequence[tuple[Path, int, Sequence[Wanted]]]) -> None:
+    """Batches, each with its folder and its number there."""
+    options, workers = evaluation.options, evaluation.workers
     model, processor = evaluation.load()
+    if workers.is_main:
+        for folder in {folder for folder, _, _ in missing}:
+            note = _read_note(folder)
+            dtypes = {*note.get("dtypes", []), str(model.dtype).removeprefix("torch.")}
+            _write_note(folder, note | {"dtypes": sorted(dtypes)})
 
     def draw(item: tuple[Path, int, Sequence[Wanted]]) -> None:
         folder, index, batch = item
@@ -104,10 +119,8 @@ def batch_seed(seed: int, index: int) -> int:
 
 def save_whole(image: Image.Image, path: Path) -> None:
     """Write a picture that appears under its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    image.save(part, **_FORMATS[path.suffix])
-    part.replace(path)
+    with whole_file(path) as part:
+        image.save(part, **_FORMATS[path.suffix])
 
 
 def check_pictures(paths: Iterable[Path]) -> None:
@@ -119,21 +132,37 @@ def check_pictures(paths: Iterable[Path]) -> None:
             raise ValueError(f"{error} Or remove it, and it is drawn again.") from None
 
 
-def _prepare(folder: Path, wanted: Sequence[Wanted], options: DrawingOptions, checkpoint_settings: str | None) -> None:
-    """A folder for pictures of these prompts and options, with those that it has already."""
+def _prepare(folder: Path, wanted: Sequence[Wanted], evaluation: Evaluation) -> None:
+    """A folder for pictures of this checkpoint, these prompts and options, with those that it has already."""
     listed = json.dumps([[picture.prompt, picture.file] for picture in wanted])
-    settings = {name: getattr(options, name) for name in ("seed", "batch_size", "guidance_scale")}
-    settings["checkpoint_settings"] = checkpoint_settings  # the other sampling values are among them
-    text = json.dumps(settings | {"pictures_sha256": hashlib.sha256(listed.encode()).hexdigest()}) + "\n"
-    note = folder / DRAWN
-    if note.is_file() and note.read_text(encoding="utf-8") == text:
+    settings = {name: getattr(evaluation.options, name) for name in ("seed", "batch_size", "guidance_scale")}
+    settings["checkpoint_sha256"] = evaluation.checkpoint_sha256
+    # The other sampling values are among these.
+    settings["checkpoint_settings"] = evaluation.files.get("checkpoint_settings")
+    settings["pictures_sha256"] = hashlib.sha256(listed.encode()).hexdigest()
+    note = _read_note(folder)
+    if {name: value for name, value in note.items() if name != "dtypes"} == settings:
         return
     if folder.exists():
-        if not note.is_file() and any(folder.iterdir()):
+        if not (folder / DRAWN).is_file() and any(folder.iterdir()):
             raise ValueError(f"{folder}: has files, but no {DRAWN}: move them elsewhere, pictures are drawn here.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    note.write_text(text, encoding="utf-8")
+    _write_note(folder, settings)
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """What pictures of a folder were drawn from, and in what precision; nothing if that is not known."""
+    try:
+        note = json.loads((folder / DRAWN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _write_note(folder: Path, note: dict[str, Any]) -> None:
+    with whole_file(folder / DRAWN) as part:
+        part.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 # --- GenEval's layout ------------------------------------------------------------------------------------------------

@@ -17,17 +17,21 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tqdm.auto import tqdm
 
 from .workers import Workers
 
 
 RESULTS = "results.json"
+MEASURED_WITH = ("torchmetrics", "scikit-learn", "scipy", "torch-fidelity", "lmms-eval", "datasets")
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Report:
     """File in the folder -> what it shows."""
     notes: list[str] = field(default_factory=list)
     """Sentences a reader needs to understand the figures."""
+    dtype: str | None = None
+    """In what precision, where that is not what the checkpoint was loaded in."""
 
 
 @dataclass
@@ -72,12 +78,16 @@ class Evaluation:
     """Gives (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode on its device."""
     files: dict[str, str] = field(default_factory=dict)
     """What `check` returned, and `checkpoint_settings`: all of the checkpoint but its weights."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of what figures depend on."""
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint's weights."""
 
 
 def sha256(*paths: Path) -> str:
-    """Fingerprint of files, one after the other."""
+    """Fingerprint of files, one after the other; many of them are told of by a progress bar."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path in tqdm(paths, "fingerprint", unit="file", disable=None if len(paths) > 1 else True, leave=False):
         with path.open("rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
@@ -87,11 +97,13 @@ def sha256(*paths: Path) -> str:
 def fingerprints(options: SuiteOptions, *names: str) -> dict[str, str]:
     """Of what options point to: of a file its content, of a folder the names and contents of all files in it.
 
+    All processes call this together, and the main one reads.
+
     Args:
         names: of the options; one that is not given, or is no path, has no fingerprint.
     """
-    given = {name: getattr(options, name) for name in names}
-    return {name: _fingerprint(Path(place)) for name, place in given.items() if place and Path(place).exists()}
+    places = {name: Path(place) for name in names if (place := getattr(options, name)) and Path(place).exists()}
+    return Workers().once(lambda: {name: _fingerprint(place) for name, place in places.items()})
 
 
 def _fingerprint(path: Path) -> str:
@@ -104,12 +116,16 @@ def _fingerprint(path: Path) -> str:
 
 def versions(evotok_version: str) -> dict[str, str]:
     """Of what figures depend on."""
-    return {
+    found = {
         "evotok": evotok_version,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    for name in MEASURED_WITH:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -135,29 +151,31 @@ def begin(folder: Path, circumstances: dict[str, Any], restart: bool) -> dict[st
 
     Args:
         circumstances: `suite`, `checkpoint_sha256`, `options`, `files` and whatever else the figures depend on.
-        restart: measure again, with other options or files if they have changed.
+        restart: measure again, another checkpoint or with other options or files if they have changed.
 
     Raises:
-        ValueError: the folder has results of another suite or checkpoint, of other options or files, or is full of
-            something else.
+        ValueError: the folder has results of another suite or is full of something else; or, without `restart`, of
+            another checkpoint, of other options or files.
     """
     if not (folder / RESULTS).exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder}: has files, but no {RESULTS}: give a new folder with --out.")
         return None
     before = read_results(folder)
-    for key, what in (("suite", "another suite"), ("checkpoint_sha256", "another checkpoint")):
-        if before.get(key) != circumstances[key]:
-            raise ValueError(f"{folder}: has results of {what} ({_short(before.get(key))}): give a new one with --out.")
+    if before["suite"] != circumstances["suite"]:
+        raise ValueError(f"{folder}: has results of another suite ({_short(before['suite'])}): give a new --out.")
+    if restart:
+        return None
+    mend = "give a new folder with --out, or measure anew with --restart."
+    if before.get("checkpoint_sha256") != circumstances["checkpoint_sha256"]:
+        other = _short(before.get("checkpoint_sha256"))
+        raise ValueError(f"{folder}: has results of another checkpoint ({other}): {mend}")
     for key in ("options", "files"):
         earlier, now = before.get(key, {}), circumstances[key]
         changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
-        if changed and not restart:
-            raise ValueError(
-                f"{folder}: has results of other {key} ({', '.join(changed)}): give a new folder with --out, "
-                "or --restart."
-            )
-    return before if before["finished"] and not restart else None
+        if changed:
+            raise ValueError(f"{folder}: has results of other {key} ({', '.join(changed)}): {mend}")
+    return before if before["finished"] else None
 
 
 def _short(value: Any) -> str:
@@ -168,6 +186,7 @@ def _short(value: Any) -> str:
 def as_json(circumstances: dict[str, Any], report: Report | None) -> str:
     """Content of `results.json`; without a report that of work begun."""
     found = asdict(report) if report is not None else {"figures": {}}
+    found["dtype"] = found.get("dtype") or circumstances["dtype"]
     return json.dumps(circumstances | found | {"finished": report is not None}, indent=1) + "\n"
 
 

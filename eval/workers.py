@@ -48,6 +48,10 @@ class Workers:
             done = gather_object(done)
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
 
+    def once(self, function: Callable[[], Result]) -> Result:
+        """What `function` gives to the main process, which alone calls it, on all of them."""
+        return self.gather(function() if self.is_main else None)[0]
+
     def gather(self, value: Result) -> list[Result]:
         """What every process has, in the order of the processes, the same list on all of them."""
         return gather_object([value]) if self.count > 1 else [value]

@@ -27,11 +27,12 @@ from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.suite import sha256, versions
 from evotok.eval.understanding import answer_questions, score_answers
-from evotok.model_card import read_results, read_unseen, render_card, write_card
+from evotok.model_card import read_results, render_card, write_card
 from evotok.modeling_evotok.generation_evotok import IMAGE_GENERATION_DEFAULTS
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.quantization_evotok import codebook_usage
 from evotok.processing.processing_evotok import EvoTokProcessor
+from evotok.suite_sections import left_out, read_suites
 from evotok.training.emoji.evaluation import evaluation_set
 from evotok.training.emoji.prompts import caption
 from evotok.training.emoji.vocabulary import SPLITS
@@ -305,8 +306,8 @@ def measure(
         with new_files(path.parent, overwrite=True) as reserve:
             reserve(path.name).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             if path == folder / "results.json":
-                unseen = read_unseen(folder, results["checkpoint_sha256"])
-                reserve("README.md").write_text(render_card(results, model.config, unseen), encoding="utf-8")
+                suites = read_suites(folder, results["checkpoint_sha256"])
+                reserve("README.md").write_text(render_card(results, model.config, suites), encoding="utf-8")
 
     measurement = Run(model, processor, world, options, results, save)
     for name in sections:
@@ -393,15 +394,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, and show the figures that have a target."""
     folder = find_checkpoint(options.checkpoint).folder
+    out = options.out or (folder / "results.quick.json" if options.quick else None)
     if options.card:
         write_card(folder)
-        return 0
-    given = {field.name: getattr(options, field.name) for field in fields(Options)}
-    amounts = replace(QUICK if options.quick else Options(), **{k: v for k, v in given.items() if v is not None})
-    out = options.out or (folder / "results.quick.json" if options.quick else None)
-    results = measure(options.checkpoint, amounts, options.only or tuple(SECTIONS), out, options.restart)
-    lines = [f"{name:28} {results[name]:6.3f}   target {TARGETS[name]:g}" for name in TARGETS if name in results]
-    say(options, results, lines)
+    else:
+        given = {field.name: getattr(options, field.name) for field in fields(Options)}
+        amounts = replace(QUICK if options.quick else Options(), **{k: v for k, v in given.items() if v is not None})
+        results = measure(options.checkpoint, amounts, options.only or tuple(SECTIONS), out, options.restart)
+        lines = [f"{name:28} {results[name]:6.3f}   target {TARGETS[name]:g}" for name in TARGETS if name in results]
+        say(options, results, lines)
+    if options.card or out is None:
+        for line in left_out(folder, read_results(folder / "results.json")["checkpoint_sha256"]):
+            print(line, file=sys.stderr)
     return 0
 
 

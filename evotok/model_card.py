@@ -1,11 +1,10 @@
 """The model card of EvoTok-mini, rendered from `results.json` and `config.json` of its folder.
 
-Every measured number in it is one of the file's; what is not measured yet is left out. Where the folder also has
-`unseen.json`, the `results.json` that `evotok eval unseen` wrote for the same weights, its tables go in too.
+Every measured number in it is one of the file's; what is not measured yet is left out. Results of `evotok eval` that
+lie beside them go in too (`evotok/suite_sections.py`).
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from huggingface_hub import ModelCardData
 
 from evotok.commands.files import new_files
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
+from evotok.suite_sections import QUESTIONS, by_the_harness, never_seen, read_suites, table
 
 
 TAGS = ["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text"]
@@ -24,31 +24,6 @@ METADATA = ModelCardData(
     pipeline_tag="any-to-any",
     tags=[*TAGS, "emoji"],
 )
-QUESTIONS = {
-    "qa_name_new_pair": "name, of things known from other styles",
-    "qa_group_new_concept": "group, of things never seen",
-    "qa_color": "color",
-    "qa_yes_no": "yes or no",
-    "qa_count": "how many, 1 to 4",
-    "qa_position": "where, relative to another",
-}
-UNSEEN = {  # table -> column of `evotok eval unseen` -> heading
-    "reconstruction": {
-        "pictures": "pictures",
-        "n": "n",
-        "psnr": "PSNR, dB",
-        "ssim": "SSIM",
-        "semantic_cosine": "semantic cosine",
-        "baseline": "cosine of average features",
-    },
-    "answers": {
-        "pictures": "pictures",
-        "question": "question",
-        "n": "n",
-        "right": "accuracy",
-        "commonest answer": "commonest answer",
-    },
-}
 PROMPTS = {"train": "seen in training", "new_pair": "unseen pairs of thing and style"}
 
 USAGE = """\
@@ -101,24 +76,6 @@ def read_results(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: {reason}: delete it and run `evotok measure` again.")
 
 
-def read_unseen(folder: Path, checkpoint_sha256: str) -> dict[str, Any] | None:
-    """`unseen.json` of a checkpoint's folder; None if there is none, or it is of other weights.
-
-    Raises:
-        ValueError: it holds something else than finished results of `evotok eval unseen`.
-    """
-    path = folder / "unseen.json"
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if (found["suite"], found["finished"]) == ("unseen", True) and found["tables"].keys() == UNSEEN.keys():
-            return found if found["checkpoint_sha256"] == checkpoint_sha256 else None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    raise ValueError(f"{path}: no finished results of `evotok eval unseen`: delete it, or copy its results.json anew.")
-
-
 def write_card(folder: Path) -> None:
     """Render `README.md` of a checkpoint from its `results.json`.
 
@@ -126,17 +83,17 @@ def write_card(folder: Path) -> None:
         ValueError: there are no results.
     """
     results = read_results(folder / "results.json")
-    unseen = read_unseen(folder, results["checkpoint_sha256"])
-    card = render_card(results, EvoTokConfig.from_pretrained(folder), unseen)
+    suites = read_suites(folder, results["checkpoint_sha256"])
+    card = render_card(results, EvoTokConfig.from_pretrained(folder), suites)
     with new_files(folder, overwrite=True) as reserve:
         reserve("README.md").write_text(card, encoding="utf-8")
 
 
-def render_card(results: dict[str, Any], config: EvoTokConfig, unseen: dict[str, Any] | None = None) -> str:
+def render_card(results: dict[str, Any], config: EvoTokConfig, suites: dict[str, dict[str, Any]]) -> str:
     """The card as Markdown with a YAML head, ending in a line break.
 
     Args:
-        unseen: what `read_unseen` found.
+        suites: what `read_suites` found.
     """
     parts = [
         f"---\n{METADATA.to_yaml()}\n---\n\n# EvoTok-mini",
@@ -146,18 +103,14 @@ def render_card(results: dict[str, Any], config: EvoTokConfig, unseen: dict[str,
         "## What it reaches\n\nA target is what was aimed at before training. Held-out drawings were never trained on.",
         _tokenizer(results),
         _questions(results),
+        by_the_harness(suites),
         _text_to_image(results),
-        _never_seen(unseen),
+        never_seen(suites),
         _how_measured(results),
         _licences(),
         _limits(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _share(value: float | None) -> str:
@@ -190,7 +143,7 @@ A small multimodal model that answers questions about {vq.image_size} px emoji a
 for both, trained from nothing by the recipes of its repository. It is EvoTok at a size at which everything can be tried
 on a laptop: the same code as the large configuration, with smaller numbers.
 
-{_table(("part", "size", "parameters"), rows)}"""
+{table(("part", "size", "parameters"), rows)}"""
 
 
 def _training(results: dict[str, Any]) -> str:
@@ -236,7 +189,7 @@ def _tokenizer(results: dict[str, Any]) -> str:
     return f"""\
 ### Image tokenizer, {results["psnr_new_concept_n"]:,} drawings of things never seen
 
-{_table(("", "value", "target", "met"), rows)}
+{table(("", "value", "target", "met"), rows)}
 
 {rises[0]}, {rises[1]}. Usage is counted over {results["codebook_usage_n"]:,} drawings of all splits."""
 
@@ -269,14 +222,13 @@ def _questions(results: dict[str, Any]) -> str:
     return f"""\
 ### Questions about held-out drawings
 
-{_table(header, rows)}
+{table(header, rows)}
 
 Greedy answers, exact match but for case, space and punctuation."""
 
 
 def _text_to_image(results: dict[str, Any]) -> str:
-    table = results.get("t2i_table")
-    if not table:
+    if not results.get("t2i_table"):
         return ""
     rows = []
     for split, prompts in PROMPTS.items():
@@ -293,7 +245,7 @@ def _text_to_image(results: dict[str, Any]) -> str:
     return f"""\
 ### Text to image
 
-{_table(header, rows)}
+{table(header, rows)}
 
 Prompts name a thing and a style (`a frog, noto style`). A picture counts when its thing is among the five (one) nearest
 of {results["data"]["concepts"]:,}, by cosine of pooled EfficientNet-Lite0 features, in a gallery of all of them in the
@@ -303,7 +255,7 @@ four styles trained on (the last column: in the style asked for only). Chance is
 Top-5 over guidance scales, with the plausibility guard `guidance_min_p` of this checkpoint and without (0, the paper's
 plain guidance):
 
-{_guidance_table(table)}"""
+{_guidance_table(results["t2i_table"])}"""
 
 
 def _guidance_helps(results: dict[str, Any]) -> str:
@@ -315,38 +267,15 @@ def _guidance_helps(results: dict[str, Any]) -> str:
     return f"CFG 7.5 against CFG 1: {'; '.join(said)}." if said else ""
 
 
-def _guidance_table(table: list[dict[str, Any]]) -> str:
-    scales = sorted({row["guidance_scale"] for row in table})
-    cells = {(row["split"], row["guidance_min_p"], row["guidance_scale"]): row for row in table}
+def _guidance_table(cells_measured: list[dict[str, Any]]) -> str:
+    scales = sorted({row["guidance_scale"] for row in cells_measured})
+    cells = {(row["split"], row["guidance_min_p"], row["guidance_scale"]): row for row in cells_measured}
     rows = []
     for split, guard in dict.fromkeys((split, guard) for split, guard, _ in cells):
         found = [cells.get((split, guard, scale)) for scale in scales]
         shown = ["" if row is None else f"{row['top5']:.3f} (n {row['images']})" for row in found]
         rows.append([PROMPTS.get(split, split), f"{guard:g}", *shown])
-    return _table(("prompts", "guidance_min_p", *(f"CFG {scale:g}" for scale in scales)), rows)
-
-
-def _never_seen(unseen: dict[str, Any] | None) -> str:
-    if unseen is None:
-        return ""
-    shown = [
-        _table(tuple(columns.values()), [[_cell(row[name]) for name in columns] for row in unseen["tables"][table]])
-        for table, columns in UNSEEN.items()
-    ]
-    notes = "\n\n".join(unseen["notes"])
-    return f"""\
-### What it never saw
-
-{shown[0]}
-
-{shown[1]}
-
-{notes} The photographs come with scikit-image and scikit-learn, the stamps with Tux Paint. Measured by
-`evotok eval unseen`, version {unseen["versions"]["evotok"]}."""
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return table(("prompts", "guidance_min_p", *(f"CFG {scale:g}" for scale in scales)), rows)
 
 
 def _how_measured(results: dict[str, Any]) -> str:
@@ -362,7 +291,7 @@ def _how_measured(results: dict[str, Any]) -> str:
 `evotok measure` writes `results.json`, and this card from it. Weights (sha256) `{results["checkpoint_sha256"][:16]}`,
 data `{results["data_sha256"][:16]}`; {versions}.
 
-{_table(("section", "settings", "threads", "seconds"), rows)}"""
+{table(("section", "settings", "threads", "seconds"), rows)}"""
 
 
 def _licences() -> str:

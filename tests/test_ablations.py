@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from evotok.cli import main
+from evotok.commands.evaluate import read_options
 from evotok.eval.orderings import Claim, compare, plainly, spread
 from evotok.eval.probes import linear_probe, retrieval
-from evotok.eval.suites.ablations import ROWS
+from evotok.eval.suites import ablations
+from evotok.eval.suites.ablations import METHOD, ROWS, Options, depends_on
 from evotok.training import taught_images
 from evotok.training.arguments import read_recipe
 
@@ -21,14 +24,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_recipes_differ_from_the_method_by_what_they_compare():
     recipes = {name: vars(read_recipe(ROOT / f"configs/ablations/{name}.yaml")) for name in ROWS}
-    method = recipes["pixel-to-semantic"]
+    method = recipes[METHOD]
     for name, recipe in recipes.items():
         for section in ("data", "loss", "optimizer"):
             assert recipe[section] == method[section], (name, section)
         training = recipe["training"] | {"output_dir": method["training"]["output_dir"]}
         assert training == method["training"], name
-    assert recipes["entangled"]["model"].config == method["model"].config | {"num_codebooks": 4}
-    assert {recipes[name]["model"].variant for name in ROWS} == {None, "reversed", "layers", "branches"}
+    variants = {"entangled": None, "semantic-to-pixel": "reversed", METHOD: None}
+    variants |= {"layers": "layers", "branches": "branches"}
+    for name, recipe in recipes.items():
+        config = method["model"].config | ({"num_codebooks": 4} if name == "entangled" else {})
+        model = {"config": config, "variant": variants[name]}
+        assert vars(recipe["model"]) == vars(method["model"]) | model, name
+
+
+def test_the_shipped_budget_has_three_seeds():
+    assert read_options(Options, "ablations", None, []).seeds >= 3
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def small(tmp_path, monkeypatch):
     for path in (*ROOT.glob("configs/ablations/*.yaml"), ROOT / "configs/mini/tokenizer.yaml"):
         copy = tmp_path / path.relative_to(ROOT)
         tree = yaml.safe_load(path.read_text())
-        if path.stem == "pixel-to-semantic":
+        if path.stem == METHOD:
             tree["data"]["distinct"] = 16
             tree["training"] |= {"per_device_train_batch_size": 4, "bf16": False}
             tree["model"]["config"] |= {"codebook_size": 16, "pixel_base_channels": 8, "pixel_latent_channels": 8}
@@ -49,7 +60,8 @@ def small(tmp_path, monkeypatch):
             tree["model"]["config"] |= {"semantic_hidden_size": 32}
         copy.write_text(yaml.safe_dump(tree))
     yield tmp_path
-    taught_images.calibrated_teacher.cache_clear()
+    for cache in (taught_images.calibrated_teacher, taught_images.taught_emoji):
+        cache.cache_clear()
 
 
 def evaluate(small, *words) -> int:
@@ -57,11 +69,33 @@ def evaluate(small, *words) -> int:
     return main(["eval", "ablations", *options, "--out", str(small / "out"), "--json"])
 
 
-def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, capsys, monkeypatch):
+@pytest.fixture
+def order(monkeypatch):
+    """Training -> the samples that it looked at, in order."""
+    seen: dict[str, list[int]] = {}
+    get, train = taught_images.TaughtImages.__getitem__, ablations.train
+
+    def noting(self, index):
+        next(reversed(seen.values())).append(index)
+        return get(self, index)
+
+    def begin(recipe):
+        seen[recipe.training["output_dir"]] = []
+        train(recipe)
+
+    monkeypatch.setattr(taught_images.TaughtImages, "__getitem__", noting)
+    monkeypatch.setattr(ablations, "train", begin)
+    return seen
+
+
+def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, order, capsys, monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("torchmetrics")
     assert evaluate(small, "seeds=1") == 0
     results = json.loads(capsys.readouterr().out)
+    first, *others = order.values()
+    assert len(first) >= 4 and others == [first] * 4, "the samples come in an order of the seed's"
+    assert results["dtype"] == "float32" and results["data"].keys() == {"emoji", "probed_features", "taught_features"}
     tables = results["tables"]
     assert [row["L_sem"] for row in tables["table_4"]] == [4, 4, 16]
     assert [row["rFID in the paper"] for row in tables["table_5"]] == [0.66, 0.59, 0.68, 0.55]
@@ -80,16 +114,72 @@ def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, capsys, monk
     for name in ("ablations.svg", "ablations.png"):
         assert (small / "out" / name).stat().st_size > 5000
 
-    # Cut off after its rows were trained, it trains none of them again.
+    # Cut off after its rows were trained, it trains none of them again, but others.
     def refuse(recipe):
         raise AssertionError(f"trained again: {recipe.training['output_dir']}")
 
-    monkeypatch.setattr("evotok.eval.suites.ablations.train", refuse)
+    monkeypatch.setattr(ablations, "train", refuse)
     (small / "out/results.json").write_text(json.dumps(results | {"finished": False}))
     assert evaluate(small, "seeds=1") == 0
     assert json.loads(capsys.readouterr().out)["tables"]["runs"] == tables["runs"]
     with pytest.raises(AssertionError, match="trained again: .*entangled-1-"):
         evaluate(small, "seeds=2", "--restart")
+    [measured] = (small / "work").glob("layers-0-*/measured.json")
+    whole = measured.read_text()
+    assert ablations._measured(measured) == json.loads(whole)
+    for damaged in ("[]", "{}", whole[:20]):
+        measured.write_text(damaged)
+        assert ablations._measured(measured) is None
+    with pytest.raises(AssertionError, match="trained again: .*layers-0-"):
+        evaluate(small, "seeds=1", "--restart")
+    measured.write_text(whole)
+
+    # Other features of the teacher, or other releases: other rows.
+    taught_images.taught_emoji.cache_clear()
+    stored = {len(load_file(path)["features"]): path for path in (small / "work/teacher-features").iterdir()}
+    for count in (16, 24):  # samples, and drawings that the linear probe is fitted on
+        path = stored[count]
+        whole = path.read_bytes()
+        save_file({"features": load_file(path)["features"] * 2}, path)
+        with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
+            evaluate(small, "seeds=1", "--restart")
+        path.write_bytes(whole)
+        taught_images.taught_emoji.cache_clear()
+    monkeypatch.setattr("evotok.__version__", "9")
+    with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
+        evaluate(small, "seeds=1", "--restart")
+
+
+def test_a_row_depends_on_device_and_releases():
+    versions = {"evotok": "1", "torch": "2", "transformers": "3", "python": "4"}
+    own = depends_on({"emoji": "a"}, torch.device("cpu"), versions)
+    assert own == depends_on({"emoji": "a"}, torch.device("cpu", 0), versions | {"python": "5"})
+    others = [depends_on({"emoji": "b"}, torch.device("cpu"), versions)]
+    others.append(depends_on({"emoji": "a"}, torch.device("cuda"), versions))
+    others += [
+        depends_on({"emoji": "a"}, torch.device("cpu"), versions | {name: "9"})
+        for name in ("evotok", "torch", "transformers")
+    ]
+    assert own not in others
+
+
+def test_a_row_that_fails_leaves_those_before_it(small, order, monkeypatch):
+    """As after a kill: rows that are finished stay, the one that was at work is trained from its beginning."""
+    train = ablations.train
+
+    def fail_at_the_third(recipe):
+        if len(order) == 2:
+            raise KeyboardInterrupt
+        train(recipe)
+
+    monkeypatch.setattr(ablations, "train", fail_at_the_third)
+    assert evaluate(small, "seeds=1") == 130
+    finished = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (small / "work").glob("*/*.*")}
+    assert len([path for path in finished if path.name == "measured.json"]) == 2
+    monkeypatch.setattr(ablations, "train", train)
+    assert evaluate(small, "seeds=1") == 0
+    assert [Path(folder).name.rsplit("-", 2)[0] for folder in order] == list(ROWS), "each was trained once"
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished} == finished
 
 
 @pytest.mark.parametrize(
@@ -112,6 +202,33 @@ def test_another_kind_of_recipe_is_refused(small, capsys):
     path.write_text(path.read_text() + "data: {name: folder, path: x}\n")
     assert evaluate(small) == 2
     assert "layers.yaml: must be of stage tokenizer, on data.name emoji" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data: {distinct: 8}",
+        "loss: {semantic: 1.0}",
+        "optimizer: {matrix_learning_rate: 0.01}",
+        "training: {output_dir: x, learning_rate: 0.5}",
+        "training: {output_dir: x, weight_decay: 0.5}",
+    ],
+)
+def test_rows_that_differ_in_more_than_the_model_are_refused(small, capsys, change):
+    path = small / "configs/ablations/layers.yaml"
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | yaml.safe_load(change)))
+    assert evaluate(small) == 2
+    said = capsys.readouterr().err
+    key = change.replace("{output_dir: x, ", "").split(": ")
+    assert f"layers.yaml: {key[0]}.{key[1].lstrip('{')} is " in said and "in pixel-to-semantic.yaml" in said
+    assert "make them equal" in said and said.count("\n") == 1 and not (small / "out").exists()
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(False, "float32"), (True, "bfloat16 autocast")])
+def test_the_precision_is_that_of_the_recipes(bf16, dtype):
+    recipe = read_recipe(ROOT / f"configs/ablations/{METHOD}.yaml", [f"training.bf16={str(bf16).lower()}"])
+    assert ablations._dtype(recipe) == dtype
 
 
 def test_several_processes_are_refused(monkeypatch, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """`evotok eval`: what every suite can rely on."""
 
 import argparse
+import hashlib
 import importlib
 import json
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from evotok.cli import main
 from evotok.commands import evaluate
 from evotok.commands.evaluate import SUITES, read_options
+from evotok.eval import suite
 from evotok.eval.suite import Report, SuiteOptions, as_json, begin, fingerprints, markdown_table
 from evotok.eval.suites import compare
 from evotok.eval.workers import Workers
@@ -82,10 +85,14 @@ def test_a_folder_keeps_to_its_suite_checkpoint_options_and_files(tmp_path):
     assert begin(folder, CIRCUMSTANCES, restart=True) is None
     other = CIRCUMSTANCES | {"options": {"batch_size": 1, "seed": 0}}
     changed = CIRCUMSTANCES | {"files": {"prompts": "456"}}
-    assert begin(folder, other, restart=True) is begin(folder, changed, restart=True) is None
+    retrained = CIRCUMSTANCES | {"checkpoint_sha256": "def"}
+    for circumstances in (other, changed, retrained):
+        assert begin(folder, circumstances, restart=True) is None
+    for restart in (False, True):
+        with pytest.raises(ValueError, match=r"another suite \(reconstruction\): give a new --out"):
+            begin(folder, CIRCUMSTANCES | {"suite": "trajectory"}, restart)
     for circumstances, message in [
-        (CIRCUMSTANCES | {"suite": "trajectory"}, "another suite"),
-        (CIRCUMSTANCES | {"checkpoint_sha256": "def"}, "another checkpoint"),
+        (retrained, r"another checkpoint \(abc\): give a new folder with --out, or measure anew with --restart"),
         (other, r"other options \(batch_size\)"),
         (changed, r"other files \(prompts\)"),
         (CIRCUMSTANCES | {"files": {"prompts": "123", "skills": "4"}}, r"other files \(skills\)"),
@@ -116,6 +123,45 @@ def test_fingerprints_are_of_the_content(tmp_path):
     fourth = fingerprints(Options(), *names)
     assert len({each["prompts"] for each in (first, second)}) == 2 and second["data"] == first["data"]
     assert len({each["data"] for each in (second, third, fourth)}) == 3 and fourth["prompts"] == second["prompts"]
+
+
+def test_one_process_reads_what_all_need_the_fingerprint_of(tmp_path, monkeypatch):
+    @dataclass
+    class Options(SuiteOptions):
+        data: str = str(tmp_path)
+
+    class Second(Workers):
+        is_main = False
+
+        def gather(self, value):
+            assert value is None
+            return [{"data": "of the first"}, value]
+
+    monkeypatch.setattr(suite, "Workers", Second)
+    monkeypatch.setattr(suite, "sha256", None)
+    assert fingerprints(Options(), "data") == {"data": "of the first"}
+
+
+def test_many_files_are_told_of_by_a_bar(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(suite, "tqdm", lambda paths, *words, disable, **more: shown.append(disable) or paths)
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_text(path.name)
+    assert suite.sha256(*paths) == hashlib.sha256(b"ab").hexdigest() and suite.sha256(paths[0])
+    assert shown == [None, True]
+
+
+def test_versions_are_of_what_is_installed(monkeypatch):
+    def version(name):
+        if name == "torch-fidelity":
+            raise PackageNotFoundError
+        return f"{name} 1"
+
+    monkeypatch.setattr(suite, "version", version)
+    found = suite.versions("0.0")
+    assert (found["evotok"], found["scipy"]) == ("0.0", "scipy 1") and "torch-fidelity" not in found
+    assert {"torch", "transformers", "torchmetrics", "scikit-learn", "lmms-eval", "datasets"} < found.keys()
 
 
 def test_after_an_error_nothing_is_left_unless_there_is_more_than_a_beginning(tmp_path, monkeypatch):

@@ -52,6 +52,8 @@ def test_geneval(shelf, tmp_path, capsys):
     out = tmp_path / "out"
     assert geneval(shelf, out, f"rewriter={shelf / 'rewriter'}", "--json") == 0
     results = json.loads(capsys.readouterr().out)
+    note = json.loads((out / "pictures/drawn.json").read_text())
+    assert note["checkpoint_sha256"] == results["checkpoint_sha256"], "those of other weights are not kept"
     figures = results["figures"]
     # Cats all over each picture: a cat is there, no dog is, and of five cats two are two, but not fewer than three.
     assert {task: figures[task] for task in TASKS} == dict.fromkeys(TASKS, 0.0) | {"single_object": 1.0}
@@ -77,7 +79,7 @@ def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch, 
     monkeypatch.setattr("evotok.eval.pictures.generate_images", None)
     assert geneval(shelf, out, f"prompts={prompts}", "--restart") == 0
     results = json.loads((out / "results.json").read_text())
-    assert results["figures"] == before
+    assert results["figures"] == before and results["dtype"] == "float32", "although no model was loaded"
     assert results["files"].keys() == {"checkpoint_settings", "prompts", "detector", "colors"}
 
     # A benchmark that has changed in its place is noticed.

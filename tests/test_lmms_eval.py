@@ -20,7 +20,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from evotok.cli import main
-from evotok.commands.checkpoints import load_multimodal
+from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.eval.harness import EvoTokChat, EvoTokSimple, cut_at, generation_options
 from evotok.eval.understanding import answer_questions, score_answers
 from evotok.training.emoji.evaluation import evaluation_set
@@ -58,14 +58,35 @@ def tasks(tmp_path_factory):
     return folder
 
 
-def evaluate(model, folder, names):
+def evaluate(model, folder, names, **words):
     manager = TaskManager("WARNING", include_path=str(folder), include_defaults=False, model_name="evotok")
-    return simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
+    return simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True, **words)
 
 
 def test_the_harness_finds_the_plugin():
     assert issubclass(get_model("evotok"), EvoTokChat)
     assert issubclass(get_model("evotok", force_simple=True), EvoTokSimple)
+
+
+@pytest.mark.parametrize("force_simple", [False, True])
+def test_the_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
+    """As `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2` does."""
+    model_args = f"pretrained={find_asset('evotok-mini')}"
+    words = {"model_args": model_args, "batch_size": 2, "device": "cpu", "force_simple": force_simple}
+    found = evaluate("evotok", tasks, ["qa_color"], **words)
+    expected = evaluate((EvoTokSimple if force_simple else EvoTokChat)(*mini, batch_size=2), tasks, ["qa_color"])
+    for results in (found, expected):
+        assert len(results["samples"]["qa_color"]) == QUESTIONS
+    answers, wanted = (
+        [sample["filtered_resps"] for sample in results["samples"]["qa_color"]] for results in (found, expected)
+    )
+    assert answers == wanted and found["results"] == expected["results"]
+    assert found["config"]["model_args"] == model_args
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tasks):
+    with pytest.raises(ValueError, match="'nowhere': no such folder"):
+        evaluate("evotok", tasks, ["qa_color"], model_args="pretrained=nowhere", batch_size=2)
 
 
 def test_answers_are_those_of_generate_and_scores_those_of_measure(tmp_path, capsys):

@@ -11,7 +11,8 @@ import yaml
 from conftest import build_chat_model
 
 from evotok import EvoTokConfig, EvoTokVQConfig, measure
-from evotok.model_card import UNSEEN, USAGE, read_results, read_unseen, render_card, write_card
+from evotok.model_card import USAGE, read_results, render_card, write_card
+from evotok.suite_sections import COMMANDS, QUESTIONS, UNSEEN, left_out, read_suites
 
 
 MINI = Path(__file__).resolve().parent.parent / "assets" / "evotok-mini"
@@ -56,13 +57,13 @@ def results():
 
 
 def test_head_is_that_of_the_hub(results):
-    head = yaml.safe_load(render_card(results, EvoTokConfig()).split("---\n")[1])
+    head = yaml.safe_load(render_card(results, EvoTokConfig(), {}).split("---\n")[1])
     assert (head["license"], head["library_name"]) == ("apache-2.0", "transformers")
     assert head["pipeline_tag"] == "any-to-any" and "text-to-image" in head["tags"]
 
 
 def test_every_figure_stands_in_the_card(results):
-    card = render_card(results, EvoTokConfig())
+    card = render_card(results, EvoTokConfig(), {})
     unshown = re.compile("_target$|_n$|^t2i_top1_.*_same_style$")
     for name, value in results.items():
         if isinstance(value, float) and not unshown.search(name):
@@ -74,7 +75,7 @@ def test_every_figure_stands_in_the_card(results):
 
 def test_targets_and_baselines_are_judged(results):
     def row(value):
-        card = render_card(results | {"qa_color": value, "qa_color_baseline": 0.2}, EvoTokConfig())
+        card = render_card(results | {"qa_color": value, "qa_color_baseline": 0.2}, EvoTokConfig(), {})
         [line] = [line for line in card.splitlines() if line.startswith("| color |")]
         return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -85,7 +86,7 @@ def test_targets_and_baselines_are_judged(results):
 
 def test_claims_follow_the_numbers(results):
     def card(**changes):
-        return render_card(results | changes, EvoTokConfig())
+        return render_card(results | changes, EvoTokConfig(), {})
 
     assert "PSNR rises with every depth" in card()
     assert "PSNR **does not rise**" in card(psnr_new_concept_depth2=1.0)
@@ -95,10 +96,10 @@ def test_claims_follow_the_numbers(results):
 
 @pytest.mark.parametrize(("prefix", "title"), [("psnr", "### Image tok"), ("qa", "### Questions"), ("t2i", "### Text")])
 def test_what_is_not_measured_is_left_out(results, prefix, title):
-    assert title in render_card(results, EvoTokConfig())
+    assert title in render_card(results, EvoTokConfig(), {})
     prefixes = {"psnr": ("psnr", "semantic", "codebook")}.get(prefix, (prefix,))
     fewer = {k: v for k, v in results.items() if not k.startswith(prefixes)}
-    assert title not in render_card(fewer, EvoTokConfig())
+    assert title not in render_card(fewer, EvoTokConfig(), {})
 
 
 def test_figures_are_those_of_the_issue(results):
@@ -139,30 +140,69 @@ def unseen_results(checkpoint_sha256):
     }
 
 
-def test_what_it_never_saw_stands_in_the_card_of_the_same_weights(results, tmp_path):
+def understanding_results(checkpoint_sha256):
+    figures = {name: (index + 1) / 10 for index, name in enumerate(QUESTIONS)} | {
+        f"{name}_n": 1007 for name in QUESTIONS
+    }
+    return {
+        "suite": "understanding",
+        "finished": True,
+        "checkpoint_sha256": checkpoint_sha256,
+        "figures": figures,
+        "versions": {"lmms-eval": "7.6.5"},
+    }
+
+
+@pytest.fixture
+def folder(results, tmp_path):
+    """Of a checkpoint that is measured, with the results of suites beside it."""
     EvoTokConfig().save_pretrained(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(results))
-    path = tmp_path / "unseen.json"
-    path.write_text(json.dumps(unseen_results(results["checkpoint_sha256"])))
-    write_card(tmp_path)
-    card = (tmp_path / "README.md").read_text()
+    for name, make in (("unseen", unseen_results), ("understanding", understanding_results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(make(results["checkpoint_sha256"])))
+    return tmp_path
+
+
+def test_results_of_suites_stand_in_the_card(folder):
+    write_card(folder)
+    card = (folder / "README.md").read_text()
     assert "| stamps | 7 | 12.300 | 0.400 | 0.500 | 0.200 |" in card
     assert "| stamps | What is this? | 5 | 0.600 | 0.100 |" in card and "What it is." in card
-    path.write_text(json.dumps(unseen_results("of other weights")))
-    write_card(tmp_path)
-    assert "never saw\n" not in (tmp_path / "README.md").read_text()
-    for damaged in ("{", "[]", json.dumps(unseen_results("x") | {"finished": False})):
-        path.write_text(damaged)
-        with pytest.raises(ValueError, match=r"unseen\.json: no finished results of `evotok eval unseen`"):
-            write_card(tmp_path)
+    assert "| color | 1,007 | 0.300 |" in card and "lmms-eval) 7.6.5, to which" in card
+
+
+@pytest.mark.parametrize(("name", "said"), [("unseen", "never saw\n"), ("understanding", "official QA score")])
+def test_results_of_other_weights_are_told_of_and_left_out(folder, results, capsys, name, said):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint_sha256": "of other weights"}))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert measure.main([str(folder), "--card"]) == 0
+    told = capsys.readouterr().err
+    assert f"{name}.json: of other weights" in told and f"run `{COMMANDS[name]}`" in told and told.count("\n") == 1
+    assert said not in (folder / "README.md").read_text()
+    path.unlink()
+    assert left_out(folder, results["checkpoint_sha256"]) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_damaged_results_of_suites_are_refused(folder, name):
+    path = folder / f"{name}.json"
+    whole = json.loads(path.read_text())
+    parts = [whole | {"finished": False}, whole | {"suite": "trajectory"}, whole | {"figures": {}, "tables": {}}]
+    parts += [{key: whole[key] for key in whole if key != missing} for missing in ("checkpoint_sha256", "suite")]
+    for text in ("{", "[]", *map(json.dumps, parts)):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{name}.json: no finished results of `evotok eval {name}"):
+            write_card(folder)
 
 
 @pytest.mark.skipif(not (MINI / "results.json").is_file(), reason="EvoTok-mini is not measured yet")
 def test_shipped_card_is_that_of_the_shipped_results():
     results = read_results(MINI / "results.json")
     assert set(measure.TARGETS) <= set(results) and all(s["finished"] for s in results["sections"].values())
-    unseen = read_unseen(MINI, results["checkpoint_sha256"])
-    assert (MINI / "README.md").read_text("utf-8") == render_card(results, EvoTokConfig.from_pretrained(MINI), unseen)
+    suites = read_suites(MINI, results["checkpoint_sha256"])
+    assert suites.keys() == COMMANDS.keys()
+    assert (MINI / "README.md").read_text("utf-8") == render_card(results, EvoTokConfig.from_pretrained(MINI), suites)
     assert results["checkpoint_sha256"] == measure.sha256(*sorted(MINI.glob("*.safetensors")))
 
 
@@ -202,7 +242,7 @@ def measured(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "evotok"}')
     monkeypatch.setattr(measure, "SECTIONS", sections)
     monkeypatch.setattr(measure, "load_multimodal", lambda name: (model, None))
-    monkeypatch.setattr(measure, "render_card", lambda results, config, unseen: "card")
+    monkeypatch.setattr(measure, "render_card", lambda results, config, suites: "card")
 
     def function(*sections, **options):
         keys = {k: options.pop(k) for k in ("out", "restart") if k in options}

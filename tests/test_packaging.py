@@ -122,7 +122,7 @@ def test_licences_of_embedded_art_are_named():
 
 def test_makefile_has_the_promised_targets():
     text = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-hf", "test-matrix", "test-lmms", "lint", "docs", "mini", "clean"):
+    for target in ("demo", "test", "test-hf", "test-matrix", "test-lmms", "test-fid", "lint", "docs", "mini", "clean"):
         assert re.search(rf"^{target}:", text, re.MULTILINE), target
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe

@@ -1,10 +1,16 @@
 """Inception and LPIPS from weights on a disk: what they compute is their libraries' affair, how they load is ours."""
 
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from evotok.cli import main
 from evotok.eval import perceptual
 
 
@@ -65,12 +71,49 @@ def test_missing_files_and_packages_are_named(tmp_path, monkeypatch):
         perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
 
 
-def test_inception_through_its_library(tmp_path):
-    """Only where torch-fidelity works: it brings the network, from weights at random here."""
-    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", exc_type=Exception)
+@pytest.fixture
+def fidelity(monkeypatch):
+    """torch-fidelity's module of Inception. The library imports torchvision for networks and data that are not used
+    here: where that is missing, or of another build than torch, one without anything in it does."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+            module = ModuleType(f"torchvision{name}")
+            module.__spec__ = ModuleSpec(module.__name__, None)
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            parent, _, child = module.__name__.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+        for name in ("CIFAR10", "CIFAR100", "STL10"):
+            setattr(sys.modules["torchvision.datasets"], name, object)
+    return pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="make test-fid")
+
+
+@pytest.fixture
+def inception(fidelity, tmp_path):
+    """File of weights at random: what they are by training cannot be had here."""
+    torch.manual_seed(0)
     torch.save(fidelity_weights(fidelity), tmp_path / "inception.pth")
-    features = perceptual.load_inception(tmp_path / "inception.pth", torch.device("cpu"))(torch.zeros(2, 3, 64, 64))
-    assert features.shape == (2, 2048) and features.isfinite().all()
+    return tmp_path / "inception.pth"
+
+
+def test_features_are_those_of_torch_fidelity(fidelity, inception):
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    features = perceptual.load_inception(inception, torch.device("cpu"))(images)
+    own = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(inception))
+    with torch.no_grad():
+        [expected] = own(((images + 1) * 127.5).round().byte())
+    assert features.shape == (2, 2048) and features.std() > 0
+    torch.testing.assert_close(features, expected)
+
+
+def test_rfid_from_the_command(inception, tmp_path, capsys):
+    words = [f"inception_weights={inception}", "limit=4", "depths=[1,4]", f"cache={tmp_path}", "--json"]
+    assert main(["eval", "reconstruction", "mini", *words, "--out", str(tmp_path / "out")]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert all(results["figures"][f"rfid_depth{depth}"] > 0 for depth in (1, 4))
+    assert "torch-fidelity" in results["versions"]
 
 
 def fidelity_weights(fidelity) -> dict:

@@ -40,12 +40,14 @@ def draw(chat_model, monkeypatch):
         pictures, "generate_images", lambda *args, **kwargs: drawn.append(len(args[2])) or generate(*args, **kwargs)
     )
 
-    def draw(folder, workers=None, prompts=PROMPTS, settings="a", **options):
+    def draw(folder, workers=None, prompts=PROMPTS, settings="a", weights="a", **options):
         drawn.clear()
         options = DrawingOptions(**{"images": 2, "batch_size": 2, "seed": 3} | options)
         files = {"checkpoint_settings": settings}
-        evaluation = Evaluation(options, ["tiny"], folder, workers or Workers(), lambda: chat_model, files)
-        draw_missing(evaluation, {"pictures": in_numbered_folders(prompts, options.images)})
+        evaluation = Evaluation(
+            options, ["tiny"], folder, workers or Workers(), lambda: chat_model, files, checkpoint_sha256=weights
+        )
+        assert draw_missing(evaluation, {"pictures": in_numbered_folders(prompts, options.images)}) == "float32"
         return sum(drawn)
 
     return draw
@@ -102,6 +104,20 @@ def test_other_options_draw_everything_anew(draw, tmp_path):
     assert len(content(tmp_path)) == 4
     assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0) == 0
     assert draw(tmp_path, prompts=PROMPTS[:2], guidance_scale=1.0, settings="b") == 4, "sampling values are among them"
+    words = {"prompts": PROMPTS[:2], "guidance_scale": 1.0, "settings": "b"}
+    assert draw(tmp_path, **words) == 0
+    assert draw(tmp_path, **words, weights="b") == 4, "another checkpoint"
+
+
+def test_it_is_noted_if_pictures_were_drawn_in_another_precision(draw, tmp_path):
+    draw(tmp_path)
+    path = tmp_path / "pictures" / pictures.DRAWN
+    note = json.loads(path.read_text())
+    assert note["dtypes"] == ["float32"]
+    path.write_text(json.dumps(note | {"dtypes": ["bfloat16"]}))
+    (tmp_path / "pictures/00001/samples/0001.png").unlink()
+    with pytest.raises(AssertionError, match="bfloat16, float32"):
+        draw(tmp_path)
 
 
 def test_a_damaged_picture_is_named_before_anything_is_drawn(draw, tmp_path):

@@ -12,6 +12,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main
 from evotok.eval.clusters import cluster
+from evotok.eval.suites import trajectory
 from evotok.training import taught_images
 
 
@@ -106,6 +107,19 @@ def test_a_folder_of_images_with_a_teacher_of_its_own(tokenizer, tmp_path, capsy
     results = json.loads(capsys.readouterr().out)
     assert len(results["tables"]["by_depth"]) == 5 and "clusters" not in results["tables"]
     assert set(results["data"]) == {"images"}
+
+
+def test_an_image_that_cannot_be_read_is_named_before_anything_long(tokenizer, tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    for index in range(9):
+        Image.new("RGB", (70, 80), (index, 0, 0)).save(tmp_path / f"images/{index}.png")
+    path = tmp_path / "images/5.png"
+    path.write_bytes(path.read_bytes()[:80])
+    monkeypatch.setattr(trajectory, "run", None)
+    assert main(["eval", "trajectory", tokenizer(32), f"data={path.parent}", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"1 of 9 images cannot be read, the first is {path}: " in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ..eval.files import whole_file
 from .emoji.world import EmojiWorld
 from .teachers import EfficientNetTeacher
 from .tokenizer_data import EmojiImages, emoji_pixels
@@ -62,6 +63,14 @@ def taught_emoji(
     return TaughtImages(pixels, teacher_features(calibrated_teacher(root, grid_size), pixels, folder))
 
 
+def features_sha256(*features: torch.Tensor) -> str:
+    """Fingerprint of what a teacher said."""
+    digest = hashlib.sha256()
+    for tensor in features:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels in [-1, 1] as uint8."""
     return ((pixels + 1) * 127.5).round().byte()
@@ -85,8 +94,6 @@ def teacher_features(teacher: EfficientNetTeacher, pixels: torch.Tensor, folder:
         batches = tqdm(pixels.split(_BATCH), "Teacher", disable=None, leave=False)
         device = teacher.mean.device
         features = torch.cat([teacher(batch.to(device).float() / 127.5 - 1).half().cpu() for batch in batches])
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({"features": features}, part)
-        part.replace(path)
+        with whole_file(path) as part:
+            save_file({"features": features}, part)
     return load_file(path)["features"]

@@ -14,7 +14,7 @@ from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
 from .arguments import Recipe
 from .emoji.world import Drawing, EmojiWorld
-from .taught_images import calibrated_teacher, teacher_features, to_bytes
+from .taught_images import calibrated_teacher, features_sha256, teacher_features, to_bytes
 from .tokenizer_data import to_pixels
 
 
@@ -36,7 +36,7 @@ class Probes:
     Attributes:
         drawings: `held_out` (`new_concept`), `taught` to the linear probe, `asked` (`new_pair`), `seen` in training.
         references: accuracy of the teacher's own features, of the commonest group, of chance.
-        fingerprints: name of the data -> SHA-256.
+        fingerprints: name of the data -> SHA-256; the teacher's features are among it.
     """
 
     def __init__(self, recipe: Recipe, images: int, folder: Path, batch_size: int = 64):
@@ -53,17 +53,18 @@ class Probes:
             name: torch.tensor([_label(world, name, drawing) for drawing in drawings])
             for name, drawings in self.drawings.items()
         }
-        features = {
-            name: teacher_features(self.teacher, to_bytes(pixels), folder).float()
-            for name, pixels in self.pixels.items()
-        }
+        said = {name: teacher_features(self.teacher, to_bytes(pixels), folder) for name, pixels in self.pixels.items()}
+        features = {name: own.float() for name, own in said.items()}
         self._target = features["held_out"]
         self._real = FeatureStatistics.of(self._pooled(self.pixels["held_out"]))
         accuracies = self._ask({name: own.mean(1) for name, own in features.items()})
         self.references = {f"{name} teacher": value for name, value in accuracies.items()}
         self.references["group baseline"] = self.labels["held_out"].bincount().max().item() / len(self._target)
         self.references["concept baseline"] = 1 / len(self.labels["asked"].unique())
-        self.fingerprints = {"emoji": sha256(*sorted(path for path in world.root.iterdir() if path.is_file()))}
+        self.fingerprints = {
+            "emoji": sha256(*sorted(path for path in world.root.iterdir() if path.is_file())),
+            "probed_features": features_sha256(*said.values()),
+        }
 
     @torch.inference_mode()
     def measure(self, model: EvoTokVQModel, pixel_levels: int) -> dict[str, float]:

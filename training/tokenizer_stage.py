@@ -18,6 +18,9 @@ from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
 
 
+FEATURES = "teacher-features"  # folder beside that of the model: trainings on the same samples share it
+
+
 def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
     """The model a recipe starts from: the checkpoint before, a SigLIP2 encoder, or nothing."""
     arguments, cls = recipe.model, model_class(recipe)
@@ -100,15 +103,23 @@ def build_validation(
     return None
 
 
-def _taught_data(recipe: Recipe, config: EvoTokVQConfig, folder: Path) -> tuple[TaughtImages, EfficientNetTeacher]:
+def taught_data(recipe: Recipe, grid_size: int, folder: Path) -> tuple[TaughtImages, EfficientNetTeacher]:
+    """The samples of a recipe with `data.distinct`, and their teacher; the same objects when asked again.
+
+    Args:
+        folder: keeps the teacher's features.
+
+    Raises:
+        ValueError: a recipe whose samples no teacher can be asked about once and for all.
+    """
     data, loss = recipe.data, recipe.loss
     if data.distinct < 1 or (data.name, loss.teacher) != ("emoji", "efficientnet") or not loss.semantic:
         raise ValueError(
             "data.distinct must be 1 or more, of data.name emoji, with loss.teacher efficientnet and loss.semantic "
             "above 0: correct them, or leave data.distinct out."
         )
-    images = taught_emoji(data.path, data.distinct, tuple(data.mixture.items()), config.grid_size, folder)
-    return images, calibrated_teacher(data.path, config.grid_size)
+    images = taught_emoji(data.path, data.distinct, tuple(data.mixture.items()), grid_size, folder)
+    return images, calibrated_teacher(data.path, grid_size)
 
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
@@ -121,7 +132,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
     if recipe.data.distinct is not None:
-        data, teacher = _taught_data(recipe, config, Path(arguments.output_dir).parent / "teacher-features")
+        data, teacher = taught_data(recipe, config.grid_size, Path(arguments.output_dir).parent / FEATURES)
     elif world is not None:
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
         calibration = emoji_pixels(world, "train", 512)

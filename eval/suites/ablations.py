@@ -8,15 +8,17 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
 from ...training.arguments import Recipe, read_recipe
+from ...training.taught_images import features_sha256
 from ...training.tokenizer_probes import Probes
-from ...training.tokenizer_stage import model_class
+from ...training.tokenizer_stage import FEATURES, model_class, taught_data
 from ...training.train import train
+from ..files import whole_file
 from ..orderings import Claim, compare, plainly, spread
 from ..plots import figure, save
 from ..sheets import BLUE, RED
@@ -43,6 +45,7 @@ ROWS = {  # name of its recipe
     "layers": Row("different layers", 4, 12, "different layers of one encoder"),
     "branches": Row("different branches", 4, 12, "different branches, two encoders"),
 }
+METHOD = "pixel-to-semantic"
 TABLE_4 = ("entangled", "semantic-to-pixel", "pixel-to-semantic")
 TABLE_5 = ("entangled", "layers", "branches", "pixel-to-semantic")
 
@@ -96,7 +99,8 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError for a recipe that does not read, an extra that is missing, or several processes."""
+    """Raises ValueError for a recipe that does not read or differs in more than its model, an extra that is missing, or
+    several processes."""
     recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
     for name, recipe in recipes.items():
         model_class(recipe)
@@ -104,6 +108,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
             raise ValueError(
                 f"{_recipes(options) / name}.yaml: must be of stage tokenizer, on data.name emoji with data.distinct."
             )
+    _refuse_unequal(options, recipes)
     for package in ("efficientnet_lite_pytorch", "torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[mini,eval]'")
@@ -115,12 +120,14 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 def run(evaluation: Evaluation) -> Report:
     """Train what is not trained yet, measure, and lay it beside the paper."""
-    options = evaluation.options
-    recipe = _recipe(options, "pixel-to-semantic", options.seed)
-    probes = Probes(recipe, options.images, Path(options.work) / "teacher-features", options.batch_size)
+    options, device = evaluation.options, evaluation.workers.state.device
+    recipe, features = _recipe(options, METHOD, options.seed), Path(options.work) / FEATURES
+    probes = Probes(recipe, options.images, features, options.batch_size)
+    taught, _ = taught_data(recipe, probes.teacher.grid_size, features)
+    data = probes.fingerprints | {"taught_features": features_sha256(taught.features)}
+    depends = depends_on(data, device, evaluation.versions) | {"images": options.images}
     jobs = [(name, options.seed + seed) for seed in range(options.seeds) for name in ROWS]
-    device = evaluation.workers.state.device
-    results = evaluation.workers.map(lambda job: _row(options, probes, device, *job), jobs, "Ablations")
+    results = evaluation.workers.map(lambda job: _row(options, probes, device, depends, *job), jobs, "Ablations")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     for (name, _), found in zip(jobs, results, strict=True):
         runs[name].append(found)
@@ -144,32 +151,50 @@ def run(evaluation: Evaluation) -> Report:
             "orderings": [{"table": table} | row for table, rows in claims.items() for row in rows],
             "runs": [{"row": name, "seed": seed} | found for (name, seed), found in zip(jobs, results, strict=True)],
         },
-        data=probes.fingerprints,
+        data=data,
         pictures={"ablations.svg": "each figure of each row: mean over seeds, and a dot for every seed"},
         notes=[
             *_notes(options, recipe, probes),
             *plainly(claims["table 4"], "Table 4"),
             *plainly(claims["table 5"], "Table 5"),
         ],
+        dtype=_dtype(recipe),
     )
 
 
-def _row(options: Options, probes: Probes, device: torch.device, name: str, seed: int) -> dict[str, float]:
+def depends_on(data: dict[str, str], device: torch.device, versions: dict[str, str]) -> dict[str, Any]:
+    """What a row depends on beside its recipe: of another kind of device, or other releases, it is another row."""
+    releases = {name: versions[name] for name in ("evotok", "torch", "transformers")}
+    return {"data": data, "device": device.type, "versions": releases}
+
+
+def _row(
+    options: Options, probes: Probes, device: torch.device, depends: dict[str, Any], name: str, seed: int
+) -> dict[str, float]:
     """Figures of one training, from its file if it is finished."""
     recipe = _recipe(options, name, seed)
-    depends = json.dumps([asdict(recipe), probes.fingerprints, options.images], sort_keys=True)
-    digest = hashlib.sha256(depends.encode()).hexdigest()[:12]
+    said = json.dumps(depends | {"recipe": asdict(recipe)}, sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
     recipe.training["output_dir"] = str(Path(options.work) / f"{name}-{seed}-{digest}")
     path = Path(recipe.training["output_dir"]) / "measured.json"
-    if not path.is_file():
+    found = _measured(path)
+    if found is None:
         with redirect_stdout(sys.stderr):  # stdout is for the results alone
             train(recipe)
         model = model_class(recipe).from_pretrained(path.parent).to(device)
         found = probes.measure(model, ROWS[name].pixel_levels)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+        with whole_file(path) as part:
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _measured(path: Path) -> dict[str, float] | None:
+    """Figures of a row that is finished; a damaged file counts as none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.keys() == {*METRICS, "parameters"} else None
 
 
 def _recipes(options: Options) -> Path:
@@ -179,6 +204,31 @@ def _recipes(options: Options) -> Path:
 def _recipe(options: Options, name: str, seed: int) -> Recipe:
     words = [f"training.max_steps={options.steps}", f"training.seed={seed}", "training.report_to=none"]
     return read_recipe(_recipes(options) / f"{name}.yaml", words)
+
+
+def _refuse_unequal(options: Options, recipes: dict[str, Recipe]) -> None:
+    """Raises ValueError for a recipe that differs from the method's in more than its model and its folder."""
+
+    def shared(recipe: Recipe) -> dict[str, Any]:
+        sections = {key: asdict(getattr(recipe, key)) for key in ("data", "loss", "optimizer")}
+        sections["training"] = {key: value for key, value in recipe.training.items() if key != "output_dir"}
+        return {f"{section}.{key}": value for section, own in sections.items() for key, value in own.items()}
+
+    method = shared(recipes[METHOD])
+    for name, recipe in recipes.items():
+        own = shared(recipe)
+        for key in sorted({*own, *method}):
+            if own.get(key) != method.get(key):
+                raise ValueError(
+                    f"{_recipes(options) / name}.yaml: {key} is {own.get(key)}, in {METHOD}.yaml {method.get(key)}: "
+                    "rows are compared on the same data, loss, optimizer and training: make them equal."
+                )
+
+
+def _dtype(recipe: Recipe) -> str:
+    """In what precision rows are trained; their weights are float32, and so they are measured."""
+    half = next((name for name in ("bf16", "fp16") if recipe.training.get(name)), None)
+    return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", None: "float32"}[half]
 
 
 def _line(name: str, runs: list[dict[str, float]], strategy: str = "") -> dict[str, str | float]:
@@ -207,7 +257,10 @@ def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
         f"Five tokenizers, each trained at seed {seeds}, on the same "
         f"{recipe.data.distinct} samples of the emoji world: {options.steps} steps of "
         f"{recipe.training['per_device_train_batch_size']}, from random weights, without LPIPS and without a "
-        "discriminator. `recipes.yaml` has the rest.",
+        "discriminator. `recipes.yaml` has the rest. Rows of one seed see the samples in the same order, but "
+        "do not all start from the same weights.",
+        "`different layers` and `different branches` have two trajectories: their commitment loss is the sum of two, "
+        "each of which weighs as much as the one of the other rows.",
         "The paper's rows start from SigLIP2, see millions of photographs, and a language model is trained on each: "
         "what holds or fails here says how the arrangements behave in this small world, not whether the paper is "
         "right.",

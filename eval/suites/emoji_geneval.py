@@ -193,7 +193,7 @@ def run(evaluation: Evaluation) -> Report:
     cases = build_cases(world, options.prompts, options.seed)
     records, pictures = [case.record for case in cases], evaluation.folder / "pictures"
     wanted = in_numbered_folders([record["prompt"] for record in records], options.images)
-    draw_missing(evaluation, {pictures.name: wanted})
+    dtype = draw_missing(evaluation, {pictures.name: wanted})
 
     detector = build_detector(world, workers.state.device)
     drawn = workers.map(lambda picture: detector(load_image(pictures / picture.file)), wanted, "judging pictures")
@@ -228,6 +228,7 @@ def run(evaluation: Evaluation) -> Report:
         data={"emoji": sha256(*sorted(path for path in world.root.iterdir() if path.is_file()))},
         pictures={"sample.png": "four prompts of each task"},
         notes=[NOTE.format(len(world.familiar) * len(STYLES), len(world.familiar))],
+        dtype=dtype,
     )
 
 

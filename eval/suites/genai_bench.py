@@ -69,10 +69,10 @@ def run(evaluation: Evaluation) -> Report:
         ]
         for suffix, texts in both.items()
     }
-    draw_missing(evaluation, wanted)
+    dtype = draw_missing(evaluation, wanted)
     scorer = VQAScorer(options.scorer, workers.state.device)
     data = {option: evaluation.files[option] for option in ("prompts", "skills")}
-    report = Report(figures={}, data=data, notes=[NOTE])
+    report = Report(figures={}, data=data, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
         report.notes.append(f"A first impression: {len(prompts)} of {len(everything)} prompts.")
     for suffix in both:

@@ -65,9 +65,9 @@ def run(evaluation: Evaluation) -> Report:
     options, workers = evaluation.options, evaluation.workers
     records = pick(read_records(options.prompts), options.limit)
     both = wordings(evaluation, [record["prompt"] for record in records])
-    draw_missing(evaluation, {f"pictures{s}": in_numbered_folders(both[s], options.images) for s in both})
+    dtype = draw_missing(evaluation, {f"pictures{s}": in_numbered_folders(both[s], options.images) for s in both})
     jury = Jury(InstanceDetector(options.detector, workers.state.device), options.colors, workers.state.device)
-    report = Report(figures={}, data={"prompts": evaluation.files["prompts"]}, notes=[NOTE])
+    report = Report(figures={}, data={"prompts": evaluation.files["prompts"]}, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
         report.notes.append(f"A first impression: at most {options.limit} prompts of each task.")
     for suffix in both:

@@ -84,7 +84,8 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     images = open_images(options.data, options.split, options.column)
     if options.count is not None and len(images) != options.count:
         raise ValueError(
-            f"{options.data}: {len(images):,} images, not {options.count:,}: some are missing, or not of it."
+            f"{options.data}: {len(images):,} images, not {options.count:,}: some are missing, or not of it: "
+            "give the whole set, or correct count=."
         )
     if len(images) < 2:
         raise ValueError(f"{options.data}: only {len(images)} image: a distance between sets needs two.")

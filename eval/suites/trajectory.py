@@ -14,15 +14,17 @@ from PIL import Image
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...training.checkpoints import check_source
 from ...training.emoji.world import Drawing, EmojiWorld
+from ...training.image_sets import ImageSet, folder_images, limited, look_through
 from ...training.taught_images import calibrated_teacher
 from ...training.teachers import EfficientNetTeacher, SiglipTeacher
-from ...training.tokenizer_data import FolderImages, to_pixels
+from ...training.tokenizer_data import image_files, to_pixels
 from ...training.tokenizer_probes import evenly
 from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
 from ..metrics import feature_cosine, psnr
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
 from ..trajectory_pictures import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
+from ..workers import Workers
 
 
 TAKES = "tokenizer"
@@ -77,7 +79,8 @@ class Level(NamedTuple):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError for a folder without images, a teacher that is not there, or an extra that is missing."""
+    """Raises ValueError for a folder without images or with one that cannot be read, a teacher that is not there, or an
+    extra that is missing."""
     needed = {"sklearn": "eval", "matplotlib": "eval"}
     if options.teacher == EFFICIENTNET:
         needed["efficientnet_lite_pytorch"] = "mini"
@@ -86,11 +89,25 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for package, extra in needed.items():
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[{extra}]'")
-    if options.data is not None and len(FolderImages(options.data, 64)) < options.clusters:
-        raise ValueError(
-            f"{options.data}: fewer images than clusters={options.clusters}: give more, or fewer clusters."
-        )
+    if options.data is not None:
+        _check_images(_folder(options), options.clusters)
     return fingerprints(options, "data", "teacher")
+
+
+def _folder(options: Options) -> ImageSet:
+    return limited(folder_images(str(options.data), image_files(str(options.data))), options.images)
+
+
+def _check_images(images: ImageSet, clusters: int) -> None:
+    if not len(images):
+        raise ValueError(f"{images.name}: no images below this folder: give another one.")
+    if len(images) < clusters:
+        raise ValueError(f"{images.name}: fewer images than clusters={clusters}: give more, or fewer clusters.")
+    unreadable = look_through(images, 64, Workers()).unreadable
+    if unreadable:
+        name, reason = next(iter(unreadable.items()))
+        count = f"{len(unreadable)} of {len(images)} images"
+        raise ValueError(f"{images.name}: {count} cannot be read, the first is {name}: {reason}")
 
 
 def run(evaluation: Evaluation) -> Report:
@@ -152,10 +169,9 @@ def _teacher(options: Any, grid_size: int) -> EfficientNetTeacher | SiglipTeache
 
 def _images(options: Any, size: int) -> Images:
     if options.data is not None:
-        folder = FolderImages(options.data, size)
-        chosen = evenly(range(len(folder)), options.images)
-        pixels = torch.stack([folder[index]["pixel_values"] for index in chosen])
-        return Images(pixels, {}, {"images": sha256(*(folder.paths[index] for index in chosen))})
+        folder = _folder(options)
+        pixels = folder.pixels(range(len(folder)), size)
+        return Images(pixels, {}, {"images": sha256(*map(Path, folder.names))})
     world = EmojiWorld()
     drawings = evenly(world.drawings("new_concept"), options.images)
     pixels = torch.stack([to_pixels(world.image(drawing)) for drawing in drawings])

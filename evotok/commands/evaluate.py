@@ -85,8 +85,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
         load = _noting_dtype(partial(loader, inputs[0]), circumstances)
     elif bool(inputs) != bool(suite.TAKES):
         raise ValueError(
-            f"evotok eval {options.suite}: "
-            + ("give the folders of results." if suite.TAKES else "takes no checkpoint.")
+            f"{options.suite}: " + ("give the folders of results." if suite.TAKES else "takes no checkpoint.")
         )
     name = Path(inputs[0]).name if circumstances["checkpoint"] else ""
     out = check_folder(options.out or Path("results") / f"{options.suite}-{name}".rstrip("-"))
@@ -107,7 +106,8 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
         started = time.perf_counter()
         with _begun(out, circumstances) if workers.is_main else nullcontext():
             workers.wait()
-            report = suite.run(Evaluation(settings, inputs, out, workers, load, files))
+            known = {key: circumstances[key] for key in ("versions", "checkpoint_sha256")}
+            report = suite.run(Evaluation(settings, inputs, out, workers, load, files, **known))
         circumstances["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
             results = _write(out, circumstances, report)
@@ -127,10 +127,11 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
     from evotok.training.yaml_reading import build_section, override, read_tree
 
     path = find_recipe(config or f"configs/eval/{suite}.yaml")
-    tree = read_tree(path) if config or path.is_file() else {}
+    has_file = config or path.is_file()
+    tree = read_tree(path) if has_file else {}
     for word in words:
         override(tree, word)
-    return build_section(cls, tree, str(path) if tree else suite)
+    return build_section(cls, tree, str(path) if has_file else suite)
 
 
 def _noting_dtype(load: Callable[[], tuple[Any, Any]], circumstances: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:

@@ -11,14 +11,25 @@ TESTS = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from strangers import checkpoints, codes, commands, conversations, images, page, recipes, records, releases  # noqa: E402
+from strangers import (  # noqa: E402
+    checkpoints,
+    codes,
+    commands,
+    conversations,
+    evaluations,
+    images,
+    page,
+    recipes,
+    records,
+    releases,
+)
 from strangers.case import Case, Group  # noqa: E402
 
 
 TABLE = TESTS.parent / "docs" / "bad_inputs.md"
 GROUPS: list[Group] = [
     group
-    for module in (images, conversations, codes, recipes, records, checkpoints, releases, commands, page)
+    for module in (images, conversations, codes, recipes, records, checkpoints, releases, commands, evaluations, page)
     for group in module.GROUPS
 ]
 INTRODUCTION = """\

@@ -1,0 +1,54 @@
+"""The results in `docs/results` are of what is shipped: the embedded weights, the options of the configuration."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from evotok.commands.evaluate import read_options
+from evotok.eval.suite import sha256
+from evotok.eval.suites.ablations import ROWS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "assets/evotok-mini"
+OF_MINI = {  # folder -> suite, configuration
+    "trajectory": ("trajectory", None),
+    "emoji-geneval": ("emoji-geneval", None),
+    "understanding-emoji": ("understanding", "configs/eval/understanding-emoji.yaml"),
+}
+
+
+def finished(folder: str, suite: str, config: str | None) -> dict:
+    """What was found, finished and with the options that are shipped."""
+    results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
+    options = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}").Options
+    assert results["suite"] == suite and results["finished"]
+    assert results["options"] == vars(read_options(options, suite, config and str(ROOT / config), []))
+    assert results["dtype"] == "float32" and {"torch", "transformers"} < results["versions"].keys()
+    return results
+
+
+@pytest.mark.parametrize("folder", OF_MINI)
+def test_results_are_of_the_embedded_weights(folder):
+    results = finished(folder, *OF_MINI[folder])
+    assert results["checkpoint_sha256"] == sha256(*sorted(MINI.glob("*.safetensors"))), (
+        f"run `evotok eval {OF_MINI[folder][0]}` again"
+    )
+
+
+def test_the_harness_found_what_the_card_says():
+    of_card, found = MINI / "understanding.json", ROOT / "docs/results/understanding-emoji/results.json"
+    assert of_card.read_bytes() == found.read_bytes(), "copy it there, and render the card: evotok measure mini --card"
+    results = json.loads(found.read_text(encoding="utf-8"))
+    assert results["versions"]["lmms-eval"] in " ".join(results["notes"])
+
+
+def test_ablations_are_those_of_the_shipped_budget():
+    results = finished("ablations", "ablations", None)
+    runs = results["tables"]["runs"]
+    seeds = {run["seed"] for run in runs}
+    assert len(seeds) >= 3 and len(runs) == 15 == len(ROWS) * len(seeds)
+    assert {(run["row"], run["seed"]) for run in runs} == {(row, seed) for row in ROWS for seed in seeds}
+    assert "](results/ablations/README.md)" in (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
