@@ -21,10 +21,10 @@ from transformers import SiglipImageProcessorPil
 
 from evotok.cli import main as cli
 from evotok.training.arguments import DataArguments, SourceArguments
-from evotok.training.codes import ShardInfo, ShardWriter, check_tokenizer, open_codes, read_shards, to_record
+from evotok.training.codes import ShardInfo, ShardWriter, check_tokenizer, open_codes, to_record
 from evotok.training.collators import EvoTokCollator
 from evotok.training.encoding import CorpusEncoder
-from evotok.training.fingerprint import fingerprint
+from evotok.training.fingerprint import fingerprint, preparation
 from evotok.training.planning import rates
 from evotok.training.streaming import open_part, open_parts
 from evotok.training.train import main as train
@@ -79,8 +79,9 @@ def test_encoding_a_corpus(chat, tars, tmp_path):
     model, processor = chat
     vq_model = model.model.vq_model
     info = ShardInfo.read(out / names[1])
-    assert info == ShardInfo(fingerprint(vq_model), 16, 2, "webdataset-pairs", skipped=1)
-    rows = list(read_shards([str(out / names[0]), str(out / names[1])]))
+    prepared = preparation(processor.image_processor)
+    assert info == ShardInfo(fingerprint(vq_model), 16, 2, "webdataset-pairs", 1, prepared) and prepared["image_mean"]
+    rows = list(open_codes(out)[0])
     assert [row["key"] for row in rows] == ["0-0", "0-1", "0-2", "0-3", "0-4", "1-0", "1-1", "1-2", "1-4"]
     pixels = processor.image_processor(Image.new("RGB", (40, 30), (255, 0, 0)), return_tensors="pt")["pixel_values"]
     codes = to_record(rows[1], info)["codes"]
@@ -156,7 +157,7 @@ def test_two_processes_killed_and_started_again_write_what_one_does(checkpoint, 
     assert len(files) == 6 and files == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
     assert json.loads((two / "codes-00003-of-00005.skipped.jsonl").read_text())["key"] == "3-1"
-    assert len({row["codes"] for row in read_shards(sorted(map(str, two.glob("*.parquet"))))}) == 19
+    assert len({row["codes"] for row in open_codes(two)[0]}) == 19
 
 
 @pytest.mark.parametrize("source", ["parquet-pairs", "image-folder"])
@@ -177,7 +178,7 @@ def test_other_corpora_are_encoded_alike(chat, tmp_path, source):
     bad = 2 if source == "parquet-pairs" else 1
     assert (done.written, done.images, done.skipped) == (1, 2, bad)
     [shard], [listed] = out.glob("*.parquet"), out.glob("*.skipped.jsonl")
-    rows = {row["caption"].replace("-", " "): row for row in read_shards([str(shard)])}
+    rows = {row["caption"].replace("-", " "): row for row in open_codes(out)[0]}
     pixels = processor.image_processor(Image.new("RGB", (40, 30), (255, 0, 0)), return_tensors="pt")["pixel_values"]
     codes = to_record(rows["a red wall"], ShardInfo.read(shard))["codes"]
     assert set(rows) == {"a red wall", "a blue wall"} and ShardInfo.read(shard).skipped == bad
@@ -194,18 +195,36 @@ def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
     with pytest.raises(ValueError, match="give another folder"):
         encoder((other, processor), tars, out)
     data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(out))])
-    [part] = open_parts(data, chat[0].model.vq_model)
+    [part] = open_parts(data, chat[0].model.vq_model, processor.image_processor)
     assert part.name == "codes webdataset-pairs"
     with pytest.raises(ValueError, match="but this model's is"):
-        open_parts(data, other.model.vq_model)
+        open_parts(data, other.model.vq_model, processor.image_processor)
     with pytest.raises(ValueError, match="tokenizer stage learns from images"):
-        open_parts(data, None)
+        open_parts(data)
     data.sources.append(SourceArguments("webdataset-pairs", str(tars)))
     with pytest.raises(ValueError, match="codes beside pictures to be drawn .webdataset-pairs."):
-        open_parts(data, chat[0].model.vq_model)
-    mine = ShardInfo.of(chat[0].model.vq_model)
+        open_parts(data, chat[0].model.vq_model, processor.image_processor)
+    mine = ShardInfo.of(chat[0].model.vq_model, processor.image_processor)
     with pytest.raises(ValueError, match="codes of 4 levels, but this model draws 2"):
         check_tokenizer(replace(mine, levels=4), mine, "x")
+
+
+def test_shards_of_images_prepared_in_another_way_are_refused(chat, tars, tmp_path):
+    """The same encoder, but another mean: other codes."""
+    out = tmp_path / "codes"
+    encoder(chat, tars, out).run()
+    _, other = build_chat_model()
+    other.image_processor.image_mean = [0.4, 0.5, 0.6]
+    with pytest.raises(ValueError, match="or of images prepared in another way: give another folder"):
+        encoder((chat[0], other), tars, out)
+    data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(out))])
+    with pytest.raises(ValueError, match=r'prepared with \{"image_mean": .0.5.*\}, but this model.s are with .*0.6'):
+        open_parts(data, chat[0].model.vq_model, other.image_processor)
+    (out / "codes-00001-of-00002.parquet").unlink()
+    encoder((chat[0], other), tars, tmp_path / "others").run()
+    shutil.copy(tmp_path / "others/codes-00001-of-00002.parquet", out)
+    with pytest.raises(ValueError, match="keep a folder for each"):
+        open_codes(out)
 
 
 def test_the_tokenizer_is_hashed_once_for_all_sources(chat, tars, tmp_path, monkeypatch):
@@ -214,8 +233,9 @@ def test_the_tokenizer_is_hashed_once_for_all_sources(chat, tars, tmp_path, monk
     hashed = []
     monkeypatch.setattr("evotok.training.codes.fingerprint", lambda model: hashed.append(model) or fingerprint(model))
     sources = [SourceArguments("codes", str(out)) for _ in range(3)]
-    assert len(open_parts(DataArguments(name="mixture", sources=sources), chat[0].model.vq_model)) == 3
-    assert hashed == [chat[0].model.vq_model]
+    model, processor = chat[0].model.vq_model, chat[1].image_processor
+    assert len(open_parts(DataArguments(name="mixture", sources=sources), model, processor)) == 3
+    assert hashed == [model]
 
 
 def test_damaged_and_foreign_shards_are_named(tmp_path):
@@ -241,8 +261,8 @@ def test_codes_and_images_give_the_same_loss(chat, tars, tmp_path):
     model, processor = chat
     out = tmp_path / "codes"
     encoder(chat, tars, out).run()
-    _, info = open_codes(out)
-    rows = {row["key"]: row for row in read_shards([str(path) for path in sorted(out.glob("*.parquet"))])}
+    rows, info = open_codes(out)
+    rows = {row["key"]: row for row in rows}
     part, _ = open_part(SourceArguments("webdataset-pairs", str(tars)))
     from_images = [part.convert(row) for row in part.rows if row["__key__"] in rows]
     from_codes = [to_record(rows[record["id"]], info) for record in from_images]
@@ -295,7 +315,7 @@ def test_reading_is_fast(tmp_path):
     writer.write([str(n) for n in range(4096)], ["a caption"] * 4096, codes)
     writer.close(skipped=0)
     start = time.perf_counter()
-    records = [to_record(row, info) for row in read_shards([str(tmp_path / "x.parquet")])]
+    records = [to_record(row, info) for row in open_codes(tmp_path)[0]]
     assert len(records) / (time.perf_counter() - start) > 3000
     assert (records[77]["codes"][0] == codes[77]).all()
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from PIL import Image
 from test_sources import TEXT_TURNS, TURNS, picture, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -15,13 +15,18 @@ from transformers import TrainingArguments
 
 from evotok.training.arguments import DataArguments, SourceArguments
 from evotok.training.mixture import Part, RecordStream, _Reader
-from evotok.training.streaming import ResumableLoader, open_parts, record_length
+from evotok.training.sources.rows import Rows, read_parquet, read_tar
+from evotok.training.streaming import ResumableLoader, open_part, open_parts, record_length
 from evotok.training.tokenizer_data import ImageCollator
 
 
+def rows_of(values, shards=1):
+    rows = [{"value": value} for value in values]
+    return Rows([rows[len(rows) * n // shards : len(rows) * (n + 1) // shards] for n in range(shards)], iter)
+
+
 def part(name, size, shards, weight=1.0):
-    rows = Dataset.from_dict({"value": [f"{name}{n}" for n in range(size)]}).to_iterable_dataset(num_shards=shards)
-    return Part(name, rows, dict, weight)
+    return Part(name, rows_of([f"{name}{n}" for n in range(size)], shards), dict, weight)
 
 
 def collate(records):
@@ -48,6 +53,93 @@ def test_readers_share_a_source_out_whatever_its_shards(size, shards):
             share.append(value)
         shares.append(share)
     assert sorted(value for share in shares for value in share) == sorted(f"a{n}" for n in range(size))
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_more_readers_than_shards_go_on_exactly_and_look_at_one_shard_each(number):
+    looked_at = []
+
+    def read_shard(rows):
+        looked_at.append(rows[0]["value"])
+        yield from rows
+
+    def reader():
+        return _Reader(Part("a", Rows(rows_of(range(60), 3).shards, read_shard), dict, 1.0), number, 7)
+
+    whole = [row["value"] for row in itertools.islice(reader(), 50)]
+    looked_at.clear()
+    epoch = [row["value"] for row in itertools.islice(reader(), 6)]
+    assert len(looked_at) == 1 and set(epoch) < set(range(looked_at[0], looked_at[0] + 20))
+    for stop in range(1, 40):
+        killed, resumed = reader(), reader()
+        list(itertools.islice(killed, stop))
+        resumed.load_state_dict(killed.state_dict())
+        assert [row["value"] for row in itertools.islice(resumed, 10)] == whole[stop : stop + 10]
+
+
+def test_a_shard_that_is_smaller_than_its_group_ends_no_run():
+    """A reader that finds none of it left has another one in the next round."""
+    shards = [[{"value": 0}], [{"value": value} for value in range(1, 50)]]
+    for number in range(4):
+        reader = _Reader(Part("a", Rows(shards, iter), dict, 1.0), number, 4)
+        assert len({row["value"] for row in itertools.islice(reader, 30)}) > 10
+
+
+def write_alphabet(folder, kind):
+    """Twenty files `a` to `t` of ten rows each; the caption begins with the file's letter. JSON is one file of them."""
+    for letter in "abcdefghijklmnopqrst":
+        captions = [f"{letter} {n}" for n in range(10)]
+        if kind == "parquet":
+            Dataset.from_dict({"image": [b"x"] * 10, "caption": captions}).to_parquet(folder / f"{letter}.parquet")
+        elif kind == "webdataset":
+            samples = [(str(n), {"jpg": b"x", "txt": caption.encode()}) for n, caption in enumerate(captions)]
+            write_tar(folder / f"{letter}.tar", samples)
+        elif kind == "image":
+            for caption in captions:
+                (folder / f"{caption}.png").write_bytes(b"x")
+    if kind == "json":
+        (folder / "out.png").write_bytes(b"x")
+        captions = [f"{letter} {n}" for letter in "abcdefghijklmnopqrst" for n in range(10)]
+        rows = [{"input_prompt": caption, "output_image": "out.png"} for caption in captions]
+        (folder / "gen.json").write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("parquet-pairs", "parquet"),
+        ("webdataset-pairs", "webdataset"),
+        ("image-folder", "image"),
+        ("opengpt-4o-image", "json"),
+    ],
+)
+def test_readers_do_not_go_through_the_alphabet(name, kind, tmp_path):
+    """What two readers see first is of both halves; a run may end long before it has seen all."""
+    write_alphabet(tmp_path, kind)
+    part, _ = open_part(SourceArguments(name, str(tmp_path)))
+    for number in range(2):
+        rows = itertools.islice(_Reader(part, number, 2), 25)
+        letters = {part.record(row)["messages"][0]["content"][0]["text"][0] for row in rows}
+        assert min(letters) < "k" <= max(letters)
+
+
+def test_the_damaged_rest_of_a_file_is_one_row_that_is_passed_over_and_counted(tmp_path):
+    for name in "abc":
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}{n}", {"txt": b"x", "jpg": b"x" * 2000}) for n in range(9)])
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:20000])
+    opened, _ = open_part(SourceArguments("webdataset-pairs", str(tmp_path)))
+
+    def build():
+        return RecordStream([opened], lambda records: {"ids": [record["id"] for record in records]}, 2, pool_batches=2)
+
+    whole = take(build(), 30)
+    good = sum(row.get("__key__", "").startswith("b") for row in opened.rows)
+    assert 0 < good < 9 and sum(batch["skipped"].get("malformed", 0) for batch in whole) >= 2
+    for stop in range(1, 20):
+        killed, resumed = build(), build()
+        take(killed, stop)
+        resumed.load_state_dict(killed.state_dict())
+        assert [batch["ids"] for batch in take(resumed, 10)] == [batch["ids"] for batch in whole[stop : stop + 10]]
 
 
 def test_weights_hold_and_places_are_unique():
@@ -126,7 +218,7 @@ def test_resumes_exactly_in_files_larger_than_a_chunk(kind, tmp_path):
     files = sorted(str(path) for path in tmp_path.glob(f"*.{kind}"))
 
     def build():
-        rows = load_dataset(kind, data_files=files, split="train", streaming=True).decode(False)
+        rows = Rows(files, read_parquet if kind == "parquet" else read_tar)
         convert = dict if kind == "parquet" else lambda row: {"value": row["txt"]}
         return stream([Part("x", rows, convert, 1.0)], rank=1, world_size=2)
 
@@ -150,7 +242,7 @@ def test_another_seed_or_restart_is_another_order():
 
 
 def test_batches_hold_rows_of_like_length():
-    rows = Dataset.from_dict({"value": ["x" * n for n in range(1, 97)]}).to_iterable_dataset(num_shards=4)
+    rows = rows_of(["x" * n for n in range(1, 97)], 4)
     grouped = RecordStream(
         [Part("a", rows, dict, 1.0)], collate, 4, length_of=lambda record: len(record["value"]), pool_batches=24
     )
@@ -169,7 +261,7 @@ def test_record_length_counts_images_in_full():
 
 
 def test_malformed_rows_are_skipped_and_counted_once():
-    rows = Dataset.from_dict({"value": list(range(40))}).to_iterable_dataset(num_shards=2)
+    rows = rows_of(range(40), 2)
 
     def convert(row):
         if row["value"] % 4 == 0:
@@ -183,7 +275,7 @@ def test_malformed_rows_are_skipped_and_counted_once():
 
 
 def test_a_source_of_nothing_but_malformed_rows_ends_the_run():
-    rows = Dataset.from_dict({"value": [1, 2, 3]}).to_iterable_dataset()
+    rows = rows_of([1, 2, 3])
     with pytest.raises(ValueError, match="a: 1000 rows in a row are no records .no column 'key'."):
         take(stream([Part("a", rows, lambda row: row["key"], 1.0)]), 1)
 

@@ -1,6 +1,7 @@
 """Every adapter on a tiny file of its data set's schema: what the rows become, and what is refused."""
 
 import json
+import random
 import tarfile
 from io import BytesIO
 
@@ -9,7 +10,10 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
 from evotok.processing.image_loading_evotok import load_image
+from evotok.training.arguments import SourceArguments
 from evotok.training.sources import SOURCES
+from evotok.training.sources.rows import DAMAGED, Rows, read_parquet
+from evotok.training.streaming import open_part
 
 
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -77,7 +81,9 @@ def test_llava_pretrain_and_cambrian(tmp_path):
     ]
     (tmp_path / "jsons").mkdir()
     (tmp_path / "jsons" / "Cambrian10M.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    first, text, unmarked = records("cambrian", tmp_path)
+    first, unmarked, text = sorted(
+        records("cambrian", tmp_path), key=lambda record: (record["id"] != "7", record["id"])
+    )
     assert first["id"] == "7" and is_red(first["images"][0])
     assert text["images"] == [] and said(text)[0] == ("user", "Say hello.")
     assert said(unmarked)[0] == ("user", "<image>Say hello.") and len(unmarked["images"]) == 1
@@ -195,13 +201,79 @@ def test_your_own(tmp_path):
     assert said(records("parquet-pairs", tmp_path)[0])[0] == ("user", "red")
 
 
+def test_tars_may_hold_pictures_of_any_kind(tmp_path):
+    """The first tar says nothing about the others, nor the case of a name about its kind."""
+    write_tar(tmp_path / "0.tar", [(f"a/{n}", {"jpg": picture("red", "jpg"), "txt": b"red"}) for n in range(6)])
+    others = [("b/1", {"png": picture(), "txt": b"red"}), ("b/2", {"txt": b"red", "JPEG": picture("red", "jpg")})]
+    write_tar(tmp_path / "1.tar", [*others, ("b/3.x", {"txt": b"text alone"})])
+    rows, folder = SOURCES["webdataset-pairs"].open(str(tmp_path))
+    *good, bad = rows
+    assert [row["__key__"] for row in good[5:]] == ["a/5", "b/1", "b/2"]
+    assert all(is_red(SOURCES["webdataset-pairs"].convert(row, folder)["images"][0]) for row in good)
+    with pytest.raises(KeyError, match="txt"):
+        SOURCES["webdataset-pairs"].convert(bad, folder)
+
+
+def _cut_off(data):
+    return data[: len(data) // 2]
+
+
+def _overwritten(data):
+    """In the middle, from the start of a block on."""
+    start = len(data) // 1024 * 512
+    return data[:start] + b"\xff" * 1024 + data[start + 1024 :]
+
+
+@pytest.mark.parametrize("kind", ["webdataset-pairs", "parquet-pairs"])
+@pytest.mark.parametrize("damage", [_cut_off, _overwritten, lambda data: b"", lambda data: b"no such file" * 999])
+def test_a_damaged_file_costs_its_rest(kind, damage, tmp_path):
+    for name in "abc":
+        if kind == "webdataset-pairs":
+            path = tmp_path / f"{name}.tar"
+            write_tar(path, [(f"{name}{n}", {"txt": b"red", "jpg": b"x" * 300}) for n in range(9)])
+        else:
+            path = tmp_path / f"{name}.parquet"
+            # Noise, of which nothing is repeated: half of the file is a column's data.
+            rows = [{"id": f"{name}{n}", "image": random.Random(n).randbytes(999), "caption": "red"} for n in range(9)]
+            write_parquet(path, rows)
+        if name == "b":
+            path.write_bytes(damage(path.read_bytes()))
+    part, _ = open_part(SourceArguments(kind, str(tmp_path)))
+    rows = list(part.rows)
+    names = [row.get("__key__") or row.get("id") for row in rows]
+    assert [name for name in names if name and name[0] != "b"] == [f"{a}{n}" for a in "ac" for n in range(9)]
+    [bad] = [row for row in rows if DAMAGED in row]
+    with pytest.raises(ValueError, match=r"b\.(tar|parquet): damaged, the rest of it is passed over \(.+\)$"):
+        part.record(bad)
+
+
+def test_a_file_that_is_gone_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        list(Rows([str(tmp_path / "a.parquet")], read_parquet))
+
+
+def test_the_hub_is_listed_and_its_files_are_shards(monkeypatch):
+    class Hub:
+        def glob(self, pattern):
+            if pattern.startswith("datasets/else/where"):
+                raise ConnectionError("no network")
+            return ["datasets/pixparse/cc12m-wds/1.tar", "datasets/pixparse/cc12m-wds/0.tar"]
+
+    monkeypatch.setattr("evotok.training.sources.source.HfFileSystem", Hub)
+    rows, folder = SOURCES["cc12m"].open()
+    assert rows.shards == ["hf://datasets/pixparse/cc12m-wds/0.tar", "hf://datasets/pixparse/cc12m-wds/1.tar"]
+    assert folder is None
+    with pytest.raises(ValueError, match=r"cc12m: no folder 'else/where', and the Hub does not give it \(no network\)"):
+        SOURCES["cc12m"].open("else/where")
+
+
 def test_rows_that_are_no_records_are_refused(tmp_path):
     source = SOURCES["llava-next"]
     for row in ({"id": "1", "image": None, "conversations": []}, {"id": "1", "image": None, "conversations": TURNS}):
         with pytest.raises(ValueError, match="turn|marks"):
             source.convert(row, None)
     with pytest.raises(ValueError, match="no caption"):
-        SOURCES["blip3o-short"].convert({"__key__": "1", "txt": " ", "jpg": b"x"}, None)
+        SOURCES["blip3o-short"].convert({"__key__": "1", "txt": b" ", "jpg": b"x"}, None)
     row = {"json": json.dumps({"input_prompt": "x", "output_image": "../secret.png"})}
     with pytest.raises(ValueError, match="outside"):
         SOURCES["opengpt-4o-image"].convert(row, tmp_path)

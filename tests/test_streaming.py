@@ -122,6 +122,45 @@ def test_a_folder_of_images_goes_on_with_the_same_crops(recipes, tmp_path):  # n
     assert max(entry.get("skipped_image", 0) for entry in history(whole)) == 1
 
 
+# Two steps on two ranks that see other terms and skip other numbers of samples.
+LOGGED = """
+import json, sys
+import torch
+from transformers import TrainingArguments
+from evotok.training.trainer import EvoTokTrainer
+arguments = TrainingArguments(
+    sys.argv[1], use_cpu=True, report_to="none", max_steps=2, logging_steps=2, per_device_train_batch_size=1,
+    save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+)
+rank = arguments.process_index
+
+class Noting(EvoTokTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.note_terms({"text_loss": torch.tensor(2.0 + rank)})
+        if rank == 1 and self.state.global_step:
+            self.note_terms({"image_loss": torch.tensor(5.0)})
+        return model(torch.ones(1, 1)).mean()
+
+def collate(rows):
+    return {"rows": torch.tensor(rows), "skipped": {"image": 1 + rank} | ({"length": 1} if rank else {})}
+
+trainer = Noting(torch.nn.Linear(1, 1), arguments, train_dataset=list(range(8)), data_collator=collate)
+trainer.train()
+print("LOG", json.dumps(trainer.state.log_history[0]), flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_terms_and_what_was_skipped_are_logged_of_all_ranks(tmp_path):
+    script = tmp_path / "logged.py"
+    script.write_text(LOGGED)
+    done = torchrun(script, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("LOG "))
+    assert one == other and (one["text_loss"], one["image_loss"]) == (2.5, 5.0)
+    assert (one["skipped_image"], one["skipped_length"]) == (6, 2)
+
+
 def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
     assert main([str(unified), f"training.output_dir={tmp_path}", "training.max_steps=-1"]) == 2
     assert "set training.max_steps" in capsys.readouterr().err

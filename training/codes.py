@@ -2,21 +2,21 @@
 
 A shard has the columns `key` and `caption` (text) and `codes`, (N * L) little-endian uint16, N positions by the L
 levels that pictures are drawn from: 2,048 bytes an image at the paper's 256 x 4. What no row repeats is in the schema's
-metadata: format, shape, fingerprint of the tokenizer, source, number of images skipped.
+metadata: format, shape, fingerprint of the tokenizer, how images were prepared, source, number of images skipped.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import IterableDataset
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, preparation
+from .sources.rows import Rows, read_parquet
 from .sources.source import to_draw
 
 
@@ -35,11 +35,19 @@ class ShardInfo:
     source: str = ""
     skipped: int = 0
     """Images of the source that could not be read."""
+    preparation: dict[str, Any] = field(default_factory=dict)
+    """`preparation` of the image processor."""
 
     @classmethod
-    def of(cls, model: EvoTokVQModel, source: str = "") -> "ShardInfo":
+    def of(cls, model: EvoTokVQModel, image_processor: Any, source: str = "") -> "ShardInfo":
         """What holds for the codes that this tokenizer writes. All of its encoder is hashed: ask once."""
-        return cls(fingerprint(model), model.config.num_positions, model.config.num_pixel_codebooks, source)
+        shape = model.config.num_positions, model.config.num_pixel_codebooks
+        return cls(fingerprint(model), *shape, source, preparation=preparation(image_processor))
+
+    @property
+    def maker(self) -> tuple:
+        """Codes of equal maker mean the same, and come from equal pictures."""
+        return self.tokenizer, self.positions, self.levels, self.preparation
 
     @classmethod
     def read(cls, path: str | Path) -> "ShardInfo":
@@ -98,8 +106,8 @@ class ShardWriter:
             self.part.unlink(missing_ok=True)
 
 
-def open_codes(folder: str | Path) -> tuple[IterableDataset, ShardInfo]:
-    """The rows of a folder of shards as a stream of records, and what holds for all of them.
+def open_codes(folder: str | Path) -> tuple[Rows, ShardInfo]:
+    """The rows `{"key", "caption", "codes"}` of a folder of shards, codes as bytes, and what holds for all of them.
 
     Raises:
         ValueError: no shard there, a damaged one, or shards of more than one tokenizer or shape.
@@ -110,18 +118,12 @@ def open_codes(folder: str | Path) -> tuple[IterableDataset, ShardInfo]:
     infos = [ShardInfo.read(path) for path in paths]
     first = infos[0]
     for path, info in zip(paths, infos, strict=True):
-        if (info.tokenizer, info.positions, info.levels) != (first.tokenizer, first.positions, first.levels):
-            raise ValueError(f"{path}: by another tokenizer than {paths[0].name}: keep a folder for each tokenizer.")
-    return IterableDataset.from_generator(read_shards, gen_kwargs={"paths": [str(path) for path in paths]}), first
-
-
-def read_shards(paths: list[str]) -> Iterator[dict]:
-    """Yields `{"key", "caption", "codes"}` of every row, codes as the bytes they are."""
-    for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
-            columns = (batch.column(name).to_pylist() for name in ("key", "caption", "codes"))
-            for key, caption, codes in zip(*columns, strict=True):
-                yield {"key": key, "caption": caption, "codes": codes}
+        if info.maker != first.maker:
+            raise ValueError(
+                f"{path}: by another tokenizer than {paths[0].name}, or of images prepared in another way: keep a "
+                "folder for each."
+            )
+    return Rows([str(path) for path in paths], read_parquet), first
 
 
 def to_record(row: dict, info: ShardInfo) -> dict:
@@ -135,7 +137,7 @@ def check_tokenizer(info: ShardInfo, mine: ShardInfo, where: str) -> None:
     """Refuse codes that mean something else to a tokenizer, which would write `mine`.
 
     Raises:
-        ValueError: they were written by another one, or have too few levels.
+        ValueError: they were written by another one, have too few levels, or are of images prepared in another way.
     """
     if info.tokenizer != mine.tokenizer:
         raise ValueError(
@@ -145,4 +147,11 @@ def check_tokenizer(info: ShardInfo, mine: ShardInfo, where: str) -> None:
     if info.levels != mine.levels:
         raise ValueError(
             f"{where}: codes of {info.levels} levels, but this model draws {mine.levels}: encode the images again."
+        )
+    other = [name for name, value in mine.preparation.items() if info.preparation.get(name) != value]
+    if other:
+        theirs, ours = (json.dumps({name: made.preparation.get(name) for name in other}) for made in (info, mine))
+        raise ValueError(
+            f"{where}: codes of images prepared with {theirs}, but this model's are with {ours}: encode the images "
+            "again, or start from the checkpoint they were encoded with."
         )

@@ -64,17 +64,18 @@ class CorpusEncoder:
     ):
         self.model, self.image_processor, self.part = model, image_processor, part
         self.folder, self.batch_size, self.threads = Path(folder), batch_size, threads
-        self.info = ShardInfo.of(model, part.name)
-        self.total = part.rows.num_shards
+        self.info = ShardInfo.of(model, image_processor, part.name)
+        self.total = len(part.rows.shards)
         self._check_folder()
 
     def _check_folder(self) -> None:
         for path in self.folder.glob("codes-*.parquet"):
             info = ShardInfo.read(path)
-            if (info.tokenizer, info.source) != (self.info.tokenizer, self.info.source):
+            if (info.maker, info.source) != (self.info.maker, self.info.source):
                 raise ValueError(
                     f"{path}: by the tokenizer {info.tokenizer[:12]} from {info.source}, not by "
-                    f"{self.info.tokenizer[:12]} from {self.info.source}: give another folder."
+                    f"{self.info.tokenizer[:12]} from {self.info.source}, or of images prepared in another way: give "
+                    "another folder."
                 )
             if not path.stem.endswith(f"-of-{self.total:05d}"):
                 raise ValueError(f"{path}: the source has {self.total} shards now: give another folder, or remove it.")
@@ -94,7 +95,7 @@ class CorpusEncoder:
         return Encoded(written, found, images, skipped, time.monotonic() - start)
 
     def _encode_shard(self, path: Path, index: int, pool: ThreadPoolExecutor, tick) -> tuple[int, int]:
-        rows = iter(self.part.rows.shard(num_shards=self.total, index=index))
+        rows = self.part.rows.read(index)
         writer, images, bad = ShardWriter(path, self.info), 0, []
         for pictures in self._batches(rows, pool):
             bad += [picture for picture in pictures if picture.pixels is None]
@@ -123,7 +124,7 @@ class CorpusEncoder:
     def _load(self, row: dict) -> _Picture:
         key = str(row.get("__key__") or row.get("id") or row.get("path") or "?")
         try:
-            record = self.part.convert(row)
+            record = self.part.record(row)
             key = record["id"] or key
             if len(record["images"]) != 1:
                 raise ValueError("drawn from other pictures; shards hold what is drawn from text alone")

@@ -1,11 +1,23 @@
-"""Which tokenizer wrote some codes."""
+"""Which tokenizer wrote some codes, and of what."""
 
 import hashlib
+import json
+from typing import Any
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 
 
 _PREFIX = "evotok-codes-1"  # changing it makes every file of codes foreign
+
+_PREPARED = (
+    "size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+
+
+def preparation(image_processor: Any) -> dict[str, Any]:
+    """What is done to an image before the encoder sees it: the settings of an image processor, as JSON has them."""
+    settings = image_processor.to_dict()
+    return json.loads(json.dumps({name: settings.get(name) for name in _PREPARED}))
 
 
 def fingerprint(model: EvoTokVQModel) -> str:

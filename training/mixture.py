@@ -1,78 +1,91 @@
 """A weighted mixture of sources as a stream of batches that resumes exactly, whatever the ranks and workers.
 
 Every worker of every rank is a reader with a share of its own in each source: whole shards where there are enough, else
-every n-th row. What a reader does next follows from the seed, its number and a count alone. It fills a pool, shuffles
-it, cuts it into batches of about equal length, and starts over; its state is where the pool began and how many batches
-of it are out, so that no buffer has to be saved and none is lost.
+every n-th row of one; the shards come in another order every time. What a reader does next follows from the seed, its
+number and a count alone. It fills a pool, shuffles it, cuts it into batches of about equal length, and starts over; its
+state is where the pool began and how many batches of it are out, so that no buffer has to be saved and none is lost.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
-from torch.utils.data import IterableDataset as TorchIterableDataset
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from .messages import why_no_record
+from .sources.rows import DAMAGED, Rows
 
 
 logger = logging.get_logger(__name__)
 
-_CHUNK = 64  # rows read at once
 _TOLERATED = 1000  # rows in a row that are no records, before a source is taken for the wrong one
+_EMPTY = (
+    100  # times in a row that a reader finds nothing for itself: shards differ in size, and it has others each time
+)
 
 
 class Part(NamedTuple):
     """One source of a mixture: its rows, what makes a record of one, and how often it is drawn."""
 
     name: str
-    rows: IterableDataset
+    rows: Rows
     convert: Callable[[dict], dict]
     weight: float
 
+    def record(self, row: dict) -> dict:
+        """The record of a row.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none, or stands for the damaged rest of a file.
+        """
+        if DAMAGED in row:
+            raise ValueError(row[DAMAGED])
+        return self.convert(row)
+
 
 class _Reader:
-    """The rows of one part that fall to one reader, over and over, from a state on."""
+    """The rows of one part that fall to one reader, over and over, from a state on.
+
+    Readers form groups, as many as there are shards or readers. A group has shards of its own; where it is of several
+    readers it has one shard, of which each takes every n-th row.
+    """
 
     def __init__(self, part: Part, number: int, total: int):
-        strategy = "shards" if part.rows.num_shards >= total else "examples"
         self.part, self.number, self.total = part, number, total
-        self.rows = split_dataset_by_node(part.rows, number, total, strategy)
-        self.epoch, self.offset, self.before = 0, 0, None
+        self.groups = min(len(part.rows.shards), total)
+        self.group, self.first = number % self.groups, number // self.groups
+        self.step = len(range(self.group, total, self.groups))
+        self.epoch, self.shard, self.row = 0, 0, self.first
 
     def state_dict(self) -> dict:
-        return {"epoch": self.epoch, "offset": self.offset, "before": self.before}
+        return {"epoch": self.epoch, "shard": self.shard, "row": self.row}
 
     def load_state_dict(self, state: dict) -> None:
-        self.epoch, self.offset, self.before = state["epoch"], state["offset"], state["before"]
+        self.epoch, self.shard, self.row = state["epoch"], state["shard"], state["row"]
 
     def __iter__(self) -> Iterator[dict]:
-        while True:
-            self.rows.set_epoch(self.epoch)
-            if self.before is not None:
-                self.rows.load_state_dict(self.before)
-            found = self.before is not None
-            # In chunks, and not row by row: iterating plainly in a worker, `datasets` would share out once more.
-            for chunk in self.rows.iter(_CHUNK):
-                found = True
-                length = len(next(iter(chunk.values())))
-                for row in range(self.offset, length):
-                    self.offset = row + 1
-                    yield {name: column[row] for name, column in chunk.items()}
-                self.offset, self.before = 0, self.rows.state_dict()
-            if not found:
-                raise ValueError(
-                    f"{self.part.name}: too few samples for {self.total} readers (processes x workers), number "
-                    f"{self.number} got none: lower training.dataloader_num_workers."
-                )
-            self.epoch, self.offset, self.before = self.epoch + 1, 0, None
+        rows, empty = self.part.rows, 0
+        while empty < _EMPTY:
+            # As they lie all readers would go through the alphabet together, and its end might never be reached.
+            order = np.random.default_rng(self.epoch).permutation(len(rows.shards))[self.group :: self.groups]
+            empty += 1
+            while self.shard < len(order):
+                for row in islice(rows.read(order[self.shard]), self.row, None, self.step):
+                    empty = 0
+                    self.row += self.step
+                    yield row
+                self.shard, self.row = self.shard + 1, self.first
+            self.epoch, self.shard = self.epoch + 1, 0
+        raise ValueError(
+            f"{self.part.name}: too few samples for {self.total} readers (processes x workers), number "
+            f"{self.number} got none: lower training.dataloader_num_workers."
+        )
 
 
-class RecordStream(TorchIterableDataset):
+class RecordStream(IterableDataset):
     """Endless batches of a mixture, for a `StatefulDataLoader` with `batch_size=None`.
 
     Args:
@@ -168,7 +181,7 @@ class RecordStream(TorchIterableDataset):
         for _ in range(_TOLERATED):
             row = next(rows)
             try:
-                return part.convert(row)
+                return part.record(row)
             except (KeyError, TypeError, ValueError) as error:
                 reason = why_no_record(error)
                 self.skipped["malformed"] += 1

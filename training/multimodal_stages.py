@@ -165,7 +165,7 @@ def build_dataset(
     if recipe.data.name != "mixture":
         return Indexed(build_data(recipe, arguments, world))
     length_of = functools.partial(record_length, num_image_tokens=collator.processor.num_image_tokens)
-    return build_stream(recipe, arguments, collator, vq_model, length_of)
+    return build_stream(recipe, arguments, collator, length_of, vq_model, collator.processor.image_processor)
 
 
 def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld | None) -> Dataset:

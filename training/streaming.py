@@ -43,8 +43,8 @@ def open_part(source: SourceArguments) -> tuple[Part, ShardInfo | None]:
     return Part(adapter.name, rows, functools.partial(adapter.convert, folder=folder), weight), None
 
 
-def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None) -> list[Part]:
-    """All sources of a mixture; codes are checked against the tokenizer.
+def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None = None, image_processor: Any = None) -> list[Part]:
+    """All sources of a mixture; codes are checked against the tokenizer and how its images are prepared.
 
     Raises:
         ValueError: as [`open_part`]; codes of another tokenizer, or where none is, or beside pictures to be drawn.
@@ -54,7 +54,7 @@ def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None) -> list[Part
     if from_codes:
         if vq_model is None:
             raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
-        mine = ShardInfo.of(vq_model)
+        mine = ShardInfo.of(vq_model, image_processor)
         for source, (_, info) in zip(data.sources, opened, strict=True):
             if info is not None:
                 check_tokenizer(info, mine, f"data.sources: {source.path}")
@@ -73,8 +73,9 @@ def build_stream(
     recipe: Recipe,
     arguments: TrainingArguments,
     collate: Callable[[list[dict]], dict[str, Any]],
-    vq_model: EvoTokVQModel | None = None,
     length_of: Callable[[dict], int] | None = None,
+    vq_model: EvoTokVQModel | None = None,
+    image_processor: Any = None,
 ) -> RecordStream:
     """The stream of this process.
 
@@ -84,7 +85,7 @@ def build_stream(
     if arguments.max_steps <= 0:
         raise ValueError("a stream of samples never ends: set training.max_steps.")
     return RecordStream(
-        open_parts(recipe.data, vq_model),
+        open_parts(recipe.data, vq_model, image_processor),
         collate,
         batch_size=arguments.train_batch_size,
         length_of=length_of,

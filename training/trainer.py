@@ -37,15 +37,15 @@ class ThroughputBar(ProgressCallback):
 
 
 class EvoTokTrainer(Trainer):
-    """`Trainer` that logs the mean of every term of the loss beside the loss, under the term's own name.
+    """`Trainer` that logs the mean of every term of the loss, over all processes, beside the loss under its own name.
 
     Training stops with a ValueError once a term, the loss or the gradient is not finite. That is looked at whenever
     something is logged, evaluated or saved, so no step waits for the device because of it; nothing is saved after it.
 
     A checkpoint that cannot be written to its end is removed.
 
-    A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what it skipped in
-    this process so far is logged as `skipped_REASON`.
+    A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what all
+    processes skipped since they began is logged as `skipped_REASON`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -69,13 +69,25 @@ class EvoTokTrainer(Trainer):
         return loss
 
     def log(self, logs, *args, **kwargs):
-        """Adds the mean of every term since the last log."""
-        if "loss" in logs:
-            means = {name: torch.stack([v for _, v in noted]).mean().item() for name, noted in self._terms.items()}
-            logs |= {name: mean for name, mean in means.items() if name != "loss"}
-            logs |= {f"skipped_{reason}": count for reason, count in self.skipped.items()}
+        """Adds the mean of every term since the last log, and what was skipped."""
+        if "loss" in logs:  # of training: `_maybe_log_save_evaluate`, on all processes
+            logs |= self._sum_up_processes()
             self._terms = {}
         super().log(logs, *args, **kwargs)
+
+    def _sum_up_processes(self) -> dict[str, float]:
+        """Means of the terms and counts of what was skipped, of all processes. A process knows those alone that its
+        own batches had, so they are sent by name."""
+        sums = {name: torch.stack([value.float() for _, value in noted]).sum() for name, noted in self._terms.items()}
+        mine = {name: (total.item(), len(self._terms[name])) for name, total in sums.items() if name != "loss"}
+        terms, skipped = {}, Counter()
+        for theirs, count in gather_object([(mine, self.skipped)]):
+            skipped.update(count)
+            for name, (total, number) in theirs.items():
+                before = terms.get(name, (0.0, 0))
+                terms[name] = before[0] + total, before[1] + number
+        means = {name: total / number for name, (total, number) in terms.items()}
+        return means | {f"skipped_{reason}": count for reason, count in skipped.items()}
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
         control = self.control

@@ -77,7 +77,7 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     for row in islice(part.rows, limit):
         counts["rows"] += 1
         try:
-            record = part.convert(row)
+            record = part.record(row)
         except (KeyError, TypeError, ValueError) as error:
             reasons[why_no_record(error)] += 1
             continue
@@ -102,7 +102,7 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     facts = {
         "source": source.source,
         "weight": part.weight,
-        "shards": part.rows.num_shards,
+        "shards": len(part.rows.shards),
         "licence": adapter.licence if adapter else None,
         "samples_published": adapter.num_samples if adapter else None,
         "codes": info and {"positions": info.positions, "levels": info.levels, "tokenizer": info.tokenizer},

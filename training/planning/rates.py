@@ -24,7 +24,7 @@ from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
 from ..arguments import SourceArguments
-from ..codes import ShardInfo, ShardWriter, open_codes, read_shards, to_record
+from ..codes import ShardInfo, ShardWriter, open_codes, to_record
 from ..collators import EvoTokCollator
 from ..encoding import CorpusEncoder
 from ..mixture import RecordStream
@@ -93,8 +93,8 @@ def read_batches(images: int = 16384) -> Rate:
 
 
 def _records(folder: Path):
-    _, info = open_codes(folder)
-    for row in read_shards([str(path) for path in sorted(folder.glob("*.parquet"))]):
+    rows, info = open_codes(folder)
+    for row in rows:
         yield [to_record(row, info)]
 
 

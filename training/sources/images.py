@@ -8,7 +8,8 @@ from .source import Source, to_draw
 def webdataset_pair(row: dict, folder: Path | None) -> dict:
     """A tar's `KEY.jpg` and `KEY.txt`, as img2dataset writes them (its README) and the cards of pixparse/cc12m-wds
     and BLIP3o/BLIP3o-Pretrain-Short-Caption show; CC12M has a `KEY.json` beside them, which is not looked at."""
-    return to_draw(row["__key__"], row["txt"], row.get("jpg") or row.get("png") or row.get("webp"))
+    image = next((row[suffix] for suffix in ("jpg", "jpeg", "png", "webp") if suffix in row), None)
+    return to_draw(row["__key__"], row["txt"].decode(), image)
 
 
 def imagenet(row: dict, folder: Path | None) -> dict:

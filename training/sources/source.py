@@ -1,24 +1,19 @@
-"""What an adapter is, and how rows lie on a disk or on the hub: parquet, webdataset tars, JSON beside images, images.
-
-Nothing is decoded here: images stay paths or bytes, so that one corrupt file costs one sample in the collator.
-"""
+"""What an adapter is, and where its rows lie: in a folder or on the hub."""
 
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfFileSystem
 
-from ..conversations import convert_turns, read_json_records, resolve_image
+from ..conversations import convert_turns, resolve_image
+from ..messages import one_line
+from .rows import Rows, image_rows, json_rows, read_parquet, read_tar
 
 
-# Shards that a JSON file is cut into: as many readers may share it without skipping.
-_JSON_SHARDS = 256
-_IMAGES_A_SHARD = 10_000
+_READ = {"parquet": read_parquet, "webdataset": read_tar}
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,8 @@ class Source:
     licence: str
     preferences: bool = False
 
-    def open(self, path: str | None = None, image_folder: str | None = None) -> tuple[IterableDataset, Path | None]:
-        """The rows as a stream, and the folder that image names are looked up in.
+    def open(self, path: str | None = None, image_folder: str | None = None) -> tuple[Rows, Path | None]:
+        """The rows, and the folder that image names are looked up in.
 
         Args:
             path: a folder, or a hub id; the published one when left out.
@@ -66,50 +61,35 @@ class Source:
         if not path:
             raise ValueError(f"{self.name}: set `path` to the folder that it lies in.")
         folder = Path(path)
-        if not folder.is_dir():
-            if not self.hub_id:
-                raise ValueError(f"{self.name}: no folder {path!r}: set `path` of the source to one.")
-            if self.kind == "json" or path.count("/") != 1 or path.startswith((".", "/", "~")):
-                raise ValueError(
-                    f"{self.name}: no folder {path!r}: download https://huggingface.co/datasets/{self.hub_id}, unpack "
-                    "it, and set `path` of the source."
-                )
-            patterns = [f"hf://datasets/{path}/{pattern}" for pattern in self.files]
-            return load_dataset(self.kind, data_files=patterns, split="train", streaming=True).decode(False), None
-        paths = sorted({found for pattern in self.files for found in folder.glob(pattern) if found.is_file()})
+        if folder.is_dir():
+            paths = sorted({found for pattern in self.files for found in folder.glob(pattern) if found.is_file()})
+        else:
+            paths = self._on_the_hub(path)
         if not paths:
             raise ValueError(f"{self.name}: {path} holds none of {', '.join(self.files)}: is it the right folder?")
-        images = Path(image_folder) if image_folder else folder
+        images = Path(image_folder) if image_folder else folder if folder.is_dir() else None
         if self.kind == "images":
-            # In a folder neighbours are alike, and a pool is far smaller than most folders.
-            random.Random(0).shuffle(paths)
-            rows = Dataset.from_dict({"path": [str(found) for found in paths]})
-            return rows.to_iterable_dataset(num_shards=-(-len(rows) // _IMAGES_A_SHARD)), images
+            return image_rows(paths), images
         if self.kind == "json":
-            return _open_json(paths), images
-        rows = load_dataset(self.kind, data_files=[str(found) for found in paths], split="train", streaming=True)
-        return rows.decode(False), images
+            return json_rows(paths), images
+        return Rows([str(found) for found in paths], _READ[self.kind]), images
 
-
-def _open_json(paths: list[Path]) -> IterableDataset:
-    # Kept as text: columns of such files change their type from row to row. Memory-mapped, so that many readers share
-    # one copy and resume in no time. The stamps are there so that an edited file is not answered from the cache.
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    if next(_json_lines(stamps), None) is None:
-        raise ValueError(f"{', '.join(map(str, paths))}: no records in it.")
-    try:
-        rows = Dataset.from_generator(_json_lines, Features({"json": Value("string")}), gen_kwargs={"stamps": stamps})
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-    return rows.to_iterable_dataset(num_shards=min(_JSON_SHARDS, len(rows)))
-
-
-def _json_lines(stamps: list[tuple]) -> Iterator[dict[str, str]]:
-    for path, *_ in stamps:
-        for _, record in read_json_records(Path(path)):
-            yield {"json": json.dumps(record, ensure_ascii=False)}
+    def _on_the_hub(self, path: str) -> list[str]:
+        if not self.hub_id:
+            raise ValueError(f"{self.name}: no folder {path!r}: set `path` of the source to one.")
+        if self.kind == "json" or path.count("/") != 1 or path.startswith((".", "/", "~")):
+            raise ValueError(
+                f"{self.name}: no folder {path!r}: download https://huggingface.co/datasets/{self.hub_id}, unpack "
+                "it, and set `path` of the source."
+            )
+        try:
+            files = HfFileSystem()
+            found = {name for pattern in self.files for name in files.glob(f"datasets/{path}/{pattern}")}
+        except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the mend is the same
+            raise ValueError(
+                f"{self.name}: no folder {path!r}, and the Hub does not give it ({one_line(error)})."
+            ) from None
+        return [f"hf://{name}" for name in sorted(found)]
 
 
 def json_row(row: dict) -> dict[str, Any]:
