@@ -15,6 +15,8 @@ from transformers import TrainingArguments
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What PyTorch's writer says, which keeps the reason to itself, and what safetensors says.
 _WRITER_FAILED = ("PytorchStreamWriter", "inline_container", "No space left", "quota exceeded", "File too large")
+# What PyTorch and safetensors say where a folder is not there; else it is Python's FileNotFoundError.
+_NO_FOLDER = ("Parent directory", "No such file")
 
 
 def check_source(name: str | None, key: str) -> None:
@@ -104,16 +106,22 @@ def room_on_disk(folder: Path) -> Iterator[None]:
     """A model is written to a folder inside.
 
     Raises:
-        OSError: the disk is full, whatever the library that noticed says; in one line, and which checkpoint is kept.
+        OSError: the disk is full, whatever the library that noticed says, or was for another process, which has removed
+            the folder; in one line, and which checkpoint is kept.
     """
     try:
         yield
     except Exception as error:
+        runs = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
+        kept = last_complete_checkpoint(runs) or "none, there was no checkpoint yet"
+        if not folder.is_dir() and any(words in str(error) for words in _NO_FOLDER):
+            raise OSError(
+                f"{folder}: gone while this process wrote to it, as when another one cannot write its share, which "
+                f"then says why; kept: {kept}."
+            ) from error
         if getattr(error, "errno", None) not in _FULL and not any(words in str(error) for words in _WRITER_FAILED):
             raise
         place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-        runs = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
-        kept = last_complete_checkpoint(runs) or "none, there was no checkpoint yet"
         raise OSError(
             f"{folder}: the disk is full or a quota is reached ({shutil.disk_usage(place).free / 1e9:.1f} GB free), so "
             f"this was not saved; kept: {kept}. Make room, or lower training.save_total_limit, and give the command "
