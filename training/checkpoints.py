@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 
@@ -83,6 +86,19 @@ def prepare_engine(arguments: TrainingArguments, checkpoint: str) -> None:
             f"deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {folder / tag} "
             f"--output_folder {folder / tag}_universal, then start again."
         )
+
+
+def tell_groups_apart(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    """After ZeRO-3 has read a universal checkpoint. DeepSpeed gives all groups of parameters what is the first one's,
+    weight decay among it, and one tensor to count steps in, which would then go up by as many as there are groups.
+
+    Args:
+        groups: what is each one's own, by name, in their order.
+    """
+    for state in optimizer.state.values():
+        state["step"] = torch.as_tensor(state["step"]).clone()
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update(own)
 
 
 @contextmanager
