@@ -2,7 +2,7 @@
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
-# make drills  kill every stage of training under every engine at every moment
+# make drills  kill every stage of training under every engine, at eight to ten moments each
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted

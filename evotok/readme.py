@@ -34,6 +34,14 @@ LABELS = {
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAJECTORY = ROOT / "docs" / "results" / "trajectory" / "results.json"
+MEMORY, RATES = (ROOT / "docs" / "results" / "training" / name for name in ("memory.json", "rates.json"))
+WORKS = {  # of `evotok.training.planning.rates`
+    "encode-mini": "PNG files of 64 pixels to codes, EvoTok-mini's tokenizer",
+    "encode-paper": "PNG files of 256 pixels to codes, a tokenizer of the paper's size",
+    "read-records": "shards to records",
+    "read-stream": "shards to batches of records, shuffled and resumable",
+    "read-batches": "shards to what the model takes, captions as tokens",
+}
 DEPTHS_SHOWN = (1, 2, 3, 4, 8, 16)
 DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
     "psnr": ("PSNR, dB", 1),
@@ -153,6 +161,25 @@ def noise_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """Peak memory as planned and as measured, by case, as Markdown."""
+    lines = ["| run | planned, MB | measured, MB | planned beside measured |", "| --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: row["name"]):
+        planned, measured = row["planned_bytes"], row["measured_bytes"]
+        lines.append(
+            f"| `{row['name']}` | {planned / 1e6:,.0f} | {measured / 1e6:,.0f} | {planned / measured - 1:+.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(rows: list[dict[str, Any]]) -> str:
+    """Images a second of one process, by what is done with them, as Markdown."""
+    lines = ["| from, to | images/s |", "| --- | --- |"]
+    rates = {row["name"]: row["images_per_second"] for row in rows}
+    lines += [f"| {work} | {rates[name]:,.{0 if rates[name] >= 10 else 1}f} |" for name, work in WORKS.items()]
+    return "\n".join(lines)
+
+
 def sources_table() -> str:
     """The data sets that a mixture can be drawn from, as Markdown."""
     from evotok.training.sources import SOURCES
@@ -183,12 +210,12 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 def blocks() -> dict[str, dict[str, str]]:
     """Every generated block, by document."""
     results = read_results(find_asset("evotok-mini") / "results.json")
-    trajectory = json.loads(TRAJECTORY.read_text(encoding="utf-8"))
+    trajectory, memory, rates = (json.loads(path.read_text(encoding="utf-8")) for path in (TRAJECTORY, MEMORY, RATES))
     return {
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
-        "docs/train.md": {"noise": noise_table(results)},
-        "docs/data.md": {"sources": sources_table()},
+        "docs/train.md": {"noise": noise_table(results), "memory": memory_table(memory)},
+        "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }
 
 

@@ -4,12 +4,15 @@ Every process is forked from one server that has imported all that training need
 not ten; what happens in it from there on is what `torchrun ... -m evotok.training.train` does.
 """
 
+import gc
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +20,9 @@ from typing import NamedTuple
 import torch
 
 
+# What cannot be imported, because an extra is not there, is passed over.
 _PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
+_PRELOADED += ["evotok.training.preference_stage"]
 _PRELOADED += ["torchdata.stateful_dataloader", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
 _TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
 _GRACE = 60.0  # seconds that the others have to notice that one of them is gone
@@ -47,6 +52,17 @@ class Spoil(NamedTuple):
     step: int
 
 
+class FullDisk(NamedTuple):
+    """From the middle of this step on nothing that this process writes can be larger than `room` bytes."""
+
+    rank: int
+    step: int
+    room: int
+
+
+Harm = Kill | Spoil | FullDisk
+
+
 class Ended(NamedTuple):
     """How a group ended: exit codes by rank, -9 of one that was killed; and all that it wrote to its terminals."""
 
@@ -66,7 +82,7 @@ class Server:
         self.context.set_forkserver_preload(_PRELOADED)
         self.folder, self.groups = folder, 0
 
-    def run(self, *arguments, ranks: int = 2, harm: Kill | Spoil | None = None, watch: Path | None = None) -> Ended:
+    def run(self, *arguments, ranks: int = 2, harm: Harm | None = None, watch: Path | None = None) -> Ended:
         """`evotok.training.train` with these arguments, on this many processes of one group.
 
         Args:
@@ -116,8 +132,9 @@ def _speak_into(log: Path) -> None:
 
 
 def _train(
-    words: list[str], rank: int, ranks: int, port: int, log: Path, harm: Kill | Spoil | None, watch: Path | None
+    words: list[str], rank: int, ranks: int, port: int, log: Path, harm: Harm | None, watch: Path | None
 ) -> None:
+    gc.freeze()  # all that was imported: to look through it for garbage takes a second of every start
     _speak_into(log)
     warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
@@ -135,11 +152,13 @@ def _train(
     sys.exit(main(words))
 
 
-def _prepare(harm: Kill | Spoil) -> None:
+def _prepare(harm: Harm) -> None:
     if isinstance(harm, Spoil):
         _spoil_a_loss(harm)
+    elif isinstance(harm, FullDisk):
+        _in_the_middle_of(harm.step, lambda: _fill_the_disk(harm.room))
     elif harm.file is None:
-        _die_in_the_middle_of_a_step(harm)
+        _in_the_middle_of(harm.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     else:
         _die_while_writing(harm)
 
@@ -156,18 +175,24 @@ def _spoil_a_loss(spoil: Spoil) -> None:
     MultimodalTrainer.compute_loss = spoiling
 
 
-def _die_in_the_middle_of_a_step(kill: Kill) -> None:
+def _in_the_middle_of(step: int, act: Callable[[], None]) -> None:
     from transformers import Trainer
 
-    step = Trainer.training_step
+    train = Trainer.training_step
 
-    def dying(self, *args, **kwargs):
-        loss = step(self, *args, **kwargs)
-        if self.state.global_step == kill.step - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def acting(self, *args, **kwargs):
+        loss = train(self, *args, **kwargs)
+        if self.state.global_step == step - 1:
+            act()
         return loss
 
-    Trainer.training_step = dying
+    Trainer.training_step = acting
+
+
+def _fill_the_disk(room: int) -> None:
+    """What is written beyond fails with EFBIG, as it would with ENOSPC: Python ignores the signal that comes first."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
 
 
 def _die_while_writing(kill: Kill) -> None:

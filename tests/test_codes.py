@@ -326,11 +326,17 @@ def test_the_image_processor_is_the_one_of_training(checkpoint):
     assert isinstance(load_tokenizer(str(checkpoint))[1], SiglipImageProcessorPil)
 
 
-def test_rates_are_measured(capsys, monkeypatch):
-    """The script at sizes that take no time; its numbers are for a quiet machine."""
+def test_rates_are_measured_and_kept(capsys, monkeypatch, tmp_path):
+    """The script at sizes that take no time; its numbers are for a quiet machine. Those of other works stay."""
     measures = {name: partial(measure, images=256) for name, measure in rates.RATES.items() if name != "encode-paper"}
     monkeypatch.setattr(rates, "RATES", measures)
-    assert rates.main(["mini", "read"]) == 0
+    kept = tmp_path / "new" / "rates.json"
+    assert rates.main(["mini", "read", "--json", str(kept)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list(measures)
-    assert all(float(line.split()[1].replace(",", "")) > 0 for line in lines)
+    before = json.loads(kept.read_text())
+    assert rates.main(["read-records", "--json", str(kept)]) == 0
+    after = json.loads(kept.read_text())
+    assert [row["name"] for row in before] == [row["name"] for row in after] == list(measures)
+    assert [row["name"] for row, again in zip(before, after, strict=True) if row != again] == ["read-records"]
+    assert all(row["images_per_second"] == row["images"] / row["seconds"] > 0 for row in after)

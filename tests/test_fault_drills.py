@@ -1,7 +1,8 @@
 """Everything that can break in a training does, here, with two real processes: kill -9 in the middle of a step and of
 a checkpoint in every stage, other numbers of processes, batches of different kinds, half precision.
 
-What is marked slow runs every stage under every engine through every kill: `make drills`.
+Every stage is killed under every engine, at the moments of `IN_CI`; at all of `MOMENTS` in what is marked slow, which
+`make drills` runs.
 """
 
 import functools
@@ -10,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
-from drills import Kill, Server, Spoil, watched
+from drills import FullDisk, Kill, Server, Spoil, watched
 from safetensors.torch import load_file
 from test_streaming import corpus, torchrun, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
@@ -28,6 +30,7 @@ from evotok.training.train import main
 
 
 STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_train_batch_size=2"]
+STEPS += ["training.weight_decay=1.0"]  # of some parameters, so that it matters which are in which group
 NOISE = "data.code_noise=0.3"  # and with it goes dropout
 STAGES = {
     "tokenizer": ["tokenizer.yaml", *STEPS, "optimizer.name=trainer"],
@@ -40,6 +43,7 @@ STAGES = {
         *("unified.yaml", *STEPS, NOISE),
         *("training.per_device_train_batch_size=1", "training.dataloader_num_workers=0"),
     ],
+    "dpo": ["sft.yaml", "stage=dpo", *STEPS, "data.mixture={name: 0.5, yes_no: 0.5}"],
 }
 # Under ZeRO-3 the tokenizer's codebooks, which learn by themselves, would be sharded.
 PAIRS = [(stage, engine) for stage in STAGES for engine in ("ddp", "zero2", "zero3")]
@@ -47,26 +51,26 @@ PAIRS.remove(("tokenizer", "zero3"))
 
 WRITTEN = Kill(0, 4, "trainer_state.json", share=1.0)  # the moment from which on a checkpoint counts
 OF_ALL = [Kill(1, 4), Kill(0, 3), Kill(0, 4, "model.safetensors"), Kill(1, 4, "rng_state_1")]
-OF_ALL += [Kill(0, 4, "trainer_state.json"), WRITTEN]
+OF_ALL += [Kill(0, 4, "trainer_state.json")]
 OF_ENGINE = {
-    "ddp": [Kill(0, 4, "optimizer.pt"), Kill(0, 4, "scheduler.pt")],
+    "ddp": [Kill(0, 4, "scheduler.pt"), Kill(0, 4, "optimizer.pt")],
     "zero2": [Kill(0, 4, "model_states"), Kill(1, 4, "optim_states")],
-    "zero3": [Kill(1, 4, "model_states"), Kill(1, 4, "optim_states")],
+    "zero3": [Kill(1, 4, "optim_states"), Kill(1, 4, "model_states")],
 }
 OF_STAGE = {
     "tokenizer": [Kill(0, 4, "discriminator.safetensors"), Kill(0, 4, "discriminator_optimizer.pt")],
     "unified": [Kill(1, 4, "data_state_1")],
 }
-IN_CI = {  # one in a step, one in a checkpoint
-    ("tokenizer", "ddp"): [Kill(1, 4), Kill(0, 4, "discriminator_optimizer.pt"), WRITTEN],
-    ("tokenizer", "zero2"): [Kill(0, 3), Kill(1, 4, "optim_states")],
-    ("gen", "zero2"): [Kill(0, 4), Kill(1, 4, "optim_states")],
-    ("unified", "zero3"): [Kill(1, 4), Kill(0, 4, "model_states")],
-}
+MOMENTS = {pair: [*OF_ALL, *OF_STAGE.get(pair[0], []), *OF_ENGINE[pair[1]], WRITTEN] for pair in PAIRS}
+# One in a step, one in what only this engine writes; for the stages that write more, one in that.
+IN_CI = {pair: [OF_ALL[0], *OF_STAGE.get(pair[0], [])[-1:], OF_ENGINE[pair[1]][-1]] for pair in PAIRS}
+IN_CI["tokenizer", "ddp"] += [WRITTEN]
 
 
 def cases(rows):
-    return [pytest.param(*row, marks=[] if "ddp" in row else needs_deepspeed) for row in rows]
+    needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs the extra `train`")
+    marks = {"zero2": needs_deepspeed, "zero3": needs_deepspeed, "dpo": needs_trl}
+    return [pytest.param(*row, marks=[marks[word] for word in row if word in marks]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +162,7 @@ def test_killed_again_and_again_it_ends_the_same(server, words, whole, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, engine", cases(PAIRS))
 def test_killed_at_every_moment_it_ends_the_same(server, words, whole, tmp_path, stage, engine):
-    kills = [*OF_STAGE.get(stage, []), *OF_ENGINE[engine], *OF_ALL]
-    drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", kills)
+    drill(server, words(stage, engine), whole(stage, engine), tmp_path / "run", MOMENTS[stage, engine])
 
 
 @pytest.mark.parametrize("stage, engine", cases(IN_CI))
@@ -210,7 +213,6 @@ def test_codes_stay_those_of_fp32_in_a_bf16_run(server, words, recipes, tmp_path
         assert torch.equal(saved[f"model.vq_model.{name}"], tensor), name
 
 
-@pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("stage, engine", [("gen", "zero2"), ("gen", "zero3"), ("tokenizer", "zero2")])
 def test_two_processes_become_one_through_a_universal_checkpoint(server, words, whole, tmp_path, stage, engine):
@@ -304,6 +306,25 @@ def test_what_is_not_finite_on_one_process_ends_all(server, words, whole, tmp_pa
     ended = server.run(*words)
     assert ended.codes == [0, 0], ended.said[-3000:]
     assert same_weights(tmp_path, whole("unified", engine))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage, engine, rank", [("gen", "zero2", 1), ("unified", "zero3", 0)])
+def test_a_full_disk_ends_all_processes_and_leaves_the_last_checkpoint(
+    server, words, whole, tmp_path, stage, engine, rank
+):
+    """It is full for one of them, in the middle of a file, and that one says so: the other has lost it."""
+    words = [*words(stage, engine), f"training.output_dir={tmp_path}"]
+    ended = server.run(*words, harm=FullDisk(rank, 4, room=30_000))
+    assert ended.codes[rank] == 2 and ended.codes[1 - rank] in (1, 2), ended.said[-3000:]
+    [said] = [line for line in ended.said.splitlines() if "the disk is full" in line]
+    assert said.startswith(f"evotok train: {tmp_path / 'checkpoint-4'}: ")
+    assert f"kept: {tmp_path / 'checkpoint-2'}." in said
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    ended = server.run(*words)
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    assert same_weights(tmp_path, whole(stage, engine))
 
 
 def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):  # noqa: F811

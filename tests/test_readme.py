@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-from evotok.readme import DEPTH_FIGURES, TRAJECTORY, blocks, fill, gained
+from evotok.readme import DEPTH_FIGURES, MEMORY, RATES, TRAJECTORY, WORKS, blocks, fill, gained
+from evotok.training.planning import rates
+from evotok.training.planning.measure import CASES, MARGIN
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +111,19 @@ def test_what_the_page_says_of_the_ways_is_so():
     distances = np.linalg.norm(first[:, None] - first[None], axis=2)
     sharing = (distances < 1).sum(1)
     assert sharing[moved.argsort()[-12:]].mean() > 2 * sharing.mean()
+
+
+# --- docs/train.md, docs/data.md --------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_right_about_memory_in_every_case_measured():
+    rows = json.loads(MEMORY.read_text(encoding="utf-8"))
+    assert {row["name"] for row in rows} == set(CASES)
+    for row in rows:
+        assert row["planned_bytes"] == pytest.approx(row["measured_bytes"], rel=MARGIN), row["name"]
+
+
+def test_every_work_has_a_rate_on_the_threads_that_the_page_names():
+    rows = json.loads(RATES.read_text(encoding="utf-8"))
+    assert {row["name"] for row in rows} == set(rates.RATES) == set(WORKS)
+    assert {row["threads"] for row in rows} == {2}

@@ -11,7 +11,7 @@ from test_training import losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
 from evotok.training import trainer as trainer_module
-from evotok.training.checkpoints import last_complete_checkpoint, room_on_disk
+from evotok.training.checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
 from evotok.training.train import main
 
 
@@ -113,6 +113,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipes, tmp_path, monkeypatch, 
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     monkeypatch.undo()
     assert main(words) == 0 and len(losses(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: torch.save({}, place),
+        lambda place: torch.save({}, place, _use_new_zipfile_serialization=False),
+        lambda place: safetensors.torch.save_file({}, place),
+    ],
+)
+def test_a_process_whose_checkpoint_another_one_removed_says_so(tmp_path, write):
+    """The other one has met a full disk, or whatever it was; this one has not."""
+    folder = tmp_path / "checkpoint-1"
+    with pytest.raises(OSError, match="checkpoint-1: gone while .* another one .* kept: none"), whole_or_none(folder):
+        write(folder / "file")
 
 
 def test_other_errors_are_let_through(tmp_path):

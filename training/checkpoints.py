@@ -8,14 +8,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.utils import gather_object
+from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What PyTorch's writer says, which keeps the reason to itself, and what safetensors says.
 _WRITER_FAILED = ("PytorchStreamWriter", "inline_container", "No space left", "quota exceeded", "File too large")
+# What PyTorch and safetensors say where a folder is not there; else it is Python's FileNotFoundError.
+_NO_FOLDER = ("Parent directory", "No such file")
 
 
 def check_source(name: str | None, key: str) -> None:
@@ -101,6 +106,19 @@ def prepare_engine(arguments: TrainingArguments, checkpoint: str) -> None:
         )
 
 
+def tell_groups_apart(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    """After ZeRO-3 has read a universal checkpoint. DeepSpeed gives all groups of parameters what is the first one's,
+    weight decay among it, and one tensor to count steps in, which would then go up by as many as there are groups.
+
+    Args:
+        groups: what is each one's own, by name, in their order.
+    """
+    for state in optimizer.state.values():
+        state["step"] = torch.as_tensor(state["step"]).clone()
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update(own)
+
+
 @contextmanager
 def whole_or_none(folder: Path) -> Iterator[None]:
     """A checkpoint is written inside; after an error there is none of it, unless it is whole already.
@@ -122,16 +140,22 @@ def room_on_disk(folder: Path) -> Iterator[None]:
     """A model is written to a folder inside.
 
     Raises:
-        OSError: the disk is full, whatever the library that noticed says; in one line, and which checkpoint is kept.
+        OSError: the disk is full, whatever the library that noticed says, or was for another process, which has removed
+            the folder; in one line, and which checkpoint is kept.
     """
     try:
         yield
     except Exception as error:
+        runs = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
+        kept = last_complete_checkpoint(runs) or "none, there was no checkpoint yet"
+        if not folder.is_dir() and any(words in str(error) for words in _NO_FOLDER):
+            raise OSError(
+                f"{folder}: gone while this process wrote to it, as when another one cannot write its share, which "
+                f"then says why; kept: {kept}."
+            ) from error
         if getattr(error, "errno", None) not in _FULL and not any(words in str(error) for words in _WRITER_FAILED):
             raise
         place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-        runs = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
-        kept = last_complete_checkpoint(runs) or "none, there was no checkpoint yet"
         raise OSError(
             f"{folder}: the disk is full or a quota is reached ({shutil.disk_usage(place).free / 1e9:.1f} GB free), so "
             f"this was not saved; kept: {kept}. Make room, or lower training.save_total_limit, and give the command "

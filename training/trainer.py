@@ -5,12 +5,14 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
+from .checkpoints import last_complete_checkpoint, room_on_disk, tell_groups_apart, whole_or_none
 from .mixture import RecordStream
 from .streaming import ResumableLoader
 
@@ -51,6 +53,7 @@ class EvoTokTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._terms: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self._groups: list[dict[str, Any]] = []
         self._stream_loader: ResumableLoader | None = None
         self._resume_from: str | None = None
         self.skipped: Counter[str] = Counter()
@@ -134,6 +137,18 @@ class EvoTokTrainer(Trainer):
             step = int(Path(self._resume_from).name.rpartition("-")[2])
             self._stream_loader.load(self._resume_from, step)
         return self._stream_loader.loader
+
+    def create_optimizer(self, *args, **kwargs):
+        """As in Transformers; what its groups are told is remembered."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        common = ("params", "lr")
+        self._groups = [{k: v for k, v in group.items() if k not in common} for group in optimizer.param_groups]
+        return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and (Path(checkpoint) / "latest_universal").is_file() and is_deepspeed_zero3_enabled():
+            tell_groups_apart(self.optimizer, self._groups)
 
     def _prepare_inputs(self, inputs):
         self.skipped.update(inputs.pop("skipped", {}))

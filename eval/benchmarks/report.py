@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -35,6 +36,14 @@ def comparison(
 def to_json(rows: Sequence[Row]) -> str:
     """The rows as a JSON list."""
     return json.dumps(rows, indent=1) + "\n"
+
+
+def keep_row(path: str | Path, row: Row) -> None:
+    """Put the row into a JSON list, which begins here if it is not there yet, in the place of the one of its name."""
+    path = Path(path)
+    rows = {kept["name"]: kept for kept in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_json([*(rows | {row["name"]: row}).values()]), encoding="utf-8")
 
 
 def to_text(rows: Sequence[Row]) -> str:

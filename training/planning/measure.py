@@ -2,6 +2,7 @@
 
     python -m evotok.training.planning.measure             # all cases, some minutes
     python -m evotok.training.planning.measure plain       # those whose name holds the word
+    python -m evotok.training.planning.measure --json docs/results/training/memory.json
 
 Each case is a run of the Trainer, under torchrun and DeepSpeed where the case is sharded. What it took is the highest
 resident memory of a later step less that before the model was built; what the plan says is `estimate`.
@@ -21,10 +22,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ...eval.benchmarks.meters import resident_bytes, restart_peak
+from ...eval.benchmarks.report import keep_row
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..multimodal_stages import TRAINABLE, freeze_all_but
+from ..multimodal_stages import TRAINABLE, freeze_all_but, whole_weights
 from .memory import Engine, estimate
 from .profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
 
@@ -57,7 +59,7 @@ CASES = {
 }
 IMAGES = 8
 ROWS = Rows(batch=4, length=200, labels=64, given=2, written=2)
-_MARGIN = 0.15
+MARGIN = 0.15
 
 
 def small_config() -> EvoTokConfig:
@@ -176,7 +178,8 @@ def _run(case: Case, folder: Path) -> None:
     if case.tokenizer:
         loss = TokenizerLossArguments(perceptual=0.0, adversarial=0.0)
         learns = {"data_collator": _images, "loss_args": loss, "teacher": None}
-    model = _build(case, torch.float32)
+    with whole_weights(arguments):
+        model = _build(case, torch.float32)
     Watched(model=model, args=arguments, train_dataset=[{}] * (4 * case.processes), **learns).train()
     (folder / f"{arguments.process_index}.bytes").write_text(str(resident_bytes(peak=True) - before))
 
@@ -219,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print plan and measurement of every case; exit code 1 if one is off by more than 15%."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="parts of the names of cases")
+    parser.add_argument("--json", metavar="FILE", help="also put the figures into FILE; those of other cases stay")
     options = parser.parse_args(argv)
     if options.words[:1] == ["case"]:  # a process of `measure`
         _run(Case(*json.loads(options.words[1])), Path(options.words[2]))
@@ -231,7 +235,9 @@ def main(argv: list[str] | None = None) -> int:
         error = planned / measured - 1
         worst = max(worst, abs(error))
         print(f"{name:26} plan {planned / 1e6:7.0f} MB   run {measured / 1e6:7.0f} MB   {error:+.1%}", flush=True)
-    return int(worst > _MARGIN)
+        if options.json:
+            keep_row(options.json, {"name": name, "planned_bytes": round(planned), "measured_bytes": round(measured)})
+    return int(worst > MARGIN)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,10 @@ def estimate(engine: Engine, profile: Profile) -> Memory:
     gradients = width * trainable / (n if engine.stage >= 2 else 1)
     copied = engine.stage >= 1 or width < 4
     optimizer = (12.0 if copied else 8.0) * trainable / share
-    # What the step is taken on, made when activations are gone: this share's gradients once more, flat and in fp32.
-    step = 4.0 * trainable / share if copied else 0.0
+    # What the step is taken on, made when activations are gone: this share's gradients once more, flat and in fp32; of
+    # shares in half precision a flat copy comes before, and is still there.
+    flat = width if engine.stage >= 1 and width < 4 else 0
+    step = (4.0 + flat) * trainable / share if copied else 0.0
     if engine.stage == 0 and n > 1:
         step = max(step, float(width) * min(_REDUCED_AT_ONCE, trainable))
     buffers = 0.0

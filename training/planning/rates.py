@@ -2,6 +2,7 @@
 
     python -m evotok.training.planning.rates               # all, a minute or two, 5 GB
     python -m evotok.training.planning.rates read          # those whose name holds the word
+    python -m evotok.training.planning.rates --json docs/results/training/rates.json
 
 Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read
 three times: as records; through a mixture, in pools that resume; and made into batches as well.
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...eval.benchmarks.report import keep_row
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -137,11 +139,15 @@ def main(argv: list[str] | None = None) -> int:
     """Print images a second of every work."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="parts of the names")
-    words = parser.parse_args(argv).words
-    print(f"one process, {torch.get_num_threads()} threads")
+    parser.add_argument("--json", metavar="FILE", help="also put the figures into FILE; those of other works stay")
+    options, threads = parser.parse_args(argv), torch.get_num_threads()
+    print(f"one process, {threads} threads")
     for name, measure in RATES.items():
-        if not words or any(word in name for word in words):
+        if not options.words or any(word in name for word in options.words):
             rate = measure()
+            if options.json:
+                figures = {"images_per_second": rate.images_per_second, "threads": threads}
+                keep_row(options.json, {"name": name} | rate._asdict() | figures)
             print(f"{name:14} {rate.images_per_second:12,.1f} images/s   ({rate.images:,} in {rate.seconds:.1f} s)")
     return 0
 
