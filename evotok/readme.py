@@ -42,6 +42,17 @@ WORKS = {  # of `evotok.training.planning.rates`
     "read-stream": "shards to batches of records, shuffled and resumable",
     "read-batches": "shards to what the model takes, captions as tokens",
 }
+ENGINE = {  # rows of `evotok bench` -> the work, what it is beside if the row does not say, how many times faster
+    "search": ("16 codes of 4,096 vectors among 32,768", "", lambda row: row["ratio"]),
+    "residual_vq": ("the same", "", lambda row: row["ratio"]),
+    "train_step": ("the same, and learning from them", "the search alone", lambda row: 1 / row["over_search"]),
+    "position": ("4 codes of 16 rows, depth decoder 2,560 wide", "", lambda row: row["ratio"]),
+    "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
+    "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
+    "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
+    "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
+    "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
+}
 DEPTHS_SHOWN = (1, 2, 3, 4, 8, 16)
 DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
     "psnr": ("PSNR, dB", 1),
@@ -180,6 +191,27 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def engine_table() -> str:
+    """What `evotok bench` measured, by machine and work, as Markdown."""
+    heading = ["machine", "work", "takes", "beside", "times faster", "times the floor"]
+    lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
+    for path in sorted((ROOT / "docs" / "results" / "engine").glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            lines += [_engine_line(row)] if row["name"] in ENGINE else []
+    return "\n".join(lines)
+
+
+def _engine_line(row: dict[str, Any]) -> str:
+    work, reference, faster = ENGINE[row["name"]]
+    work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")
+    machine = row["machine"] if row["device"] == "cuda" else f"{row['threads']} cores of {row['machine']}"
+    seconds = row["seconds"]
+    takes = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    floor = f"{row['floor_multiple']:.2f}" if "floor_multiple" in row else ""
+    cells = [machine, work, takes, reference or row["reference"], f"{faster(row):.3g}" if faster(row) else "", floor]
+    return f"| {' | '.join(cells)} |"
+
+
 def sources_table() -> str:
     """The data sets that a mixture can be drawn from, as Markdown."""
     from evotok.training.sources import SOURCES
@@ -215,6 +247,7 @@ def blocks() -> dict[str, dict[str, str]]:
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
         "docs/train.md": {"noise": noise_table(results), "memory": memory_table(memory)},
+        "docs/engine.md": {"engine": engine_table()},
         "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }
 

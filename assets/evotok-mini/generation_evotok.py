@@ -32,9 +32,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from .image_writing_evotok import EvoTokImageWriter
 from .sampling_evotok import EvoTokCodeSampler
 
 
@@ -141,8 +142,10 @@ class EvoTokGenerationMixin(GenerationMixin):
             streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
             cache_implementation: `"static"` (default, a fixed shape that compiles) or `"dynamic"`.
             kwargs: `guidance_scale` (1 runs no second row), `guidance_min_p`, `do_sample`, `temperature`, `top_k`,
-                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; and images in the prompt as
-                in `forward`: `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
+                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; `compile_config`, with
+                which `torch.compile` makes one graph of a position, in a minute for each new shape, and
+                `disable_compile`, with which a GPU records none; and images in the prompt as in `forward`:
+                `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
 
         Raises:
             ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range.
@@ -150,6 +153,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         settings, images = self._image_settings(generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")
         scores = [] if settings.pop("output_scores") and return_dict else None
+        compiling = {name: settings.pop(name) for name in ("compile_config", "disable_compile")}
         sampler = EvoTokCodeSampler(**settings, generator=generator, scores=scores)
 
         embeds, mask = self._embed_prompts(input_ids, attention_mask, "input_ids", **images)
@@ -160,7 +164,16 @@ class EvoTokGenerationMixin(GenerationMixin):
                 negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
             negative = self._embed_prompts(negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids")
             embeds, mask = _stack_rows(embeds, mask, *negative, batch_size=input_ids.shape[0])
-        codes = self._write_positions(embeds, mask, sampler, callback, streamer, cache_implementation)
+        writer = EvoTokImageWriter(self, embeds, mask, sampler, cache_implementation, **compiling)
+        codes = writer.new_codes()
+        for position, written in enumerate(writer):
+            codes[:, position] = written
+            if callback is not None:
+                callback(position, codes[:, : position + 1])
+            if streamer is not None:
+                streamer.put(codes[:, position].cpu())
+        if streamer is not None:
+            streamer.end()
         if not return_dict:
             return codes
         if scores is not None:
@@ -190,6 +203,8 @@ class EvoTokGenerationMixin(GenerationMixin):
             ("num_return_sequences", 1),
             ("return_dict_in_generate", False),
             ("output_scores", False),
+            ("compile_config", None),
+            ("disable_compile", False),
         ):
             settings[name] = kwargs.pop(name, getattr(generation_config, name, None)) or default
         for name in ("max_new_tokens", "pad_token_id"):  # pipelines add them to every call; an image has its length
@@ -225,68 +240,10 @@ class EvoTokGenerationMixin(GenerationMixin):
         self._refuse_missing_images(input_ids, **images)
         return self.model.embed_inputs(input_ids, **images).inputs_embeds, attention_mask.long()
 
-    def _write_positions(self, embeds, mask, sampler, callback, streamer, cache_implementation) -> torch.LongTensor:
-        """The loop over positions: (R, T, H), (R, T) -> codes (M, N, L). Nothing in it waits for the device."""
-        (rows, length), positions = mask.shape, self.config.vq_config.num_positions
-        images = rows // 2 if sampler.guided else rows
-        cache = self._new_image_cache(length + positions, cache_implementation, mask.device)
-        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        next_ids = mask.sum(-1, keepdim=True) + torch.arange(positions, device=mask.device)  # (R, N)
-        mask = F.pad(mask, (0, positions), value=1)  # (R, T + N); what is not written yet, causality hides
-        depth_cache = self.depth_decoder.new_cache(rows, mask.device)
-        codebooks = self._image_codebooks(mask.device).to(depth_cache.positions.device)
-        codes = mask.new_empty(images, positions, codebooks.shape[0], dtype=torch.long)
-
-        hidden, features = self._read(embeds, mask[:, :length], position_ids, cache), None
-        for position in range(positions):
-            if features is not None:
-                ids = next_ids[:, position - 1 : position]
-                seen = mask if isinstance(cache, StaticCache) else mask[:, : length + position]
-                hidden = self._read(self.model.pixel_projector(features)[:, None], seen, ids, cache)
-            written, features = self.depth_decoder.generate_codes(hidden, codebooks, sampler, depth_cache)
-            codes[:, position] = written[:images]
-            if callback is not None:
-                callback(position, codes[:, : position + 1])
-            if streamer is not None:
-                streamer.put(codes[:, position].cpu())
-        if streamer is not None:
-            streamer.end()
-        return codes
-
-    def _read(self, embeds, mask, position_ids, cache) -> torch.Tensor:
-        """One pass of the language model, without its head: (R, t, H) -> last hidden states (R, H)."""
-        outputs = self.model.language_model(
-            inputs_embeds=embeds.to(self.model.language_model.dtype),
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return outputs.last_hidden_state[:, -1]
-
-    def _new_image_cache(self, length: int, implementation: str | None, device) -> StaticCache | DynamicCache:
-        config = self.config.text_config
-        if implementation is None:
-            # Flash attention takes the mask for all there is to see, written or not; under autocast keys and values
-            # differ in dtype from step to step, and only a growing cache takes that.
-            grows = "flash" in config._attn_implementation or torch.is_autocast_enabled(device.type)
-            implementation = "dynamic" if grows else "static"
-        if implementation == "static":
-            return StaticCache(config=config, max_cache_len=length)
-        if implementation == "dynamic":
-            return DynamicCache(config=config)
-        raise ValueError(f"cache_implementation={implementation!r} must be 'static' or 'dynamic' for images.")
-
     def _default_negative_prompt(self, device: torch.device) -> torch.LongTensor:
         """The prompt (1, S) that says nothing, as `evotok export` saved it, or the start of an image alone."""
         ids = getattr(self.generation_config, "image_negative_prompt_ids", None) or [self.config.vision_start_token_id]
         return torch.tensor([ids], device=device)
-
-    def _image_codebooks(self, device: torch.device) -> torch.Tensor:
-        """Entries of the levels written, one contiguous table (L, K, C): looked up N x L times."""
-        config = self.config.depth_decoder_config
-        every = torch.arange(config.codebook_size, device=device)[:, None].expand(-1, config.num_codebooks)
-        return self.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """As in Transformers; images written in the prompt are embedded in the first step only, like images given."""

@@ -43,8 +43,8 @@ from .modeling_evotok_vq import eager_attention_forward
 from .modeling_outputs_evotok import EvoTokDepthDecoderOutput
 
 
-# Up to here a matmul on a CPU waits for the weight, not for the arithmetic.
-_FEW_ROWS = 32
+# Rows with which a matmul on a CPU waits for the weight, not for the arithmetic, and is better made from its side.
+_FEW_ROWS = range(1 if torch.cpu.get_capabilities().get("amx_tile") else 9, 33)
 
 
 class EvoTokDepthLoss(NamedTuple):
@@ -75,11 +75,12 @@ class EvoTokDepthCache(NamedTuple):
 class EvoTokDepthLinear(nn.Linear):
     """Linear. A few rows in bfloat16 on a CPU are multiplied from the weight's side: oneDNN then reads it as it lies.
 
-    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse.
+    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse; but up
+    to eight rows a CPU without matrix units (AMX) reads them faster that way round.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        few = states.device.type == "cpu" and states.shape[:-1].numel() <= _FEW_ROWS
+        few = states.device.type == "cpu" and states.shape[:-1].numel() in _FEW_ROWS
         half = states.dtype == self.weight.dtype == torch.bfloat16
         if not (few and half) or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(states)
@@ -314,16 +315,18 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         codebooks: torch.Tensor,
-        sample: Callable[[torch.Tensor], torch.LongTensor],
+        sample: Callable[..., torch.LongTensor],
         cache: EvoTokDepthCache | None = None,
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor]:
         """Write all levels of one position.
 
         Args:
             hidden_states: (M, H).
             codebooks: (L, K, C), one contiguous table of the entries of the levels written.
-            sample: takes the logits (M, K) of a level and returns its codes (M,).
+            sample: takes the logits (M, K) of a level, and its noise if any is given, and returns its codes (M,).
             cache: of `new_cache(M)`; a fresh one if None.
+            noise: one tensor a level, that of `EvoTokCodeSampler.cast` for instance.
 
         Returns:
             codes (M, L) int64 and the sum of their embeddings (M, C).
@@ -331,7 +334,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
         cache = self.new_cache(hidden_states.shape[0], hidden_states.device) if cache is None else cache
         inputs, codes = hidden_states, []
         for level in range(self.config.num_codebooks):
-            codes.append(sample(self.step(inputs, level, cache)))
+            logits = self.step(inputs, level, cache)
+            codes.append(sample(logits) if noise is None else sample(logits, noise[level]))
             embedding = F.embedding(codes[-1], codebooks[level])  # (M, C)
             inputs = inputs + embedding if level else embedding
         return torch.stack(codes, dim=1), inputs

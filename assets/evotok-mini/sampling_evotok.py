@@ -65,8 +65,18 @@ class EvoTokCodeSampler:
         """Whether there are unconditional rows."""
         return self.guidance_scale != 1
 
-    def __call__(self, logits: torch.Tensor) -> torch.LongTensor:
-        """(R, K) -> (R,) int64, the same code in both rows of an image."""
+    def cast(self, noise: torch.Tensor) -> torch.Tensor:
+        """Fill (L, M, K) float32 with what the draws of one position need, level by level.
+
+        Ahead of them, because neither a compiled position nor one that is replayed on a GPU can ask a generator.
+        """
+        if self.do_sample:
+            for level in noise:
+                level.exponential_(generator=self.generator)
+        return noise
+
+    def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.LongTensor:
+        """(R, K) -> (R,) int64, the same code in both rows of an image; `noise` (M, K) is drawn here unless given."""
         conditional = scores = logits.float()
         if self.guided:
             conditional, unconditional = scores.chunk(2)  # (M, K)
@@ -78,8 +88,9 @@ class EvoTokCodeSampler:
             scores = self.warp(scores)
             # As torch.multinomial draws, but for its checks, for which the host would wait for the device.
             probabilities = scores.softmax(-1)
-            noise = torch.empty_like(probabilities).exponential_(generator=self.generator)
-            codes = probabilities.div_(noise).argmax(-1)
+            if noise is None:
+                noise = torch.empty_like(probabilities).exponential_(generator=self.generator)
+            codes = (probabilities / noise).argmax(-1)
         else:
             codes = scores.argmax(-1)
         if self.scores is not None:

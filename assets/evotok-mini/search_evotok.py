@@ -27,7 +27,7 @@ units that truncate included. Let b be the coarse best and w the true nearest. |
 the distance to b, which the coarse score gives up to its own error: E + u coarse_b < 0.013 r^2, so that
 r = 1.2 (|x| + d_b^) covers it. Now c_w <= c_b, and rounding keeps order: coarse_w <= (1 + 1.01 u) coarse_b + 2 E.
 
-On a GPU both passes are kernels of Triton where it is installed, see `search_triton_evotok`; torch does them elsewhere.
+On a GPU all of it is kernels of Triton where it is installed, see `search_triton_evotok`; torch does them elsewhere.
 
 Shapes: M vectors, R of them in a block, C codebook width, K codebook size, G = K / 16 groups, P pairs of group and row.
 """
@@ -42,6 +42,7 @@ import torch.nn.functional as F
 _GROUP = 16
 # Scores of one block, rows x entries: they stay in the second-level cache, of one core or of the GPU.
 _BLOCK = {"cpu": (512, 1024), "cuda": (4096, 4096)}
+_WIDEST = 128  # of the keys whose tiles fit into a GPU's memory
 # Groups per row that are searched again in one go. More are met where many entries are nearly as near as the nearest:
 # in codebooks of copies, and far from a codebook.
 _MAX_PAIRS = 8
@@ -67,6 +68,8 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
         return (codebook.square().sum(1) / 2 - vectors @ codebook.t()).argmin(1)
     size = codebook.shape[0]
     padded = F.pad(codebook.t(), (0, -size % _GROUP), mode="replicate").t() if size % _GROUP else codebook
+    if kernels := _kernels(vectors.device, padded.shape[1]):
+        return kernels(vectors, padded, _GROUP, _coarse_dtype(vectors.device)).clamp(max=size - 1)
     keys = _coarse_keys(padded)
     rows, _ = _BLOCK.get(vectors.device.type, _BLOCK["cpu"])
     codes = [_search_block(block, padded, keys) for block in vectors.split(rows)]
@@ -76,7 +79,8 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 def _coarse_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where matmuls in it are fast; the values are rounded to it anyway, so that the bound holds for both."""
     if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_tile") else torch.float32
+        able = torch.cpu.get_capabilities()
+        return torch.bfloat16 if able.get("amx_tile") or able.get("avx512_bf16") else torch.float32
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
@@ -97,10 +101,6 @@ def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Ten
     """(R, C) -> (R,) int64, as `search_nearest`, for a codebook of whole groups."""
     rows, dim = vectors.shape
     queries = _queries(vectors)  # (R, C + 4)
-    if kernels := _kernels(vectors.device, keys.shape[1]):
-        group_minima, search_groups = kernels
-        minima = group_minima(queries, keys, _GROUP)  # (R, G)
-        return search_groups(vectors, codebook, minima, _limits(vectors, queries, minima.amin(1).float()))
     minima = _group_minima(keys, queries.t().contiguous().to(keys.dtype))  # (G, R)
     limits = _limits(vectors, queries, minima.amin(0).view(keys.dtype).float())
     group, row = _within(minima, limits.to(keys.dtype).view(minima.dtype))  # (P,)
@@ -136,15 +136,15 @@ def _limits(vectors: torch.Tensor, queries: torch.Tensor, best: torch.Tensor) ->
     return 1.004 * best + 2 * error
 
 
-def _kernels(device: torch.device, width: int) -> tuple[Callable, Callable] | None:
-    """The two passes as kernels, for GPUs that multiply bfloat16 and for keys whose tiles fit into their memory."""
-    if device.type != "cuda" or width > 128 or torch.cuda.get_device_capability(device) < (8, 0):
+def _kernels(device: torch.device, dim: int) -> Callable | None:
+    """The search as kernels, for GPUs that multiply bfloat16 and codebooks that are not too wide."""
+    if device.type != "cuda" or dim + 4 > _WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
-        from .search_triton_evotok import group_minima, search_groups
+        from .search_triton_evotok import search
     except ImportError:
         return None
-    return group_minima, search_groups
+    return search
 
 
 def _within(minima: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
