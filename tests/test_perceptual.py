@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from lightning_utilities.core import imports
 from safetensors.torch import save_file
 from torch import nn
 
@@ -74,7 +75,8 @@ def test_missing_files_and_packages_are_named(tmp_path, monkeypatch):
 @pytest.fixture
 def fidelity(monkeypatch):
     """torch-fidelity's module of Inception. The library imports torchvision for networks and data that are not used
-    here: where that is missing, or of another build than torch, one without anything in it does."""
+    here: where that is missing, or of another build than torch, one without anything in it does. torchmetrics, which
+    would use more of it, is told that there is none."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
@@ -87,6 +89,8 @@ def fidelity(monkeypatch):
                 setattr(sys.modules[parent], child, module)
         for name in ("CIFAR10", "CIFAR100", "STL10"):
             setattr(sys.modules["torchvision.datasets"], name, object)
+        find = imports.find_spec
+        monkeypatch.setattr(imports, "find_spec", lambda name: None if name == "torchvision" else find(name))
     return pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="make test-fid")
 
 
