@@ -22,9 +22,7 @@ from .sources.rows import DAMAGED, Rows
 logger = logging.get_logger(__name__)
 
 _TOLERATED = 1000  # rows in a row that are no records, before a source is taken for the wrong one
-_EMPTY = (
-    100  # times in a row that a reader finds nothing for itself: shards differ in size, and it has others each time
-)
+_EMPTY = 100  # epochs in a row without a row for a reader, which has other shards in each
 
 
 class Part(NamedTuple):
