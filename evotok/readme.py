@@ -187,7 +187,7 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
     """Images a second of one process, by what is done with them, as Markdown."""
     lines = ["| from, to | images/s |", "| --- | --- |"]
     rates = {row["name"]: row["images_per_second"] for row in rows}
-    lines += [f"| {work} | {rates[name]:,.{0 if rates[name] >= 10 else 1}f} |" for name, work in WORKS.items()]
+    lines += [f"| {work} | {rates[name]:,.{0 if rates[name] >= 10 else 2}f} |" for name, work in WORKS.items()]
     return "\n".join(lines)
 
 
