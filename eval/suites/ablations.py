@@ -69,7 +69,7 @@ METRICS = {  # name -> title of its plot
     "fd": "Pixels: Frechet distance, less is better",
     "cosine": "Semantics: cosine to the teacher, more is better",
     "group": "Semantics: group told right, more is better",
-    "concept": "Semantics: thing found in another style, more is better",
+    "concept": "Semantics: found across styles, more is better",
     "pixel_bits": "To be drawn: bits a position, less is easier",
 }
 
