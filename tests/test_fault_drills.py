@@ -33,7 +33,7 @@ STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_t
 STEPS += ["training.weight_decay=1.0"]  # of some parameters, so that it matters which are in which group
 NOISE = "data.code_noise=0.3"  # and with it goes dropout
 STAGES = {
-    # No teacher, so that no loss reaches the semantic decoder: ZeRO lets its weights decay all the same, torch does not.
+    # No teacher, so that no loss reaches the semantic decoder: ZeRO would let it decay all the same, torch does not.
     "tokenizer": ["tokenizer.yaml", *STEPS, "optimizer.name=trainer", "training.weight_decay=0"],
     "pretrain": ["sft.yaml", "stage=pretrain", *STEPS],
     "sft": ["sft.yaml", *STEPS, NOISE],
