@@ -208,7 +208,7 @@ def _engine_line(row: dict[str, Any]) -> str:
     seconds = row["seconds"]
     takes = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
     floor = f"{row['floor_multiple']:.2f}" if "floor_multiple" in row else ""
-    cells = [machine, work, takes, reference or row["reference"], f"{faster(row):.3g}" if faster(row) else "", floor]
+    cells = [machine, work, takes, reference or row["reference"], f"{faster(row):.3g}", floor]
     return f"| {' | '.join(cells)} |"
 
 
