@@ -30,13 +30,19 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import auto_docstring
+from transformers.utils import auto_docstring, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokVQConfig
 from .modeling_outputs_evotok import EvoTokVQOutput
 from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer, without_autocast
+
+
+logger = logging.get_logger(__name__)
+
+# Filters that resize overshoot [-1, 1] by less than the first; beyond the second lie bytes that were never scaled.
+_ODD_PIXEL, _NO_PIXEL = 1.5, 16.0
 
 
 def eager_attention_forward(
@@ -332,9 +338,26 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 f"pixel_values of shape {tuple(pixel_values.shape)} must be (batch, 3, {size}, {size}): "
                 "resize the images, for instance with the checkpoint's own processor."
             )
+        self._check_range(pixel_values)
         pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype).clamp(-1, 1)
         encoded = self.vision_tower(pixels, **kwargs)
         return self.to_latent(encoded.last_hidden_state), encoded
+
+    def _check_range(self, pixel_values: torch.Tensor) -> None:
+        """Raises ValueError for NaN and for pixels that were never scaled to [-1, 1], which the clamp would hide.
+
+        In training on a GPU no step waits for it: the assertion is the device's own.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_values.is_meta or not len(pixel_values):
+            return
+        highest = pixel_values.detach().abs().amax()
+        text = "pixel_values hold NaN or values far outside [-1, 1]: scale 0..255 by x / 127.5 - 1, 0..1 by 2 x - 1."
+        if self.training and highest.is_cuda:
+            torch._assert_async(highest <= _NO_PIXEL, text)
+        elif not highest <= _NO_PIXEL:
+            raise ValueError(text)
+        elif highest > _ODD_PIXEL:
+            logger.warning_once("pixel_values outside [-1, 1] are clamped to it: were they scaled by 2 x - 1?")
 
     @can_return_tuple
     @auto_docstring(
@@ -351,7 +374,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
             [`EvoTokVQOutput`], or with `return_dict=False` a tuple of its fields that are not None.
 
         Raises:
-            ValueError: the images are not of the configured size.
+            ValueError: the images are not of the configured size, or hold NaN or values far outside [-1, 1].
         """
         features, encoded = self._encode_features(pixel_values, **kwargs)
         quantized = self.quantizer(features)
@@ -369,6 +392,10 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         """Codes of images: (B, 3, H, W) in [-1, 1] -> (B, N, D) int64, row-major positions, D in depth order.
 
         Autocast is switched off, because in half precision the features, and so the codes, would differ.
+
+        Raises:
+            ValueError: the images are not of the configured size, or hold NaN or values far outside [-1, 1]; the
+                features that the weights make of them are not finite.
         """
         with without_autocast(pixel_values.device.type):
             return self.quantizer.encode(self._encode_features(pixel_values)[0])

@@ -1,7 +1,9 @@
 """Images of every mode come out as upright RGB; what is no image gets one line."""
 
 import base64
+import copy
 import io
+import pickle
 import struct
 import zlib
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
+from evotok.processing import image_loading_evotok
 from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
 
@@ -107,6 +110,29 @@ def test_base64_and_data_addresses():
     text = base64.b64encode(saved(picture(GREEN))).decode()
     for source in (text, "data:image/png;base64," + text):
         assert load_image(source).getpixel((0, 0)) == GREEN
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])  # noqa: S301
+@pytest.mark.parametrize("format", FORMATS)
+def test_images_that_have_lost_their_file(format, copied):
+    """As a worker that was spawned gets them."""
+    content = saved(Image.radial_gradient("L").convert("RGB").resize((SIZE, SIZE)), format)
+    image = copied(Image.open(io.BytesIO(content)))
+    assert not hasattr(image, "fp")
+    assert load_image(image).tobytes() == image.convert("RGB").tobytes() == load_image(content).tobytes()
+
+
+@pytest.mark.parametrize(("mode", "value", "expected"), [("F", 300.0, 1), ("I", 40_000, 156), ("F", -2.0, 0)])
+def test_greys_without_a_range_are_read_with_a_warning(mode, value, expected, monkeypatch):
+    said = []
+    monkeypatch.setattr(image_loading_evotok.logger, "warning_once", said.append)
+    assert load_image(Image.new(mode, (4, 4), value)).getpixel((0, 0)) == (expected,) * 3
+    assert f"image of mode {mode} has no range of its own" in said.pop()
+    with pytest.raises(EvoTokImageError, match="neither of 0 to 1 nor of 0 to 255"):
+        load_image(Image.new("F", (4, 4), 1.5))
 
 
 def png_header(width, height):

@@ -1,10 +1,13 @@
 """The image tokenizer: sizes at the paper's scale, prefixes of the trajectory, saving, real encoders, bad input."""
 
+import copy
+
 import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
+from evotok.modeling_evotok import modeling_evotok_vq
 
 
 def tiny_config(**fields):
@@ -96,6 +99,20 @@ def test_encoding_is_the_same_alone_in_a_batch_and_under_autocast(model):
 def test_pixels_out_of_range_are_clamped(model):
     pixels = torch.randn(1, 3, 32, 32) * 3
     assert torch.equal(model.encode(pixels), model.encode(pixels.clamp(-1, 1)))
+
+
+def test_bytes_that_were_never_scaled_are_refused(model, monkeypatch):
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    said = []
+    monkeypatch.setattr(modeling_evotok_vq.logger, "warning_once", said.append)
+    model.encode(pixels * 1.4)
+    assert not said
+    model.encode(pixels * 3)
+    assert "clamped" in said.pop()
+    for bad in ((pixels + 1) * 127.5, pixels.log()):
+        for run in (model.encode, model, copy.deepcopy(model).train()):
+            with pytest.raises(ValueError, match="NaN or values far outside"):
+                run(bad)
 
 
 def test_reconstructions_are_resized_where_the_grid_is_not_a_whole_image():

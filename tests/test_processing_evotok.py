@@ -94,6 +94,29 @@ def test_codes_stand_for_written_images(processor):
         encode(processor, conversation, processor_kwargs={"generation_codes": codes[:, :2]})
 
 
+def test_the_range_of_arrays_is_no_matter(processor):
+    image = Image.effect_noise((20, 30), 60).convert("RGB")
+    expected = processor(images=image, return_tensors="pt")["pixel_values"]
+    assert expected.min() < -0.2 and expected.max() > 0.2  # no picture that was divided by 255 twice
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for form in (tensor, tensor / 255, tensor.numpy() / 255.0, np.array(image).astype(np.uint16) * 257):
+        assert processor(images=form, return_tensors="pt")["pixel_values"].equal(expected)
+    batched = processor(images=torch.stack([tensor, tensor]) / 255, return_tensors="pt")["pixel_values"]
+    assert batched.equal(torch.cat([expected, expected]))
+
+
+def test_images_that_are_not_to_be_rescaled_are_of_the_unit_range(processor):
+    image = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
+    unit = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    pixels = processor(images=unit, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, processor(images=image, return_tensors="pt")["pixel_values"])
+    for wrong in (image, unit * 255):
+        with pytest.raises(ValueError, match="do_rescale=False is for arrays of floats from 0 to 1"):
+            processor(images=wrong, do_rescale=False)
+    raw = processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    assert raw.max() > 1
+
+
 def test_truncation_inside_an_image_is_refused(processor):
     for token in ("<|image_pad|>", "<|image_gen|>"):
         with pytest.raises(ValueError, match="truncation"):

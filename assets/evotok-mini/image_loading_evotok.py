@@ -29,7 +29,12 @@ from typing import Any
 import numpy as np
 from huggingface_hub.utils import get_session
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from transformers.utils import logging
 
+from .image_arrays_evotok import EvoTokImageError, array_to_image, convert_to_images, is_array, scale_to_bytes
+
+
+logger = logging.get_logger(__name__)
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256_000_000  # of an image behind an address
@@ -39,28 +44,25 @@ MAX_SECONDS = 60.0  # for fetching it: a server that drips would never end
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
 
 
-class EvoTokImageError(ValueError):
-    """An image that cannot be used: no image, truncated, over the size limit, not finite. One line with the remedy."""
-
-
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Any:
+def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens `source` as an upright 8-bit RGB image: EXIF rotation applied, transparency on white, the first frame of
     an animation, 16-bit greys scaled to 8.
 
     Args:
         source: path, `http(s)://` address, `data:` address or base64 text, bytes, file object, the
-            `{"path": ..., "bytes": ...}` of `datasets.Image(decode=False)`, or a PIL image. Arrays and tensors,
-            `(H, W)`, `(H, W, C)` or `(C, H, W)`, are only checked.
+            `{"path": ..., "bytes": ...}` of `datasets.Image(decode=False)`, a PIL image, or an array or tensor
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: floats from 0 to 1 or from 0 to 255, integers
+            from 0 to 255, uint16 to 65535; what fits none of these ranges is refused, see `image_arrays_evotok`.
         max_pixels (`int`): limit of width x height, looked at before a pixel is decoded.
 
     Returns:
-        `PIL.Image.Image` of mode RGB; the array or tensor itself where one was given.
+        `PIL.Image.Image` of mode RGB.
 
     Raises:
         EvoTokImageError: a `ValueError` of one line that names the source and what to do.
     """
-    if hasattr(source, "__array__") and not isinstance(source, Image.Image):
-        return _check_array(source)
+    if is_array(source):
+        return _convert_to_rgb(array_to_image(source))
     if type(source) is Image.Image and source.mode == "RGB" and not source.info and all(source.size):
         return source  # made in memory: nothing to decode, rotate or blend
     try:
@@ -88,7 +90,8 @@ def _decode(source: Any, max_pixels: int) -> Image.Image:
         )
     if not image.width * image.height:
         raise EvoTokImageError(f"{name}: {image.width} x {image.height} pixels are no image: give at least one.")
-    if image.tell():  # n_frames would read them all to count them
+    # n_frames would read them all to count them. A pickled or copied image has lost its file, and all frames but one.
+    if hasattr(image, "fp") and image.tell():
         image.seek(0)
     image.load()
     return _convert_to_rgb(_rotate_upright(image))
@@ -103,28 +106,6 @@ def flatten_images(images: Any) -> list:
     if getattr(images, "ndim", 0) == 4:
         return list(images)
     return [images]
-
-
-def convert_to_images(pixels: Any) -> list[Image.Image]:
-    """Pixels `(B, 3, H, W)` or `(3, H, W)`, about [-1, 1], as RGB images; what lies outside is clipped.
-
-    Raises:
-        ValueError: for codes instead of pixels, and for NaN.
-    """
-    if hasattr(pixels, "detach"):
-        pixels = pixels.detach().cpu()
-        pixels = pixels.float() if pixels.is_floating_point() else pixels  # NumPy has no bfloat16
-    pixels = np.asarray(pixels)
-    pixels = pixels[None] if pixels.ndim == 3 else pixels
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype.kind != "f":
-        raise ValueError(
-            f"{pixels.dtype} array of shape {pixels.shape} is not pixels (B, 3, H, W): decode codes with the "
-            "model's decode_image_tokens first."
-        )
-    if not np.isfinite(pixels).all():
-        raise ValueError("Decoded pixels hold NaN or infinite values: check the checkpoint and its dtype.")
-    pixels = np.rint((pixels.transpose(0, 2, 3, 1) + 1.0) * 127.5).clip(0, 255).astype(np.uint8)
-    return [Image.fromarray(image) for image in pixels]
 
 
 def _name(source: Any) -> str:
@@ -186,32 +167,6 @@ def _download(address: str, name: str) -> bytes:
     return bytes(data)
 
 
-def _check_array(array: Any) -> Any:
-    """Refuses arrays and tensors that are no image, or hold what no pixel is; gives greys their three channels."""
-    shape = tuple(array.shape)
-    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and not {shape[0], shape[2]} & {1, 3}):
-        raise EvoTokImageError(
-            f"array of shape {shape} is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels."
-        )
-    if hasattr(array, "detach") and array.dtype.is_floating_point:
-        array = array.float()  # NumPy has no bfloat16
-    try:
-        values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    except Exception as error:  # sparse, on no device, quantised
-        raise EvoTokImageError(f"array cannot be read ({error}): give a dense one on the CPU.") from error
-    if values.dtype.kind not in "buif":
-        raise EvoTokImageError(f"array of {values.dtype} is no image: give numbers from 0 to 255.")
-    if not np.isfinite(values).all():
-        raise EvoTokImageError("array holds NaN or infinite values: repair them before making an image of it.")
-    if values.min() < -1 or values.max() > 255:
-        raise EvoTokImageError(f"array holds values from {values.min()} to {values.max()}: scale them to 0 to 255.")
-    if values.dtype.kind == "b":
-        array = array * np.uint8(255) if isinstance(array, np.ndarray) else array.byte() * 255
-    if len(shape) == 2:
-        return array.expand(3, *shape) if hasattr(array, "expand") else np.broadcast_to(array, (3, *shape))
-    return array
-
-
 def _rotate_upright(image: Image.Image) -> Image.Image:
     """Applies the EXIF orientation; an unreadable EXIF block is no reason to refuse the picture."""
     try:
@@ -236,18 +191,22 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
-    """`(H, W)` greys of more than 8 bits -> uint8. `I;16` has a known range; that of 32-bit and float greys is guessed
-    from their extremes: unit, 8-bit, 16-bit, else stretched."""
+    """`(H, W)` greys of more than 8 bits -> uint8. `I;16` has a known range; 32-bit integers and floats that fit no
+    range of `scale_to_bytes` are read as 16-bit, or stretched from their extremes, with a warning."""
     if not np.isfinite(values).all():
         raise EvoTokImageError("image holds NaN or infinite values: repair them before giving it.")
-    values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if mode.startswith("I;16"):
         low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 65535:
-        limits = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
-        low, high = 0.0, next(limit for limit in limits if high <= limit)
-    return np.rint((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+    elif low >= 0 and high <= 255:
+        return scale_to_bytes(values, "image")
+    else:
+        low, high = (0.0, 65535.0) if low >= 0 and high <= 65535 else (low, high)
+        logger.warning_once(
+            f"image of mode {mode} has no range of its own: it is read as {low:g} (black) to {high:g} (white). Save it "
+            "as 8-bit or 16-bit to say which."
+        )
+    return np.rint((values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 __all__ = ["MAX_PIXELS", "EvoTokImageError", "convert_to_images", "flatten_images", "load_image"]

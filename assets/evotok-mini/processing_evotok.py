@@ -32,7 +32,8 @@ from transformers.tokenization_utils_base import AddedToken, TextInput
 from transformers.utils import auto_docstring, is_torchvision_available, logging
 
 from .chat_template_evotok import CHAT_TEMPLATE, build_control_pattern, prepare_conversations
-from .image_loading_evotok import convert_to_images, flatten_images, load_image
+from .image_arrays_evotok import check_unit_range, convert_to_images
+from .image_loading_evotok import flatten_images, load_image
 
 
 logger = logging.get_logger(__name__)
@@ -126,7 +127,8 @@ class EvoTokProcessor(ProcessorMixin):
         r"""
         images (`ImageInput`, *optional*):
             Anything that `load_image` takes, one for each placeholder of either kind in reading order over the batch,
-            as a flat list or as a list for each text.
+            as a flat list or as a list for each text. Arrays and tensors hold floats from 0 to 1 or from 0 to 255, or
+            integers; with `do_rescale=False` only floats from 0 to 1, which are then not rounded to 8 bits.
         generation_codes (`torch.LongTensor` of shape `(G, N, L)`, *optional*):
             Codes of the images that are written; `images` then holds the given ones only.
 
@@ -141,7 +143,7 @@ class EvoTokProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if texts is not None and not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
             raise ValueError("`text` must be a string or a list of strings.")
-        given, written = self._route_images(images, texts, generation_codes)
+        given, written = self._route_images(self._load_images(images, kwargs), images, texts, generation_codes)
         said = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
         if "padding" not in said:  # a class attribute would say so too, but only since Transformers 5.23
             kwargs["padding"] = True
@@ -164,9 +166,20 @@ class EvoTokProcessor(ProcessorMixin):
         finally:
             vars(self).pop("auto_map", None)
 
-    def _route_images(self, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
-        """Loads the images and deals them out to the placeholders: those given, those written."""
-        loaded = [load_image(image) for image in flatten_images(images)]
+    def _load_images(self, images: Any, kwargs: dict) -> list:
+        """8-bit images, or with `do_rescale=False` the arrays themselves."""
+        given = flatten_images(images)
+        said = kwargs.get("common_kwargs", {}) | kwargs.get("images_kwargs", {}) | kwargs
+        rescale, normalize = (
+            getattr(self.image_processor, name, True) if said.get(name) is None else said[name]
+            for name in ("do_rescale", "do_normalize")
+        )
+        if rescale or not normalize:
+            return [load_image(image) for image in given]
+        return [check_unit_range(image) for image in given]
+
+    def _route_images(self, loaded: list, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
+        """Deals the loaded images out to the placeholders: those given, those written."""
         if texts is None:
             return loaded, []
         kinds = [self._placeholder_pattern.findall(sample) for sample in texts]

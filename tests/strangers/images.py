@@ -420,32 +420,32 @@ THINGS = [
     ),
     Case(
         "array of no pixels",
-        "array of shape (0, 8, 3) is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape (0, 8, 3) is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.zeros((0, 8, 3), dtype=np.uint8),
     ),
     Case(
         "array of one dimension",
-        "array of shape (64,) is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape (64,) is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.zeros(64, dtype=np.uint8),
     ),
     Case(
         "array of no dimension",
-        "array of shape () is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape () is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.array(7),
     ),
     Case(
         "array of four dimensions, two images in it",
-        "array of shape (2, 8, 8, 3) is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape (2, 8, 8, 3) is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.zeros((2, 8, 8, 3), dtype=np.uint8),
     ),
     Case(
         "array of seven channels",
-        "array of shape (8, 8, 7) is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape (8, 8, 7) is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.zeros((8, 8, 7), dtype=np.uint8),
     ),
     Case(
         "array of two channels",
-        "array of shape (2, 8, 8) is no image: give (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels.",
+        "array of shape (2, 8, 8) is no image: give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.",
         lambda place: np.zeros((2, 8, 8), dtype=np.uint8),
     ),
     Case(
@@ -469,14 +469,24 @@ THINGS = [
         lambda place: np.zeros((8, 8, 3), dtype="datetime64[s]"),
     ),
     Case(
-        "16-bit array that was not scaled",
-        "array holds values from 40000 to 40000: scale them to 0 to 255.",
-        lambda place: np.full((8, 8, 3), 40_000, dtype=np.uint16),
+        "integers over 255 that are not uint16",
+        "array holds values from 40000 to 40000: give floats from 0 to 1, or integers from 0 to 255 (uint16: to 65535).",
+        lambda place: np.full((8, 8, 3), 40_000, dtype=np.int32),
     ),
     Case(
         "array of numbers under 0",
-        "array holds values from -300 to -300: scale them to 0 to 255.",
+        "array holds values from -300 to -300: give floats from 0 to 1, or integers from 0 to 255 (uint16: to 65535).",
         lambda place: np.full((8, 8, 3), -300, dtype=np.int64),
+    ),
+    Case(
+        "pixel values of the model, in [-1, 1]",
+        "array holds values from -1.0 to 0.0: pixel_values go to the model as they are; of an image in [-1, 1] give (x + 1) / 2.",
+        lambda place: torch.linspace(-1, 0, 192).view(3, 8, 8),
+    ),
+    Case(
+        "floats of no range, a brightened picture of 0 to 1",
+        "array holds floats from 0.0 to 3.0, neither of 0 to 1 nor of 0 to 255: clip them to 0 to 1.",
+        lambda place: torch.linspace(0, 3, 192).view(3, 8, 8),
     ),
     Case(
         "sparse tensor",
@@ -701,6 +711,24 @@ PROCESSED = [
         "three equal channels",
         lambda place: np.full((8, 9, 1), 77, dtype=np.uint8),
         has_color((77,) * 3),
+    ),
+    Case(
+        "tensor of floats from 0 to 1",
+        "the picture",
+        lambda place: torch.full((3, 8, 9), 77 / 255),
+        has_color((77,) * 3),
+    ),
+    Case(
+        "16-bit array",
+        "scaled to 8 bits",
+        lambda place: np.full((8, 9, 3), 0x8080, dtype=np.uint16),
+        has_color((128,) * 3),
+    ),
+    Case(
+        "array with transparency",
+        "transparency on white",
+        lambda place: np.zeros((8, 9, 4), dtype=np.uint8),
+        has_color(WHITE),
     ),
     Case("boolean mask", "black and white", lambda place: np.ones((8, 9), dtype=bool), has_color(WHITE)),
     Case("animated GIF among the images", "one image", lambda place: place.write("a.gif", frames(3)), has_color(RED)),
