@@ -102,7 +102,8 @@ class EvoTokCausalLMOutputWithPast(ModelOutput):
     image_loss (`torch.FloatTensor` of shape `()`, *optional*):
         Cross-entropy of codes, Eq. 11; None when the labels hold no position of an image written.
     image_level_losses (`torch.FloatTensor` of shape `(L,)`, *optional*):
-        The image loss of each level, detached.
+        The image loss of each level, detached. Given `num_items_in_batch`, all losses are this batch's share of those
+        of the global batch: shares add up.
     """
 
     loss: torch.FloatTensor | None = None

@@ -1,8 +1,10 @@
 """Trainer of the language-model stages: logs both losses, keeps the tokenizer in fp32, draws samples."""
 
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers.modeling_utils import unwrap_model
 
 from ..eval.sheets import Cell, Line, draw_sheet
@@ -10,6 +12,9 @@ from ..modeling_evotok.modeling_evotok import EvoTokModel
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .code_noise import add_code_noise
 from .trainer import EvoTokTrainer
+
+
+_TERMS = ("text_loss", "image_loss")
 
 
 def lend_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
@@ -54,14 +59,53 @@ class MultimodalTrainer(EvoTokTrainer):
             inputs["generation_codes"] = self.vq_model.encode(inputs.pop("generation_pixel_values"))[..., :levels]
         return inputs
 
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Text targets and positions of images written, (2,), of all processes and accumulated batches: each divides
+        the loss of its kind, so that no mean is one of means, however rows are split."""
+        if not batch_samples or "labels" not in batch_samples[0] or not self.model_accepts_loss_kwargs:
+            return None
+        count = self._inner(self.model).count_targets
+        counts = sum(count(batch["input_ids"], batch["labels"], batch.get("shift_labels")) for batch in batch_samples)
+        counts = counts.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own weighted sum; its two terms, and the image loss of every level, are logged beside it."""
+        if num_items_in_batch is not None:
+            names = ("num_items_in_batch", "num_image_positions_in_batch")
+            inputs = inputs | dict(zip(names, num_items_in_batch.unbind(), strict=True))
         outputs = model(**inputs)
-        self.note_terms({name: outputs[name] for name in ("text_loss", "image_loss") if outputs.get(name) is not None})
+        loss = outputs.loss
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # What the processes have is added up, but their gradients will be averaged.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if model.training:
+            self._note_losses(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_losses(self, outputs) -> None:
+        self.note_terms({name: outputs[name] for name in _TERMS if outputs.get(name) is not None})
         levels = outputs.get("image_level_losses")
         if levels is not None:
             self.note_terms({f"image_loss_level{level}": loss for level, loss in enumerate(levels, start=1)})
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _sum_up_processes(self):
+        """As in [`EvoTokTrainer`], but the losses of the model are shares of one mean, which add up within a step."""
+        mine = {}
+        for name, noted in self._terms.items():
+            if name.startswith(_TERMS):
+                shares = torch.stack([share.float() for _, share in noted]).tolist()
+                mine[name] = list(zip([step for step, _ in noted], shares, strict=True))
+        steps = defaultdict(Counter)
+        for theirs in gather_object([mine]):
+            for name, shares in theirs.items():
+                for step, share in shares:
+                    steps[name][step] += share
+        of = 1 if self.args.average_tokens_across_devices else self.args.world_size  # means, that is
+        means = {name: sum(sums.values()) / len(sums) / of for name, sums in steps.items()}
+        return super()._sum_up_processes() | means
 
     def _save(self, output_dir=None, state_dict=None):
         if self._hides_tokenizer and state_dict is not None:

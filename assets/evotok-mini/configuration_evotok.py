@@ -262,6 +262,16 @@ class EvoTokConfig(PreTrainedConfig):
 
     model_type = "evotok"
     _auto_class = "AutoConfig"  # a saved folder carries this code
+    # All but the logits: `Trainer.predict` puts batches together, and not every batch has every one of these.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "image_hidden_states",
+        "text_loss",
+        "image_loss",
+        "image_level_losses",
+    ]
     sub_configs_defaults = {
         "vq_config": EvoTokVQConfig,
         "depth_decoder_config": EvoTokDepthDecoderConfig,

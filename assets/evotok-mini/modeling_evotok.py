@@ -23,7 +23,6 @@ Shapes: B rows, S tokens, H width, V vocabulary; I images in reading order over 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, Cache, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -35,12 +34,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_evotok import EvoTokConfig
 from .generation_evotok import EvoTokGenerationMixin, image_generation_config
 from .inputs_evotok import EvoTokInputsMixin
-from .modeling_evotok_depth import EvoTokDepthDecoder, EvoTokDepthLoss
+from .loss_terms_evotok import EvoTokLossMixin
+from .modeling_evotok_depth import EvoTokDepthDecoder
 from .modeling_evotok_vq import EvoTokVQModel
 from .modeling_outputs_evotok import EvoTokCausalLMOutputWithPast, EvoTokInputs, EvoTokModelOutputWithPast
 
-
-IGNORE_INDEX = -100
 
 # Said once for both models; the one without heads takes no labels.
 _FORWARD_ARGS = r"""
@@ -52,6 +50,12 @@ labels (`torch.LongTensor` of shape `(B, S)`, *optional*):
     -100 where nothing is learned. At positions of images written, anything but -100 asks for the image loss (Eq. 11);
     other placeholders are never a target of the text loss. With `shift_labels`, which are labels moved one position to
     the left already, as parallel training over the sequence passes them, `labels` only ask for a loss.
+num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+    What sums of losses are divided by, instead of the number of their own targets: text targets of the global batch,
+    over all processes and accumulated batches, so that the loss is the same however rows are split. `Trainer` gives it.
+num_image_positions_in_batch (`torch.Tensor` or `int`, *optional*):
+    The same for the image loss: positions of images written. See `count_targets`. Left out, `num_items_in_batch` is
+    taken for the number of both together, which is what `Trainer` counts, and divides both losses.
 image_codes (`torch.LongTensor` of shape `(I, N, d)`, *optional*):
     Images given, as codes, any prefix of the levels; instead of `pixel_values`.
 generation_pixel_values (`torch.FloatTensor` of shape `(I, 3, h, w)`, *optional*):
@@ -190,18 +194,28 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         generation_pixel_values: torch.FloatTensor | None = None,
         generation_codes: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        with_image_loss: bool = False,
         **kwargs,
     ) -> tuple | EvoTokModelOutputWithPast:
         r"""
+        with_image_loss (`bool`, *optional*, defaults to `False`):
+            Said by a caller that learns images written from the hidden states, as the model with heads does.
+
         Returns:
             [`EvoTokModelOutputWithPast`], or with `return_dict=False` a tuple of its fields that are not None.
 
         Raises:
             ValueError: placeholders and images do not match; images or codes of the wrong shape or range; an image
-                given in two ways.
+                given in two ways; images written, in training, for a caller that does not learn them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        written = generation_pixel_values is not None or generation_codes is not None
+        if written and self.training and torch.is_grad_enabled() and not with_image_loss:
+            raise ValueError(
+                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that take the hidden "
+                "states, score text alone. Train with evotok's stages or Trainer, which take the model's own loss."
+            )
         inputs = self.embed_inputs(
             input_ids,
             inputs_embeds,
@@ -232,14 +246,13 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
 @auto_docstring(
     custom_intro="EvoTok with its two heads: `lm_head` writes text, `depth_decoder` writes the codes of images."
 )
-class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixin):
+class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, EvoTokGenerationMixin):
     _auto_class = "AutoModelForImageTextToText"  # a saved folder carries this code
     # As in `EvoTokModel`; as the list's own name says, the classifiers are fp32 in an fp16 model, too.
     _keep_in_fp32_modules = ["model.vq_model", "depth_decoder.classifiers"]
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # Trainer would divide by a count that mixes text labels with image positions; both losses are means already.
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = True  # both losses are of the global batch, if `Trainer` says how large it is
 
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)
@@ -295,6 +308,8 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
         generation_codes: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        num_image_positions_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> tuple | EvoTokCausalLMOutputWithPast:
         r"""
@@ -302,8 +317,14 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
             [`EvoTokCausalLMOutputWithPast`], or with `return_dict=False` a tuple of its fields that are not None.
 
         Raises:
-            ValueError: as [`EvoTokModel.forward`].
+            ValueError: as [`EvoTokModel.forward`]; `num_items_in_batch` without labels, which `Trainer` has then taken
+                out for a loss of its own.
         """
+        if labels is None and num_items_in_batch is not None:
+            raise ValueError(
+                "labels were taken out for a loss on text alone (label_smoothing_factor or compute_loss_func), which "
+                "knows nothing of images: leave it out, or override compute_loss and call the model with labels."
+            )
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -315,10 +336,12 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
             generation_pixel_values=generation_pixel_values,
             generation_codes=generation_codes,
             mm_encoder_outputs=mm_encoder_outputs,
+            with_image_loss=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        losses = {} if labels is None else self._losses(outputs, labels, **kwargs)
+        counts = num_items_in_batch, num_image_positions_in_batch
+        losses = {} if labels is None else self._losses(outputs, labels, *counts, **kwargs)
         logits = None
         if labels is None or not self.training:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
@@ -330,60 +353,6 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokGenerationMixi
             image_hidden_states=outputs.image_hidden_states,
             **losses,
         )
-
-    def _losses(
-        self,
-        outputs: EvoTokModelOutputWithPast,
-        labels: torch.LongTensor,
-        shift_labels: torch.LongTensor | None = None,
-        **kwargs,
-    ) -> dict:
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) if shift_labels is None else shift_labels
-        targets = targets.to(outputs.last_hidden_state.device)
-        text_loss, has_text = self._text_loss(outputs.last_hidden_state, targets, **kwargs)
-        total = self.config.text_loss_weight * text_loss
-        image = self._image_loss(outputs, targets)
-        if image is not None:
-            total = total + self.config.image_loss_weight * image.loss
-        elif self.model.must_touch(self.depth_decoder):
-            row, config = outputs.last_hidden_state[0, :1], self.config.depth_decoder_config
-            codes = row.new_zeros(1, config.num_codebooks, dtype=torch.long)
-            embeddings = row.new_zeros(*codes.shape, config.codebook_dim)
-            total = total + 0.0 * self.depth_decoder.loss(row, embeddings, codes).loss
-        return {
-            "loss": total,
-            "text_loss": text_loss if has_text else None,
-            "image_loss": None if image is None else image.loss,
-            "image_level_losses": None if image is None else image.level_losses,
-        }
-
-    def _text_loss(self, hidden_states: torch.Tensor, targets: torch.LongTensor, **kwargs) -> tuple[torch.Tensor, bool]:
-        """Cross-entropy of text targets, and whether there are any. The LM head runs only where a target is."""
-        mask = targets != IGNORE_INDEX
-        for token_id in (self.config.image_token_id, self.config.image_generation_token_id):
-            mask = mask & (targets != token_id)
-        logits = self.lm_head(hidden_states[mask])  # (targets, V)
-        if not logits.shape[0]:
-            return logits.float().sum(), False  # zero, and not the NaN of an empty mean
-        targets = targets[mask]
-        vocab_size = self.config.text_config.vocab_size
-        loss = self.loss_function(logits=logits, labels=targets, shift_labels=targets, vocab_size=vocab_size, **kwargs)
-        return loss, True
-
-    def _image_loss(self, outputs: EvoTokModelOutputWithPast, targets: torch.LongTensor) -> EvoTokDepthLoss | None:
-        """Eq. 11 over the labelled positions of images written; each is predicted from the position before it."""
-        if outputs.generation_codes is None:
-            return None
-        written = outputs.generation_mask.bool()
-        before = written[:, 1:] & (targets[:, :-1] != IGNORE_INDEX)  # (B, S - 1), the positions predicted from
-        hidden_states = outputs.last_hidden_state[:, :-1][before]  # (M, H)
-        if not hidden_states.shape[0]:
-            return None
-        labelled = F.pad(before, (1, 0))[written]  # nothing comes before the first position
-        codes = outputs.generation_codes.flatten(0, 1)[labelled]  # (M, L)
-        with torch.no_grad():
-            embeddings = self.model.vq_model.quantizer.embed(codes)  # (M, L, C)
-        return self.depth_decoder.loss(hidden_states, embeddings, codes)
 
 
 __all__ = [

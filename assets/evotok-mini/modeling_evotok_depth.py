@@ -48,7 +48,8 @@ _FEW_ROWS = range(1 if torch.cpu.get_capabilities().get("amx_tile") else 9, 33)
 
 
 class EvoTokDepthLoss(NamedTuple):
-    """Eq. 11: `loss`, the mean over positions and levels, and `level_losses` (L,), its detached means per level."""
+    """Eq. 11: `loss`, the mean over positions and levels, and `level_losses` (L,), its detached means per level; or
+    shares of the means over a global batch."""
 
     loss: torch.Tensor
     level_losses: torch.Tensor
@@ -262,7 +263,11 @@ class EvoTokDepthDecoder(PreTrainedModel):
         return EvoTokDepthDecoderOutput(logits=logits)
 
     def loss(
-        self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor, codes: torch.LongTensor
+        self,
+        hidden_states: torch.Tensor,
+        code_embeddings: torch.Tensor,
+        codes: torch.LongTensor,
+        num_positions: torch.Tensor | int | None = None,
     ) -> EvoTokDepthLoss:
         """Cross-entropy of the true codes, mean over M x L (Eq. 11).
 
@@ -272,10 +277,12 @@ class EvoTokDepthDecoder(PreTrainedModel):
             hidden_states: (M, H), M at least 1.
             code_embeddings: (M, L, C), not summed.
             codes: (M, L) int64.
+            num_positions: what to divide sums over positions by instead of M: their number in the global batch, of
+                which these M are a part.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
         sums = [head(states[:, level], codes[:, level]) for level, head in enumerate(self.classifiers)]
-        level_losses = torch.stack(sums) / codes.shape[0]
+        level_losses = torch.stack(sums) / (codes.shape[0] if num_positions is None else num_positions)
         return EvoTokDepthLoss(level_losses.mean(), level_losses.detach())
 
     def new_cache(self, batch_size: int, device: torch.device | None = None) -> EvoTokDepthCache:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokDepthDecoderConfig
-from ...modeling_evotok.modeling_evotok import IGNORE_INDEX, EvoTokForConditionalGeneration
+from ...modeling_evotok.loss_terms_evotok import IGNORE_INDEX
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from . import generation
 from .meters import Setting, best_seconds, peak_extra_mib
