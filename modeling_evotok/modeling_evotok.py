@@ -95,7 +95,8 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all.
+    # Half-precision features change codes (4% of them in bf16): the whole tokenizer is loaded in fp32, or not at all,
+    # and `EvoTokVQModel._apply` keeps it so whatever the model is cast to later.
     _keep_in_fp32_modules_strict = ["vq_model"]
     _no_split_modules = ["EvoTokVQModel"]  # `encode` and `decode_*` call its parts, past the hooks of the whole
 
@@ -127,6 +128,7 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.vq_model = EvoTokVQModel(config.vq_config).float().eval().requires_grad_(False)
+        self.vq_model.stays_in_fp32 = True  # after loading, too
         self.semantic_projector = EvoTokMultiModalProjector(config, config.vq_config.semantic_feature_dim)
         self.pixel_projector = EvoTokMultiModalProjector(config, config.vq_config.codebook_dim)
         self.post_init()

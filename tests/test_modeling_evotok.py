@@ -7,6 +7,7 @@ from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, 
 from transformers import AutoModelForCausalLM
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokModel
+from evotok.modeling_evotok import modeling_evotok_vq
 
 
 SEEN, DRAWN = [START, *[IMAGE] * POSITIONS, END], [START, *[DRAW] * POSITIONS, END]
@@ -210,6 +211,58 @@ def test_loading_in_bf16_keeps_the_tokenizer_exact(tiny_model, pixels, tmp_path)
     assert torch.equal(loaded.model.vq_model.encode(pixels), tiny_model.model.vq_model.encode(pixels))
     batch = batch_of([[*SEEN, *DRAWN, 4]])
     loaded(**batch, pixel_values=pixels[:1], generation_pixel_values=pixels[:1])
+
+
+CASTS = {
+    "to": lambda model: model.to(torch.bfloat16),
+    "to a device, too": lambda model: model.to("cpu", torch.float16),
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "double": lambda model: model.double(),
+    "type": lambda model: model.type(torch.bfloat16),
+    "base model alone": lambda model: model.model.half(),
+    "as a part": lambda model: torch.nn.Sequential(model).bfloat16(),
+    "twice": lambda model: model.half().float().bfloat16(),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_casts_after_loading_keep_the_tokenizer_exact(fresh_model, tiny_model, pixels, cast):
+    CASTS[cast](fresh_model)
+    assert fresh_model.get_input_embeddings().weight.dtype != torch.float32
+    vq_model, exact = fresh_model.model.vq_model, tiny_model.model.vq_model
+    for name, tensor in vq_model.state_dict().items():
+        assert torch.equal(tensor, exact.state_dict()[name]) and tensor.dtype in (torch.float32, torch.int64), name
+    assert torch.equal(vq_model.encode(pixels), exact.encode(pixels))
+    ids = torch.tensor([[*SEEN, *DRAWN, 4]])
+    output = fresh_model.model(ids, pixel_values=pixels[:1], generation_pixel_values=pixels[:1])
+    assert output.last_hidden_state.isfinite().all()
+
+
+def test_the_tokenizer_moves_with_the_model(fresh_model):
+    assert {p.device.type for p in fresh_model.to("meta", torch.bfloat16).model.vq_model.parameters()} == {"meta"}
+
+
+def test_adapters_around_the_model_are_cast_without_the_tokenizer(fresh_model, tiny_model, pixels):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    model = peft.get_peft_model(fresh_model, config).to(torch.bfloat16)
+    vq_model = model.get_base_model().model.vq_model
+    assert torch.equal(vq_model.encode(pixels), tiny_model.model.vq_model.encode(pixels))
+
+
+def test_a_cast_of_single_parameters_is_said(fresh_model, pixels, monkeypatch):
+    """As DeepSpeed and PEFT's `cast_mixed_precision_params` do it, past the modules."""
+    said = []
+    monkeypatch.setattr(modeling_evotok_vq.logger, "warning_once", said.append)
+    fresh_model.model.vq_model.encode(pixels)
+    assert not said
+    for parameter in fresh_model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    fresh_model.model.vq_model.encode(pixels)
+    assert "weights are torch.bfloat16: some of its codes differ" in said.pop()
+    fresh_model.model.vq_model.float().encode(pixels)
+    assert not said
 
 
 @pytest.mark.parametrize("tied", [False, True])

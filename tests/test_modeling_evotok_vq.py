@@ -101,6 +101,13 @@ def test_pixels_out_of_range_are_clamped(model):
     assert torch.equal(model.encode(pixels), model.encode(pixels.clamp(-1, 1)))
 
 
+def test_codebooks_are_not_cast(model):
+    before = {name: tensor.clone() for name, tensor in model.quantizer.state_dict().items()}
+    half = copy.deepcopy(model).half()
+    assert half.vision_tower.dtype == torch.float16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in half.quantizer.state_dict().items())
+
+
 def test_bytes_that_were_never_scaled_are_refused(model, monkeypatch):
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     said = []

@@ -36,7 +36,7 @@ from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokVQConfig
 from .modeling_outputs_evotok import EvoTokVQOutput
-from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer, without_autocast
+from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer, moved_only, without_autocast
 
 
 logger = logging.get_logger(__name__)
@@ -294,6 +294,7 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
 )
 class EvoTokVQModel(EvoTokVQPreTrainedModel):
     _auto_class = "AutoModel"  # a saved folder carries this code
+    stays_in_fp32 = False  # set by a model that it is part of, which may be cast when this one must not
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
@@ -330,6 +331,10 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_tower.get_input_embeddings()
 
+    def _apply(self, fn, recurse=True):
+        """As in PyTorch; as a part of a model it moves with the rest of it, but is not cast."""
+        return super()._apply(moved_only(fn) if self.stays_in_fp32 else fn, recurse)
+
     def _encode_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
         """(B, 3, H, W) in [-1, 1] -> (B, N, C), before quantisation, and what the encoder returned."""
         size = self.config.image_size
@@ -339,7 +344,14 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 "resize the images, for instance with the checkpoint's own processor."
             )
         self._check_range(pixel_values)
-        pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype).clamp(-1, 1)
+        dtype = self.vision_tower.embeddings.patch_embedding.weight.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            logger.warning_once(
+                f"The image tokenizer's weights are {dtype}: some of its codes differ from those of float32, for which "
+                "its decoders, and language models, were trained. Load it in float32; where an engine or a library "
+                "casts parameters one by one, keep it out, or give codes instead of pixels."
+            )
+        pixels = pixel_values.to(dtype).clamp(-1, 1)
         encoded = self.vision_tower(pixels, **kwargs)
         return self.to_latent(encoded.last_hidden_state), encoded
 

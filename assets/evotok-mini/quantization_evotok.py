@@ -19,6 +19,7 @@ runs in fp32 whatever the autocast: in bf16 the distances of near codes tie and 
 Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -35,6 +36,17 @@ from .search_evotok import search_nearest
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Full precision inside; nothing at all where autocast is off, because an exported graph cannot hold a switch."""
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
+def moved_only(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `Module.to`, `half` and so on do to a tensor, but for casts to anything but float32."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved = function(tensor)
+        restored = tensor.is_floating_point() and moved.dtype == torch.float32
+        return moved if moved.dtype == tensor.dtype or restored else tensor.to(moved.device)
+
+    return move
 
 
 def codebook_usage(counts: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -164,6 +176,10 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         self.codebook_size = config.codebook_size
         self.loss_reduction = config.vq_loss_reduction
         self.codebooks = nn.ModuleList(EvoTokCodebook(config) for _ in range(config.num_codebooks))
+
+    def _apply(self, fn, recurse=True):
+        """As in PyTorch, which calls it for every cast, but codebooks stay in fp32, as when they are loaded."""
+        return super()._apply(moved_only(fn), recurse)
 
     def forward(self, features: torch.Tensor) -> EvoTokQuantizerOutput:
         """Quantise, and in training mode also learn the codebooks (one step per call).
