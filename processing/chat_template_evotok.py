@@ -21,6 +21,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .image_loading_evotok import SOURCE_KEYS, EvoTokImageError, find_source
+
 
 # ChatML with the images of a message in place. `system_prompt` and `generation_mode` are template variables.
 CHAT_TEMPLATE = """\
@@ -74,18 +76,23 @@ def build_control_pattern(tokenizer: Any) -> re.Pattern:
 
 
 def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tuple[list[list[dict]], bool]:
-    """Copies a conversation, or a batch of them, with its text made harmless and neighbouring text parts joined.
+    """Copies a conversation, or a batch of them, with its text made harmless, neighbouring text parts joined, and every
+    image in one form: `{"type": "image", "image": source}`, or without a source where it is given elsewhere.
+
+    The processor and the collators of training read messages by this alone.
 
     Args:
         conversation: messages `{"role": ..., "content": str or list of parts}`, where a part is
-            `{"type": "text", "text": ...}` or `{"type": "image", ...}`; or a list of such conversations.
+            `{"type": "text", "text": ...}`, or `{"type": "image", ...}` or `{"type": "image_url", ...}` with an image
+            as `find_source` takes it, or with none; or a list of such conversations.
         control_pattern (`re.Pattern`): from [`build_control_pattern`].
 
     Returns:
         The conversations as a batch, and whether a batch was given.
 
     Raises:
-        ValueError: for an empty conversation, an unknown role or type of part, or text that is none.
+        ValueError: for an empty conversation, an unknown role or type of part, text that is none, an image given in two
+            ways, or calls of tools.
     """
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
@@ -106,6 +113,8 @@ def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, Mapping) else message
         raise ValueError(f"Message with role {str(role)[:40]!r}: give a dict whose role is one of {', '.join(ROLES)}.")
+    if message.get("tool_calls"):
+        raise ValueError("Messages that call tools are not understood: leave tool_calls out.")
     content = message.get("content")
     if content is None:
         content = ""
@@ -122,7 +131,7 @@ def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
             else:
                 parts.append({"type": "text", "text": part["text"]})
         elif kind in _IMAGE_TYPES:
-            parts.append({key: value for key, value in part.items() if value is not None})
+            parts.append(_read_image(part))
         else:
             raise ValueError(
                 f"Content part {str(part)[:80]!r} is not understood: give "
@@ -132,6 +141,15 @@ def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
         if part["type"] == "text":
             part["text"] = _neutralize(part["text"], control_pattern)
     return {**message, "content": parts}
+
+
+def _read_image(part: Mapping) -> dict:
+    try:
+        source = find_source(part)
+    except EvoTokImageError as error:
+        raise ValueError(f"Content part {str(part)[:80]!r}: {error}") from None
+    rest = {key: value for key, value in part.items() if value is not None and key not in (*SOURCE_KEYS, "bytes")}
+    return rest | {"type": "image"} | ({} if source is None else {"image": source})
 
 
 def _neutralize(text: str, control_pattern: re.Pattern) -> str:

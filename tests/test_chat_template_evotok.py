@@ -74,6 +74,8 @@ def test_text_cannot_forge_markers(processor, marker, role):
         [{"role": "user", "content": "half \ud83d of a pair"}],
         [user({"type": "image"})],
         [user({"type": "image", "path": "/no/such/file.png"})],
+        [user({"type": "image", "path": "a.png", "url": "b.png"})],
+        [user("a"), {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}],
     ],
 )
 def test_bad_conversations_are_value_errors(processor, conversation):
@@ -87,3 +89,13 @@ def test_the_callers_conversation_is_left_alone(processor):
     before = [part.get("text") for part in conversation[0]["content"]]
     encode(processor, conversation)
     assert [part.get("text") for part in conversation[0]["content"]] == before
+
+
+def test_tools_are_refused_where_the_template_has_no_place_for_them(processor):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    for given in ({"tools": tools}, {"documents": [{"text": "a"}]}):
+        with pytest.raises(ValueError, match="the chat template has no place for them"):
+            processor.apply_chat_template([user("a")], **given)
+    template = "{% for tool in tools %}{{ tool['function']['name'] }}{% endfor %}"
+    assert processor.apply_chat_template([user("a")], chat_template=template, tools=tools) == "f"
+    assert processor.apply_chat_template([user("a")], tools=None)

@@ -1,11 +1,15 @@
 """EvoTokCollator: the processor's tokens and TRL's labels, caption dropout, bad records, lengths, codes."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from evotok import EvoTokProcessor
+from evotok.processing import image_loading_evotok
 from evotok.training.collators import EvoTokCollator, pixels_of
 from evotok.training.conversations import load_conversations
 from evotok.training.text_tokenizer import train_text_tokenizer
@@ -75,6 +79,83 @@ def test_the_same_as_the_processor_gives(processor, make, system_prompt):
     assert set(batch) == set(inputs)
     for name, value in inputs.items():
         torch.testing.assert_close(batch[name], value, atol=1e-6, rtol=0)
+
+
+def forms(image, folder):
+    """The same image as every kind of part that names one."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    path, text = folder / "image.png", base64.b64encode(stream.getvalue()).decode()
+    path.write_bytes(stream.getvalue())
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return {
+        "PIL": {"type": "image", "image": image},
+        "path": {"type": "image", "path": str(path)},
+        "path object": {"type": "image", "image": path},
+        "bytes": {"type": "image", "bytes": stream.getvalue()},
+        "bytes of a data set": {"type": "image", "bytes": stream.getvalue(), "path": "elsewhere.png", "url": None},
+        "bytes in image": {"type": "image", "image": {"bytes": stream.getvalue(), "path": None}},
+        "base64": {"type": "image", "base64": text},
+        "base64 with its type": {"type": "image", "base64": f"data:image/png;base64,{text}"},
+        "data address": {"type": "image", "url": f"data:image/png;base64,{text}"},
+        "OpenAI's": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}", "detail": "low"}},
+        "OpenAI's, short": {"type": "image_url", "image_url": f"data:image/png;base64,{text}"},
+        "OpenAI's, a file": {"type": "image_url", "image_url": {"url": str(path)}},
+        "address as url": {"type": "image_url", "url": str(path)},
+        "tensor": {"type": "image", "image": tensor},
+        "tensor of 0 to 1": {"type": "image", "image": tensor / 255},
+        "array": {"type": "image", "image": np.array(image)},
+    }
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_parts_are_read_as_the_processor_reads_them(processor, tmp_path, role):
+    expected = None
+    for name, part in forms(picture(4, (20, 30)), tmp_path).items():
+        shown, said = ([part, say("What?")], "A dog.") if role == "user" else ("Draw a dog.", [part])
+        messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": said}]
+        batch = EvoTokCollator(processor)([{"messages": messages, "images": []}])
+        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        key = "pixel_values" if role == "user" else "generation_pixel_values"
+        expected = inputs[key] if expected is None else expected
+        assert inputs[key].equal(expected) and batch["input_ids"].equal(inputs["input_ids"]), name
+        torch.testing.assert_close(batch[key], expected, atol=1e-6, rtol=0, msg=name)
+
+
+def test_parts_that_are_ambiguous_or_no_image_are_refused_by_both(processor):
+    twice = {"type": "image", "path": "a.png", "url": "b.png"}
+    for part, reason in ((twice, "as path and as url"), ({"type": "video", "path": "a.mp4"}, "not understood")):
+        messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A."}]
+        for read in (lambda m: EvoTokCollator(processor)([{"messages": m}]), processor.apply_chat_template):
+            with pytest.raises(ValueError, match=reason):
+                read(messages)
+    broken = [{"role": "user", "content": [{"type": "image", "base64": "%"}]}, {"role": "assistant", "content": "A."}]
+    with pytest.raises(ValueError, match="base64 that is none"):
+        processor.apply_chat_template(broken, tokenize=True)
+    collator = EvoTokCollator(processor)
+    assert len(collator([asking(), {"messages": broken}])["input_ids"]) == 1 and collator.skipped == {"image": 1}
+
+
+def test_addresses_are_fetched_in_training_only_if_allowed(processor, monkeypatch):
+    stream = io.BytesIO()
+    picture(4).save(stream, "PNG")
+    monkeypatch.setattr(image_loading_evotok, "_download", lambda address, name: stream.getvalue())
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A dog."}]
+    records = [asking(), {"messages": messages}, {**asking(), "images": ["http://example.org/b.png"]}]
+    collator = EvoTokCollator(processor)
+    assert len(collator(records)["input_ids"]) == 1 and collator.skipped == {"image": 2}
+    assert len(EvoTokCollator(processor, allow_remote_images=True)(records)["input_ids"]) == 3
+    assert processor.apply_chat_template(messages, tokenize=True, return_dict=True)["pixel_values"]
+    closed = EvoTokProcessor.from_parts(processor.tokenizer, SIZE, POSITIONS, allow_remote_images=False)
+    with pytest.raises(ValueError, match="addresses are not fetched here"):
+        closed.apply_chat_template(messages, tokenize=True)
+
+
+@pytest.mark.parametrize("key", ["tools", "video"])
+def test_records_of_something_else_are_refused(processor, key):
+    with pytest.raises(ValueError, match=f"record 7: {key}: conversations hold text and images alone"):
+        EvoTokCollator(processor)([{**asking(), "id": 7, key: ["a"]}])
 
 
 def test_targets_are_the_assistants_turns(processor):

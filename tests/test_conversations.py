@@ -55,6 +55,19 @@ def test_images_in_either_turn(folder, name):
     assert third["images"] == [] and third["id"] == "9"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}, ANSWER]},
+        {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, ANSWER]},
+        {"audio": "a.wav", "conversations": [{"from": "human", "value": "What?"}, ANSWER]},
+    ],
+)
+def test_records_of_something_else_are_no_text(folder, record):
+    with pytest.raises(ValueError, match="data.jsonl:1: .*(video|audio).*leave the record out"):
+        list(read_conversations(write(folder, record)))
+
+
 def test_data_set_leaves_images_undecoded_and_sees_edits(folder, tmp_path):
     (folder / "a/7.png").write_bytes(b"corrupt")
     path = write(folder, RECORD)

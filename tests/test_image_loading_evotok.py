@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil
 
 from evotok.processing import image_loading_evotok
-from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
+from evotok.processing.image_loading_evotok import EvoTokImageError, find_source, load_image
 
 
 SIZE = 16
@@ -110,6 +110,17 @@ def test_base64_and_data_addresses():
     text = base64.b64encode(saved(picture(GREEN))).decode()
     for source in (text, "data:image/png;base64," + text):
         assert load_image(source).getpixel((0, 0)) == GREEN
+
+
+def test_what_a_part_of_a_message_stands_for():
+    assert find_source({"type": "image"}) is None and find_source({"image": None, "text": None}) is None
+    assert find_source({"image_url": {"url": "a.png", "detail": "low"}}) == find_source({"path": "a.png"}) == "a.png"
+    assert find_source({"bytes": b"a", "path": "a.png"}) == {"bytes": b"a", "path": "a.png"}
+    with pytest.raises(EvoTokImageError, match="given as image and as url: give it in one way"):
+        find_source({"image": "a.png", "url": "b.png"})
+    for part in ({"base64": "no base64"}, {"base64": 3}):
+        with pytest.raises(EvoTokImageError, match="base64 that is none"):
+            load_image(part)
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")

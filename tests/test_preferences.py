@@ -66,6 +66,15 @@ def test_both_rows_of_a_pair_are_left_out_together(processor):
     assert torch.equal(again["input_ids"], batch["input_ids"])
 
 
+def test_an_answer_that_is_cut_off_is_not_taken_for_the_one_before(processor):
+    early = pair()["messages"]
+    late = [{"role": "user", "content": "what is this? " * 20}, {"role": "assistant", "content": "a dog"}]
+    collator = PreferenceCollator(processor, max_length=60)
+    batch = collator([pair(), pair() | {"messages": [*early, *late]}])
+    assert answers(processor, batch) == ["a cat<|im_end|>", "the red one<|im_end|>"]
+    assert collator.skipped == {"target": 1}
+
+
 def test_what_is_no_pair_is_refused(processor):
     collator = PreferenceCollator(processor)
     with pytest.raises(ValueError, match="record 3: no text under `rejected`"):

@@ -37,16 +37,19 @@ class _Sample:
     codes: torch.Tensor | None = None
     ids: np.ndarray | None = None
     labels: np.ndarray | None = None
+    last_turn: np.ndarray | None = None
+    """Which tokens are of the last turn of the assistant."""
 
 
 class EvoTokCollator:
     """Collates records into padded batches, on the right.
 
-    A record is `{"messages": [...], "images": [...]}`, messages as in a chat with `{"type": "image"}` parts and images
-    in reading order (anything `load_image` takes), or `{"messages", "images", "codes"}` where `codes` `(G, N, L)` or
-    `(N, L)` stand for the images of the assistant's turns. Records whose images cannot be read, or that `max_length`
-    would cut inside an image or before any target, are left out, logged and counted in `skipped`; a batch of nothing
-    else repeats the last good sample. With workers, each counts its own.
+    A record is `{"messages": [...], "images": [...]}`, messages as the processor takes them, whose image parts hold an
+    image or stand for the next one in `images`, in reading order (anything `load_image` takes); or `{"messages",
+    "images", "codes"}` where `codes` `(G, N, L)` or `(N, L)` stand for the images of the assistant's turns. Records
+    whose images cannot be read, or that `max_length` would cut inside an image or before any target, are left out,
+    logged and counted in `skipped`; a batch of nothing else repeats the last good sample. With workers, each counts its
+    own.
 
     Args:
         processor ([`EvoTokProcessor`]): its tokenizer, template and image processor.
@@ -58,6 +61,8 @@ class EvoTokCollator:
         seed (`int`):
             With the record's `index`, if it has one, decides whether the caption is dropped: number the draws, not the
             rows, if a row is seen more than once. Without an index torch's generator decides.
+        allow_remote_images (`bool`):
+            Whether images given as `http(s)://` addresses are fetched in the middle of training; left out otherwise.
 
     Raises:
         ValueError: from a call, for records that are malformed, and if no good sample has been seen yet.
@@ -70,6 +75,7 @@ class EvoTokCollator:
         caption_dropout: float = 0.0,
         train_on: Literal["assistant", "all"] = "assistant",
         seed: int = 0,
+        allow_remote_images: bool = False,
     ):
         if not 0.0 <= caption_dropout <= 1.0 or train_on not in ("assistant", "all"):
             raise ValueError(
@@ -82,6 +88,7 @@ class EvoTokCollator:
         self.caption_dropout = caption_dropout
         self.train_on = train_on
         self.seed = seed
+        self.allow_remote_images = allow_remote_images
         self.skipped: Counter[str] = Counter()
         self._spare: list[_Sample] | None = None
         self._control_pattern = processor.control_pattern
@@ -117,6 +124,9 @@ class EvoTokCollator:
     def _read(self, record: dict) -> _Sample | None:
         """Checks the messages and deals images and codes out to the two kinds of turns; None if an image is corrupt."""
         name = f"record {record.get('id', record.get('index', '?'))}"
+        for key in ("tools", "video", "videos", "audio"):
+            if record.get(key):
+                raise ValueError(f"{name}: {key}: conversations hold text and images alone: leave such records out.")
         try:
             [messages], _ = prepare_conversations([record["messages"]], self._control_pattern)
         except (KeyError, ValueError) as error:
@@ -141,12 +151,13 @@ class EvoTokCollator:
                 num_written += written
                 if written and codes is not None:
                     continue
-                source = next((part[key] for key in ("image", "path", "url", "image_url") if key in part), None)
+                source = part.get("image")
                 num_parts += source is None
                 if source is None and images:
                     source = images.pop(0)
                 if source is not None:
-                    (sample.written if written else sample.given).append(load_image(source))
+                    image = load_image(source, allow_remote=self.allow_remote_images)
+                    (sample.written if written else sample.given).append(image)
         if num_images != num_parts:
             raise ValueError(f"{sample.name}: {num_images} images for {num_parts} image parts: give one for each.")
         if codes is not None:
@@ -186,13 +197,15 @@ class EvoTokCollator:
             samples, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
         ):
             ids, offsets = np.array(ids), np.array(offsets)
-            target = np.full(len(ids), self.train_on == "all")
+            target, turn = np.full(len(ids), self.train_on == "all"), np.zeros(len(ids), dtype=bool)
             for start, end in turns:
-                target |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+                turn = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+                target |= turn
             given = ids == processor.image_token_id
             repeats = np.where(given | (ids == processor.image_generation_token_id), processor.num_image_tokens, 1)
             labels = np.where(target & ~given, ids, IGNORE_INDEX)
             sample.ids, sample.labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
+            sample.last_turn = np.repeat(turn, repeats)
 
     def _fit(self, sample: _Sample) -> bool:
         """Cuts a sample to `max_length`; False if that is not to be had without breaking an image."""
@@ -202,7 +215,8 @@ class EvoTokCollator:
                     "length", f"{sample.name}: {len(sample.ids)} tokens, over {self.max_length} inside an image."
                 )
                 return False
-            sample.ids, sample.labels = sample.ids[: self.max_length], sample.labels[: self.max_length]
+            for name in ("ids", "labels", "last_turn"):
+                setattr(sample, name, getattr(sample, name)[: self.max_length])
         if (sample.labels == IGNORE_INDEX).all():
             self._skip("target", f"{sample.name}: nothing to learn within {self.max_length} tokens.")
             return False
@@ -243,11 +257,21 @@ class PreferenceCollator(EvoTokCollator):
         """As TRL's `DPOTrainer` takes them, all better answers before all rejected ones: `input_ids`, `attention_mask`,
         `completion_mask` `(2 B, T)`, 1 where the last answer is; `pixel_values` `(2 I, 3, H, W)` if there are any."""
         better, rejected = zip(*self._usable(records), strict=True)
-        batch = self._stack([*better, *rejected])
-        targets = batch.pop("labels") != IGNORE_INDEX
-        gaps = (~targets).cumsum(1) * targets  # the number of the run of targets that a target is in
-        batch["completion_mask"] = (targets & (gaps == gaps.amax(1, keepdim=True))).long()
-        return batch
+        samples = [*better, *rejected]
+        batch = self._stack(samples)
+        mask = torch.zeros_like(batch.pop("labels"))
+        for row, sample in enumerate(samples):
+            mask[row, : len(sample.ids)] = torch.from_numpy(sample.last_turn)
+        return batch | {"completion_mask": mask}
+
+    def _fit(self, sample: _Sample) -> bool:
+        """As for other records; one whose last answer is cut off has nothing to compare, whatever was said before."""
+        if not super()._fit(sample):
+            return False
+        if not sample.last_turn.any():
+            self._skip("target", f"{sample.name}: its last answer begins after {self.max_length} tokens.")
+            return False
+        return True
 
     def _rows(self, record: dict) -> list[_Sample]:
         if not isinstance(record.get("rejected"), str):

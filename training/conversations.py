@@ -132,6 +132,7 @@ def _convert(record: Any, folder: Path) -> dict:
     if not isinstance(record, dict):
         kind = type(record).__name__
         raise TypeError(f'a record is {{"image": ..., "conversations": [...]}}, not {kind}: correct it')
+    check_modalities(record)
     turns = record["conversations"]
     names = record.get("image") or []
     names = [names] if isinstance(names, str) else names
@@ -146,6 +147,13 @@ def _convert(record: Any, folder: Path) -> dict:
     if _SURROGATE.search(name):
         raise ValueError('"id" holds half of a surrogate pair, which is no text: remove it')
     return {"id": name, "messages": messages, "images": images}
+
+
+def check_modalities(record: dict) -> None:
+    """Raises ValueError for a record of something else than text and images, whose marks would be learnt as text."""
+    for key in ("video", "videos", "audio"):
+        if record.get(key):
+            raise ValueError(f'"{key}" is nothing that is learnt from, only text and images are: leave the record out')
 
 
 def _check_turns(turns: Any) -> list:
@@ -188,6 +196,8 @@ def _convert_turn(turn: Any) -> dict:
         raise TypeError(f'"value" must be a string, not {type(value).__name__}')
     if _SURROGATE.search(value):
         raise ValueError('"value" holds half of a surrogate pair, which is no text: remove it')
+    if "<video>" in value:
+        raise ValueError('"value" holds <video>, but only text and images are learnt: leave the record out')
     content = []
     for index, text in enumerate(_IMAGE_MARK.split(value)):
         if index:

@@ -19,10 +19,10 @@ of one line that names the file.
 """
 
 import base64
-import binascii
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -40,20 +40,49 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 256_000_000  # of an image behind an address
 MAX_SECONDS = 60.0  # for fetching it: a server that drips would never end
 
+# Of a part of a message, where an image may stand.
+SOURCE_KEYS = ("image", "path", "url", "image_url", "base64")
+
 # Not everything that Pillow knows: EPS, for one, starts an interpreter of its own.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "QOI")
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def find_source(part: Mapping) -> Any:
+    """What an image part of a message, or the dict of a data set, stands for; None where it names no image.
+
+    Args:
+        part: `{"image": ...}`, `{"path": ...}`, `{"url": ...}`, `{"image_url": ...}` or `{"base64": ...}`, whose value
+            may be such a dict itself (`{"image_url": {"url": ...}}`), or `{"bytes": ...}` with or without a `path`.
+
+    Returns:
+        Something that [`load_image`] takes; dicts of bytes or base64 stay dicts, so that nothing is decoded here.
+
+    Raises:
+        EvoTokImageError: more than one of them.
+    """
+    if part.get("bytes") is not None:
+        return {"bytes": part["bytes"], "path": part.get("path")}
+    found = [(key, part[key]) for key in SOURCE_KEYS if part.get(key) is not None]
+    if len(found) > 1:
+        raise EvoTokImageError(f"an image given as {' and as '.join(key for key, _ in found)}: give it in one way.")
+    for key, value in found:
+        if isinstance(value, Mapping):
+            return find_source(value)
+        return {key: value} if key == "base64" else value
+    return None
+
+
+def load_image(source: Any, max_pixels: int = MAX_PIXELS, allow_remote: bool = True) -> Image.Image:
     """Opens `source` as an upright 8-bit RGB image: EXIF rotation applied, transparency on white, the first frame of
     an animation, 16-bit greys scaled to 8.
 
     Args:
-        source: path, `http(s)://` address, `data:` address or base64 text, bytes, file object, the
-            `{"path": ..., "bytes": ...}` of `datasets.Image(decode=False)`, a PIL image, or an array or tensor
+        source: path, `http(s)://` address, `data:` address or base64 text, bytes, file object, a dict that
+            [`find_source`] reads, such as that of `datasets.Image(decode=False)`, a PIL image, or an array or tensor
             `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: floats from 0 to 1 or from 0 to 255, integers
             from 0 to 255, uint16 to 65535; what fits none of these ranges is refused, see `image_arrays_evotok`.
         max_pixels (`int`): limit of width x height, looked at before a pixel is decoded.
+        allow_remote (`bool`): whether `http(s)://` addresses are fetched, or refused.
 
     Returns:
         `PIL.Image.Image` of mode RGB.
@@ -61,6 +90,9 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         EvoTokImageError: a `ValueError` of one line that names the source and what to do.
     """
+    if isinstance(source, Mapping):
+        source = find_source(source)
+        source = _decode_base64(source["base64"]) if isinstance(source, dict) and "base64" in source else source
     if is_array(source):
         return _convert_to_rgb(array_to_image(source))
     if type(source) is Image.Image and source.mode == "RGB" and not source.info and all(source.size):
@@ -68,7 +100,7 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders remark on what they take all the same, or refuse
-            return _decode(source, max_pixels)
+            return _decode(source, max_pixels, allow_remote)
     except EvoTokImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -81,8 +113,8 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise EvoTokImageError(f"{_name(source)}: cannot be read ({reason}): save the image again.") from error
 
 
-def _decode(source: Any, max_pixels: int) -> Image.Image:
-    name, image = _open(source)
+def _decode(source: Any, max_pixels: int, allow_remote: bool) -> Image.Image:
+    name, image = _open(source, allow_remote)
     if image.width * image.height > max_pixels:
         raise EvoTokImageError(
             f"{name}: {image.width} x {image.height} pixels are over the limit of {max_pixels / 1e6:g} Mpx: "
@@ -120,7 +152,7 @@ def _name(source: Any) -> str:
     return "image"
 
 
-def _open(source: Any) -> tuple[str, Image.Image]:
+def _open(source: Any, allow_remote: bool) -> tuple[str, Image.Image]:
     """Name and undecoded image of a source."""
     name = _name(source)
     if isinstance(source, dict):
@@ -128,7 +160,7 @@ def _open(source: Any) -> tuple[str, Image.Image]:
     if isinstance(source, Image.Image):
         return name, source
     if isinstance(source, (str, os.PathLike)):
-        source = _fetch(os.fspath(source), name)
+        source = _fetch(os.fspath(source), name, allow_remote)
     elif isinstance(source, (bytes, bytearray)):
         source = BytesIO(source)
     elif not hasattr(source, "read"):
@@ -137,21 +169,32 @@ def _open(source: Any) -> tuple[str, Image.Image]:
     return name, Image.open(source, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
-def _fetch(text: str, name: str) -> Any:
+def _fetch(text: str, name: str, allow_remote: bool) -> Any:
     """A path, or a stream with the bytes that an address or base64 text stands for."""
     if text.startswith(("http://", "https://")):
+        if not allow_remote:
+            raise EvoTokImageError(f"{name}: addresses are not fetched here: give the file, or allow remote images.")
         return BytesIO(_download(text, name))
     if "\0" not in text and len(text) < 4096 and os.path.exists(text):
         if not os.path.isfile(text):  # a folder, or a pipe that would never end
             raise EvoTokImageError(f"{name}: not a file: give the path of an image.")
         return text
     try:
-        data = base64.b64decode(text.split(",", 1)[-1] if text.startswith("data:image/") else text, validate=True)
-    except (binascii.Error, ValueError):
+        data = _decode_base64(text)
+    except EvoTokImageError:
         data = b""
     if len(data) < 16:  # short names are valid base64 too
         raise EvoTokImageError(f"{name}: no such file: check the path.")
     return BytesIO(data)
+
+
+def _decode_base64(text: Any) -> bytes:
+    """The bytes of base64 text, with or without `data:image/...;base64,` before it."""
+    try:
+        text = text.decode("ascii") if isinstance(text, (bytes, bytearray)) else text
+        return base64.b64decode(text.split(",", 1)[-1] if text.startswith("data:image/") else text, validate=True)
+    except (AttributeError, UnicodeDecodeError, ValueError):  # binascii.Error is one of the last
+        raise EvoTokImageError("an image given as base64 that is none: encode the bytes of its file again.") from None
 
 
 def _download(address: str, name: str) -> bytes:
@@ -209,4 +252,12 @@ def _scale_to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
     return np.rint((values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-__all__ = ["MAX_PIXELS", "EvoTokImageError", "convert_to_images", "flatten_images", "load_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "SOURCE_KEYS",
+    "EvoTokImageError",
+    "convert_to_images",
+    "find_source",
+    "flatten_images",
+    "load_image",
+]

@@ -59,6 +59,7 @@ class EvoTokProcessor(ProcessorMixin):
         vision_start_token: str = "<|vision_start|>",
         vision_end_token: str = "<|vision_end|>",
         system_prompt: str | None = None,
+        allow_remote_images: bool = True,
         chat_template: str | None = None,
     ):
         r"""
@@ -74,6 +75,8 @@ class EvoTokProcessor(ProcessorMixin):
             Stands after either kind of image.
         system_prompt (`str`, *optional*):
             For conversations without a system message of their own.
+        allow_remote_images (`bool`, *optional*, defaults to `True`):
+            Whether images given as `http(s)://` addresses are fetched; False where messages are others'.
         """
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
@@ -81,6 +84,7 @@ class EvoTokProcessor(ProcessorMixin):
         self.vision_start_token = vision_start_token
         self.vision_end_token = vision_end_token
         self.system_prompt = system_prompt
+        self.allow_remote_images = allow_remote_images
         if chat_template is None:
             chat_template = CHAT_TEMPLATE.replace("<|image_pad|>", image_token)
             chat_template = chat_template.replace("<|image_gen|>", image_generation_token)
@@ -175,7 +179,7 @@ class EvoTokProcessor(ProcessorMixin):
             for name in ("do_rescale", "do_normalize")
         )
         if rescale or not normalize:
-            return [load_image(image) for image in given]
+            return [load_image(image, allow_remote=self.allow_remote_images) for image in given]
         return [check_unit_range(image) for image in given]
 
     def _route_images(self, loaded: list, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
@@ -271,10 +275,14 @@ class EvoTokProcessor(ProcessorMixin):
             negative_prompt (`str` or `list[str]`, *optional*): user text of the unconditional prompts.
 
         Raises:
-            ValueError: for roles or parts that are not understood, and images that do not match their parts.
+            ValueError: for roles or parts that are not understood, images that do not match their parts, and tools or
+                documents that the chat template says nothing of.
         """
         if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode={generation_mode!r}: choose "text" or "image".')
+        for name in ("tools", "documents"):
+            if kwargs.get(name) and name not in str(chat_template or self.chat_template):
+                raise ValueError(f"{name}: the chat template has no place for them: leave them out.")
         conversations, is_batched = prepare_conversations(conversation, self.control_pattern)
         if self.system_prompt:
             kwargs.setdefault("system_prompt", self.system_prompt)

@@ -5,6 +5,7 @@ RLAIF-V is not the paper's: preferences, for the stage after.
 
 from pathlib import Path
 
+from ..conversations import check_modalities
 from .source import Source, json_row, named_images, to_answer
 
 
@@ -12,6 +13,7 @@ def llava_json(row: dict, folder: Path | None) -> dict:
     """LLaVA's own format, `{"id", "image"?, "conversations"}`, documented in LLaVA's docs/Data.md; Cambrian-10M's
     JSONL has the same keys and a `source`. Rows without `image` are text alone."""
     record = json_row(row)
+    check_modalities(record)
     return to_answer(record.get("id", ""), record["conversations"], named_images(record.get("image"), folder))
 
 
