@@ -45,11 +45,15 @@ def run(
     path, words = check_recipe(recipe, overrides or (), to_train=True)
     is_first = os.environ.get("RANK", "0") == "0"
     with waiting("Loading"):
+        from transformers.utils import logging
+
         from evotok.training.arguments import read_recipe
         from evotok.training.checkpoints import last_complete_checkpoint
         from evotok.training.train import train
 
         content = read_recipe(path, words)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if is_first and sys.stderr.isatty():  # a line that stands still: the Trainer's own bars follow
         print(f"{recipe}: loading the model and the data ...", file=sys.stderr, flush=True)
     before = None if restart else last_complete_checkpoint(content.training.get("output_dir") or "trainer_output")
