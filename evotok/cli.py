@@ -4,141 +4,176 @@ Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130
 its traceback.
 """
 
-import argparse
-import importlib
-import os
+import inspect
+import re
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any
 
-from evotok.commands.terminal import bold
+import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from evotok import demo
+from evotok.commands import (
+    app,
+    bench,
+    chat,
+    convert,
+    data_check,
+    decode,
+    encode,
+    encode_dataset,
+    evaluate,
+    export,
+    export_onnx,
+    generate,
+    measure,
+    plan,
+    train,
+)
 
 
-# name -> (module with EXAMPLES, add_arguments(parser) and run(options), summary)
-COMMANDS = {
-    "demo": ("evotok.demo", "see what the embedded mini model can do: pictures, questions and answers"),
-    "chat": ("evotok.commands.chat", "talk about images, once with --prompt or turn by turn"),
-    "generate": ("evotok.commands.generate", "draw images from text"),
-    "app": ("evotok.commands.app", "open a page to chat, draw and look inside, in your browser"),
-    "encode": ("evotok.commands.encode", "turn images into the codes of the image tokenizer"),
-    "decode": ("evotok.commands.decode", "turn codes back into images, from as many levels as wanted"),
-    "train": ("evotok.commands.train", "train one stage from a recipe, or go on where it was stopped"),
-    "plan": ("evotok.commands.plan", "what a recipe will take: memory, operations, days, bytes; no weights needed"),
-    "data": ("evotok.commands.data_check", "check the data of a recipe: read the first records of every source"),
-    "encode-dataset": ("evotok.commands.encode_dataset", "turn a corpus into shards of codes, once, on all GPUs"),
-    "export": ("evotok.commands.export", "write a trained checkpoint as one folder to share"),
-    "export-onnx": ("evotok.commands.export_onnx", "write the image tokenizer of a checkpoint as ONNX files"),
-    "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
-    "bench": ("evotok.commands.bench", "time the engine against a plain reference and the machine's limits"),
-    "eval": ("evotok.commands.evaluate", "measure a checkpoint by a suite: tables, plots and figures in a folder"),
-    "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
-    "completion": ("evotok.commands.completion", "let the shell complete commands, options and files"),
+# panel of the help -> name -> module with `run` and EXAMPLES, which imports torch after its arguments are checked
+PANELS = {
+    "Chat and generate": {"demo": demo, "chat": chat, "generate": generate, "app": app},
+    "Look inside the tokenizer": {"encode": encode, "decode": decode},
+    "Train and measure": {
+        "plan": plan,
+        "data": data_check,
+        "encode-dataset": encode_dataset,
+        "train": train,
+        "eval": evaluate,
+        "measure": measure,
+        "bench": bench,
+    },
+    "Share": {"export": export, "export-onnx": export_onnx, "convert": convert},
 }
-GROUPS = {
-    "Read and draw": ("demo", "chat", "generate", "app"),
-    "Look inside the tokenizer": ("encode", "decode"),
-    "Train and measure": ("plan", "data", "encode-dataset", "train", "eval", "measure", "bench"),
-    "Share": ("export", "export-onnx", "convert"),
-}
-DESCRIPTION = "One model that reads images and draws them: chat about pictures, draw from text, or look inside."
-EXAMPLES = """\
+COMMANDS = {name: module for modules in PANELS.values() for name, module in modules.items()}
+DESCRIPTION = "One model that understands and generates images: chat about images, generate them, look inside."
+EPILOG = """\
+Examples:
   evotok demo
   evotok chat mini --image cat.png --prompt "What is this?"
   evotok generate mini --prompt "a frog, noto style" --num-images 4 --out frogs
-  evotok train configs/mini/tokenizer.yaml training.max_steps=100"""
-EXIT_CODES = """\
+  evotok train configs/mini/tokenizer.yaml training.max_steps=100
+
+Exit codes:
   0    done
   1    a fault of the program: please report it with its traceback
   2    a mistake that you can mend: one line on stderr says how
   130  interrupted"""
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+class Command(TyperCommand):
+    """A command some of whose options take all words up to the next option, as `--prompt one two`; their metavar ends
+    in `...`. No option takes the name of another one for its value."""
 
-    def error(self, message: str) -> NoReturn:
-        from evotok.training.messages import printable
-
-        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
-
-
-def list_commands() -> str:
-    """The commands in their groups, those of none at the end."""
-    grouped = {name for names in GROUPS.values() for name in names}
-    groups = GROUPS | {"More": tuple(name for name in COMMANDS if name not in grouped)}
-    parts = []
-    for title, names in groups.items():
-        lines = [f"  {name:<14} {COMMANDS[name][1]}" for name in names]
-        parts.append("\n".join([bold(f"{title}:", sys.stdout), *lines]))
-    return "\n\n".join(parts)
-
-
-def build_parser(wanted: str | None = None) -> argparse.ArgumentParser:
-    """The command line; only the module of the command `wanted` is imported, because some are slow to."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    examples, codes = (bold(f"{title}:", sys.stdout) for title in ("Examples", "Exit codes"))
-    parser = Parser(
-        prog="evotok",
-        usage="evotok [--version] [--traceback] COMMAND ...",
-        description=f"{DESCRIPTION}\n\n{list_commands()}",
-        epilog=f"{examples}\n{EXAMPLES}\n\n{codes}\n{EXIT_CODES}\n\n`evotok COMMAND --help` says more.",
-        formatter_class=formatter,
-    )
-    parser.add_argument("--version", action="store_true", help="show the version and exit")
-    parser.add_argument("--traceback", action="store_true", help="show where in the program a mistake was noticed")
-    commands = parser.add_subparsers(metavar="COMMAND", prog="evotok", parser_class=Parser, help=argparse.SUPPRESS)
-    for name, (module_name, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=formatter
-        )
-        if name == wanted:
-            module = importlib.import_module(module_name)
-            command.epilog = f"{examples}\n{module.EXAMPLES}"
-            module.add_arguments(command)
-            command.set_defaults(run=module.run, prog=command.prog)
-    return parser
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Writes `--prompt one two` as `--prompt one --prompt two`, then parses."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
+        names = {name: option for option in options for name in option.opts}
+        words, rest = [], list(args)
+        while rest:
+            word = rest.pop(0)
+            words.append(word)
+            option = names.get(word)
+            if word == "--":
+                words += rest
+                break
+            if option is None or option.is_flag:
+                continue
+            if not rest or rest[0] in names:
+                if not ctx.resilient_parsing:
+                    ctx.fail(f"Option {word!r} requires an argument.")
+                continue
+            words.append(rest.pop(0))
+            while (option.metavar or "").endswith("...") and rest and not rest[0].startswith("-"):
+                words += [word, rest.pop(0)]
+        return super().parse_args(ctx, words)
 
 
-def complete(words: list[str]) -> None:
-    """Answer the shell of `evotok completion` that asks how `words` may go on, and exit."""
-    import argcomplete
+class Group(TyperGroup):
+    """The commands, whose mistakes are one line on stderr."""
 
-    argcomplete.autocomplete(build_parser(_command_of(words)))
+    def invoke(self, ctx: typer.Context) -> int:
+        """Runs a command; returns the exit code."""
+        try:
+            super().invoke(ctx)
+            return 0
+        except KeyboardInterrupt:
+            print(f"{ctx.command_path} {ctx.invoked_subcommand}: interrupted", file=sys.stderr)
+            return 130
+        except (ValueError, OSError, ImportError) as error:
+            if ctx.params["traceback"]:
+                raise
+            from evotok.training.messages import one_line
+
+            print(f"{ctx.command_path} {ctx.invoked_subcommand}: {one_line(error)}", file=sys.stderr)
+            return 2
 
 
-def _command_of(words: list[str]) -> str | None:
-    return next((word for word in words if not word.startswith("-")), None)
+root = typer.Typer(
+    name="evotok",
+    cls=Group,
+    help=DESCRIPTION,
+    epilog=escape(EPILOG),
+    rich_markup_mode="rich",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; the return value is the exit code."""
-    if "_ARGCOMPLETE" in os.environ:
-        complete(os.environ["COMP_LINE"].split()[1:])
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        parser = build_parser(_command_of(argv))
-        options = parser.parse_args(argv)
-    except SystemExit as stop:  # help, or a mistake that the parser has reported
-        return int(stop.code or 0)
-    if options.version:
+@root.callback()
+def show(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of a mistake")] = False,
+) -> None:
+    if version:
         from evotok import __version__
 
         print(f"evotok {__version__}")
-        return 0
-    if not hasattr(options, "run"):
-        parser.print_help()
-        return 0
-    try:
-        return options.run(options) or 0
-    except KeyboardInterrupt:
-        print(f"{options.prog}: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        if options.traceback:
-            raise
-        from evotok.training.messages import one_line
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
-        print(f"{options.prog}: {one_line(error)}", file=sys.stderr)
+
+for _panel, _modules in PANELS.items():
+    for _name, _module in _modules.items():
+        _parts = [getattr(_module, "EPILOG", None), f"Examples:\n{_module.EXAMPLES}"]
+        root.command(
+            _name,
+            cls=Command,
+            help=inspect.getdoc(_module.run),
+            epilog=escape("\n\n".join(filter(None, _parts))),
+            rich_help_panel=_panel,
+        )(_module.run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the return value is the exit code."""
+    group = typer.main.get_command(root)
+    try:
+        return group.main(argv, prog_name="evotok", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        print(_describe(error), file=sys.stderr)
         return 2
+
+
+def _describe(error: Any) -> str:
+    """One line for a mistake in the words of the command line."""
+    from evotok.training.messages import printable
+
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "evotok"
+    message = error.format_message().replace("Value error, ", "")
+    choice = re.fullmatch(r"(.*)'(.*)' is not one of (.*)\.?", message)
+    if near := getattr(error, "possibilities", None):
+        message = f"{error.message}. Did you mean {near[0]}?"
+    elif choice and (near := get_close_matches(choice[2], re.findall("'(.*?)'", choice[3]), n=1)):
+        message = f"{choice[1]}{choice[2]!r}. Did you mean {near[0]!r}?"
+    return f"{command}: {printable(message.removesuffix('.'))} (see {command} --help)"
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 Everything shown was held out from training but the prompts that are marked as seen.
 """
 
-import argparse
 import random
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from evotok.commands.checkpoints import HELP, load_multimodal
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.files import check_folder, new_files, safe_name, save_images
-from evotok.commands.numbers import seed
-from evotok.commands.terminal import add_json, progress, say, waiting
+from evotok.commands.options import MAX_SEED, CheckpointOption, Json, require_finite
+from evotok.commands.terminal import progress, say, waiting
 
 
 if TYPE_CHECKING:
@@ -54,42 +55,40 @@ class Answer(NamedTuple):
         return normalize_answer(self.answer) == normalize_answer(self.right)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for pictures and answers (demo)")
-    parser.add_argument("--checkpoint", default="mini", metavar="CHECKPOINT", help=f"{HELP} (mini)")
-    parser.add_argument("--guidance-scale", type=float, default=7.5, metavar="X", help="for the drawings (7.5)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="another choice of everything (0)")
-    add_json(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Write the files of the demo and show the answers."""
+def run(
+    folder: Annotated[str, typer.Option("--out", metavar="DIR", help="folder for images and answers")] = "demo",
+    checkpoint: CheckpointOption = "mini",
+    guidance_scale: Annotated[
+        float, typer.Option(metavar="X", min=0, callback=require_finite, help="for the generated images")
+    ] = 7.5,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="another choice of everything")] = 0,
+    as_json: Json = False,
+) -> None:
+    """See what the embedded mini model can do: images, questions and answers."""
+    out = check_folder(folder)
+    find_checkpoint(checkpoint)
     from rich.console import Console
 
-    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
     from evotok.training.emoji.world import EmojiWorld
 
-    EvoTokCodeSampler(guidance_scale=options.guidance_scale)  # refuses values out of range before the model is loaded
     started, world = time.perf_counter(), EmojiWorld()
-    out = check_folder(options.out)
-    model, processor = load_multimodal(options.checkpoint)
-    drawings = pick_drawings(random.Random(options.seed), world.drawings("new_concept"), HELD_OUT)
+    model, processor = load_multimodal(checkpoint)
+    drawings = pick_drawings(random.Random(seed), world.drawings("new_concept"), HELD_OUT)
     originals = [world.image(drawing) for drawing in drawings]
     names = [safe_name(f"{drawing.concept.name} {drawing.style}") for drawing in drawings]
     with waiting("Reconstructing images that it never saw"):
         trajectories = reconstructions(model, processor, originals)
     with waiting("Answering questions"):
-        answers = ask_questions(model, processor, world, options.seed)
-    prompts = choose_prompts(world, options.seed)
-    sheet = draw_prompts(model, processor, prompts, options.guidance_scale, options.seed)
+        answers = ask_questions(model, processor, world, seed)
+    prompts = choose_prompts(world, seed)
+    sheet = draw_prompts(model, processor, prompts, guidance_scale, seed)
     save_images(out / "images", zip(names, originals, strict=True), overwrite=True)  # nothing is written before all is
     _save(out / "reconstructions.png", trajectories)
     _save(out / "questions.png", question_sheet(answers))
     _save(out / "questions.md", markdown(answers))
     _save(out / "text_to_image.png", sheet)
     seconds = time.perf_counter() - started
-    if not options.json:
+    if not as_json:
         Console(highlight=False).print(table(answers))
     facts = {
         "folder": str(out),
@@ -102,12 +101,11 @@ def run(options: argparse.Namespace) -> int:
     lines = [
         f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`",
         f"{out / 'reconstructions.png'}: the same from 1, 2, 3, 4 levels of their codes",
-        f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {options.guidance_scale:g}",
+        f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {guidance_scale:g}",
         f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images",
         f"Done in {seconds:.0f} s.",
     ]
-    say(options, facts, lines)
-    return 0
+    say(as_json, facts, lines)
 
 
 def _save(path: Path, content: Any) -> None:

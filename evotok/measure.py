@@ -6,12 +6,11 @@ with it: a measurement that was cut off goes on where it stopped, and what is th
 and options is not measured again, unless `--restart`.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,18 @@ import torch
 from tqdm.auto import tqdm
 
 import evotok
-from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
+from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.files import new_files
-from evotok.commands.numbers import at_least_one, seed
-from evotok.commands.terminal import add_json, say
 from evotok.eval.generation import Gallery, generate_images, round_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.suite import sha256, versions
 from evotok.eval.understanding import answer_questions, score_answers
-from evotok.model_card import read_results, render_card, write_card
+from evotok.model_card import read_results, render_card
 from evotok.modeling_evotok.generation_evotok import IMAGE_GENERATION_DEFAULTS
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.quantization_evotok import codebook_usage
 from evotok.processing.processing_evotok import EvoTokProcessor
-from evotok.suite_sections import left_out, read_suites
+from evotok.suite_sections import read_suites
 from evotok.training.emoji.evaluation import evaluation_set
 from evotok.training.emoji.prompts import caption
 from evotok.training.emoji.vocabulary import SPLITS
@@ -41,11 +38,6 @@ from evotok.training.emoji_tasks import TASKS
 from evotok.training.teachers import EfficientNetTeacher
 from evotok.training.tokenizer_data import emoji_pixels, to_pixels
 
-
-EXAMPLES = """  evotok measure                                       the embedded mini model, everything
-  evotok measure runs/mini/gen --only t2i --images 64
-  evotok measure --quick                               a first impression, in results.quick.json
-  evotok measure --card                                only render README.md from results.json again"""
 
 TARGETS = {
     "psnr_new_concept_depth4": 22.5,
@@ -364,49 +356,6 @@ def _begin(path: Path, weights: list[Path], model: EvoTokForConditionalGeneratio
         if all(before.get(key) == results[key] for key in ("checkpoint_sha256", "data_sha256")):
             return results | before | {"versions": results["versions"]}
     return results
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", default="mini", help=HELP)
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), help="one section; may be given again")
-    parser.add_argument(
-        "--images", type=at_least_one, metavar="N", help="pictures of each headline cell, CFG 7.5 and 1 (default 256)"
-    )
-    parser.add_argument(
-        "--table-images", type=at_least_one, metavar="N", help="pictures of each other cell of the table (default 128)"
-    )
-    parser.add_argument("--questions", type=at_least_one, metavar="N", help="most questions of each kind (default 512)")
-    parser.add_argument(
-        "--drawings", type=at_least_one, metavar="N", help="most drawings of each split for the tokenizer (default all)"
-    )
-    parser.add_argument(
-        "--batch-size", type=at_least_one, metavar="N", help="questions, or prompts, at a time (default 64)"
-    )
-    parser.add_argument("--seed", type=seed, help="of questions and sampling (default 0)")
-    parser.add_argument("--quick", action="store_true", help="few samples of everything, into results.quick.json")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results (default: results.json of the checkpoint)")
-    parser.add_argument("--restart", action="store_true", help="measure again what the file has already")
-    parser.add_argument("--card", action="store_true", help="measure nothing, render README.md from results.json")
-    add_json(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Measure, and show the figures that have a target."""
-    folder = find_checkpoint(options.checkpoint).folder
-    out = options.out or (folder / "results.quick.json" if options.quick else None)
-    if options.card:
-        write_card(folder)
-    else:
-        given = {field.name: getattr(options, field.name) for field in fields(Options)}
-        amounts = replace(QUICK if options.quick else Options(), **{k: v for k, v in given.items() if v is not None})
-        results = measure(options.checkpoint, amounts, options.only or tuple(SECTIONS), out, options.restart)
-        lines = [f"{name:28} {results[name]:6.3f}   target {TARGETS[name]:g}" for name in TARGETS if name in results]
-        say(options, results, lines)
-    if options.card or out is None:
-        for line in left_out(folder, read_results(folder / "results.json")["checkpoint_sha256"]):
-            print(line, file=sys.stderr)
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -102,6 +102,16 @@ def build_chat_model():
     return build_tiny_model(config), processor
 
 
+def parse_command(words: list[str]) -> dict:
+    """The values of the arguments of `evotok COMMAND ...`, which is not run."""
+    import typer
+
+    from evotok.cli import root
+
+    [name, *rest] = words
+    return typer.main.get_command(root).commands[name].make_context(name, rest).params
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> EvoTokForConditionalGeneration:
     """Shared: a test that changes it builds its own instead."""

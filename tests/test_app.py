@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import POSITIONS, build_chat_model
+from conftest import POSITIONS, build_chat_model, parse_command
 from PIL import Image
 
 from evotok.app.chat import answer
@@ -27,7 +27,7 @@ from evotok.app.limits import (
     open_upload,
 )
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
-from evotok.cli import build_parser, main
+from evotok.cli import main
 from evotok.commands.conversation import Conversation
 
 
@@ -345,12 +345,11 @@ def test_the_limits_are_those_of_the_documents():
 
 
 def test_the_command_listens_at_loopback_and_shares_nothing_by_default():
-    options = build_parser("app").parse_args(["app"])
-    assert (options.checkpoint, options.host, options.port, options.share) == ("mini", "127.0.0.1", None, False)
+    assert parse_command(["app"]) == {"checkpoint": "mini", "host": "127.0.0.1", "port": None, "share": False}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--port", "70000"], "from 1 to 65535"), ([], r"pip install 'evotok\[app\]'")]
+    ("words", "message"), [(["--port", "70000"], "less than or equal to 65535"), ([], r"pip install 'evotok\[app\]'")]
 )
 def test_mistakes_are_told_before_the_model_is_loaded(words, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)

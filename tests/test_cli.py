@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY_VQ, build_tiny_model
+from conftest import TINY_VQ, build_tiny_model, parse_command
 from PIL import Image
 
 from evotok import EvoTokConfig, EvoTokProcessor
@@ -18,9 +18,13 @@ from evotok.cli import COMMANDS, main
 from evotok.commands.checkpoints import load_tokenizer
 from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
-from evotok.commands.train import find_recipe
+from evotok.commands.recipes import check_recipe, find_recipe
+from evotok.training.arguments import read_recipe
 from evotok.training.fingerprint import fingerprint
 from evotok.training.text_tokenizer import train_text_tokenizer
+
+
+ROOT = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def files(folder):
 def test_help_names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name}( |$)", text, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^. {name} ", text, re.MULTILINE) for name in COMMANDS)
     assert "Exit codes:" in text and "\x1b" not in text, "no colors where nobody looks on"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("evotok 0.")
@@ -106,64 +110,131 @@ def test_help_names_every_command(capsys):
 def test_help_of_a_command_has_examples_and_says_how_programs_call_it(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"  evotok {name}" in text
-    assert ("--json" in text) == (name not in ("app", "completion")), "a page and a script for the shell say no facts"
+    assert f" evotok {name}" in text.split("Examples:")[1]
+    assert ("--json" in text) == (name != "app"), "a page says no facts"
 
 
 def test_exit_codes_and_commands_are_documented(capsys):
     main(["--help"])
-    codes = re.findall(r"^  (\d+)  ", capsys.readouterr().out, re.MULTILINE)
-    text = Path(__file__).parents[1].joinpath("docs", "command-line.md").read_text(encoding="utf-8")
+    codes = re.findall(r"^ +(\d+)  ", capsys.readouterr().out, re.MULTILINE)
+    text = Path(ROOT, "docs", "command-line.md").read_text(encoding="utf-8")
     assert codes == re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == ["0", "1", "2", "130"]
     assert set(re.findall(r"^\| `evotok ([\w-]+)", text, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_help_is_bold_on_a_terminal_that_may(capsys, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    main(["--help"])
-    assert "\x1b[1mRead and draw:\x1b[0m" in capsys.readouterr().out
-    monkeypatch.setenv("NO_COLOR", "1")
-    main(["--help"])
-    assert "\x1b" not in capsys.readouterr().out
+NOT_LOADED = """
+import sys, time
+from evotok.cli import main
+code = main(sys.argv[1:])
+print("torch" in sys.modules, time.process_time(), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--help"], 0, ""),
+        (["train", "nowhere.yaml"], 2, "no such recipe"),
+        (["train", "configs/mini/gne.yaml"], 2, "Did you mean configs/mini/gen.yaml?"),
+        (["train", "configs/mini/gen.yaml", "steps"], 2, "section.key=value"),
+        (["plan", "configs/mini/gen.yaml", "--gpu", "h1000"], 2, "did you mean 'h100'?"),
+        (["data", "check", "nowhere.yaml"], 2, "no such recipe"),
+        (["generate", "mni", "--prompt", "a frog"], 2, "Did you mean 'mini'?"),
+        (["generate", "mini", "--prompt", "a frog", "--top-p", "0"], 2, "above 0"),
+        (["chat", "mini", "--image", "nowhere.png", "--prompt", "hello"], 2, "no such file"),
+        (["encode", "mini", "nowhere.png", "--out", "a.safetensors"], 2, "no such file"),
+        (["decode", "mini", "nowhere.safetensors", "--out", "a"], 2, "no such file"),
+        (["export", "mini", "--out", "red.png"], 2, "give a folder"),
+        (["convert", "mini", "--to-reference", "--out", "red.png"], 2, "this is there already"),
+        (["eval", "reconstrution", "mini"], 2, "Did you mean 'reconstruction'?"),
+        (["eval", "reconstruction", "mini", "--config", "nowhere.yaml"], 2, "no such recipe"),
+        (["measure", "--only", "everything"], 2, "not one of"),
+        (["bench", "quantizer", "--size", "paper"], 2, "takes full or tiny"),
+        (["app", "--host", "no such host"], 2, "cannot listen"),
+    ],
+)
+def test_mistakes_in_arguments_are_reported_before_torch_is_imported(words, code, message, here):
+    command = [sys.executable, "-c", NOT_LOADED, *words]
+    environment = os.environ | {"PYTHONPATH": ROOT}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    *said, end = result.stderr.splitlines()
+    loaded, seconds = end.split()
+    assert result.returncode == code and loaded == "False", result.stderr
+    assert message in " ".join(said) and len(said) == (code == 2)
+    assert float(seconds) < (0.5 if words == ["--help"] else 1)
 
 
 @pytest.mark.parametrize("folder", ["evotok", "training", "eval"])
 def test_every_progress_bar_asks_whether_somebody_looks_on(folder):
-    for path in Path(__file__).parents[1].joinpath(folder).rglob("*.py"):
+    for path in Path(ROOT, folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tqdm":
                 assert "disable" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script(shell, capsys):
-    assert evotok("completion", shell) == 0
-    assert "_ARGCOMPLETE" in capsys.readouterr().out
+COMPLETED = [
+    ("evotok ge", "generate"),
+    ("evotok decode --de", "--depth"),
+    ("evotok export mini --out a --dtype fl", "float16 float32"),
+    ("evotok chat mi", "mini"),
+    ("evotok train configs/mini/tokenizer", "configs/mini/tokenizer-semantics.yaml configs/mini/tokenizer.yaml"),
+    ("evotok train configs/mini/gen.yaml training.max_s", "training.max_steps="),
+    ("evotok plan configs/mini/gen.yaml --gpu rtx", "rtx3090 rtx4090"),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered"), COMPLETED, ids=[typed for typed, _ in COMPLETED])
+def test_completion_answers_the_shell(typed, offered, here):
+    """As the script of bash asks: the line typed in the environment, the answer on stdout."""
+    environment = os.environ | {"_EVOTOK_COMPLETE": "complete_bash", "COMP_WORDS": typed, "PYTHONPATH": ROOT}
+    environment["COMP_CWORD"] = str(len(typed.split()) - 1)
+    command = [sys.executable, "-c", "from evotok.cli import main; main()"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert sorted(result.stdout.split()) == offered.split()
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
-    [("evotok ge", "generate"), ("evotok decode --de", "--depth"), ("evotok completion f", "fish")],
+    ("words", "message"),
+    [
+        (["mesure"], "evotok: No such command 'mesure'. Did you mean 'measure'? (see evotok --help)"),
+        (["--bad"], "evotok: No such option: --bad (see evotok --help)"),
+        (["chat"], "evotok chat: Missing argument 'CHECKPOINT' (see evotok chat --help)"),
+        (["chat", "--promt"], "evotok chat: No such option: --promt. Did you mean --prompt? (see evotok chat --help)"),
+        (
+            ["decode", "a", "b", "--out", "c", "--depth", "two"],
+            "evotok decode: Invalid value for '--depth': Input should be a valid integer, unable to parse string as an "
+            "integer (see evotok decode --help)",
+        ),
+        (
+            ["generate", "mini", "--prompt", "--seed", "3"],
+            "evotok generate: Option '--prompt' requires an argument (see evotok generate --help)",
+        ),
+    ],
 )
-def test_completion_answers_the_shell(typed, offered, tmp_path):
-    """As the scripts ask: the line typed in the environment, the answer in a file."""
-    answer = tmp_path / "answer"
-    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "PATH": "/usr/bin:/bin"}
-    environment |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
-    subprocess.run(
-        [sys.executable, "-c", "from evotok.cli import main; main()"], env=os.environ | environment, check=True
-    )
-    assert [word.strip() for word in answer.read_text().splitlines()] == [offered]
-
-
-@pytest.mark.parametrize(
-    "words", [["paint"], ["chat"], ["decode", "a", "b", "--out", "c", "--depth", "two"], ["--bad"]]
-)
-def test_mistakes_in_the_words_are_one_line(words, capsys):
+def test_mistakes_in_the_words_are_one_line(words, message, capsys):
     assert main(words) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+@pytest.mark.parametrize("words", [["generate", "mini"], ["chat", "mini"]])
+@pytest.mark.parametrize("prompt", ["", "  "])
+def test_empty_prompts_are_refused(words, prompt, capsys):
+    assert main([*words, "--prompt", prompt]) == 2
+    assert "'--prompt': the text is empty, write one" in capsys.readouterr().err
+
+
+def test_options_of_several_words(checkpoint):
+    prompts = parse_command(["generate", "--prompt", "a", "b c", "--seed", "1", "mini", "--prompt", "d"])["prompt"]
+    assert prompts == ["a", "b c", "d"]
+    assert parse_command(["export", "mini", "--out", "x", "--base-model", "a/b", "c/d"])["base_model"] == ["a/b", "c/d"]
+
+
+def test_a_folder_that_is_not_there_is_not_sought_at_the_hub(here, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the Hub"))
+    (here / "runs" / "gen").mkdir(parents=True)
+    assert "Did you mean 'runs/gen'?" in refuse(capsys, "chat", "runs/gne", "--prompt", "hello")
+    assert "no such folder" in refuse(capsys, "train", "configs/mini/gen.yaml", "model.checkpoint=runs/nowhere")
 
 
 def test_as_a_process_it_leaves_no_traceback(tmp_path):
@@ -301,6 +372,15 @@ def test_train_finds_shipped_recipes_anywhere(here):
     assert find_recipe("configs/mini/tokenizer.yaml").is_file()
     (here / "mine.yaml").write_text("stage: gen")
     assert str(find_recipe("mine.yaml")) == "mine.yaml"
+
+
+def test_recipes_take_mini_as_a_checkpoint(here):
+    _, overrides = check_recipe("configs/mini/gen.yaml", ["model.checkpoint=mini"])
+    folder = read_recipe(find_recipe("configs/mini/gen.yaml"), overrides).model.checkpoint
+    assert Path(folder, "config.json").is_file()
+    (here / "mine.yaml").write_text("stage: gen\nmodel: {checkpoint: mini}\n")
+    assert check_recipe("mine.yaml", [])[1] == [f'model.checkpoint="{folder}"']
+    assert check_recipe("configs/mini/gen.yaml", [])[1] == [], "a plan can be made before the stage before is trained"
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

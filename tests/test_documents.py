@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import parse_command
 from torch.distributed.run import parse_args as parse_torchrun
 
-from evotok.cli import build_parser, main
+from evotok.cli import main
 from evotok.commands.evaluate import read_options
 from evotok.training.arguments import read_recipe
 
@@ -85,9 +86,7 @@ def read_json(code: str) -> None:
 
 def run_line(line: str, monkeypatch) -> None:
     """Run one line as a shell would, without a new process for each `evotok`."""
-    if script := re.fullmatch(r'eval "\$\(evotok (.*)\)"', line):
-        assert main(shlex.split(script[1])) == 0
-    elif line.startswith("make "):
+    if line.startswith("make "):
         parse_line(line)
     else:
         said, _, command = line.rpartition(" | ")
@@ -105,7 +104,7 @@ def parse_line(line: str) -> None:
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
     if program == "evotok":
-        build_parser(words[0]).parse_args(words)
+        parse_command(words)
     if program == "torchrun":
         options = parse_torchrun(words)
         assert options.module and options.training_script == "evotok.training.train", line

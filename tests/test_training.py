@@ -137,7 +137,11 @@ def test_the_command_says_what_came_of_it_to_programs(recipes, tmp_path, capsys)
     facts = json.loads(said.out)  # nothing else is there: what Trainer prints goes to stderr
     assert "'loss'" in said.err and "it/s" not in said.err and "s/it" not in said.err, "no bars where nobody looks on"
     assert (facts["stage"], facts["folder"], facts["step"]) == ("tokenizer", str(tmp_path / "run"), 2)
-    assert facts["train_loss"] > 0 and facts["eval_psnr_depth2"] > 0
+    assert facts["train_loss"] > 0 and facts["eval_psnr_depth2"] > 0 and not facts["already_finished"]
+    assert cli(["train", str(recipes / "tokenizer.yaml"), run, "training.max_steps=2"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"already finished at step 2. Next: evotok eval reconstruction {tmp_path / 'run'}" in line
+    assert "mean loss" not in line
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "sft"])

@@ -1,10 +1,14 @@
 """`evotok app`: the page, on which people chat about images, draw them and look inside their codes."""
 
-import argparse
+import socket
 import sys
 import threading
+from typing import Annotated
 
-from evotok.commands.checkpoints import HELP, load_multimodal
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint, load_multimodal
+from evotok.commands.options import Checkpoint
 
 
 EXAMPLES = """  evotok app
@@ -13,43 +17,56 @@ EXAMPLES = """  evotok app
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("checkpoint", nargs="?", default="mini", metavar="CHECKPOINT", help=f"{HELP} (mini)")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="N", help="port; the first free one from 7860 by default")
-    parser.add_argument("--share", action="store_true", help="make a public address as well, through Gradio's servers")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Serve the page until it is interrupted."""
-    if options.port is not None and not 1 <= options.port <= 65535:
-        raise ValueError(f"--port {options.port}: give a number from 1 to 65535.")
+def run(
+    checkpoint: Checkpoint = "mini",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen at")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=65535, help="port; the first free one from 7860 by default")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="a public address as well, through Gradio's servers")] = False,
+) -> None:
+    """Serve a page in your browser: chat about images, generate them, look inside their codes."""
+    find_checkpoint(checkpoint)
+    _check_address(host, port)
     try:
         import gradio  # noqa: F401 - looked for before the model is loaded
     except ImportError:
         raise ImportError("the page needs Gradio: pip install 'evotok[app]'") from None
-    model, processor = load_multimodal(options.checkpoint)
+    model, processor = load_multimodal(checkpoint)
     from evotok.app.page import build_page, launch_options
 
-    if options.host not in LOOPBACK:
-        print(f"note: everybody who reaches {options.host} can use this page.", file=sys.stderr)
+    if host not in LOOPBACK:
+        print(f"note: everybody who reaches {host} can use this page.", file=sys.stderr)
     page = build_page(model, processor)
     try:
         _, address, _ = page.launch(
-            server_name=options.host,
-            server_port=options.port,
-            share=options.share,
+            server_name=host,
+            server_port=port,
+            share=share,
             quiet=True,
             prevent_thread_lock=True,
             **launch_options(),
         )
     except OSError:
-        where = f"{options.host}:{options.port}" if options.port else options.host
-        raise ValueError(f"cannot listen at {where}: give another --host or --port.") from None
+        raise _cannot_listen(host, port) from None
     print(f"EvoTok is at {address} (Ctrl+C ends it)", flush=True)
     try:
         threading.Event().wait()  # until Ctrl+C
     finally:
         page.close(verbose=False)
-    return 0
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises ValueError unless the page can listen there, which Gradio would try only after the model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            attempt.bind(address)
+    except OSError:
+        raise _cannot_listen(host, port) from None
+
+
+def _cannot_listen(host: str, port: int | None) -> ValueError:
+    where = f"{host}:{port}" if port else host
+    return ValueError(f"cannot listen at {where}: give another --host or --port.")

@@ -1,11 +1,13 @@
 """`evotok bench`: what the engine costs, beside a plain reference and the machine's own limits."""
 
-import argparse
 import importlib
 import sys
+from typing import Annotated, Literal
+
+import typer
 
 from evotok.commands.files import check_file, new_files
-from evotok.commands.numbers import at_least_one
+from evotok.commands.options import Json
 from evotok.commands.terminal import say
 
 
@@ -21,53 +23,49 @@ SUITES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("suite", choices=SUITES, metavar="SUITE", help=", ".join(SUITES))
-    parser.add_argument("--threads", type=at_least_one, metavar="N", help="threads on the CPU (torch's own choice)")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of models (bfloat16)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (cpu)")
-    parser.add_argument(
-        "--size",
-        choices=["full", "tiny", "paper"],
-        default="full",
-        help="tiny: only to see it run; paper: generate with the 7B model's shapes, on a GPU of 40 GB (full)",
-    )
-    parser.add_argument("--repeats", type=at_least_one, default=5, metavar="N", help="the best of N runs counts (5)")
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const=True,
-        metavar="FILE",
-        help="also write the rows to FILE, as a JSON list; without FILE one line of JSON on stdout instead of text",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Measure, print, and write if asked to."""
+def run(
+    suite: Annotated[
+        Literal["quantizer", "depth", "generate", "loss", "train"], typer.Argument(metavar="SUITE", help="what to time")
+    ],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="threads on the CPU; torch's own choice by default")
+    ] = None,
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="dtype of models")] = "bfloat16",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to run")] = "cpu",
+    size: Annotated[
+        Literal["full", "tiny", "paper"],
+        typer.Option(help="tiny: only to see it run; paper: generate with the 7B model's shapes, on a GPU of 40 GB"),
+    ] = "full",
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="the best of N runs counts")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time the engine against a plain reference and the machine's limits."""
+    if file is not None and not as_json:
+        raise ValueError(f"{file}: give --json with the file that the rows shall be written to.")
+    if size == "paper" and suite != "generate":
+        raise ValueError(f"--size paper: {suite} takes full or tiny.")
+    path = None if file is None else check_file(file)
     import torch
 
     from evotok.eval.benchmarks.meters import Setting, machine
     from evotok.eval.benchmarks.report import to_json, to_text
 
-    path = None if options.json in (None, True) else check_file(options.json)
-    options.json = options.json is True  # what `say` asks
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no such device here, take cpu.")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    suite = importlib.import_module(f"evotok.eval.benchmarks.{SUITES[options.suite]}")
-    if options.size not in suite.SIZES:
-        raise ValueError(f"--size {options.size}: {options.suite} takes {' or '.join(suite.SIZES)}.")
-    dtype = getattr(torch, options.dtype)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    measures = importlib.import_module(f"evotok.eval.benchmarks.{SUITES[suite]}")
+    setting = Setting(device, getattr(torch, dtype), size, repeats)
     if sys.stderr.isatty():  # a line that stands still: what moves would be timed as well
-        print(f"timing {options.suite}, {options.repeats} times ...", file=sys.stderr)
-    rows = suite.run(Setting(options.device, dtype, options.size, options.repeats))
-    common = {"threads": torch.get_num_threads(), "dtype": options.dtype, "device": options.device}
-    common |= {"size": options.size, "machine": machine(options.device)}
+        print(f"timing {suite}, {repeats} times ...", file=sys.stderr)
+    rows = measures.run(setting)
+    common = {"threads": torch.get_num_threads(), "dtype": dtype, "device": device}
+    common |= {"size": size, "machine": machine(device)}
     rows = [row | common for row in rows]
-    say(options, rows, [to_text(rows)])
+    say(as_json and path is None, rows, [to_text(rows)])
     if path is not None:
         with new_files(path.parent, overwrite=True) as reserve:
             reserve(path.name).write_text(to_json(rows), encoding="utf-8")
-    return 0

@@ -1,18 +1,19 @@
 """`evotok chat`: a conversation with pictures in both directions, or one question."""
 
-import argparse
 import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from evotok.commands.checkpoints import HELP, load_multimodal
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.conversation import Conversation, read_prompt
 from evotok.commands.files import safe_name, save_images
-from evotok.commands.numbers import at_least_one
+from evotok.commands.options import Checkpoint, Json, require_text
 from evotok.commands.preview import show_preview
-from evotok.commands.terminal import add_json, bold, progress, say
+from evotok.commands.terminal import bold, progress, say
 
 
 if TYPE_CHECKING:
@@ -32,32 +33,31 @@ MENU = """\
 HISTORY_LENGTH = 1000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP)
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image to talk about; may repeat")
-    parser.add_argument("--prompt", metavar="TEXT", help="one question; without it a conversation begins")
-    parser.add_argument(
-        "--max-new-tokens", type=at_least_one, default=256, metavar="N", help="longest answer in tokens (256)"
-    )
-    parser.add_argument("--out", default="drawn", metavar="DIR", help="folder for what /draw draws (drawn)")
-    add_json(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Answer the one question, or converse until the user leaves."""
+def run(
+    checkpoint: Checkpoint,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="image to talk about; may repeat")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", callback=require_text, help="one question; without it a conversation begins"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="longest answer in tokens")] = 256,
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for what /draw generates")] = "drawn",
+    as_json: Json = False,
+) -> None:
+    """Chat about images, once with --prompt or turn by turn."""
+    find_checkpoint(checkpoint)
     from evotok.processing.image_loading_evotok import load_image
     from evotok.training.messages import one_line
 
-    if options.json and options.prompt is None:
+    if as_json and prompt is None:
         raise ValueError("--json goes with --prompt: a conversation is for people.")
-    images = [load_image(path) for path in options.image]
-    chat = Chat(*load_multimodal(options.checkpoint), options.max_new_tokens)
+    images = [load_image(path) for path in image or ()]
+    chat = Chat(*load_multimodal(checkpoint), max_new_tokens)
     chat.show(*images)
-    if options.prompt is not None:
-        answer = chat.ask(options.prompt, stream=not options.json)
-        say(options, {"answer": answer}, ())
-        return 0
+    if prompt is not None:
+        answer = chat.ask(prompt, stream=not as_json)
+        say(as_json, {"answer": answer}, ())
+        return
     if sys.stdin.isatty():
         remember_lines()
         print(f"Ask away. {bold('/help', sys.stdout)} shows what else can be typed.")
@@ -65,15 +65,14 @@ def run(options: argparse.Namespace) -> int:
         show_preview(image)
     while (line := _next_line()) is not None:
         try:
-            if _follow(chat, line, options.out):
-                return 0
+            if _follow(chat, line, out):
+                return
         except (ValueError, OSError) as error:
             print(f"evotok chat: {one_line(error)}", file=sys.stderr)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
             print("\n(stopped: the conversation is as before)")
-    return 0
 
 
 def remember_lines() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
     from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 
-HELP = "folder of a checkpoint, a Hub id, or `mini` for the embedded model"
 MULTIMODAL, TOKENIZER = "evotok", "evotok_vq"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_FOLDER = "Give a checkpoint: a folder with config.json and *.safetensors."
 _DISAGREE = "the processor's {}, the model's {}: they are not of one checkpoint. Copy or save it again."
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -54,6 +55,24 @@ def find_asset(name: str) -> Path:
     raise ValueError(f"assets/{name} is not there: install from a full checkout, or give the folder of a checkpoint.")
 
 
+def find_folder(name: str) -> Path:
+    """Finds the folder of what a user calls CHECKPOINT; that of a Hub id is downloaded.
+
+    Raises:
+        ValueError: no such folder or Hub id; the message has the nearest name that there is. The Hub is not asked for a
+            path whose parent is a folder here.
+    """
+    folder = find_asset("evotok-mini") if name == "mini" else Path(name)
+    if not folder.exists() and HUB_ID.fullmatch(name) and not folder.parent.is_dir():
+        folder = _fetch(name)
+    if not name or not folder.is_dir():
+        beside = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        near = get_close_matches(name, ["mini", *beside], n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else _NO_FOLDER
+        raise ValueError(f"{name!r}: no such folder. {hint}")
+    return folder
+
+
 def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
     """The checkpoint that a user means, looked at but not loaded.
 
@@ -63,11 +82,7 @@ def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
     Raises:
         ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters on nothing that is there.
     """
-    folder = find_asset("evotok-mini") if name == "mini" else Path(name)
-    if not folder.exists() and _HUB_ID.fullmatch(name):
-        folder = _fetch(name)
-    if not name or not folder.is_dir():
-        raise ValueError(f"{name!r}: no such folder. Give a checkpoint: a folder with config.json and *.safetensors.")
+    folder = find_folder(name)
     check_files(name, folder)
     if (folder / "adapter_config.json").is_file():
         return _find_adapters(name, folder, above)

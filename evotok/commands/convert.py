@@ -1,10 +1,17 @@
 """`evotok convert`: checkpoints of the paper's release become ours, and ours theirs."""
 
-import argparse
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from evotok.commands.files import new_folder
-from evotok.commands.numbers import at_least_one
-from evotok.commands.terminal import add_json, say, waiting
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint, quiet_libraries
+from evotok.commands.files import check_new_folder, new_folder
+from evotok.commands.options import Json
+from evotok.commands.terminal import say, waiting
+
+
+if TYPE_CHECKING:
+    from evotok.conversion.sizes import Choices
 
 
 EXAMPLES = """  evotok convert last.pt --out tokenizer
@@ -12,79 +19,88 @@ EXAMPLES = """  evotok convert last.pt --out tokenizer
   evotok convert last.pt rqtransformer.bin mm_projector.bin Qwen2.5-7B-Instruct/ --out stage1
   evotok convert evotok-7b --to-reference --out release"""
 
-_SIZES = {
-    "--encoder-heads": "attention heads of the encoder (16)",
-    "--semantic-heads": "attention heads of the semantic decoder (12)",
-    "--depth-heads": "attention heads of the depth decoder (40)",
-    "--image-size": "side of the images in pixels (as the teacher's name says, 256 or 384)",
-    "--pixel-levels": "levels that pixels are decoded from (4)",
-}
+LanguageModel = Literal["understanding", "generation"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="files and folders of the release that make one model: last.pt, rqtransformer.bin, mm_projector.bin, "
-        "folders of language models, or one folder of all that; with --to-reference a checkpoint of ours",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--to-reference", action="store_true", help="write the release's format instead of reading it")
-    parser.add_argument(
-        "--language-model",
-        choices=["understanding", "generation"],
-        help="whose language model to keep if the two were trained apart",
-    )
-    sizes = parser.add_argument_group("what stands in no tensor (the release's values)")
-    for name, text in _SIZES.items():
-        sizes.add_argument(name, type=at_least_one, metavar="N", help=text)
-    add_json(parser)
+def _size(text: str) -> Any:
+    """Builds the option of a size that stands in no tensor."""
+    return typer.Option(metavar="N", min=1, help=text, rich_help_panel="Sizes that no tensor has (release's values)")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Convert one way or the other; the folder appears when all of it is written."""
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="files and folders of the release that make one model: last.pt, rqtransformer.bin, mm_projector.bin, "
+            "folders of language models, or one folder of all that; with --to-reference a checkpoint of EvoTok",
+        ),
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder to make")],
+    to_reference: Annotated[
+        bool, typer.Option("--to-reference", help="write the release's format instead of reading it")
+    ] = False,
+    language_model: Annotated[
+        LanguageModel | None, typer.Option(help="whose language model to keep if the two were trained apart")
+    ] = None,
+    encoder_heads: Annotated[int | None, _size("attention heads of the encoder (16)")] = None,
+    semantic_heads: Annotated[int | None, _size("attention heads of the semantic decoder (12)")] = None,
+    depth_heads: Annotated[int | None, _size("attention heads of the depth decoder (40)")] = None,
+    image_size: Annotated[
+        int | None, _size("side of the images in pixels (as the teacher's name says, 256 or 384)")
+    ] = None,
+    pixel_levels: Annotated[int | None, _size("levels that pixels are decoded from (4)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert checkpoints of the paper's release into those of EvoTok, or back."""
+    check_new_folder(out)
+    if to_reference:
+        if len(sources) != 1:
+            raise ValueError(f"--to-reference takes one checkpoint of ours, not {len(sources)} sources.")
+        find_checkpoint(sources[0])
     from huggingface_hub.errors import StrictDataclassError
 
-    from evotok.commands.checkpoints import quiet_libraries
+    from evotok.conversion.sizes import Choices
 
     quiet_libraries()
     try:
-        return _export(options) if options.to_reference else _import(options)
+        if to_reference:
+            _export(sources[0], out, as_json)
+        else:
+            choices = Choices(
+                encoder_heads=encoder_heads,
+                semantic_heads=semantic_heads,
+                depth_heads=depth_heads,
+                image_size=image_size,
+                pixel_levels=pixel_levels,
+            )
+            _import(sources, choices, language_model, out, as_json)
     except StrictDataclassError as error:
-        raise ValueError(f"{options.sources[0]}: sizes that make no model ({' '.join(str(error).split())}).") from None
+        raise ValueError(f"{sources[0]}: sizes that make no model ({' '.join(str(error).split())}).") from None
 
 
-def _import(options: argparse.Namespace) -> int:
+def _import(sources: list[str], choices: "Choices", language_model: str | None, out: str, as_json: bool) -> None:
     from evotok.conversion.import_reference import import_reference
-    from evotok.conversion.sizes import Choices
 
-    choices = Choices(**{name: getattr(options, name) for name in Choices._fields})
-    with new_folder(options.out) as folder, waiting("Converting"):
-        model = import_reference(options.sources, choices, options.language_model)
+    with new_folder(out) as folder, waiting("Converting"):
+        model = import_reference(sources, choices, language_model)
         model.save(folder)
     numbers = sum(tensor.numel() for tensor in model.tensors.values())
-    lines = [f"{options.out}: {numbers:,} numbers converted"]
+    lines = [f"{out}: {numbers:,} numbers converted"]
     if model.fresh:
         lines.append(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
-    say(options, {"folder": options.out, "numbers": numbers, "fresh": list(model.fresh)}, lines)
-    return 0
+    say(as_json, {"folder": out, "numbers": numbers, "fresh": list(model.fresh)}, lines)
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(source: str, out: str, as_json: bool) -> None:
     from pathlib import Path
 
-    from evotok.commands.checkpoints import find_checkpoint
     from evotok.conversion.export_reference import export_reference
 
-    if len(options.sources) != 1:
-        raise ValueError(f"--to-reference takes one checkpoint of ours, not {len(options.sources)} sources.")
-    checkpoint = find_checkpoint(options.sources[0])
+    checkpoint = find_checkpoint(source)
     if checkpoint.base is not None:
-        raise ValueError(f"{options.sources[0]}: adapters. `evotok export` them first, and give the result.")
-    with new_folder(options.out) as folder, waiting("Converting"):
-        export_reference(checkpoint.folder, folder, final=Path(options.out))
+        raise ValueError(f"{source}: adapters. `evotok export` them first, and give the result.")
+    with new_folder(out) as folder, waiting("Converting"):
+        export_reference(checkpoint.folder, folder, final=Path(out))
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    say(options, {"folder": options.out, "files": files}, [f"{options.out}: written in the release's format"])
-    return 0
+    say(as_json, {"folder": out, "files": files}, [f"{out}: written in the release's format"])

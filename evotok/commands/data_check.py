@@ -1,15 +1,17 @@
 """`evotok data check`: reads the first records of every source of a recipe and says what it found."""
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from evotok.commands.files import save_images
-from evotok.commands.numbers import at_least_one
-from evotok.commands.terminal import add_json, progress, say
+import typer
+
+from evotok.commands.files import check_folder, save_images
+from evotok.commands.options import Json, Overrides, Recipe
+from evotok.commands.recipes import check_recipe
+from evotok.commands.terminal import progress, say
 
 
 EXAMPLES = """  evotok data check configs/paper/sft.yaml
@@ -17,33 +19,32 @@ EXAMPLES = """  evotok data check configs/paper/sft.yaml
 _PICTURES = 8
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("action", choices=["check"], help="read the first records of every source")
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file with `data.name: mixture`")
-    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
-    parser.add_argument(
-        "--records", type=at_least_one, default=64, metavar="N", help="records of each source (default 64)"
-    )
-    parser.add_argument("--out", default="data-check", metavar="DIR", help="folder for the pictures of samples")
-    add_json(parser)
+def run(
+    action: Annotated[Literal["check"], typer.Argument(help="read the first records of every source")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    records: Annotated[int, typer.Option(metavar="N", min=1, help="records of each source")] = 64,
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the pictures of samples")] = "data-check",
+    as_json: Json = False,
+) -> None:
+    """Check the data of a recipe: read the first records of every source.
 
-
-def run(options: argparse.Namespace) -> int:
-    """A paragraph a source; exit code 2 if one of them cannot be used."""
-    from evotok.commands.train import find_recipe
+    Ends with exit code 2 if one of them cannot be used.
+    """
+    check_folder(out)
+    path, words = check_recipe(recipe, overrides or ())
     from evotok.training.arguments import read_recipe
     from evotok.training.messages import one_line
 
-    data = read_recipe(find_recipe(options.recipe), options.overrides).data
+    data = read_recipe(path, words).data
     if data.name != "mixture":
-        raise ValueError(f"{options.recipe}: data.name is {data.name!r}; only the sources of a mixture are checked.")
+        raise ValueError(f"{recipe}: data.name is {data.name!r}; only the sources of a mixture are checked.")
     found, sheets = [], []
     with progress(len(data.sources), "source", "Checking") as bar:
         for source in data.sources:
             try:
-                facts, cells = _check(source, options.records)
-                if not options.json:
+                facts, cells = _check(source, records)
+                if not as_json:
                     bar.write(_report(facts))
             except (ValueError, OSError) as error:
                 facts, cells = {"source": source.source, "error": one_line(error)}, []
@@ -52,12 +53,11 @@ def run(options: argparse.Namespace) -> int:
             if cells:
                 sheets.append((source.source, _sheet(source.source, cells)))
             bar.update()
-    paths = [str(path) for path in save_images(options.out, sheets, overwrite=True)] if sheets else []
-    say(options, {"sources": found, "pictures": paths}, paths)
+    paths = [str(path) for path in save_images(out, sheets, overwrite=True)] if sheets else []
+    say(as_json, {"sources": found, "pictures": paths}, paths)
     failed = sum("error" in facts for facts in found)
     if failed:
-        raise ValueError(f"{failed} of {len(found)} sources of {options.recipe} cannot be used.")
-    return 0
+        raise ValueError(f"{failed} of {len(found)} sources of {recipe} cannot be used.")
 
 
 def _check(source, limit: int) -> tuple[dict[str, Any], list]:

@@ -1,6 +1,5 @@
 """`evotok eval`: a suite of measurements on a checkpoint, into a folder of its own."""
 
-import argparse
 import importlib
 import sys
 import time
@@ -8,9 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from evotok.commands.terminal import add_json, say
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint
+from evotok.commands.files import check_folder
+from evotok.commands.options import Json, complete_checkpoint
+from evotok.commands.recipes import find_recipe
+from evotok.commands.terminal import say
 
 
 EXAMPLES = """  evotok eval reconstruction mini
@@ -34,49 +39,66 @@ SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    width = max(map(len, SUITES), default=0)
-    parser.epilog = "\n".join(
-        ["Suites:", *(f"  {name:<{width}}  {summary}" for name, summary in SUITES.items()), "", parser.epilog or ""]
-    )
-    parser.add_argument("suite", choices=SUITES, metavar="SUITE", help="one of the suites below")
-    parser.add_argument(
-        "inputs", nargs="*", metavar="CHECKPOINT", help="what is measured, then key=value of its options"
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML with options (default: configs/eval/SUITE.yaml if any)")
-    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/SUITE-CHECKPOINT)")
-    parser.add_argument("--restart", action="store_true", help="measure again what the folder has already")
-    add_json(parser)
+WITHOUT_CHECKPOINT = ("ablations", "compare")
+_WIDTH = max(map(len, SUITES))
+EPILOG = "\n".join(["Suites:", *(f"  {name:<{_WIDTH}}  {summary}" for name, summary in SUITES.items())])
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, unless the folder has it already, and say what was found."""
-    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # where DeepSpeed says that it is there
-        results, lines = _measure(options)
+def run(
+    suite: Annotated[Literal[tuple(SUITES)], typer.Argument(metavar="SUITE", help="one of the suites below")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="what is measured, then key=value of its options",
+            autocompletion=complete_checkpoint,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML with options; configs/eval/SUITE.yaml if there is one")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="folder of the results; results/SUITE-CHECKPOINT by default")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a checkpoint by a suite: tables, plots and figures in a folder.
+
+    What the folder has already is not measured again.
+    """
+    names = [word for word in inputs or () if "=" not in word]
+    words = [word for word in inputs or () if "=" in word]
+    if suite not in WITHOUT_CHECKPOINT:
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} checkpoints: give one to measure, such as `evotok eval {suite} mini`.")
+        find_checkpoint(names[0])
+    _read_tree(suite, config, words)
+    folder = check_folder(out or Path("results") / _default_name(suite, names))
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where DeepSpeed says that it is there
+        results, lines = _measure(suite, names, words, config, folder, restart)
     if results is not None:
-        say(options, results, lines)
-    return 0
+        say(as_json, results, lines)
 
 
-def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[str]]:
+def _default_name(suite: str, names: list[str]) -> str:
+    return suite if suite in WITHOUT_CHECKPOINT else f"{suite}-{Path(names[0]).name}".rstrip("-")
+
+
+def _measure(
+    name: str, inputs: list[str], words: list[str], config: str | None, out: Path, restart: bool
+) -> tuple[dict[str, Any] | None, list[str]]:
     """What the folder holds in the end, and the lines that say it; nothing on processes that did not write it."""
     import evotok
-    from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
-    from evotok.commands.files import check_folder
+    from evotok.commands.checkpoints import load_multimodal, load_tokenizer
     from evotok.eval.suite import Evaluation, begin, sha256, versions
     from evotok.eval.workers import Workers
 
-    suite = importlib.import_module(f"evotok.eval.suites.{options.suite.replace('-', '_')}")
-    inputs = [word for word in options.inputs if "=" not in word]
-    settings = read_options(suite.Options, options.suite, options.config, [w for w in options.inputs if "=" in w])
-    circumstances: dict[str, Any] = {"suite": options.suite, "checkpoint": None, "checkpoint_sha256": None}
+    suite = importlib.import_module(f"evotok.eval.suites.{name.replace('-', '_')}")
+    settings = read_options(suite.Options, name, config, words)
+    circumstances: dict[str, Any] = {"suite": name, "checkpoint": None, "checkpoint_sha256": None}
     load, files = None, {}
     if suite.TAKES in ("checkpoint", "tokenizer"):
-        if len(inputs) != 1:
-            raise ValueError(
-                f"{len(inputs)} checkpoints: give one to measure, such as `evotok eval {options.suite} mini`."
-            )
         checkpoint = find_checkpoint(inputs[0])
         folder = checkpoint.folder
         circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*checkpoint.weights)}
@@ -84,11 +106,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
         loader = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
         load = _noting_dtype(partial(loader, inputs[0]), circumstances)
     elif bool(inputs) != bool(suite.TAKES):
-        raise ValueError(
-            f"{options.suite}: " + ("give the folders of results." if suite.TAKES else "takes no checkpoint.")
-        )
-    name = Path(inputs[0]).name if circumstances["checkpoint"] else ""
-    out = check_folder(options.out or Path("results") / f"{options.suite}-{name}".rstrip("-"))
+        raise ValueError(f"{name}: " + ("give the folders of results." if suite.TAKES else "takes no checkpoint."))
     files |= suite.check(settings, inputs)
 
     workers = Workers()
@@ -100,7 +118,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any] | None, list[s
         "dtype": None,  # of the model, once it is loaded
         "processes": workers.count,
     }
-    results = begin(out, circumstances, options.restart)
+    results = begin(out, circumstances, restart)
     workers.wait()  # until all have looked: the first one writes now
     if results is None:
         started = time.perf_counter()
@@ -123,15 +141,22 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
     Raises:
         ValueError: no such file, an unknown option, or a value of the wrong type.
     """
-    from evotok.commands.train import find_recipe
-    from evotok.training.yaml_reading import build_section, override, read_tree
+    from evotok.training.yaml_reading import build_section
+
+    tree, where = _read_tree(suite, config, words)
+    return build_section(cls, tree, where)
+
+
+def _read_tree(suite: str, config: str | None, words: list[str]) -> tuple[dict[str, Any], str]:
+    """The options as YAML says them, not checked yet, and the name of the file that they are from."""
+    from evotok.training.yaml_reading import override, read_tree
 
     path = find_recipe(config or f"configs/eval/{suite}.yaml")
     has_file = config or path.is_file()
     tree = read_tree(path) if has_file else {}
     for word in words:
         override(tree, word)
-    return build_section(cls, tree, str(path) if has_file else suite)
+    return tree, str(path) if has_file else suite
 
 
 def _noting_dtype(load: Callable[[], tuple[Any, Any]], circumstances: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:

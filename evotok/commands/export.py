@@ -3,14 +3,16 @@
 The folder is what the Hub wants: `hf upload NAME FOLDER`, or `push_to_hub` of the model and the processor it loads as.
 """
 
-import argparse
 import copy
 import shutil
-from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from evotok.commands.checkpoints import HELP, find_checkpoint, load_multimodal
-from evotok.commands.files import filled_folder
-from evotok.commands.terminal import add_json, say, waiting
+import typer
+
+from evotok.commands.checkpoints import find_checkpoint, load_multimodal
+from evotok.commands.files import check_folder, filled_folder
+from evotok.commands.options import Checkpoint, GuidanceMinP, Json, Temperature, TopK
+from evotok.commands.terminal import say, waiting
 
 
 EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.6
@@ -21,61 +23,60 @@ EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-
 OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help=HELP)
-    parser.add_argument("--out", required=True, help="folder to write; files of an older export in it are replaced")
-    dtypes = ["bfloat16", "float16", "float32"]
-    parser.add_argument("--dtype", default="bfloat16", choices=dtypes, help="of the weights")
-    parser.add_argument("--guidance-min-p", type=float, help="plausibility guard saved as the default (0 = none)")
-    parser.add_argument("--top-k", type=int, help="number of codes to sample from, saved as the default")
-    parser.add_argument("--temperature", type=float, help="sampling temperature of images, saved as the default")
-    card = "for the metadata of the card, if neither OUT nor the checkpoint has a README.md"
-    parser.add_argument("--license", default="apache-2.0", help=f"of the weights; {card}")
-    parser.add_argument("--base-model", nargs="+", default=[], metavar="ID", help=f"Hub ids it was made of; {card}")
-    add_json(parser)
+_CARD = "for the metadata of the card, if neither OUT nor the checkpoint has a README.md"
 
 
-def run(options: argparse.Namespace) -> int:
+def run(
+    checkpoint: Checkpoint,
+    out: Annotated[str, typer.Option(metavar="OUT", help="folder to write; files of an older export are replaced")],
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="of the weights")] = "bfloat16",
+    guidance_min_p: GuidanceMinP = None,
+    top_k: TopK = None,
+    temperature: Temperature = None,
+    license_name: Annotated[
+        str, typer.Option("--license", metavar="NAME", help=f"of the weights; {_CARD}")
+    ] = "apache-2.0",
+    base_model: Annotated[
+        list[str] | None, typer.Option(metavar="ID...", help=f"Hub ids it was made of; {_CARD}")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained checkpoint as one folder to share.
+
+    Sampling values that are given become its defaults.
+    """
+    target = check_folder(out)
+    find_checkpoint(checkpoint)
     import torch
 
-    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
-
-    out = Path(options.out)
-    fields = {"guidance_min_p": options.guidance_min_p, "top_k": options.top_k, "temperature": options.temperature}
-    EvoTokCodeSampler(**{name: value for name, value in fields.items() if value is not None})  # refuses bad values
-    with filled_folder(out, OUTDATED) as part:
-        model, processor = load_multimodal(options.checkpoint)
-        _set_sampling(model.generation_config, processor, options)
+    sampling = {"guidance_min_p": guidance_min_p, "image_top_k": top_k, "image_temperature": temperature}
+    with filled_folder(target, OUTDATED) as part:
+        model, processor = load_multimodal(checkpoint)
+        _set_sampling(model.generation_config, processor, sampling)
         # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
         codebooks = copy.deepcopy(model.model.vq_model.quantizer)
-        model.to(getattr(torch, options.dtype)).model.vq_model.quantizer = codebooks
+        model.to(getattr(torch, dtype)).model.vq_model.quantizer = codebooks
         with waiting("Writing the weights"):
             model.save_pretrained(part)
             processor.save_pretrained(part)
-        checkpoint = find_checkpoint(options.checkpoint)
-        card = checkpoint.folder / "README.md"
-        if not (out / "README.md").exists():
-            if card.exists() and checkpoint.base is None:  # beside adapters it is PEFT's, of the adapters
+        found = find_checkpoint(checkpoint)
+        card = found.folder / "README.md"
+        if not (target / "README.md").exists():
+            if card.exists() and found.base is None:  # beside adapters it is PEFT's, of the adapters
                 shutil.copyfile(card, part / card.name)
             else:
                 from evotok.checkpoint_card import render_checkpoint_card
 
-                text = render_checkpoint_card(model, out.resolve().name, options.license, options.base_model)
+                text = render_checkpoint_card(model, target.resolve().name, license_name, base_model or [])
                 (part / card.name).write_text(text, encoding="utf-8")
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    facts = {"folder": str(out), "dtype": options.dtype, "weights_bytes": size}
-    say(options, facts, [f"{out}: {size / 1e6:.1f} MB of weights"])
-    return 0
+    size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+    facts = {"folder": str(target), "dtype": dtype, "weights_bytes": size}
+    say(as_json, facts, [f"{target}: {size / 1e6:.1f} MB of weights"])
 
 
-def _set_sampling(generation_config, processor, options: argparse.Namespace) -> None:
+def _set_sampling(generation_config, processor, sampling: dict[str, Any]) -> None:
     """The values that the command line gives, and the unconditional prompt: pipelines know no other than the saved."""
-    fields = {
-        "guidance_min_p": options.guidance_min_p,
-        "image_top_k": options.top_k,
-        "image_temperature": options.temperature,
-    }
-    for name, value in fields.items():
+    for name, value in sampling.items():
         if value is not None:
             setattr(generation_config, name, value)
     silence = [{"role": "user", "content": ""}]

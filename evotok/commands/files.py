@@ -121,6 +121,18 @@ def made_folder(folder: Path) -> Iterator[None]:
         raise
 
 
+def check_new_folder(folder: str | Path) -> Path:
+    """Checks the name of a folder to make.
+
+    Raises:
+        ValueError: it is a file, or a folder with files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
+    return folder
+
+
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A folder that appears under its name when all in it is written; after an error there is none.
@@ -134,9 +146,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: `folder` is a file, or has files in it.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
+    folder = check_new_folder(folder)
     part = folder.with_name(folder.name + ".part")
     if part.exists():
         raise ValueError(f"{part}: this is there already, left by a run that was stopped: remove it.")

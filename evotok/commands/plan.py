@@ -1,10 +1,13 @@
 """`evotok plan`: what a recipe will take, before anything is downloaded or rented."""
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
 
-from evotok.commands.numbers import at_least_one
-from evotok.commands.terminal import add_json, say, waiting
+import typer
+
+from evotok.commands.options import Json, Overrides, Recipe, require_share
+from evotok.commands.recipes import check_recipe
+from evotok.commands.terminal import say, waiting
 
 
 if TYPE_CHECKING:
@@ -18,40 +21,58 @@ FRAMEWORK_BYTES = 2e9
 _SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/paper/sft.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
-    parser.add_argument(
-        "--gpus", type=at_least_one, metavar="N", help="how many (default: as many as the recipe is written for)"
-    )
-    parser.add_argument(
-        "--gpu", default="h100", metavar="KIND", help="which: h100 (default), h200, a100-80g, rtx4090 ..."
-    )
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the GPU's peak that useful work reaches (default 0.4)"
-    )
-    add_json(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print the plan."""
-    from evotok.commands.train import find_recipe
+def complete_gpu() -> list[str]:
+    """Lists the kinds of GPUs."""
     from evotok.training.planning.gpus import GPUS
-    from evotok.training.planning.plan import make_plan
 
-    if options.gpu not in GPUS:
-        raise ValueError(f"--gpu {options.gpu}: not one of {', '.join(GPUS)}.")
-    if not 0 < options.mfu <= 1:
-        raise ValueError(f"--mfu {options.mfu} must be in (0, 1].")
+    return list(GPUS)
+
+
+def check_gpu(kind: str) -> str:
+    """Refuses a kind of GPU that there are no figures of."""
+    known = complete_gpu()
+    if kind not in known:
+        near = get_close_matches(kind, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"not one of {', '.join(known)}"
+        raise typer.BadParameter(f"{kind!r}: {hint}")
+    return kind
+
+
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="how many; as many as the recipe is written for by default")
+    ] = None,
+    gpu: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            callback=check_gpu,
+            autocompletion=complete_gpu,
+            help="which: h100, h200, a100-80g, rtx4090 ...",
+        ),
+    ] = "h100",
+    mfu: Annotated[
+        float,
+        typer.Option(
+            metavar="X", min=0, max=1, callback=require_share, help="share of the GPU's peak that useful work reaches"
+        ),
+    ] = 0.4,
+    as_json: Json = False,
+) -> None:
+    """Estimate what a recipe takes: memory, operations, days, bytes; no weights needed."""
+    path, words = check_recipe(recipe, overrides or ())
     with waiting("Planning"):
-        plan = make_plan(find_recipe(options.recipe), options.overrides, options.gpus, GPUS[options.gpu], options.mfu)
-        facts = {"recipe": options.recipe, "gpu": options.gpu} | _facts(plan)
-    if options.json:
-        say(options, facts, ())
+        from evotok.training.planning.gpus import GPUS
+        from evotok.training.planning.plan import make_plan
+
+        plan = make_plan(path, words, gpus, GPUS[gpu], mfu)
+        facts = {"recipe": recipe, "gpu": gpu} | _facts(plan)
+    if as_json:
+        say(as_json, facts, ())
     else:
         _print_plan(facts)
-    return 0
 
 
 def _facts(plan: "Plan") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """How commands speak: lines for people or JSON for programs, colours and progress only where a person looks on."""
 
-import argparse
 import json
 import os
 import sys
@@ -9,14 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option `--json`, for `say`."""
-    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of text")
-
-
-def say(options: argparse.Namespace, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
-    """Print the outcome of a command: `facts` as JSON if `--json` was given, else `lines`."""
-    if options.json:
+def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
+    """Print the outcome of a command: `facts` as JSON, or `lines`."""
+    if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
         for line in lines:

@@ -1,12 +1,16 @@
 """`evotok train`: one stage of training, from a recipe."""
 
-import argparse
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Annotated, Any
 
-from evotok.commands.terminal import add_json, say
+import typer
+
+from evotok.commands.options import Json, Overrides, Recipe
+from evotok.commands.recipes import check_recipe
+from evotok.commands.terminal import say, waiting
 
 
 EXAMPLES = """  evotok train configs/mini/tokenizer.yaml
@@ -15,30 +19,58 @@ EXAMPLES = """  evotok train configs/mini/tokenizer.yaml
   torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/gen.yaml"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command, those of `evotok.training.train`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as configs/mini/tokenizer.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="changes to the recipe")
-    parser.add_argument("--restart", action="store_true", help="begin anew although the output folder has checkpoints")
-    add_json(parser)
+# What is usually done with the model of a stage.
+_NEXT = {
+    "tokenizer": "evotok eval reconstruction {folder}",
+    "pretrain": "train the stage sft with model.checkpoint={folder}",
+    "sft": "evotok chat {folder}",
+    "gen": "evotok export {folder} --out DIR",
+    "unified": "evotok export {folder} --out DIR",
+    "dpo": "evotok export {folder} --out DIR",
+}
 
 
-def run(options: argparse.Namespace) -> int:
-    """Hands over to `evotok.training.train`; under torchrun the first process says what came of it."""
-    from evotok.training.arguments import read_recipe
-    from evotok.training.train import train
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="start again although the output folder has checkpoints")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one stage from a recipe, or resume where it was stopped.
 
-    recipe = read_recipe(find_recipe(options.recipe), options.overrides)
-    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # where Trainer prints
-        facts = train(recipe, options.restart)
-    if os.environ.get("RANK", "0") == "0":
-        say(options, facts, [f"{facts['folder']}: step {facts['step']}, mean loss {facts['train_loss']:.4g}"])
-    return 0
+    Under torchrun the first process reports.
+    """
+    path, words = check_recipe(recipe, overrides or (), to_train=True)
+    is_first = os.environ.get("RANK", "0") == "0"
+    with waiting("Loading"):
+        from transformers.utils import logging
+
+        from evotok.training.arguments import read_recipe
+        from evotok.training.checkpoints import last_complete_checkpoint
+        from evotok.training.train import train
+
+        content = read_recipe(path, words)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if is_first and sys.stderr.isatty():  # a line that stands still: the Trainer's own bars follow
+        print(f"{recipe}: loading the model and the data ...", file=sys.stderr, flush=True)
+    before = None if restart else last_complete_checkpoint(content.training.get("output_dir") or "trainer_output")
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where Trainer prints
+        facts = train(content, restart)
+    if is_first:
+        facts["already_finished"] = before is not None and Path(before).name == f"checkpoint-{facts['step']}"
+        say(as_json, facts, [_report(facts)])
 
 
-def find_recipe(name: str) -> Path:
-    """The recipe of that path; a shipped one (`configs/...`) is found from any folder."""
-    import evotok
-
-    shipped = [Path(folder) / name for folder in evotok.__path__ if name.startswith("configs/")]
-    return next((path for path in [Path(name), *shipped] if path.is_file()), Path(name))
+def _report(facts: dict[str, Any]) -> str:
+    """Describes what a run did; a finished one trains nothing, and the mean of no losses is 0."""
+    folder, step = facts["folder"], facts["step"]
+    if not facts["already_finished"]:
+        return f"{folder}: step {step}, mean loss {facts['train_loss']:.4g}"
+    following = _NEXT[facts["stage"]].format(folder=folder)
+    return (
+        f"{folder}: already finished at step {step}. Next: {following}; "
+        "or train further with a larger training.max_steps, or from the start with --restart"
+    )

@@ -35,8 +35,12 @@ def case(line: str, gets: str, given: str = "", **files: str) -> Case:
 PROMPTS = json.dumps({f"{number:05d}": {"prompt": "a cat"} for number in range(1, 100)})
 
 CASES = [
-    case("", "the following arguments are required: SUITE, CHECKPOINT (see evotok eval --help)"),
-    case("fid model", "argument SUITE: invalid choice: 'fid' (choose from … (see evotok eval --help)"),
+    case("", "Missing argument 'SUITE'. Choose from: ablations, … (see evotok eval --help)"),
+    case("fid model", "Invalid value for 'SUITE': 'fid' is not one of 'ablations', … (see evotok eval --help)"),
+    case(
+        "reconstrution model",
+        "Invalid value for 'SUITE': 'reconstrution'. Did you mean 'reconstruction'? (see evotok eval --help)",
+    ),
     case("reconstruction", "0 checkpoints: give one to measure, such as `evotok eval reconstruction mini`."),
     case(
         "reconstruction model tokenizer",
