@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..eval.files import whole_file
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .fingerprint import fingerprint, preparation
 from .sources.rows import Rows, read_parquet
@@ -75,8 +76,6 @@ class ShardWriter:
 
     def __init__(self, path: str | Path, info: ShardInfo):
         self.path, self.info = Path(path), info
-        self.part = self.path.with_name(f".{self.path.name}.part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         size = 2 * info.positions * info.levels
         self.schema = pa.schema([("key", pa.string()), ("caption", pa.string()), ("codes", pa.binary(size))])
         self.tables: list[pa.Table] = []
@@ -99,11 +98,8 @@ class ShardWriter:
         info = asdict(self.info) | {"skipped": skipped}
         schema = self.schema.with_metadata({"format": FORMAT, "info": json.dumps(info)})
         table = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in self.tables)])
-        try:
-            pq.write_table(table, self.part, compression="zstd", use_dictionary=False, row_group_size=_ROWS_A_GROUP)
-            self.part.replace(self.path)
-        finally:
-            self.part.unlink(missing_ok=True)
+        with whole_file(self.path) as part:
+            pq.write_table(table, part, compression="zstd", use_dictionary=False, row_group_size=_ROWS_A_GROUP)
 
 
 def open_codes(folder: str | Path) -> tuple[Rows, ShardInfo]:

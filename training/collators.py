@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
+from .last_good import LastGood
 
 
 logger = logging.get_logger(__name__)
@@ -83,7 +84,7 @@ class EvoTokCollator:
         self.train_on = train_on
         self.seed = seed
         self.skipped: Counter[str] = Counter()
-        self._spare: list[_Sample] | None = None
+        self._last_good: LastGood[list[_Sample]] = LastGood()
         self._control_pattern = processor.control_pattern
 
     def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -96,14 +97,7 @@ class EvoTokCollator:
         usable = [rows for record in records if (rows := self._rows(record))]
         self._tokenize([sample for rows in usable for sample in rows])
         usable = [rows for rows in usable if all(self._fit(sample) for sample in rows)]
-        if not usable:
-            if self._spare is None:
-                raise ValueError(
-                    f"No record of the batch can be used, {dict(self.skipped)} so far: check the data set."
-                )
-            usable = [self._spare]
-        self._spare = usable[-1]
-        return usable
+        return self._last_good.fill(usable, self.skipped)
 
     def _rows(self, record: dict) -> list[_Sample]:
         """What a record becomes: one row, or none if an image is corrupt."""

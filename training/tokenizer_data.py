@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.scenes import render, sample_scene
 from .emoji.world import EmojiWorld
+from .last_good import LastGood
 
 
 logger = logging.get_logger(__name__)
@@ -109,21 +110,17 @@ class ImageCollator:
     the last good picture.
 
     Raises:
-        ValueError: no good picture has been seen yet.
+        ValueError: no good picture has been seen yet, or for many batches.
     """
 
     def __init__(self, size: int, seed: int = 0, max_aspect: float = 20.0):
         self.size, self.seed, self.max_aspect = size, seed, max_aspect
         self.skipped: Counter[str] = Counter()
-        self._spare: torch.Tensor | None = None
+        self._last_good: LastGood[torch.Tensor] = LastGood()
 
     def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
         pixels = [image for record in records if (image := self._read(record)) is not None]
-        if not pixels and self._spare is None:
-            raise ValueError(f"No picture of the batch can be used, {dict(self.skipped)} so far: check the data set.")
-        pixels = pixels or [self._spare]
-        self._spare = pixels[-1]
-        return {"pixel_values": torch.stack(pixels)}
+        return {"pixel_values": torch.stack(self._last_good.fill(pixels, self.skipped))}
 
     def _read(self, record: dict) -> torch.Tensor | None:
         if not record["images"]:

@@ -146,6 +146,10 @@ def _run_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | 
         return run(recipe, arguments, resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
+    except RuntimeError as error:  # of a worker that was killed, or whose error cannot be made again
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(f"{one_line(error)}: mend it, or lower training.dataloader_num_workers.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,14 +46,19 @@ class Rows:
     read_shard: Callable[[Any], Iterator[dict]]
 
     def read(self, number: int) -> Iterator[dict]:
-        """The rows of one shard; where it is damaged one with `DAMAGED` alone comes instead of the rest."""
+        """The rows of one shard; where it is damaged one with `DAMAGED` alone comes instead of the rest.
+
+        Raises:
+            OSError: it is gone, or its disk or network has failed.
+        """
         shard = self.shards[number]
         try:
             yield from self.read_shard(shard)
         except (*_DAMAGES, OSError) as error:
             # Arrow raises a plain OSError for bytes that make no sense; others are of the disk or of the network.
             if not isinstance(error, _DAMAGES) and (type(error) is not OSError or error.errno is not None):
-                raise
+                reason = error.strerror or error
+                raise OSError(f"{shard}: cannot be read ({reason}): put it back, or leave it out.") from error
             yield {DAMAGED: f"{shard}: damaged, the rest of it is passed over ({one_line(error)})"}
 
     def __iter__(self) -> Iterator[dict]:
