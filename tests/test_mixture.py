@@ -16,7 +16,9 @@ from transformers import TrainingArguments
 from evotok.training.arguments import DataArguments, SourceArguments
 from evotok.training.last_good import MAX_BARREN
 from evotok.training.mixture import Part, RecordStream, _Reader
-from evotok.training.sources.rows import Rows, read_parquet, read_tar
+from evotok.training.sources.parquet import read_parquet
+from evotok.training.sources.rows import Rows
+from evotok.training.sources.tars import read_tar
 from evotok.training.streaming import ResumableLoader, open_part, open_parts, record_length
 from evotok.training.tokenizer_data import ImageCollator
 

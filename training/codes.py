@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from ..eval.files import whole_file
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .fingerprint import fingerprint, preparation
-from .sources.rows import Rows, read_parquet
+from .sources.parquet import read_parquet
+from .sources.rows import Rows
 from .sources.source import to_draw
 
 

@@ -3,10 +3,9 @@
 FREE = 64_000_000  # bytes that any file may expand to
 RATIO = 20  # times its size, beyond that: text compresses to a tenth at best, pictures hardly at all
 MAX_FILE = 256_000_000  # bytes of the files of one sample, as of a picture behind an address
-MAX_TEXT = 200_000  # characters of one sample: tens of thousands of tokens
 MAX_LIST = 10_000  # elements, such as turns of a conversation, in one row
 MAX_HEADER = 8192  # bytes of a tar's long names: a path has 4,096 at most
-MAX_WIDTH = 1_000_000  # bytes of a value, or elements of a list, of a width that the schema fixes
+MAX_WIDTH = 1_000_000  # bytes of a value of a width that the schema fixes
 
 
 def expands_too_far(expanded: int, size: int) -> bool:
@@ -14,4 +13,4 @@ def expands_too_far(expanded: int, size: int) -> bool:
     return expanded > FREE + RATIO * size
 
 
-__all__ = ["FREE", "MAX_FILE", "MAX_HEADER", "MAX_LIST", "MAX_TEXT", "MAX_WIDTH", "RATIO", "expands_too_far"]
+__all__ = ["FREE", "MAX_FILE", "MAX_HEADER", "MAX_LIST", "MAX_WIDTH", "RATIO", "expands_too_far"]

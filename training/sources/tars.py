@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
-
 from .limits import MAX_FILE, MAX_HEADER, expands_too_far
+from .opening import open_shard
 
 
 _HEADERS = (
@@ -22,13 +21,13 @@ def read_tar(path: str) -> Iterator[dict]:
     Raises:
         tarfile.TarError: damaged, or a sample over `MAX_FILE`, a sparse file, or far larger than compressed.
     """
-    with fsspec.open(path) as file:
+    with open_shard(path) as file:
         counted = _Counted(file)
         with tarfile.open(fileobj=counted, mode="r|*", tarinfo=_Header) as tar:
             compressed = tar.fileobj.comptype != "tar"
             sample: dict[str, Any] = {}
             size = expanded = 0
-            for member in _members(tar):
+            for member in tar:
                 expanded += member.size + tarfile.BLOCKSIZE
                 if compressed and expands_too_far(expanded, counted.bytes):
                     raise tarfile.ReadError(f"{expanded:,} bytes from {counted.bytes:,} compressed ones")
@@ -45,13 +44,6 @@ def read_tar(path: str) -> Iterator[dict]:
                 sample[suffix] = tar.extractfile(member).read()
             if sample:
                 yield sample
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    try:
-        yield from tar
-    except (ValueError, OverflowError) as error:  # of numbers and names in long headers
-        raise tarfile.ReadError(f"a header that cannot be read ({error})") from None
 
 
 class _Counted:
@@ -78,6 +70,8 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from None
         except RecursionError:
             raise tarfile.ReadError("headers of headers without end") from None
+        except (ValueError, OverflowError) as error:  # of numbers and names in long headers
+            raise tarfile.ReadError(f"a header that cannot be read ({error})") from None
 
     def _proc_member(self, tarfile_):
         if self.type in _HEADERS and self.size > MAX_HEADER:
