@@ -20,6 +20,7 @@ from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
 from .last_good import LastGood
+from .messages import printable
 
 
 logger = logging.get_logger(__name__)
@@ -106,7 +107,7 @@ class EvoTokCollator:
 
     def _skip(self, reason: str, message: str) -> None:
         self.skipped[reason] += 1
-        logger.warning(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}")
+        logger.warning(printable(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}"))
 
     def _read(self, record: dict) -> _Sample | None:
         """Checks the messages and deals images and codes out to the two kinds of turns; None if an image is corrupt."""

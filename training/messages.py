@@ -6,6 +6,22 @@ import re
 _WORKER = re.compile(r"Caught [\w.]+ in DataLoader worker process \d+\.\nOriginal Traceback")
 
 
+# Controls, with those of 8 bits; halves of characters; what breaks lines, and what turns the direction of writing.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """`text` with all that a terminal would obey spelled out; its line breaks and tabs stay."""
+    return _OBEYED.sub(
+        lambda match: f"\\x{ord(match[0]):02x}" if match[0] < "\xff" else f"\\u{ord(match[0]):04x}", text
+    )
+
+
+def visible_json(text: str) -> str:
+    """JSON as `visible` would have it, and still JSON."""
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def printable(message: str) -> str:
     """`message` as one line of at most 500 characters; what would move the cursor or hide text is spelled out."""
     words = " ".join(message.split())

@@ -32,6 +32,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_536  # as much as a JPEG has
 MAX_BYTES = 256_000_000  # of an image behind an address
 MAX_SECONDS = 60.0  # for fetching it: a server that drips would never end
 
@@ -86,6 +87,8 @@ def _decode(source: Any, max_pixels: int) -> Image.Image:
             f"{name}: {image.width} x {image.height} pixels are over the limit of {max_pixels / 1e6:g} Mpx: "
             "scale the image down, or raise max_pixels."
         )
+    if max(image.size) > MAX_SIDE:  # what makes a square of it would need its square
+        raise EvoTokImageError(f"{name}: a side of {max(image.size)} pixels is over the limit of {MAX_SIDE}: crop it.")
     if not image.width * image.height:
         raise EvoTokImageError(f"{name}: {image.width} x {image.height} pixels are no image: give at least one.")
     if image.tell():  # n_frames would read them all to count them

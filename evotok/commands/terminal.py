@@ -15,12 +15,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def say(options: argparse.Namespace, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
-    """Print the outcome of a command: `facts` as JSON if `--json` was given, else `lines`."""
+    """Print the outcome of a command: `facts` as JSON if `--json` was given, else `lines`; nothing that a model or a
+    file has said moves the cursor."""
+    from evotok.training.messages import visible, visible_json
+
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(visible_json(json.dumps(facts, ensure_ascii=False)))
     else:
         for line in lines:
-            print(line)
+            print(visible(line))
 
 
 def has_colors(stream: TextIO) -> bool:
