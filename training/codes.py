@@ -8,7 +8,7 @@ metadata: format, shape, fingerprint of the tokenizer, how images were prepared,
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from .fingerprint import fingerprint, preparation
 from .sources.parquet import read_parquet
 from .sources.rows import Rows
 from .sources.source import to_draw
+from .yaml_reading import check_types
 
 
 FORMAT = "evotok-code-shard-1"
@@ -60,11 +61,16 @@ class ShardInfo:
         """
         try:
             metadata = pq.read_schema(path).metadata or {}
-            if metadata.get(b"format") != FORMAT.encode():
-                raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
-            return cls(**json.loads(metadata[b"info"]))
-        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
+        except pa.ArrowException:
+            metadata = None
+        if metadata is not None and metadata.get(b"format") != FORMAT.encode():
+            raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
+        try:
+            info = cls(**json.loads(metadata[b"info"]))
+            check_types(vars(info), get_type_hints(cls), str(path))
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path}: not a whole shard of codes: remove it and encode again.") from None
+        return info
 
 
 class ShardWriter:

@@ -86,8 +86,11 @@ def json_rows(paths: list[Path]) -> Rows:
 
 def _json_lines(stamps: list[tuple]) -> Iterator[dict[str, str]]:
     for path, *_ in stamps:
-        for _, record in read_json_records(Path(path)):
-            yield {"json": json.dumps(record, ensure_ascii=False)}
+        for where, record in read_json_records(Path(path)):
+            try:
+                yield {"json": json.dumps(record, ensure_ascii=False)}
+            except RecursionError:
+                raise ValueError(f"{where}: nested too deeply: remove it.") from None
 
 
 def _read_texts(texts: Dataset, places: range) -> Iterator[dict]:
