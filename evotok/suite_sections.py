@@ -70,7 +70,7 @@ def _read(path: Path, suite: str) -> dict[str, Any]:
         }
         if (found["suite"], found["finished"]) == (suite, True) and whole[suite]() and found["checkpoint_sha256"]:
             return found
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise ValueError(f"{path}: no finished results of `{COMMANDS[suite]}`: delete it, or copy its results.json anew.")
 

@@ -37,6 +37,7 @@ from .image_arrays_evotok import EvoTokImageError, array_to_image, convert_to_im
 logger = logging.get_logger(__name__)
 
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_536  # as much as a JPEG has
 MAX_BYTES = 256_000_000  # of an image behind an address
 MAX_SECONDS = 60.0  # for fetching it: a server that drips would never end
 
@@ -120,6 +121,8 @@ def _decode(source: Any, max_pixels: int, allow_remote: bool) -> Image.Image:
             f"{name}: {image.width} x {image.height} pixels are over the limit of {max_pixels / 1e6:g} Mpx: "
             "scale the image down, or raise max_pixels."
         )
+    if max(image.size) > MAX_SIDE:  # what makes a square of it would need its square
+        raise EvoTokImageError(f"{name}: a side of {max(image.size)} pixels is over the limit of {MAX_SIDE}: crop it.")
     if not image.width * image.height:
         raise EvoTokImageError(f"{name}: {image.width} x {image.height} pixels are no image: give at least one.")
     # n_frames would read them all to count them. A pickled or copied image has lost its file, and all frames but one.

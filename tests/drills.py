@@ -199,6 +199,8 @@ def _die_while_writing(kill: Kill) -> None:
     import safetensors.torch
     from transformers import TrainerState
 
+    from evotok.training import trainer
+
     def dying(write, place: int):
         def writing(*args, **kwargs):
             write(*args, **kwargs)
@@ -209,7 +211,16 @@ def _die_while_writing(kill: Kill) -> None:
 
         return writing
 
-    # Whatever a checkpoint is made of goes through one of these.
+    def dying_finished(finish):
+        def finishing(folder, files):
+            finish(folder, files)
+            if folder.name == f"checkpoint-{kill.step}" and kill.file == "manifest.json":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return finishing
+
+    trainer.finish_manifest = dying_finished(trainer.finish_manifest)
+    # Whatever else a checkpoint is made of goes through one of these.
     torch.save = dying(torch.save, 1)
     safetensors.torch.serialize_file = dying(safetensors.torch.serialize_file, 1)
     TrainerState.save_to_json = dying(TrainerState.save_to_json, 1)

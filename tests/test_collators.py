@@ -262,13 +262,16 @@ def test_corrupt_images_are_skipped_and_counted(processor, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     bad = {**asking(), "images": [str(tmp_path / "bad.png")]}
     collator = EvoTokCollator(processor)
-    with pytest.raises(ValueError, match="No record of the batch can be used"):
+    with pytest.raises(ValueError, match="Nothing in the batch can be used"):
         collator([bad])
     batch = collator([bad, asking(1), bad])
     assert batch["input_ids"].shape[0] == batch["pixel_values"].shape[0] == 1
     again = collator([bad])
     assert all(again[name].equal(batch[name]) for name in batch)
     assert collator.skipped == {"image": 4}
+    with pytest.raises(ValueError, match="batches can be used"):
+        for _ in range(100):
+            collator([bad])
 
 
 def test_data_set_goes_in_as_it_is(processor, tmp_path):

@@ -6,6 +6,7 @@ Every stage is killed under every engine, at the moments of `IN_CI`; at all of `
 """
 
 import functools
+import json
 import re
 import shutil
 import signal
@@ -18,13 +19,16 @@ import pytest
 import torch
 from drills import FullDisk, Kill, Server, Spoil, watched
 from safetensors.torch import load_file
+from test_checkpoints import make_checkpoint
+from test_manifest import spoil
 from test_streaming import corpus, torchrun, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 
 from evotok import EvoTokVQModel
 from evotok.training.arguments import read_recipe
-from evotok.training.checkpoints import last_complete_checkpoint, prepare_engine
+from evotok.training.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
 from evotok.training.emoji.world import EmojiWorld
+from evotok.training.manifest import MANIFEST, find_damage
 from evotok.training.multimodal_stages import build_multimodal
 from evotok.training.train import main
 
@@ -50,9 +54,9 @@ STAGES = {
 PAIRS = [(stage, engine) for stage in STAGES for engine in ("ddp", "zero2", "zero3")]
 PAIRS.remove(("tokenizer", "zero3"))
 
-WRITTEN = Kill(0, 4, "trainer_state.json", share=1.0)  # the moment from which on a checkpoint counts
+WRITTEN = Kill(0, 4, "manifest.json")  # the moment from which on a checkpoint counts
 OF_ALL = [Kill(1, 4), Kill(0, 3), Kill(0, 4, "model.safetensors"), Kill(1, 4, "rng_state_1")]
-OF_ALL += [Kill(0, 4, "trainer_state.json")]
+OF_ALL += [Kill(0, 4, "trainer_state.json"), Kill(0, 4, "trainer_state.json", share=1.0)]
 OF_ENGINE = {
     "ddp": [Kill(0, 4, "scheduler.pt"), Kill(0, 4, "optimizer.pt")],
     "zero2": [Kill(0, 4, "model_states"), Kill(1, 4, "optim_states")],
@@ -171,7 +175,7 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(whole, tmp_path, stage, engine
     """As many files as were there at any moment of its writing, and half of the next."""
     written = whole(stage, engine) / "checkpoint-4"
     files = sorted((path for path in written.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
-    assert files[-1].name == "trainer_state.json" and len(files) > 8
+    assert files[-1].name == MANIFEST and len(files) > 8
     for path in files:
         place = tmp_path / "checkpoint-4" / path.relative_to(written)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +183,86 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(whole, tmp_path, stage, engine
         assert last_complete_checkpoint(tmp_path) is None, path
         shutil.copy(path, place)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def looked_through(folder):
+    """What two processes find wrong with a checkpoint, each in its share."""
+    return next(filter(None, (find_damage(folder, rank, 2) for rank in (0, 1))), None)
+
+
+@pytest.mark.parametrize("stage, engine", cases(IN_CI))
+def test_no_torn_checkpoint_is_taken_for_a_whole_one(whole, tmp_path, stage, engine):
+    """Each file of it cut, emptied, flipped or removed."""
+    written = whole(stage, engine) / "checkpoint-4"
+    torn = tmp_path / "checkpoint-4"
+    shutil.copytree(written, torn)
+    assert looked_through(torn) is None
+    for path in (path for path in written.rglob("*") if path.is_file()):
+        for how in ("cut", "emptied", "flipped", "removed"):
+            spoil(torn / path.relative_to(written), how)
+            assert looked_through(torn), (path, how)
+            shutil.copy(path, torn / path.relative_to(written))
+    assert looked_through(torn) is None
+
+
+@pytest.mark.parametrize(
+    "stage, engine, name, how",
+    [
+        ("unified", "ddp", "data_state_1.pt", "emptied"),
+        pytest.param("unified", "zero2", "global_step4/*_rank_1_*optim_states.pt", "flipped", marks=needs_deepspeed),
+        pytest.param("gen", "zero3", "global_step4/zero_pp_rank_1_*model_states.pt", "removed", marks=needs_deepspeed),
+    ],
+)
+def test_from_a_torn_checkpoint_all_processes_go_on_from_the_one_before(
+    server, words, whole, tmp_path, stage, engine, name, how
+):
+    """Though one of them alone has seen what is wrong; and they end like the whole."""
+    for step in (2, 4):
+        shutil.copytree(whole(stage, engine) / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    [path] = (tmp_path / "checkpoint-4").glob(name)
+    spoil(path, how)
+    ended = server.run(*words(stage, engine), f"training.output_dir={tmp_path}")
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    assert ended.said.count(": passed over, for the checkpoint before it.") == 1 and path.name in ended.said
+    assert losses(tmp_path) == losses(whole(stage, engine)) and same_weights(tmp_path, whole(stage, engine))
+
+
+def rates(folder):
+    """Learning rate of every step."""
+    state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    return [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(engine, marks=() if engine == "ddp" else needs_deepspeed) for engine in ("ddp", "zero2", "zero3")],
+)
+def test_another_learning_rate_counts_under_every_engine(server, words, whole, tmp_path, engine):
+    """From the very next step on."""
+    told = [*words("gen", engine), "training.learning_rate=1e-5", "training.weight_decay=0.25"]
+    shutil.copytree(whole("gen", engine) / "checkpoint-4", tmp_path / "checkpoint-4")
+    ended = server.run(*told, f"training.output_dir={tmp_path}")
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    assert ended.said.count("has changed since: training.learning_rate: 0.001 -> 1e-05; ") == 1
+    now, then = rates(tmp_path), rates(whole("gen", engine))
+    assert now == pytest.approx([*then[:4], *(0.01 * rate for rate in then[4:])])
+    assert losses(tmp_path)[:5] == losses(whole("gen", engine))[:5] and losses(tmp_path) != losses(whole("gen", engine))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("before, now", [("ddp", "zero2"), ("zero2", "ddp"), ("zero2", "zero3"), ("zero3", "zero2")])
+def test_a_checkpoint_of_another_engine_is_refused(whole, words, tmp_path, before, now):
+    """Its optimizer's state would be left out, without a word."""
+    arguments = SimpleNamespace(
+        fsdp=None,
+        deepspeed=now != "ddp",
+        hf_deepspeed_config=SimpleNamespace(is_zero3=lambda: now == "zero3"),
+    )
+    checkpoint = str(whole("gen", before) / "checkpoint-4")
+    with pytest.raises(ValueError, match="give the training.deepspeed of before"):
+        check_engine(arguments, checkpoint)
+    arguments.deepspeed, arguments.hf_deepspeed_config.is_zero3 = before != "ddp", lambda: before == "zero3"
+    check_engine(arguments, checkpoint)
 
 
 @needs_deepspeed
@@ -350,10 +434,7 @@ def test_processes_that_find_different_checkpoints_do_not_begin(recipes, tmp_pat
     """As on two nodes without common storage: the first has saved what the second has never seen."""
     for rank in (0, 1):
         (tmp_path / f"node{rank}").mkdir()
-    checkpoint = tmp_path / "node0/run/checkpoint-2"
-    checkpoint.mkdir(parents=True)
-    for name in ("trainer_state.json", "rng_state_0.pth"):
-        (checkpoint / name).write_text("{}")
+    make_checkpoint(tmp_path / "node0/run", 2)
     script = tmp_path / "nodes.py"
     script.write_text(NODES)
     ended = torchrun(script, tmp_path / "node", recipes / "sft.yaml", "training.output_dir=run")

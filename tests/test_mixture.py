@@ -14,8 +14,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
 from evotok.training.arguments import DataArguments, SourceArguments
+from evotok.training.last_good import MAX_BARREN
 from evotok.training.mixture import Part, RecordStream, _Reader
-from evotok.training.sources.rows import Rows, read_parquet, read_tar
+from evotok.training.sources.parquet import read_parquet
+from evotok.training.sources.rows import Rows
+from evotok.training.sources.tars import read_tar
 from evotok.training.streaming import ResumableLoader, open_part, open_parts, record_length
 from evotok.training.tokenizer_data import ImageCollator
 
@@ -300,7 +303,11 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path):
     assert batch["pixel_values"].shape == (len(good), 3, 32, 32) and collator.skipped == {"image": 4}
     only_bad = collator([{"id": "x", "index": 0, "images": [str(tmp_path / "corrupt.jpg")]}])
     assert only_bad["pixel_values"].shape[0] == 1
-    with pytest.raises(ValueError, match="No picture of the batch"):
+    for _ in range(MAX_BARREN - 2):
+        collator([{"id": "x", "index": 0, "images": []}])
+    with pytest.raises(ValueError, match=f"Nothing in the last {MAX_BARREN} batches can be used"):
+        collator([{"id": "x", "index": 0, "images": []}])
+    with pytest.raises(ValueError, match="Nothing in the batch can be used"):
         ImageCollator(size=32)([{"id": "x", "index": 0, "images": []}])
 
 

@@ -12,7 +12,8 @@ from PIL import Image as Picture
 from evotok.processing.image_loading_evotok import load_image
 from evotok.training.arguments import SourceArguments
 from evotok.training.sources import SOURCES
-from evotok.training.sources.rows import DAMAGED, Rows, read_parquet
+from evotok.training.sources.parquet import read_parquet
+from evotok.training.sources.rows import DAMAGED, Rows
 from evotok.training.streaming import open_part
 
 
@@ -248,7 +249,7 @@ def test_a_damaged_file_costs_its_rest(kind, damage, tmp_path):
 
 
 def test_a_file_that_is_gone_is_no_damaged_one(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match="a.parquet: cannot be read .No such file or directory.: put it back"):
         list(Rows([str(tmp_path / "a.parquet")], read_parquet))
 
 
@@ -294,3 +295,82 @@ def test_every_adapter_says_what_a_plan_needs():
     for name, source in SOURCES.items():
         assert name == source.name and source.licence and source.weight > 0 and source.convert.__doc__
         assert bool(source.hub_id) == bool(source.num_samples) == bool(source.num_bytes)
+
+
+# --- what rows name ---------------------------------------------------------------------------------------------------
+
+ADDRESS = "http://127.0.0.1:9/a.png"
+NAMED = {
+    "parquet-pairs": lambda image: {"id": "1", "image": image, "caption": "a wall"},
+    "imagenet-1k": lambda image: {"image": image, "label": 1},
+    "llava-next": lambda image: {"id": "1", "image": image, "conversations": TURNS},
+    "rlaif-v": lambda image: {"image": image, "question": "What?", "chosen": "Red.", "rejected": "Blue."},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a picture, and one outside of it that links lead to."""
+    write_images(tmp_path, "inside/a.png", "outside/b.png")
+    (tmp_path / "outside" / "secret.txt").write_text("the secret")
+    (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "outside" / "b.png")
+    return tmp_path / "inside"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_rows_bring_bytes_or_name_files_of_their_folder(folder, name):
+    convert, row = SOURCES[name].convert, NAMED[name]
+    inside = convert(row({"bytes": None, "path": "a.png"}), folder)["images"]
+    assert inside == [str(folder / "a.png")] and load_image(inside[0]).size == (40, 30)
+    beside = convert(row({"bytes": picture(), "path": ADDRESS}), folder)["images"]
+    assert load_image(beside[0]).size == (40, 30), "the name beside bytes is but a name"
+    outside = [ADDRESS, "hf://datasets/a/b.png", "file:///etc/passwd", "data:image/png;base64,AAAA"]
+    outside += [str(folder.parent / "outside/b.png"), "../outside/b.png", "link.png", "a\0.png"]
+    for path in outside:
+        for content in (None, b""):
+            with pytest.raises(ValueError, match=r"lies outside|is an address|is no file name"):
+                convert(row({"bytes": content, "path": path}), folder)
+        with pytest.raises(ValueError, match=r"lies outside|is an address|is no file name"):
+            convert(row(path), folder)
+    with pytest.raises(ValueError, match="there is no folder"):
+        convert(row({"bytes": None, "path": "a.png"}), None)
+    for image in (3, [1], {"bytes": "text", "path": None}, {"path": 3}):
+        with pytest.raises(ValueError, match="no image"):
+            convert(row(image), folder)
+
+
+def test_links_out_of_a_folder_of_images_are_not_followed(folder, monkeypatch):
+    (folder / "a.txt").symlink_to(folder.parent / "outside" / "secret.txt")
+    rows, images = SOURCES["image-folder"].open(str(folder))
+    kept = []
+    for row in rows:
+        with pytest.raises(ValueError, match="(image|text) .* lies outside"):
+            kept.append(SOURCES["image-folder"].convert(row, images))
+    assert len(list(rows)) == 2 and not kept
+    found = records("image-folder", folder, image_folder=str(folder.parent))  # a folder that both lie in
+    assert [said(record)[0][1] for record in found].count("the secret") == 1
+    monkeypatch.chdir(folder.parent)
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").write_text("a wall")
+    row = {"path": "inside/a.png"}
+    assert said(SOURCES["image-folder"].convert(row, images))[0] == ("user", "a wall")
+
+
+def test_texts_have_a_limit(tmp_path):
+    long = "x" * 200_001
+    too_long = {
+        "parquet-pairs": {"id": "1", "image": {"bytes": picture()}, "caption": long},
+        "llava-next": {"id": "1", "image": None, "conversations": [{"from": "human", "value": long[:150_000]}] * 2},
+        "rlaif-v": NAMED["rlaif-v"]({"bytes": picture()}) | {"rejected": long},
+        "webdataset-pairs": {"__key__": "a", "png": picture(), "txt": long.encode()},
+    }
+    for name, row in too_long.items():
+        with pytest.raises(ValueError, match="characters of text, over the limit of 200,000"):
+            SOURCES[name].convert(row, None)
+    write_images(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text(long * 3)
+    with pytest.raises(ValueError, match="over the limit"):
+        records("image-folder", tmp_path)
+    turns = [{"from": "human", "value": "a"}] * 10_001
+    with pytest.raises(ValueError, match="10,001 turns"):
+        SOURCES["llava-next"].convert({"id": "1", "image": None, "conversations": turns}, None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
+from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet, write_tar
 from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a fixture
+from transformers import Trainer
 
 from evotok import EvoTokForConditionalGeneration
 from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.last_good import MAX_BARREN
 from evotok.training.multimodal_stages import _load_checkpoint
 from evotok.training.train import main
 
@@ -120,6 +123,46 @@ def test_a_folder_of_images_goes_on_with_the_same_crops(recipes, tmp_path):  # n
     assert main([*words, f"training.output_dir={resumed}"]) == 0
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 6
     assert max(entry.get("skipped_image", 0) for entry in history(whole)) == 1
+
+
+def after_step(monkeypatch, step, act):
+    """Do something in the middle of a run."""
+    take = Trainer.training_step
+
+    def taking(self, *args, **kwargs):
+        loss = take(self, *args, **kwargs)
+        if self.state.global_step == step:
+            act()
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", taking)
+
+
+def test_a_run_whose_pictures_are_gone_does_not_go_on_with_the_last_one(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    write_images(tmp_path, *(f"pictures/{n}.png" for n in range(12)))
+    words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
+    words += ["training.max_steps=500", "training.per_device_train_batch_size=1", "training.save_steps=2"]
+    after_step(monkeypatch, 4, lambda: shutil.rmtree(tmp_path / "pictures"))
+    assert main([*words, f"training.output_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"evotok train: Nothing in the last {MAX_BARREN} batches can be used, {{'image': ")
+    assert len(losses(tmp_path / "run")) < 60
+
+
+def test_a_worker_whose_tar_is_gone_says_so_in_one_line(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    for number in range(2):
+        samples = [(f"{number}-{n}", {"txt": b"red", "png": picture()}) for n in range(4)]
+        write_tar(tmp_path / f"{number}.tar", samples)
+    recipe = yaml.safe_load((recipes / "tokenizer.yaml").read_text())
+    sources = [{"source": "webdataset-pairs", "path": str(tmp_path)}]
+    recipe["data"] = {"name": "mixture", "sources": sources, "pool_batches": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = [str(tmp_path / "recipe.yaml"), "training.max_steps=500", "training.dataloader_num_workers=2"]
+    after_step(monkeypatch, 1, lambda: [path.unlink() for path in tmp_path.glob("*.tar")])
+    assert main([*words, f"training.output_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    mend = r"cannot be read \(No such file or directory\): put it back, or leave it out."
+    assert re.fullmatch(rf"evotok train: {tmp_path}/\d.tar: {mend}", said)
 
 
 # Two steps on two ranks that see other terms and skip other numbers of samples.

@@ -16,6 +16,7 @@ from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main as cli
 from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.manifest import begin_manifest, finish_manifest, hash_share
 from evotok.training.train import main
 
 
@@ -157,10 +158,11 @@ def test_killed_and_resumed_gives_the_same_losses(recipes, tmp_path, stage):
 
 def test_half_written_checkpoints_are_passed_over(tmp_path):
     for step in (5, 10, 15):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-5" / "rng_state.pth").write_text("")
+        begin_manifest(tmp_path / f"checkpoint-{step}")
+    for name in ("trainer_state.json", "rng_state.pth"):
+        for step in (5, 10):
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+    finish_manifest(tmp_path / "checkpoint-5", hash_share(tmp_path / "checkpoint-5"))
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 

@@ -11,11 +11,12 @@ training: {...}             # transformers.TrainingArguments
 """
 
 import reprlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from .ranges import check_ranges
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
@@ -234,4 +235,5 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
     check_types(recipe.training, plain, f"{path}: training")
+    check_ranges(asdict(recipe), str(path))
     return recipe

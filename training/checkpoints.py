@@ -1,8 +1,8 @@
-"""Which checkpoint a killed run goes on from, by how many processes, and what becomes of one not written to its end."""
+"""Which checkpoint a killed run goes on from, by how many processes, which ones are kept, and what becomes of one not
+written to its end."""
 
 import errno
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,12 @@ import torch
 from accelerate.utils import gather_object
 from torch.optim import Optimizer
 from transformers import TrainingArguments
+from transformers.utils import logging
 
+from .manifest import UNFINISHED, discard, find_damage, step_of
+
+
+logger = logging.get_logger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What PyTorch's writer says, which keeps the reason to itself, and what safetensors says.
@@ -33,44 +38,66 @@ def check_source(name: str | None, key: str) -> None:
 def _checkpoints(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N`, whole or not, newest last."""
     folders = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(folders, key=lambda p: int(p.name.split("-")[1]))
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        latest = folder / "latest"  # DeepSpeed names its own subfolder here
-        has_engine = not latest.is_file() or (folder / latest.read_text().strip()).is_dir()
-    except (OSError, ValueError):
-        return False
-    return has_engine and any(folder.glob("rng_state*.pth"))
+    return sorted(folders, key=step_of)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """Newest `checkpoint-N` that was written to its end, or None.
+    """Newest `checkpoint-N` that was written to its end and has all its files, or None.
 
-    A checkpoint is not written at one stroke. [`~training.trainer.EvoTokTrainer`] has `trainer_state.json` come last,
-    when every process has written its share of everything else: a folder without it, or with a part of it, was cut
-    off and is passed over.
+    Their contents are not read: [`agreed_checkpoint`] does that before anything is resumed.
     """
-    return next((str(folder) for folder in reversed(_checkpoints(output_dir)) if _is_complete(folder)), None)
+    whole = (folder for folder in reversed(_checkpoints(output_dir)) if find_damage(folder, contents=False) is None)
+    return next(map(str, whole), None)
 
 
-def agreed_checkpoint(output_dir: str | Path) -> str | None:
-    """The [`last_complete_checkpoint`] that every process of the group finds.
+def agreed_checkpoint(output_dir: str | Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """The newest checkpoint that is whole by its manifest, the same for every process of the group, or None where none
+    was written to its end. Each process reads its share of the files; what is passed over gets a line.
 
     Raises:
-        ValueError: they find different ones, and would train different models as one; says who finds which.
+        ValueError: the processes find different checkpoints, and would train different models as one; or there are
+            some, and all of them are damaged.
     """
-    found = gather_object([last_complete_checkpoint(output_dir)])
+    folders = _checkpoints(output_dir)
+    found = gather_object([tuple(folder.name for folder in folders if find_damage(folder, contents=False) is None)])
     if len(set(found)) > 1:
-        ranks = {name: [str(rank) for rank, other in enumerate(found) if other == name] for name in found}
-        seen = "; ".join(f"{name or 'none'} on rank {', '.join(ranks[name])}" for name in ranks)
+        last = [f"{output_dir}/{names[-1]}" if names else "none" for names in found]
+        ranks = {name: [str(rank) for rank, other in enumerate(last) if other == name] for name in last}
+        seen = "; ".join(f"{name} on rank {', '.join(ranks[name])}" for name in ranks)
         raise ValueError(
             f"{output_dir}: the processes find different checkpoints to go on from: {seen}. Put training.output_dir on "
             "storage that all nodes share, and the checkpoint to go on from there."
         )
-    return found[0]
+    damages = []
+    for folder in reversed(folders):
+        damage = next(filter(None, gather_object([find_damage(folder, rank, world_size)])), None)
+        if damage is None:
+            return str(folder)
+        if rank == 0:
+            logger.warning(f"{folder}: {damage}: passed over, for the checkpoint before it.")
+        if damage != UNFINISHED:
+            damages.append(f"{folder.name}: {damage}")
+    if damages:
+        raise ValueError(
+            f"{output_dir}: no checkpoint to go on from is whole ({'; '.join(damages[:3])}): put the files back, or "
+            "begin anew with --restart, which moves them aside."
+        )
+    return None
+
+
+def rotate_checkpoints(output_dir: str | Path, step: int, limit: int | None, best: str | None = None) -> None:
+    """Removes the oldest checkpoints, by their steps, until `limit` are left, the newest and the best among them.
+
+    Args:
+        step: of the newest, which is on the disk by now. Later ones, which are damaged, neither count nor go.
+    """
+    if not limit or limit < 0:
+        return
+    folders = [folder for folder in _checkpoints(output_dir) if step_of(folder) <= step]
+    kept = {f"checkpoint-{step}", Path(best).name if best else ""}
+    removable = [folder for folder in folders if folder.name not in kept]
+    for folder in removable[: max(0, len(folders) - limit)]:
+        discard(folder)
 
 
 def put_aside(output_dir: str | Path) -> None:
@@ -83,6 +110,24 @@ def put_aside(output_dir: str | Path) -> None:
     place.mkdir()
     for folder in folders:
         folder.rename(place / folder.name)
+
+
+def check_engine(arguments: TrainingArguments, checkpoint: str) -> None:
+    """Raises ValueError for a checkpoint that was written under another engine than this run has: the optimizer's state
+    would be left out, or DeepSpeed not find its own."""
+    folder = Path(checkpoint)
+    if arguments.fsdp or (folder / "latest_universal").is_file():
+        return
+    sharded = any(folder.glob("*/zero_pp_rank_*model_states.pt"))
+    before = "ZeRO-3" if sharded else "DeepSpeed without ZeRO-3" if (folder / "latest").is_file() else "no engine"
+    now = "no engine"
+    if arguments.deepspeed:
+        now = "ZeRO-3" if arguments.hf_deepspeed_config.is_zero3() else "DeepSpeed without ZeRO-3"
+    if before != now:
+        raise ValueError(
+            f"{folder}: written under {before}, but this run is under {now}: give the training.deepspeed of before, "
+            "another training.output_dir, or --restart."
+        )
 
 
 def prepare_engine(arguments: TrainingArguments, checkpoint: str) -> None:
@@ -130,7 +175,7 @@ def whole_or_none(folder: Path) -> Iterator[None]:
         with room_on_disk(folder):
             yield
     except BaseException:
-        if not _is_complete(folder):
+        if find_damage(folder, contents=False) is not None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -8,16 +8,19 @@ metadata: format, shape, fingerprint of the tokenizer, how images were prepared,
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..eval.files import whole_file
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .fingerprint import fingerprint, preparation
-from .sources.rows import Rows, read_parquet
+from .sources.parquet import read_parquet
+from .sources.rows import Rows
 from .sources.source import to_draw
+from .yaml_reading import check_types
 
 
 FORMAT = "evotok-code-shard-1"
@@ -58,11 +61,16 @@ class ShardInfo:
         """
         try:
             metadata = pq.read_schema(path).metadata or {}
-            if metadata.get(b"format") != FORMAT.encode():
-                raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
-            return cls(**json.loads(metadata[b"info"]))
-        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
+        except pa.ArrowException:
+            metadata = None
+        if metadata is not None and metadata.get(b"format") != FORMAT.encode():
+            raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
+        try:
+            info = cls(**json.loads(metadata[b"info"]))
+            check_types(vars(info), get_type_hints(cls), str(path))
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path}: not a whole shard of codes: remove it and encode again.") from None
+        return info
 
 
 class ShardWriter:
@@ -75,8 +83,6 @@ class ShardWriter:
 
     def __init__(self, path: str | Path, info: ShardInfo):
         self.path, self.info = Path(path), info
-        self.part = self.path.with_name(f".{self.path.name}.part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         size = 2 * info.positions * info.levels
         self.schema = pa.schema([("key", pa.string()), ("caption", pa.string()), ("codes", pa.binary(size))])
         self.tables: list[pa.Table] = []
@@ -99,11 +105,8 @@ class ShardWriter:
         info = asdict(self.info) | {"skipped": skipped}
         schema = self.schema.with_metadata({"format": FORMAT, "info": json.dumps(info)})
         table = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in self.tables)])
-        try:
-            pq.write_table(table, self.part, compression="zstd", use_dictionary=False, row_group_size=_ROWS_A_GROUP)
-            self.part.replace(self.path)
-        finally:
-            self.part.unlink(missing_ok=True)
+        with whole_file(self.path) as part:
+            pq.write_table(table, part, compression="zstd", use_dictionary=False, row_group_size=_ROWS_A_GROUP)
 
 
 def open_codes(folder: str | Path) -> tuple[Rows, ShardInfo]:

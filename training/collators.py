@@ -19,6 +19,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
+from .last_good import LastGood
+from .messages import printable
 
 
 logger = logging.get_logger(__name__)
@@ -90,7 +92,7 @@ class EvoTokCollator:
         self.seed = seed
         self.allow_remote_images = allow_remote_images
         self.skipped: Counter[str] = Counter()
-        self._spare: list[_Sample] | None = None
+        self._last_good: LastGood[list[_Sample]] = LastGood()
         self._control_pattern = processor.control_pattern
 
     def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -103,14 +105,7 @@ class EvoTokCollator:
         usable = [rows for record in records if (rows := self._rows(record))]
         self._tokenize([sample for rows in usable for sample in rows])
         usable = [rows for rows in usable if all(self._fit(sample) for sample in rows)]
-        if not usable:
-            if self._spare is None:
-                raise ValueError(
-                    f"No record of the batch can be used, {dict(self.skipped)} so far: check the data set."
-                )
-            usable = [self._spare]
-        self._spare = usable[-1]
-        return usable
+        return self._last_good.fill(usable, self.skipped)
 
     def _rows(self, record: dict) -> list[_Sample]:
         """What a record becomes: one row, or none if an image is corrupt."""
@@ -119,7 +114,7 @@ class EvoTokCollator:
 
     def _skip(self, reason: str, message: str) -> None:
         self.skipped[reason] += 1
-        logger.warning(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}")
+        logger.warning(printable(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}"))
 
     def _read(self, record: dict) -> _Sample | None:
         """Checks the messages and deals images and codes out to the two kinds of turns; None if an image is corrupt."""

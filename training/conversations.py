@@ -18,9 +18,13 @@ from datasets.exceptions import DatasetGenerationError
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
+MAX_TEXT = 200_000  # characters of a record: tens of thousands of tokens
+MAX_TURNS = 10_000
+
 # Line breaks beside the mark are LLaVA's way to set images apart, no part of what is said.
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
 
+_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _PART = {"type": Value("string"), "text": Value("string")}
@@ -159,6 +163,9 @@ def check_modalities(record: dict) -> None:
 def _check_turns(turns: Any) -> list:
     if not isinstance(turns, list) or not turns:
         raise TypeError('"conversations" must be a list of at least one turn')
+    if len(turns) > MAX_TURNS:
+        raise ValueError(f"{len(turns):,} turns, over the limit of {MAX_TURNS:,} of a conversation: split it")
+    check_length(*(turn.get("value") for turn in turns if isinstance(turn, dict)))
     return turns
 
 
@@ -186,6 +193,13 @@ def convert_turns(turns: Any, num_images: int) -> list[dict]:
     return messages
 
 
+def check_length(*texts: Any) -> None:
+    """Raises ValueError for a record with more text than any model reads at once; what is no text does not count."""
+    length = sum(len(text) for text in texts if isinstance(text, str))
+    if length > MAX_TEXT:
+        raise ValueError(f"{length:,} characters of text, over the limit of {MAX_TEXT:,} of a record: shorten it")
+
+
 def _convert_turn(turn: Any) -> dict:
     if not isinstance(turn, dict):
         raise TypeError(f'a turn is {{"from": ..., "value": ...}}, not {type(turn).__name__}: correct it')
@@ -207,17 +221,22 @@ def _convert_turn(turn: Any) -> dict:
     return {"role": ROLES[role], "content": content}
 
 
-def resolve_image(folder: Path, name: str) -> str:
-    """The path of image `name` in `folder`.
+def resolve_image(folder: Path, name: str, what: str = "image") -> str:
+    """The path of the file `name` in `folder`: the one way from what a record says to a file that is opened.
+
+    Args:
+        what: it is, for messages.
 
     Raises:
-        ValueError: if it lies elsewhere: an absolute path, `..`, or a symbolic link that leads out.
+        ValueError: if it lies elsewhere: an address, an absolute path, `..`, or a symbolic link that leads out.
     """
     folder = folder.resolve()
+    if _ADDRESS.match(name):
+        raise ValueError(f"{what} {name!r} is an address, which is not fetched: download it into {folder}")
     try:
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a name with a null byte, links in a circle
-        raise ValueError(f"image {name!r} is no file name ({error}): correct it") from None
+        raise ValueError(f"{what} {name!r} is no file name ({error}): correct it") from None
     if not path.is_relative_to(folder) or path == folder:
-        raise ValueError(f"image {name!r} lies outside {folder}: move it there, or set the image folder")
+        raise ValueError(f"{what} {name!r} lies outside {folder}: move it there, or set the image folder")
     return str(path)

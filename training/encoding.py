@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
+from ..eval.files import whole_file
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.image_loading_evotok import load_image
 from .codes import ShardInfo, ShardWriter
 from .collators import pixels_of
+from .last_good import MAX_BARREN
 from .messages import why_no_record
 from .mixture import Part
 
@@ -106,9 +108,15 @@ class CorpusEncoder:
                 writer.write([p.key for p in good], [p.caption for p in good], codes)
             images += len(good)
             tick(len(pictures))
+        if len(bad) >= MAX_BARREN and not images:
+            raise ValueError(
+                f"{self.part.name}: none of the {len(bad)} images of shard {index} can be used, such as {bad[0].key} "
+                f"({bad[0].reason}): check the data set, and give the command again: it goes on from there."
+            )
         if bad:
             lines = [json.dumps({"key": p.key, "reason": p.reason}, ensure_ascii=False) for p in bad]
-            path.with_suffix(".skipped.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            with whole_file(path.with_suffix(".skipped.jsonl")) as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
             logger.warning(f"{path.name}: skipped {len(bad)} of {images + len(bad)}, such as {bad[0].reason}")
         writer.close(skipped=len(bad))
         return images, len(bad)

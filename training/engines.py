@@ -15,7 +15,7 @@ def read_engine(path: str) -> dict[str, Any]:
     try:
         engine = json.loads(file.read_text(encoding="utf-8"))
         engine["zero_optimization"]["stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: no DeepSpeed configuration with a zero_optimization stage ({error}).") from None
     return engine
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from ..eval.workers import Workers
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.world import EmojiWorld
+from .sources.source import embedded_image
 from .tokenizer_data import IMAGE_SUFFIXES, crop_square, image_files, to_pixels
 
 
@@ -129,7 +131,16 @@ def _dataset_images(data: str, split: str, column: str) -> ImageSet:
     if not len(rows):
         raise ValueError(f"{data}: split {split!r} has no rows: give another one.")
     rows = rows.select_columns(column).cast_column(column, ImageFeature(decode=False))
-    return ImageSet(data, [f"{data}[{index}]" for index in range(len(rows))], lambda index: rows[index][column])
+    # Rows of the Hub may name files that `datasets` has fetched.
+    folder = folder if folder.is_dir() else Path(HF_HOME)
+
+    def read(index: int) -> dict | str:
+        try:
+            return embedded_image(rows[index][column], folder)
+        except ValueError as error:
+            raise EvoTokImageError(f"{error}.") from None
+
+    return ImageSet(data, [f"{data}[{index}]" for index in range(len(rows))], read)
 
 
 def limited(images: ImageSet, limit: int | None) -> ImageSet:

@@ -41,7 +41,10 @@ class Part(NamedTuple):
         """
         if DAMAGED in row:
             raise ValueError(row[DAMAGED])
-        return self.convert(row)
+        try:
+            return self.convert(row)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
 
 
 class _Reader:

@@ -199,6 +199,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         processing_class=processor,
         sample_prompts=recipe.data.sample_prompts,
         code_noise=recipe.data.code_noise,
+        recipe=recipe,
         **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)

@@ -86,6 +86,7 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         data_collator=collator,
         processing_class=processor,
         peft_config=lora_config(recipe) if recipe.lora else None,
+        recipe=recipe,
         **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import DataArguments, Recipe, SourceArguments
 from .codes import ShardInfo, check_tokenizer, open_codes, to_record
+from .messages import one_line
 from .mixture import Part, RecordStream
 from .sources import SOURCES
 
@@ -118,6 +119,9 @@ class ResumableLoader:
             raise ImportError("streams of samples resume with torchdata: pip install 'evotok[train]'.") from None
         self.stream = stream
         self.layout = {"ranks": arguments.world_size, "workers": arguments.dataloader_num_workers}
+        # What a pool is made of: by another recipe there is no such place in it.
+        self.layout |= {"batch_size": stream.batch_size, "pool_batches": stream.pool_batches}
+        self.layout["sources"] = [part.name for part in stream.parts]
         self.name = f"data_state_{arguments.process_index}.pt"
         self.loader: DataLoader = StatefulDataLoader(
             stream,
@@ -131,20 +135,24 @@ class ResumableLoader:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write this rank's state; it takes its name when whole."""
-        path = Path(folder) / self.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{self.name}.part")
-        torch.save({"layout": self.layout, "loader": self.loader.state_dict()}, part)
-        part.replace(path)
+        """Write this rank's state."""
+        torch.save({"layout": self.layout, "loader": self.loader.state_dict()}, Path(folder) / self.name)
 
     def load(self, folder: str | Path, step: int) -> None:
-        """Go on where a checkpoint was written; by other ranks or workers, in a new order from here on."""
+        """Go on where a checkpoint was written; by other ranks, workers, batches or sources, in a new order from here.
+
+        Raises:
+            ValueError: something else lies there.
+        """
         path = Path(folder) / self.name
         try:
             state = torch.load(path, weights_only=True)
-        except (FileNotFoundError, RuntimeError, pickle.UnpicklingError):
-            state = {"layout": None}
+        except FileNotFoundError:  # of fewer ranks
+            state = {"layout": None, "loader": None}
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: damaged ({one_line(error)}): give the run another checkpoint.") from None
+        if not isinstance(state, dict) or not {"layout", "loader"} <= state.keys():
+            raise ValueError(f"{path}: no state of data: give the run another checkpoint.")
         if state["layout"] == self.layout:
             self.loader.load_state_dict(state["loader"])
             return

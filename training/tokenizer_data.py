@@ -14,10 +14,13 @@ from transformers.utils import logging
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.scenes import render, sample_scene
 from .emoji.world import EmojiWorld
+from .last_good import LastGood
+from .messages import printable
 
 
 logger = logging.get_logger(__name__)
 
+MAX_ASPECT = 200  # of any image, as in Qwen2-VL; those that are learnt from are squarer
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -93,7 +96,13 @@ class FolderImages(Dataset):
 
 
 def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
-    """The short side resized to `size`, and of the long one the square at `place`, 0 to 1 across and down."""
+    """The short side resized to `size`, and of the long one the square at `place`, 0 to 1 across and down.
+
+    Raises:
+        EvoTokImageError: a strip, which would be blown up to many times its size.
+    """
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise EvoTokImageError(f"{image.width} x {image.height} is too long a strip to crop a square from: crop it.")
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (round(share * (side - size)) for share, side in zip(place, (width, height), strict=True))
@@ -109,21 +118,17 @@ class ImageCollator:
     the last good picture.
 
     Raises:
-        ValueError: no good picture has been seen yet.
+        ValueError: no good picture has been seen yet, or for many batches.
     """
 
     def __init__(self, size: int, seed: int = 0, max_aspect: float = 20.0):
         self.size, self.seed, self.max_aspect = size, seed, max_aspect
         self.skipped: Counter[str] = Counter()
-        self._spare: torch.Tensor | None = None
+        self._last_good: LastGood[torch.Tensor] = LastGood()
 
     def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
         pixels = [image for record in records if (image := self._read(record)) is not None]
-        if not pixels and self._spare is None:
-            raise ValueError(f"No picture of the batch can be used, {dict(self.skipped)} so far: check the data set.")
-        pixels = pixels or [self._spare]
-        self._spare = pixels[-1]
-        return {"pixel_values": torch.stack(pixels)}
+        return {"pixel_values": torch.stack(self._last_good.fill(pixels, self.skipped))}
 
     def _read(self, record: dict) -> torch.Tensor | None:
         if not record["images"]:
@@ -135,7 +140,8 @@ class ImageCollator:
                 raise EvoTokImageError(f"{image.width} x {image.height} is too long to crop a square from")
         except EvoTokImageError as error:
             self.skipped["image"] += 1
-            logger.warning(f"Skipped (image, {self.skipped['image']} so far): record {record['id']}: {error}")
+            said = f"Skipped (image, {self.skipped['image']} so far): record {record['id']}: {error}"
+            logger.warning(printable(said))
             return None
         rng = random.Random(f"{self.seed}/{record['index']}")
         return to_pixels(crop_square(image, self.size, (rng.random(), rng.random())))

@@ -154,6 +154,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         perceptual=build_perceptual(recipe, teacher, arguments.device),
         held_out=held_out,
         average_decay=recipe.optimizer.average_decay,
+        recipe=recipe,
         **optimizer_choice(recipe.optimizer, arguments),
     )
     result = trainer.train(resume_from_checkpoint=resume_from)

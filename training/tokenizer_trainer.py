@@ -18,6 +18,7 @@ from .averages import AveragedTokenizer
 from .checkpoints import room_on_disk
 from .discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from .losses import adaptive_weight, semantic_loss, weighted_sum
+from .resume import keeping_settings
 from .trainer import EvoTokTrainer
 
 
@@ -227,9 +228,16 @@ class TokenizerTrainer(EvoTokTrainer):
             else:
                 logger.warning(f"{folder}: no average of the weights in it: one begins here.")
         if self.discriminator is not None:
-            self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
-            # To the CPU first: a second process there calls its device `cpu:0`, which nothing can be loaded to.
-            state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)
+            self._load_discriminator(folder)
+
+    def _load_discriminator(self, folder: Path) -> None:
+        if not (folder / "discriminator.safetensors").is_file():
+            logger.warning(f"{folder}: no discriminator in it: one begins here.")
+            return
+        self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
+        # To the CPU first: a second process there calls its device `cpu:0`, which nothing can be loaded to.
+        state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)
+        with keeping_settings(self.discriminator_optimizer, self.discriminator_scheduler):
             self.discriminator_optimizer.load_state_dict(state["optimizer"])
             self.discriminator_scheduler.load_state_dict(state["scheduler"])
 

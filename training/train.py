@@ -15,11 +15,18 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
+from transformers.utils import logging
 
+from ..eval.files import sync_files
 from .arguments import Recipe, read_recipe
-from .checkpoints import agreed_checkpoint, check_source, prepare_engine, put_aside
+from .checkpoints import agreed_checkpoint, check_engine, check_source, prepare_engine, put_aside
 from .engines import in_full_precision
 from .messages import one_line
+from .resume import compare_recipe
+from .run_lock import locked
+
+
+logger = logging.get_logger(__name__)
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -89,18 +96,46 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
         (the mean) and `train_runtime` (seconds).
 
     Raises:
-        ValueError: a recipe or a checkpoint that cannot be trained, or gone on from, like this.
+        ValueError: a recipe or a checkpoint that cannot be trained, or gone on from, like this; or another run is
+            training into the same folder.
     """
     for key in ("checkpoint", "vq_checkpoint", "encoder_checkpoint", "language_model_checkpoint"):
         check_source(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
-    if restart:
-        with arguments.main_process_first(local=False, desc="putting earlier checkpoints aside"):
-            put_aside(arguments.output_dir)
-    resume_from = agreed_checkpoint(arguments.output_dir)
-    if resume_from and arguments.deepspeed:
-        prepare_engine(arguments, resume_from)
+    with locked(arguments.output_dir, arguments.process_index == 0):
+        if restart:
+            with arguments.main_process_first(local=False, desc="putting earlier checkpoints aside"):
+                put_aside(arguments.output_dir)
+        figures = _run_stage(recipe, arguments, find_start(recipe, arguments))
+        if arguments.should_save:
+            sync_files(arguments.output_dir)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return {"stage": recipe.stage, "folder": arguments.output_dir} | figures
+
+
+def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
+    """The checkpoint that a run goes on from, or None; says what has changed in the recipe since.
+
+    Raises:
+        ValueError: all checkpoints are damaged, or the recipe, its engine or the number of processes do not go with the
+            one that is whole.
+    """
+    checkpoint = agreed_checkpoint(arguments.output_dir, arguments.process_index, arguments.world_size)
+    if checkpoint is None:
+        return None
+    changed = compare_recipe(recipe, checkpoint)
+    if changed and arguments.process_index == 0:
+        logger.warning(f"{checkpoint}: goes on by a recipe that has changed since: {'; '.join(changed)}.")
+    check_engine(arguments, checkpoint)
+    if arguments.deepspeed:
+        prepare_engine(arguments, checkpoint)
+    return checkpoint
+
+
+def _run_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, Any]:
     if recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
     elif recipe.stage == "dpo":
@@ -108,13 +143,13 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
     else:
         from .multimodal_stages import train_multimodal as run
     try:
-        figures = run(recipe, arguments, resume_from)
+        return run(recipe, arguments, resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    return {"stage": recipe.stage, "folder": arguments.output_dir} | figures
+    except RuntimeError as error:  # of a worker that was killed, or whose error cannot be made again
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(f"{one_line(error)}: mend it, or lower training.dataloader_num_workers.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """What the trainers of all stages share: terms of the loss in the log and a stop when they are not finite, checkpoints
 that are whole or not there, streams that resume, a bar with the speed."""
 
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,8 +11,17 @@ from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .checkpoints import last_complete_checkpoint, room_on_disk, tell_groups_apart, whole_or_none
+from .arguments import Recipe
+from .checkpoints import (
+    last_complete_checkpoint,
+    room_on_disk,
+    rotate_checkpoints,
+    tell_groups_apart,
+    whole_or_none,
+)
+from .manifest import begin_manifest, discard, finish_manifest, hash_share
 from .mixture import RecordStream
+from .resume import keeping_settings, write_recipe
 from .streaming import ResumableLoader
 
 
@@ -44,14 +52,17 @@ class EvoTokTrainer(Trainer):
     Training stops with a ValueError once a term, the loss or the gradient is not finite. That is looked at whenever
     something is logged, evaluated or saved, so no step waits for the device because of it; nothing is saved after it.
 
-    A checkpoint that cannot be written to its end is removed.
+    A checkpoint that cannot be written to its end is removed. One that is counts from its manifest on, which comes
+    last, when all the rest is on the disk; older ones go only after that. In a run that goes on, settings of the
+    optimizer are the recipe's, not those of the checkpoint.
 
     A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what all
     processes skipped since they began is logged as `skipped_REASON`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.recipe = recipe
         self._terms: dict[str, list[tuple[int, torch.Tensor]]] = {}
         self._groups: list[dict[str, Any]] = []
         self._stream_loader: ResumableLoader | None = None
@@ -146,7 +157,8 @@ class EvoTokTrainer(Trainer):
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with keeping_settings(self.optimizer, self.lr_scheduler, self._groups):  # an engine has loaded its own by now
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and (Path(checkpoint) / "latest_universal").is_file() and is_deepspeed_zero3_enabled():
             tell_groups_apart(self.optimizer, self._groups)
 
@@ -155,19 +167,37 @@ class EvoTokTrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        runs, step = self._get_output_dir(trial), self.state.global_step
+        folder = Path(runs) / f"checkpoint-{step}"
         if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed in here has left
-        self.accelerator.wait_for_everyone()
+            discard(folder)  # what a run that was killed in here has left
         with whole_or_none(folder):
+            if self.args.should_save:
+                begin_manifest(folder)
+            self.accelerator.wait_for_everyone()
             if self._stream_loader is not None:
                 self._stream_loader.save(folder)
-            super()._save_checkpoint(model, trial)
+            limit, self.args.save_total_limit = self.args.save_total_limit, None  # not before the new one is safe
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            self._finish_checkpoint(folder)
+        if self.args.should_save:
+            rotate_checkpoints(runs, step, limit, self.state.best_model_checkpoint)
+
+    def _finish_checkpoint(self, folder: Path) -> None:
+        """Syncs and hashes what every process wrote, then marks the checkpoint as whole."""
+        if self.recipe is not None and self.args.should_save:
+            write_recipe(self.recipe, folder)
+        shares = gather_object([hash_share(folder, self.args.process_index, self.args.world_size)])
+        if self.args.should_save:
+            finish_manifest(folder, {name: fact for share in shares for name, fact in share.items()})
+        self.accelerator.wait_for_everyone()
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
-        # Next comes `trainer_state.json`, which marks the checkpoint as whole: nobody may still be writing.
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # what has no rank in its name is hashed by the first process
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As in Transformers; a full disk is named as one."""

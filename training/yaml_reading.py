@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import type_validator
 
 
 PLAIN = (int, float, bool, str)
+_MAX_BASES = 20
+_MAX_BYTES = 1_000_000
 
 
 def read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
@@ -19,6 +21,12 @@ def read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
         raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.")
     if path.resolve() in above:
         raise ValueError(f"{path}: is its own base, directly or through others: remove a `base`.")
+    if len(above) > _MAX_BASES:
+        raise ValueError(
+            f"{path}: the base of {len(above)} recipes in a row, over the limit of {_MAX_BASES}: merge some."
+        )
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path}: over the limit of {_MAX_BYTES / 1e6:g} MB of a recipe: give a shorter one.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -45,9 +53,16 @@ def _parse(text: str, where: str) -> Any:
                 raise ValueError(f"{where}: aliases (*name) are not read: write the values out.")
             if depth > 50:
                 raise ValueError(f"{where}: nested more than 50 deep: remove some brackets.")
-        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}: correct it.") from None
+        raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # noqa: BLE001 - constructors raise what Python's own do: of `!!bool x`, a KeyError
+        raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _merge(base: dict, difference: dict) -> dict:

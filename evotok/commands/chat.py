@@ -107,6 +107,7 @@ def _next_line() -> str | None:
 def _follow(chat: "Chat", line: str, out: str) -> bool:
     """Do what one line says; whether it ends the conversation."""
     from evotok.processing.image_loading_evotok import load_image
+    from evotok.training.messages import visible
 
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -115,7 +116,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
     if command == "/help":
         print(MENU)
     elif command == "/history":
-        print("\n".join(chat.history()) or "(nothing yet)")
+        print(visible("\n".join(chat.history())) or "(nothing yet)")
     elif command == "/new":
         chat.begin()
     elif command == "/image":
@@ -188,12 +189,13 @@ class Chat:
             ValueError: the conversation does not fit into the context; it is then as before.
         """
         import torch
-        from transformers import TextStreamer
+
+        from evotok.visible_streamer import VisibleStreamer
 
         messages = self.conversation.asked(text)
         inputs, room = read_prompt(self.model, self.processor, messages)
         tokenizer = self.processor.tokenizer
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+        streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=min(self.max_new_tokens, room), streamer=streamer)
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -16,7 +16,7 @@ from evotok.commands.terminal import progress, say
 
 EXAMPLES = """  evotok data check configs/paper/sft.yaml
   evotok data check configs/paper/gen.yaml --records 200 --out check"""
-_PICTURES = 8
+_PICTURES, _SIDE = 8, 384
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     check_folder(out)
     path, words = check_recipe(recipe, overrides or ())
     from evotok.training.arguments import read_recipe
-    from evotok.training.messages import one_line
+    from evotok.training.messages import one_line, visible
 
     data = read_recipe(path, words).data
     if data.name != "mixture":
@@ -45,10 +45,10 @@ def run(
             try:
                 facts, cells = _check(source, records)
                 if not as_json:
-                    bar.write(_report(facts))
+                    bar.write(visible(_report(facts)))
             except (ValueError, OSError) as error:
                 facts, cells = {"source": source.source, "error": one_line(error)}, []
-                bar.write(f"{source.source}\n  cannot be used: {facts['error']}", file=sys.stderr)
+                bar.write(visible(f"{source.source}\n  cannot be used: {facts['error']}"), file=sys.stderr)
             found.append(facts)
             if cells:
                 sheets.append((source.source, _sheet(source.source, cells)))
@@ -93,7 +93,7 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
                 continue
             sizes.append(image.size)
             if len(cells) < _PICTURES:
-                cells.append((image, texts))
+                cells.append((_shown(image), texts))
     if not counts["rows"]:
         raise ValueError("no rows at all")
     if not lengths:
@@ -147,13 +147,16 @@ def _report(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sheet(name: str, cells: list) -> Any:
+def _shown(image: Any) -> Any:
     from PIL import ImageOps
 
+    image = image.copy()
+    image.thumbnail((_SIDE, _SIDE))  # keeps a row of what is a strip
+    return ImageOps.pad(image, (_SIDE, _SIDE), color="white")
+
+
+def _sheet(name: str, cells: list) -> Any:
     from evotok.eval.sheets import Cell, Line, draw_sheet
 
-    drawn = [
-        Cell(ImageOps.pad(image, (384, 384), color="white"), [Line(text[:60]) for _, text in texts[:2]])
-        for image, texts in cells
-    ]
+    drawn = [Cell(image, [Line(text[:60]) for _, text in texts[:2]]) for image, texts in cells]
     return draw_sheet(drawn, columns=4, title=f"First pictures of {Path(name).name}")

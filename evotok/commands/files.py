@@ -61,11 +61,15 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     """
     folder = check_folder(folder)
     parts: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    numbers: dict[str, int] = {}  # the next to be tried, by name: thousands of pictures may have one name
 
     def reserve(name: str) -> Path:
-        final, number = folder / name, 2
-        while final in parts.values() or (final.exists() and not overwrite):
-            final, number = folder / f"{Path(name).stem}-{number}{Path(name).suffix}", number + 1
+        final = folder / name
+        while final in taken or (final.exists() and not overwrite):
+            numbers[name] = numbers.get(name, 1) + 1
+            final = folder / f"{Path(name).stem}-{numbers[name]}{Path(name).suffix}"
+        taken.add(final)
         part = folder / f".{final.name}.part"
         part.unlink(missing_ok=True)  # left by a run that was killed, or a link that somebody planted
         parts[part] = final
@@ -146,6 +150,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: `folder` is a file, or has files in it.
     """
+    from evotok.eval.files import move_synced, sync_files
+
     folder = check_new_folder(folder)
     part = folder.with_name(folder.name + ".part")
     if part.exists():
@@ -154,9 +160,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
+            sync_files(part)
             if folder.exists():
                 folder.rmdir()
-            part.replace(folder)
+            move_synced(part, folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

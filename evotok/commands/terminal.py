@@ -9,12 +9,14 @@ from typing import Any, TextIO
 
 
 def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
-    """Print the outcome of a command: `facts` as JSON, or `lines`."""
+    """Print the outcome of a command: `facts` as JSON, or `lines`, without the control characters of untrusted text."""
+    from evotok.training.messages import visible, visible_json
+
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(visible_json(json.dumps(facts, ensure_ascii=False)))
     else:
         for line in lines:
-            print(line)
+            print(visible(line))
 
 
 def has_colors(stream: TextIO) -> bool:

@@ -127,7 +127,7 @@ def _shards(folder: Path) -> list[Path]:
 def _indexed_shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{index}: damaged, or no index of weights. Copy it again.") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -141,7 +141,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: damaged, not JSON of one object. Copy it again.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .images import webdataset_pair
-from .source import Source, json_row, named_images, to_draw
+from .source import Source, embedded_image, json_row, named_images, to_draw
 
 
 _CAPTIONS = ("caption", "captions", "prompt", "text")
@@ -14,7 +14,7 @@ def captioned_parquet(row: dict, folder: Path | None) -> dict:
     its columns `id`, `image`, `caption`; ImageNet1K-T2I-QwenVL-QwenImage, read as parquet with an `image` by the Tar
     project's loader, documents no name for the text: the usual ones are tried."""
     caption = next((row[name] for name in _CAPTIONS if row.get(name)), None)
-    return to_draw(row.get("id", ""), caption, row["image"])
+    return to_draw(row.get("id", ""), caption, embedded_image(row["image"], folder))
 
 
 def prompted_json(row: dict, folder: Path | None) -> dict:

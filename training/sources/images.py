@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .source import Source, to_draw
+from .source import Source, embedded_image, to_draw
 
 
 def webdataset_pair(row: dict, folder: Path | None) -> dict:
@@ -14,9 +14,9 @@ def webdataset_pair(row: dict, folder: Path | None) -> dict:
 
 def imagenet(row: dict, folder: Path | None) -> dict:
     """`image` and the integer `label`, the columns of ILSVRC/imagenet-1k: its number is all the text there is."""
-    if not row["image"]:
-        raise ValueError("no image")
-    return to_draw(row["image"].get("path") or "", f"class {row['label']}", row["image"])
+    image = embedded_image(row["image"], folder)
+    name = row["image"].get("path") if isinstance(row["image"], dict) else None
+    return to_draw(name or "", f"class {row['label']}", image)
 
 
 CC12M = Source(

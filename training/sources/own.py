@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ..conversations import MAX_TEXT, resolve_image
 from .generation import captioned_parquet
 from .images import webdataset_pair
 from .source import Source, to_draw
@@ -13,10 +14,14 @@ _SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 
 def image_file(row: dict, folder: Path | None) -> dict:
     """One file of a folder; its text is `NAME.txt` beside it, or its name with spaces for dashes and underscores."""
-    path = Path(row["path"])
-    beside = path.with_suffix(".txt")
-    caption = beside.read_text(encoding="utf-8") if beside.is_file() else path.stem.replace("-", " ").replace("_", " ")
-    return to_draw(path.relative_to(folder) if folder else path.name, caption, str(path))
+    path = Path(row["path"]).absolute()
+    folder = (folder or path.parent).absolute()
+    image, beside = resolve_image(folder, str(path)), path.with_suffix(".txt")
+    caption = path.stem.replace("-", " ").replace("_", " ")
+    if beside.is_file():
+        with open(resolve_image(folder, str(beside), "text"), encoding="utf-8") as file:
+            caption = file.read(MAX_TEXT + 1)
+    return to_draw(path.relative_to(folder) if path.is_relative_to(folder) else path.name, caption, image)
 
 
 IMAGE_FOLDER = Source(

@@ -1,4 +1,4 @@
-"""The rows of a source, shard by shard: parquet files, tars, records of JSON, names of pictures.
+"""The rows of a source, shard by shard, whatever it lies in; records of JSON, names of pictures.
 
 Nothing is decoded here: images stay paths or bytes, so that one corrupt file costs one sample in the collator.
 """
@@ -10,13 +10,10 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets.exceptions import DatasetGenerationError
 
@@ -46,52 +43,24 @@ class Rows:
     read_shard: Callable[[Any], Iterator[dict]]
 
     def read(self, number: int) -> Iterator[dict]:
-        """The rows of one shard; where it is damaged one with `DAMAGED` alone comes instead of the rest."""
+        """The rows of one shard; where it is damaged one with `DAMAGED` alone comes instead of the rest.
+
+        Raises:
+            OSError: it is gone, or its disk or network has failed.
+        """
         shard = self.shards[number]
         try:
             yield from self.read_shard(shard)
         except (*_DAMAGES, OSError) as error:
             # Arrow raises a plain OSError for bytes that make no sense; others are of the disk or of the network.
             if not isinstance(error, _DAMAGES) and (type(error) is not OSError or error.errno is not None):
-                raise
+                reason = error.strerror or error
+                raise OSError(f"{shard}: cannot be read ({reason}): put it back, or leave it out.") from error
             yield {DAMAGED: f"{shard}: damaged, the rest of it is passed over ({one_line(error)})"}
 
     def __iter__(self) -> Iterator[dict]:
         for number in range(len(self.shards)):
             yield from self.read(number)
-
-
-def read_parquet(path: str) -> Iterator[dict]:
-    """The rows of a parquet file, on a disk or `hf://`."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS):
-            yield from batch.to_pylist()
-
-
-def read_tar(path: str) -> Iterator[dict]:
-    """The samples of a webdataset tar, on a disk or `hf://`: `{"__key__", suffix: bytes}` of the neighbouring files
-    whose path is the same up to the first dot of the name."""
-    with fsspec.open(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
-        members = (member for member in tar if member.isfile())
-        for key, sample in groupby(members, lambda member: _key_and_suffix(member.name)[0]):
-            yield {"__key__": key} | {_key_and_suffix(part.name)[1]: tar.extractfile(part).read() for part in sample}
-
-
-class _Header(tarfile.TarInfo):
-    """`tarfile` takes a header that is damaged or missing for the end, unless it is the first; here it is an error."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_):
-        try:
-            return super().fromtarfile(tarfile_)
-        except (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(str(error)) from None
-
-
-def _key_and_suffix(name: str) -> tuple[str, str]:
-    path = PurePosixPath(name)
-    stem, _, suffix = path.name.partition(".")
-    return str(path.with_name(stem)) if stem else name, suffix.lower()
 
 
 def json_rows(paths: list[Path]) -> Rows:
@@ -117,8 +86,11 @@ def json_rows(paths: list[Path]) -> Rows:
 
 def _json_lines(stamps: list[tuple]) -> Iterator[dict[str, str]]:
     for path, *_ in stamps:
-        for _, record in read_json_records(Path(path)):
-            yield {"json": json.dumps(record, ensure_ascii=False)}
+        for where, record in read_json_records(Path(path)):
+            try:
+                yield {"json": json.dumps(record, ensure_ascii=False)}
+            except RecursionError:
+                raise ValueError(f"{where}: nested too deeply: remove it.") from None
 
 
 def _read_texts(texts: Dataset, places: range) -> Iterator[dict]:
@@ -145,4 +117,4 @@ def _cut(size: int, count: int) -> list[range]:
     return [range(size * number // count, size * (number + 1) // count) for number in range(count)]
 
 
-__all__ = ["DAMAGED", "Rows", "image_rows", "json_rows", "read_parquet", "read_tar"]
+__all__ = ["DAMAGED", "Rows", "image_rows", "json_rows"]

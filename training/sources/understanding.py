@@ -5,8 +5,8 @@ RLAIF-V is not the paper's: preferences, for the stage after.
 
 from pathlib import Path
 
-from ..conversations import check_modalities
-from .source import Source, json_row, named_images, to_answer
+from ..conversations import check_length, check_modalities
+from .source import Source, embedded_image, json_row, named_images, to_answer
 
 
 def llava_json(row: dict, folder: Path | None) -> dict:
@@ -20,7 +20,8 @@ def llava_json(row: dict, folder: Path | None) -> dict:
 def llava_parquet(row: dict, folder: Path | None) -> dict:
     """`id`, `image` (null for text alone), `conversations`, `data_source`: the columns in the dataset cards of
     lmms-lab/LLaVA-NeXT-Data and lmms-lab/LLaVA-OneVision-Data."""
-    return to_answer(row["id"], row["conversations"], [row["image"]] if row["image"] else [])
+    images = [embedded_image(row["image"], folder)] if row["image"] else []
+    return to_answer(row["id"], row["conversations"], images)
 
 
 def honeybee(row: dict, folder: Path | None) -> dict:
@@ -42,7 +43,9 @@ def rlaif_v(row: dict, folder: Path | None) -> dict:
         if not row[name]:  # text alone, too: under ZeRO-3 the model compared with must run the same modules everywhere
             raise ValueError(f"nothing under {name}")
     turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["chosen"]}]
-    return to_answer(row.get("idx", ""), turns, [row["image"]]) | {"rejected": row["rejected"]}
+    check_length(row["question"], row["chosen"], row["rejected"])
+    images = [embedded_image(row["image"], folder)]
+    return to_answer(row.get("idx", ""), turns, images) | {"rejected": row["rejected"]}
 
 
 LLAVA_PRETRAIN = Source(

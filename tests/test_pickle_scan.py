@@ -1,0 +1,86 @@
+"""Pickles looked through before they are read: honest ones of any protocol pass, what would hang or crash does not."""
+
+import argparse
+import io
+import pickle
+import time
+from collections import OrderedDict
+
+import pytest
+
+from evotok.conversion import pickle_scan
+from evotok.conversion.pickle_scan import MAX_DEPTH, MAX_OPCODES, scan_pickle
+
+
+def wrapped(times):
+    return b"\x80\x02N" + b"\x85" * times + b"."
+
+
+def doubled(times, put="q", get="h"):
+    """A tuple of a tuple twice, and so on."""
+    pieces = [put.encode() + bytes([n]) + get.encode() + bytes([n]) + b"\x86" for n in range(times)]
+    return b"\x80\x02N" + b"".join(pieces) + b"."
+
+
+BOMBS = {
+    "tuples in tuples": (wrapped(400_000), "nested more than"),
+    "a key of such": (b"\x80\x02}" + wrapped(400_000)[2:-1] + b"K\x01s.", "nested more than"),
+    "lists in lists": (b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".", "nested more than"),
+    "dictionaries in dictionaries": (b"\x80\x02" + b"}K\x01" * 5000 + b"N" + b"s" * 5000 + b".", "nested more than"),
+    "marks in marks": (b"\x80\x02" + b"(" * 5000 + b"N" + b"t" * 5000 + b".", "nested more than"),
+    "calls of calls": (
+        b"\x80\x02" + b"cargparse\nNamespace\n" * 5000 + b"N\x85" + b"R\x85" * 5000 + b".",
+        "nested more than",
+    ),
+    "sixty shared tuples": (doubled(60), "tuples of more than"),
+    "shared by MEMOIZE": (
+        b"\x80\x04N" + b"".join(b"\x94h" + bytes([n]) + b"\x86" for n in range(60)) + b".",
+        "tuples of",
+    ),
+    "shared by DUP": (b"\x80\x02N" + b"2\x86" * 60 + b".", "tuples of more than"),
+    "shared frozen sets": (
+        b"\x80\x04N" + b"".join(b"\x94(h" + bytes([n]) + b"h" + bytes([n]) + b"\x91" for n in range(60)) + b".",
+        "tuples of",
+    ),
+    "opcodes without end": (b"\x80\x02" + b"N0" * MAX_OPCODES + b"N.", "opcodes"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused(name):
+    content, said = BOMBS[name]
+    start = time.process_time()
+    with pytest.raises(ValueError, match=said):
+        scan_pickle(io.BytesIO(content))
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no pickle", b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02t.", b"\x80\x02a.", b"\x80\x02q\0."]
+)
+def test_what_is_no_pickle_is_refused(content):
+    with pytest.raises((ValueError, LookupError)):
+        scan_pickle(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_honest_pickles_pass(protocol):
+    shared = ("a", [1.5, None])
+    content = {
+        "args": argparse.Namespace(rate=1e-3, sizes=(16, 16), names=["a"] * 50),
+        "state": OrderedDict((f"layer.{n}.weight", (n, (3, 4), b"bytes", shared, True)) for n in range(2000)),
+        "sets": [{1, 2}, frozenset({3})],
+        (1, ("key",)): 10**30,
+    }
+    file = io.BytesIO(pickle.dumps(content, protocol) + pickle.dumps(shared, protocol))
+    scan_pickle(file)
+    scan_pickle(file)
+    assert not file.read()
+
+
+def test_it_stops_where_the_limit_is():
+    scan_pickle(io.BytesIO(wrapped(MAX_DEPTH - 1)))
+    with pytest.raises(ValueError, match="nested"):
+        scan_pickle(io.BytesIO(wrapped(MAX_DEPTH)))
+    assert pickle_scan.MAX_WEIGHT < 2**20
+    scan_pickle(io.BytesIO(doubled(18)))

@@ -1,0 +1,83 @@
+"""One run at a time in an output folder."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evotok.training.run_lock import locked
+
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLDER = """
+import os, sys, time
+from evotok.training.run_lock import locked
+with locked(sys.argv[1]):
+    if len(sys.argv) > 2 and os.fork() == 0:  # as the worker of a loader does
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder, *more):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), *more],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    lines = [process.stdout.readline().strip() for _ in range(1 + len(more))]
+    assert "locked" in lines
+    return process, [int(line) for line in lines if line.isdigit()]
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
+    first, _ = holder(tmp_path / "run")
+    try:
+        with (
+            pytest.raises(ValueError, match="another run is training into this folder: wait"),
+            locked(tmp_path / "run"),
+        ):
+            pytest.fail("two runs at once")
+        with locked(tmp_path / "other"):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_a_run_that_was_killed_leaves_no_lock_though_its_workers_live(tmp_path):
+    first, [worker] = holder(tmp_path, "and fork")
+    try:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        os.kill(worker, 0)  # is still there
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_the_lock_is_of_a_group_not_of_each_process(tmp_path):
+    with locked(tmp_path), locked(tmp_path, first=False):
+        pass
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "run"):
+        raise KeyError
+    assert not (tmp_path / "run").exists()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "a").write_text("")
+    assert (tmp_path / "run" / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").exists()
