@@ -145,16 +145,20 @@ class RowSampler(LogitsProcessor):
         return scores
 
 
+TokenListener = Callable[[int, int, str | None], bool]
+"""Called with a row, its new token, and how the row ends with it or None; True ends the row."""
+
+
 class RowObserver(StoppingCriteria):
-    """Collects the tokens of each row, and ends a row at its own limit or when the listener says so.
+    """Collects the tokens of each row, and ends a row at its own limit or for its listener.
 
     Args:
         limits: most tokens of each row.
         eos_token_ids: that end a row by themselves.
-        on_token: called with a row and its new token; True ends the row.
+        on_token: called for each new token.
     """
 
-    def __init__(self, limits: Sequence[int], eos_token_ids: set[int], on_token: Callable[[int, int], bool] | None):
+    def __init__(self, limits: Sequence[int], eos_token_ids: set[int], on_token: TokenListener | None):
         self._limits, self._eos, self._on_token = limits, eos_token_ids, on_token
         self.answers = [Answer([], "length") for _ in limits]
         self._done = [False] * len(limits)
@@ -166,11 +170,11 @@ class RowObserver(StoppingCriteria):
                 continue
             ids = self.answers[row].ids
             ids.append(token)
-            ended = token in self._eos
-            if ended:
-                self.answers[row] = Answer(ids, "stop")
-            stopped = self._on_token is not None and self._on_token(row, token)
-            self._done[row] = ended or stopped or len(ids) >= self._limits[row]
+            reason = "stop" if token in self._eos else "length" if len(ids) >= self._limits[row] else None
+            if reason is not None:
+                self.answers[row] = Answer(ids, reason)
+            stopped = self._on_token is not None and self._on_token(row, token, reason)
+            self._done[row] = stopped or reason is not None
         return torch.tensor(self._done, device=input_ids.device)
 
 
@@ -179,7 +183,7 @@ def answer_batch(
     model,
     prompts: Sequence["BatchFeature"],
     sampling: Sequence[TextSampling],
-    on_token: Callable[[int, int], bool] | None = None,
+    on_token: TokenListener | None = None,
 ) -> list[Answer]:
     """Generates the next turn of each conversation in one batch; rows do not influence one another.
 
@@ -187,7 +191,7 @@ def answer_batch(
         model: in evaluation mode.
         prompts: from `read_chat`; their rooms are the caller's to keep to.
         sampling: of each prompt.
-        on_token: called with the index of a prompt and its new token, also that which ends it; True ends the answer.
+        on_token: called for each new token, also that which ends an answer.
     """
     config = model.generation_config
     eos = config.eos_token_id

@@ -78,7 +78,9 @@ def test_sampled_answers_depend_on_their_own_seed_alone(parts, chats):
 def test_rows_are_sampled_from_their_softmax():
     scores = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     sampler = RowSampler([TextSampling(temperature=0.7, top_k=3, seed=0)], torch.device("cpu"))
-    found = torch.stack([sampler(torch.zeros(1, 1), scores.clone()).argmax() for _ in range(4000)]).bincount(minlength=4)
+    found = torch.stack([sampler(torch.zeros(1, 1), scores.clone()).argmax() for _ in range(4000)]).bincount(
+        minlength=4
+    )
     wanted = (scores[0] / 0.7)[:3].softmax(-1)
     assert found[3] == 0, "beyond the likeliest three"
     torch.testing.assert_close(found[:3] / 4000, wanted, atol=0.03, rtol=0)
@@ -89,15 +91,16 @@ def test_rows_are_sampled_from_their_softmax():
 def test_a_listener_ends_its_row_and_no_other(parts, chats):
     model, processor = parts
     prompts = [read_chat(model, processor, chat)[0] for chat in chats]
-    heard = [[], [], []]
+    heard, reasons = [[], [], []], []
 
-    def listen(row, token):
+    def listen(row, token, reason):
         heard[row].append(token)
+        reasons.append(reason)
         return row == 1 and len(heard[1]) == 2
 
     answers = answer_batch(model, prompts, [TextSampling(6)] * 3, listen)
     assert [len(found.ids) for found in answers] == [6, 2, 6]
-    assert heard == [found.ids for found in answers]
+    assert heard == [found.ids for found in answers] and reasons == [None] * 12 + ["length"] * 2
 
 
 def test_an_answer_that_ends_by_itself_says_so(parts, chats, monkeypatch):
