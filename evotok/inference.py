@@ -1,4 +1,4 @@
-"""Inference shared by the command line, the page and the server: prompts read and checked, answers and images in batches.
+"""Inference that the command line, the page and the server share: prompts are read and checked, then run in batches.
 
 Each prompt is read alone, so that one that is too long fails alone, and stacked with others when a batch is made.
 

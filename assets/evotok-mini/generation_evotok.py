@@ -149,8 +149,8 @@ class EvoTokGenerationMixin(GenerationMixin):
                 `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
 
         Raises:
-            ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range, or
-                there is not one generator an image.
+            ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range,
+                or there is not one generator an image.
         """
         settings, images = self._image_settings(generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")

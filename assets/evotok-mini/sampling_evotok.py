@@ -80,8 +80,9 @@ class EvoTokCodeSampler:
         """Fills (M, K) float32 with exponential noise."""
         if not isinstance(self.generator, list):
             return noise.exponential_(generator=self.generator)
-        if len(self.generator) != len(noise):
-            raise ValueError(f"{len(self.generator)} generators for {len(noise)} images: give one each, or one for all.")
+        count, images = len(self.generator), len(noise)
+        if count != images:
+            raise ValueError(f"{count} generators for {images} images: give one each, or one for all.")
         for row, generator in zip(noise, self.generator, strict=True):
             row.exponential_(generator=generator)
         return noise

@@ -41,14 +41,12 @@ def run(
             metavar="NAME",
             callback=check_engine,
             autocompletion=complete_engine,
-            help="what runs the model: transformers",
+            help="what runs the model; there is one so far",
         ),
     ] = "transformers",
     api_key: Annotated[
         str | None,
-        typer.Option(
-            metavar="KEY", envvar="EVOTOK_API_KEY", help="key that clients must send; better in the environment"
-        ),
+        typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key that clients must send"),
     ] = None,
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="listen beyond this machine without a key")
@@ -108,5 +106,5 @@ def _check_access(host: str, api_key: str | None, allow_anonymous: bool) -> None
         raise ValueError("the API key must be of printable ASCII characters: give another one.")
     if host not in LOOPBACK and api_key is None and not allow_anonymous:
         raise ValueError(
-            f"everybody who reaches {host} could use this server: give --api-key, or --allow-anonymous if that is meant."
+            f"everybody who reaches {host} could use this server: give --api-key, or --allow-anonymous for no key."
         )

@@ -144,7 +144,7 @@ class _Server:
         except (_ClientLeftError, ClientDisconnect):
             self._metrics.aborted.inc()
             raise ApiError(499, "The client left.") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - none may reach the client as it is
             raise self._to_api_error(error) from None
 
     def _to_api_error(self, error: Exception) -> ApiError:
@@ -227,7 +227,7 @@ class _Server:
             async with aclosing(pieces):
                 async for last in pieces:
                     yield _event(answer.chunk(last))
-        except Exception as error:  # the status is sent: what is left is an event
+        except Exception as error:  # noqa: BLE001 - the status is sent: what is left is an event
             yield _event(self._to_api_error(error).content)
             return
         except (GeneratorExit, asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What every request passes before the application: the host, the API key, and a free place among those that are open."""
+"""The checks of a request before the application reads it: host, API key, and a free place among open requests."""
 
 import asyncio
 import secrets

@@ -9,9 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from transformers import TextStreamer
-
 from evotok.inference import (
     StoppedError,
     TextSampling,
@@ -53,21 +50,22 @@ class _Images(NamedTuple):
     seeds: tuple[int, ...]
 
 
-class _PieceStreamer(TextStreamer):
-    """Gathers the text that is complete since the last `take`."""
+class _TextStream:
+    """Text of an answer as far as it is certain; Transformers' streamer waits for the end of a word."""
 
     def __init__(self, tokenizer: Any):
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self._text = ""
+        self._tokenizer, self._ids, self._length = tokenizer, [], 0
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by `put` and `end`."""
-        self._text += text
-
-    def take(self) -> str:
-        """The text since the last call."""
-        text, self._text = self._text, ""
-        return text
+    def add(self, token: int, is_last: bool) -> str:
+        """Returns what the next token adds: nothing while the rest of a character is to come."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") and not is_last:
+            return ""
+        piece, self._length = text[self._length :], len(text)
+        if text.endswith("\n"):  # what is decoded again and again begins anew
+            self._ids, self._length = [], 0
+        return piece
 
 
 class _Row:
@@ -76,17 +74,14 @@ class _Row:
     def __init__(self, job: Job, tokenizer: Any):
         self._job, self._tokenizer, self._ids = job, tokenizer, []
         self._prompt_tokens = job.content.prompt["input_ids"].shape[1]
-        self._streamer = _PieceStreamer(tokenizer) if job.content.is_streamed else None
+        self._stream = _TextStream(tokenizer) if job.content.is_streamed else None
 
     def add(self, token: int, finish_reason: str | None) -> bool:
         """Takes the next token; returns whether nobody reads any more."""
         self._ids.append(token)
         text = ""
-        if self._streamer is not None:
-            self._streamer.put(torch.tensor([token]))
-            if finish_reason is not None:
-                self._streamer.end()
-            text = self._streamer.take()
+        if self._stream is not None:
+            text = self._stream.add(token, finish_reason is not None)
         elif finish_reason is not None:
             text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if text or finish_reason is not None:
