@@ -55,6 +55,8 @@ EXTRAS = {
     "lmms": ["lmms-eval>=0.7.3"],
     # The page of `evotok app`.
     "app": ["gradio>=6.31"],
+    # `evotok serve`.
+    "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
@@ -66,11 +68,13 @@ EXTRAS["dev"] = [
     *EXTRAS["deepspeed"],
     *EXTRAS["eval"],
     *EXTRAS["app"],
+    *EXTRAS["serve"],
     *EXTRAS["mini"],
     *EXTRAS["onnx"],
     *EXTRAS["docs"],
     "pytest>=9.0",
     "pytest-xdist>=3.8",
+    "openai>=3.57",  # the client that the server is tested with
     "nbclient>=0.10",
     "nbformat>=5.10",
     "ipykernel>=7.0",

@@ -31,13 +31,14 @@ from evotok.commands import (
     generate,
     measure,
     plan,
+    serve,
     train,
 )
 
 
 # panel of the help -> name -> module with `run` and EXAMPLES, which imports torch after its arguments are checked
 PANELS = {
-    "Chat and generate": {"demo": demo, "chat": chat, "generate": generate, "app": app},
+    "Chat and generate": {"demo": demo, "chat": chat, "generate": generate, "app": app, "serve": serve},
     "Look inside the tokenizer": {"encode": encode, "decode": decode},
     "Train and measure": {
         "plan": plan,

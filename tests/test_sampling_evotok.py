@@ -1,5 +1,6 @@
 """The sampler of codes: guidance, warping, one code for both rows."""
 
+import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
@@ -39,3 +40,12 @@ def test_draws_one_code_for_both_rows():
     assert codes.shape == (8,) and torch.equal(codes[:4], codes[4:])
     greedy = EvoTokCodeSampler(guidance_scale=2.0, temperature=0)(logits)
     assert torch.equal(greedy[:4], (logits[4:] + 2 * (logits[:4] - logits[4:])).argmax(-1))
+
+
+def test_a_generator_for_each_image_makes_rows_independent_of_the_batch():
+    logits = 3 * torch.randn(4, 50, generator=seeded())
+    alone = [EvoTokCodeSampler(guidance_scale=1, generator=seeded(seed))(logits[seed, None]) for seed in range(4)]
+    together = EvoTokCodeSampler(guidance_scale=1, generator=[seeded(seed) for seed in range(4)])(logits)
+    assert torch.equal(together, torch.cat(alone)) and len(together.unique()) > 1
+    with pytest.raises(ValueError, match="2 generators for 4 images"):
+        EvoTokCodeSampler(guidance_scale=1, generator=[seeded(), seeded()])(logits)

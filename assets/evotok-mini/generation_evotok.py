@@ -122,7 +122,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         negative_prompt_ids: torch.LongTensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callable[[int, torch.LongTensor], Any] | None = None,
         streamer: Any | None = None,
         cache_implementation: str | None = None,
@@ -138,6 +138,7 @@ class EvoTokGenerationMixin(GenerationMixin):
                 `vision_start_token_id` as well; by default `image_negative_prompt_ids` of the generation config, and
                 without them that token alone.
             negative_prompt_attention_mask: (B or 1, T').
+            generator: one for all images, or a list of M, one for each.
             callback: called with a position and the codes so far, (M, position + 1, L).
             streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
             cache_implementation: `"static"` (default, a fixed shape that compiles) or `"dynamic"`.
@@ -148,7 +149,8 @@ class EvoTokGenerationMixin(GenerationMixin):
                 `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
 
         Raises:
-            ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range.
+            ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range,
+                or there is not one generator an image.
         """
         settings, images = self._image_settings(generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")

@@ -33,7 +33,8 @@ class EvoTokCodeSampler:
             times their difference lifts absurd codes.
         do_sample: False takes the likeliest code, as temperature 0 does.
         top_k, top_p: None or 0, and None or 1, for no limit.
-        generator: of the device that the model runs on.
+        generator: of the device that the model runs on; a list has one generator an image, with which an image depends
+            on its own seed alone, whatever else is in the batch.
     """
 
     guidance_scale: float = 7.5
@@ -42,7 +43,7 @@ class EvoTokCodeSampler:
     temperature: float = 1.0
     top_k: int | None = 900
     top_p: float | None = 0.96
-    generator: torch.Generator | None = None
+    generator: torch.Generator | list[torch.Generator] | None = None
     scores: list[torch.Tensor] | None = None
 
     def __post_init__(self):
@@ -72,7 +73,18 @@ class EvoTokCodeSampler:
         """
         if self.do_sample:
             for level in noise:
-                level.exponential_(generator=self.generator)
+                self._fill(level)
+        return noise
+
+    def _fill(self, noise: torch.Tensor) -> torch.Tensor:
+        """Fills (M, K) float32 with exponential noise."""
+        if not isinstance(self.generator, list):
+            return noise.exponential_(generator=self.generator)
+        count, images = len(self.generator), len(noise)
+        if count != images:
+            raise ValueError(f"{count} generators for {images} images: give one each, or one for all.")
+        for row, generator in zip(noise, self.generator, strict=True):
+            row.exponential_(generator=generator)
         return noise
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.LongTensor:
@@ -89,7 +101,7 @@ class EvoTokCodeSampler:
             # As torch.multinomial draws, but for its checks, for which the host would wait for the device.
             probabilities = scores.softmax(-1)
             if noise is None:
-                noise = torch.empty_like(probabilities).exponential_(generator=self.generator)
+                noise = self._fill(torch.empty_like(probabilities))
             codes = (probabilities / noise).argmax(-1)
         else:
             codes = scores.argmax(-1)

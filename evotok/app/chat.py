@@ -8,7 +8,8 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from evotok.app.limits import MAX_IMAGES, MAX_NEW_TOKENS, TIME_LIMIT, check_text
 from evotok.app.running import Stop, steps
-from evotok.commands.conversation import Conversation, read_prompt
+from evotok.commands.conversation import Conversation
+from evotok.inference import read_chat
 
 
 def answer(
@@ -36,7 +37,7 @@ def answer(
         raise ValueError(f"A conversation holds at most {MAX_IMAGES} images: begin a new one.")
     before = replace(conversation)
     asked = replace(before, pending=[*before.pending, *images]).asked(question)
-    inputs, room = read_prompt(model, processor, asked)
+    inputs, room = read_chat(model, processor, asked)
     stop = Stop(seconds)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 

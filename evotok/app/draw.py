@@ -10,6 +10,7 @@ from PIL import Image
 
 from evotok.app.limits import TIME_LIMIT, check_number, check_text
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
+from evotok.inference import read_image_prompt
 
 
 MAX_IMAGES = 8
@@ -60,7 +61,7 @@ def draw(model, processor, order: Order, seconds: float = TIME_LIMIT) -> Iterato
     """
     order = _check(order)
     seed = random.randrange(MAX_SEED + 1) if order.seed is None else order.seed
-    inputs = _read_prompt(model, processor, order)
+    inputs = read_image_prompt(model, processor, order.prompt, order.negative_prompt)
     stop = Stop(seconds)
     streamer = CodeIteratorStreamer(stop)
 
@@ -100,25 +101,6 @@ def _check(order: Order) -> Order:
     seed = None if order.seed is None else int(check_number(order.seed, 0, MAX_SEED, "The seed"))
     negative = check_text(order.negative_prompt, "The negative prompt")
     return order._replace(prompt=prompt, negative_prompt=negative, num_images=count, seed=seed)
-
-
-def _read_prompt(model, processor, order: Order):
-    """Token ids of prompt and negative prompt, which must leave room for the image."""
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": order.prompt}],
-        generation_mode="image",
-        negative_prompt=order.negative_prompt,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device)
-    limit = model.config.text_config.max_position_embeddings - model.config.vq_config.num_positions
-    for name, ids in (("prompt", inputs["input_ids"]), ("negative prompt", inputs["negative_prompt_ids"])):
-        if ids.shape[1] > limit:
-            raise ValueError(
-                f"The {name} has {ids.shape[1]} tokens, this model reads at most {limit} before an image: shorten it."
-            )
-    return inputs
 
 
 @torch.inference_mode()

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from evotok.inference import StoppedError
+
 
 # One generation at a time in this process, also while one that was left is still at its last step.
 _ONE_AT_A_TIME = threading.Lock()
 _END = object()
-
-
-class StoppedError(Exception):
-    """Raised inside a generation that shall go no further."""
 
 
 class Stop(StoppingCriteria):

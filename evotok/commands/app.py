@@ -1,12 +1,12 @@
 """`evotok app`: the page, on which people chat about images, draw them and look inside their codes."""
 
-import socket
 import sys
 import threading
 from typing import Annotated
 
 import typer
 
+from evotok.commands.addresses import LOOPBACK, cannot_listen, check_address
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.options import Checkpoint
 
@@ -14,7 +14,6 @@ from evotok.commands.options import Checkpoint
 EXAMPLES = """  evotok app
   evotok app runs/mini/gen --port 8080
   evotok app --host 0.0.0.0          for everybody in the network"""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def run(
@@ -27,7 +26,7 @@ def run(
 ) -> None:
     """Serve a page in your browser: chat about images, generate them, look inside their codes."""
     find_checkpoint(checkpoint)
-    _check_address(host, port)
+    check_address(host, port)
     try:
         import gradio  # noqa: F401 - looked for before the model is loaded
     except ImportError:
@@ -48,25 +47,9 @@ def run(
             **launch_options(),
         )
     except OSError:
-        raise _cannot_listen(host, port) from None
+        raise cannot_listen(host, port) from None
     print(f"EvoTok is at {address} (Ctrl+C ends it)", flush=True)
     try:
         threading.Event().wait()  # until Ctrl+C
     finally:
         page.close(verbose=False)
-
-
-def _check_address(host: str, port: int | None) -> None:
-    """Raises ValueError unless the page can listen there, which Gradio would try only after the model is loaded."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(address)
-    except OSError:
-        raise _cannot_listen(host, port) from None
-
-
-def _cannot_listen(host: str, port: int | None) -> ValueError:
-    where = f"{host}:{port}" if port else host
-    return ValueError(f"cannot listen at {where}: give another --host or --port.")

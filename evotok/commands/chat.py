@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
-from evotok.commands.conversation import Conversation, read_prompt
+from evotok.commands.conversation import Conversation
 from evotok.commands.files import safe_name, save_images
 from evotok.commands.options import Checkpoint, Json, require_text
 from evotok.commands.preview import show_preview
@@ -192,8 +192,10 @@ class Chat:
 
         from evotok.visible_streamer import VisibleStreamer
 
+        from evotok.inference import read_chat
+
         messages = self.conversation.asked(text)
-        inputs, room = read_prompt(self.model, self.processor, messages)
+        inputs, room = read_chat(self.model, self.processor, messages)
         tokenizer = self.processor.tokenizer
         streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A conversation about images with a model, as `evotok chat` and the page hold it: turns, and the prompt they make."""
+"""A conversation about images with a model, as `evotok chat` and the page hold it: its turns."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
-    from transformers import BatchFeature
 
 
 @dataclass
@@ -35,21 +34,3 @@ class Conversation:
         """The messages with a question at their end, which shows what is pending; the conversation stays as it is."""
         shown = [{"type": "image", "image": image} for image in self.pending]
         return [*self.messages, {"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
-
-
-def read_prompt(model, processor, messages: list[dict[str, Any]]) -> tuple["BatchFeature", int]:
-    """What `generate` takes for the next answer, and how many tokens there is room for.
-
-    Raises:
-        ValueError: the messages do not fit into the model's context.
-    """
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
-    if length >= limit:
-        raise ValueError(
-            f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
-            "fewer images, or begin anew."
-        )
-    return inputs, limit - length

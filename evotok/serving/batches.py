@@ -1,0 +1,116 @@
+"""Requests that wait for the model, and the batches that they make: dynamic batching."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Hashable
+from typing import Any
+
+
+COLLECT_SECONDS = 0.01
+"""An idle engine waits so long for companions of a request."""
+
+
+class Job:
+    """A request on its way between the event loop, which submitted it, and the thread that runs the model.
+
+    Args:
+        key: jobs of equal keys can be generated in one batch.
+        rows: rows of the batch that it takes.
+        content: what the thread needs.
+    """
+
+    def __init__(self, key: Hashable, rows: int, content: Any):
+        self.key, self.rows, self.content = key, rows, content
+        self.is_cancelled = False
+        self._loop, self._results = asyncio.get_running_loop(), asyncio.Queue()
+
+    def emit(self, result: Any) -> None:
+        """Hands a result, or the exception that ends the job, to the event loop; called in the thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+        except RuntimeError:  # the loop is closed, and with it every reader is gone
+            self.is_cancelled = True
+
+    async def results(self) -> AsyncIterator[Any]:
+        """Results without end: the reader recognises the last one.
+
+        Raises:
+            Exception: that was emitted.
+        """
+        while True:
+            result = await self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+
+
+class BatchQueue:
+    """Jobs in the order of their arrival, given out in batches: the oldest, and all of its key that there is room for.
+
+    Args:
+        max_rows: of a batch.
+        collect_seconds: how long `take` waits for companions of a job that finds the queue empty.
+    """
+
+    def __init__(self, max_rows: int, collect_seconds: float = COLLECT_SECONDS):
+        self.max_rows, self._collect_seconds = max_rows, collect_seconds
+        self._jobs: list[Job] = []
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: Job) -> bool:
+        """Adds a job; False when the queue is closed.
+
+        Raises:
+            ValueError: more rows than a batch has.
+        """
+        if job.rows > self.max_rows:
+            raise ValueError(f"{job.rows} rows, a batch has at most {self.max_rows}: ask for fewer at once.")
+        with self._changed:
+            if not self._is_closed:
+                self._jobs.append(job)
+                self._changed.notify()
+            return not self._is_closed
+
+    def cancel(self, job: Job) -> None:
+        """Removes a job if it still waits, and marks it for the thread if it does not."""
+        job.is_cancelled = True
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def take(self) -> list[Job]:
+        """Waits for a batch; empty when the queue is closed."""
+        with self._changed:
+            while not self._jobs and not self._is_closed:
+                self._changed.wait()
+                self._collect()
+            return self._pop_batch()
+
+    def close(self) -> list[Job]:
+        """Ends `take` and returns the jobs that still waited."""
+        with self._changed:
+            self._is_closed, left, self._jobs = True, self._jobs, []
+            self._changed.notify_all()
+        return left
+
+    def _collect(self) -> None:
+        deadline = time.monotonic() + self._collect_seconds
+        while not self._is_closed and sum(job.rows for job in self._jobs) < self.max_rows:
+            if not self._changed.wait(deadline - time.monotonic()):
+                break
+
+    def _pop_batch(self) -> list[Job]:
+        batch, rows, left = [], 0, []
+        for job in self._jobs:
+            if (not batch or job.key == batch[0].key) and rows + job.rows <= self.max_rows:
+                batch.append(job)
+                rows += job.rows
+            else:
+                left.append(job)
+        self._jobs = left
+        return batch
