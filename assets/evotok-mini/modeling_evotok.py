@@ -65,6 +65,9 @@ generation_codes (`torch.LongTensor` of shape `(I, N, L)`, *optional*):
 mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
     `{"image": get_image_features(...)}`, instead of `pixel_values`.
 """
+_IMAGE_LOSS_ARG = r"""with_image_loss (`bool`, *optional*, defaults to `False`):
+    Whether the caller computes the image loss from the hidden states, as the model with heads does.
+"""
 
 
 class EvoTokMultiModalProjector(nn.Module):
@@ -182,7 +185,7 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         custom_intro="""
         Hidden states of the language model.
         """,
-        custom_args=_FORWARD_ARGS,
+        custom_args=_FORWARD_ARGS + _IMAGE_LOSS_ARG,
     )
     def forward(
         self,
@@ -200,9 +203,6 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         **kwargs,
     ) -> tuple | EvoTokModelOutputWithPast:
         r"""
-        with_image_loss (`bool`, *optional*, defaults to `False`):
-            Said by a caller that learns images written from the hidden states, as the model with heads does.
-
         Returns:
             [`EvoTokModelOutputWithPast`], or with `return_dict=False` a tuple of its fields that are not None.
 
