@@ -190,9 +190,8 @@ class Chat:
         """
         import torch
 
-        from evotok.visible_streamer import VisibleStreamer
-
         from evotok.inference import read_chat
+        from evotok.visible_streamer import VisibleStreamer
 
         messages = self.conversation.asked(text)
         inputs, room = read_chat(self.model, self.processor, messages)

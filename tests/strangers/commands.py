@@ -43,9 +43,7 @@ def case(line: str, gets: str, good=None, lay=None) -> Case:
 CASES = [
     case("paint", "evotok: No such command 'paint'. Did you mean 'plan', 'train'? (see evotok --help)"),
     case("mesure", "evotok: No such command 'mesure'. Did you mean 'measure'? (see evotok --help)"),
-    case(
-        "chat --promt hello", "evotok chat: No such option: --promt. Did you mean --prompt? (see evotok chat --help)"
-    ),
+    case("chat --promt hello", "evotok chat: No such option: --promt. Did you mean --prompt? (see evotok chat --help)"),
     case("chat modle --prompt hello", "evotok chat: 'modle': no such folder. Did you mean 'model'?"),
     case("chat mni --prompt hello", "evotok chat: 'mni': no such folder. Did you mean 'mini'?"),
     case(
