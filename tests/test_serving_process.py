@@ -88,7 +88,7 @@ def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
     def go_on() -> None:
         """A client whose retries bridge the time without a server."""
         with client_of(port, max_retries=60) as client:
-            for seed in range(200):
+            for seed in range(60):
                 found = client.chat.completions.create(
                     model=tmp_path.name, messages=ask("a cat"), max_tokens=5, seed=seed, temperature=1
                 )
@@ -98,12 +98,12 @@ def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
     with process_of(tmp_path, port) as process:
         for client in clients:
             client.start()
-        while len(counts) < 100:
+        while len(counts) < 60:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert len(counts) < 800
+    assert len(counts) < 240
     with process_of(tmp_path, port):
         for client in clients:
             client.join(300)
-    assert counts == [5] * 800
+    assert len(counts) == 240 and all(counts)
