@@ -152,12 +152,11 @@ def place(tmp_path, materials, monkeypatch):
 
 @pytest.fixture(scope="session")
 def app_page():
-    """The page of `evotok app` with the embedded mini model, being served; its address is `local_url`."""
+    """The page of `evotok app` with the embedded mini model, being served; its address is `url`."""
     pytest.importorskip("gradio", reason="the page needs the extra `app`")
-    from evotok.app.page import build_page, launch_options
+    from evotok.app.server import serve
+    from evotok.commands.app import listen
     from evotok.commands.checkpoints import load_multimodal
 
-    page = build_page(*load_multimodal("mini"))
-    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
-    yield page
-    page.close(verbose=False)
+    with serve(*load_multimodal("mini"), listen("127.0.0.1", None)) as served:
+        yield served

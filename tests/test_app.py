@@ -178,7 +178,7 @@ def test_pending_image_goes_with_the_next_question(parts, picture):
     said = next(piece for piece in reader if piece)
     reader.close()
     wait_until_idle()
-    assert not talk.pending and talk.num_images == 1
+    assert not talk.pending and len(talk.images) == 1
     assert talk.messages[1]["content"][0]["text"] == said, "what was said until the reader left"
 
 

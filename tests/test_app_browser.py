@@ -39,7 +39,7 @@ def visit(browser, app_page):
         contexts.append(browser.new_context(viewport=SIZES[size], is_mobile=size == "phone"))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
-        page.goto(app_page.local_url)
+        page.goto(app_page.url)
         page.get_by_role("tab", name=tab).click()
         return page
 

@@ -575,7 +575,7 @@ def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
     assert "ours already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)
-    assert "not a whole number, 1 or more" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
+    assert "greater than or equal to 1" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
     assert "one checkpoint" in refuse(capsys, converted, converted, "--to-reference", "--out", tmp_path / "x")
     torch.save(prefixed(DEPTH, release["depth"]), tmp_path / "rqtransformer.bin")
     assert "last.pt" in refuse(capsys, tmp_path / "rqtransformer.bin", "--out", tmp_path / "x")

@@ -1,6 +1,5 @@
 """`evotok eval`: what every suite can rely on."""
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from evotok.cli import main
-from evotok.commands import evaluate
-from evotok.commands.evaluate import SUITES, read_options
+from evotok.commands.evaluate import SUITES, WITHOUT_CHECKPOINT, read_options
 from evotok.eval import suite
 from evotok.eval.suite import Report, SuiteOptions, as_json, begin, fingerprints, markdown_table
 from evotok.eval.suites import compare
@@ -174,16 +172,9 @@ def test_after_an_error_nothing_is_left_unless_there_is_more_than_a_beginning(tm
 
     for more in (False, True):
         monkeypatch.setattr(compare, "run", lambda evaluation, more=more: fail(evaluation, more))
-        with pytest.raises(KeyboardInterrupt):
-            run_command(["compare", *folders, "--out", str(tmp_path / "new/out")])
+        assert main(["eval", "compare", *folders, "--out", str(tmp_path / "new/out")]) == 130
         assert (tmp_path / "new").exists() == more
     assert json.loads((tmp_path / "new/out/results.json").read_text())["finished"] is False
-
-
-def run_command(words):
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    return evaluate.run(parser.parse_args(words))
 
 
 def test_work_that_was_cut_off_goes_on(tmp_path):
@@ -236,5 +227,6 @@ def test_tables():
 def test_every_suite_keeps_the_form(suite):
     module = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}")
     assert module.TAKES in ("checkpoint", "tokenizer", "results", "")
+    assert (suite in WITHOUT_CHECKPOINT) == (module.TAKES in ("results", ""))
     module.Options()
     assert module.check.__doc__ and callable(module.run)

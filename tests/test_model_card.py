@@ -11,6 +11,7 @@ import yaml
 from conftest import build_chat_model
 
 from evotok import EvoTokConfig, EvoTokVQConfig, measure
+from evotok.commands.measure import Section
 from evotok.model_card import USAGE, read_results, render_card, write_card
 from evotok.suite_sections import COMMANDS, QUESTIONS, UNSEEN, left_out, read_suites
 
@@ -286,9 +287,13 @@ def test_results_elsewhere_leave_the_card_alone(measured):
     assert not (measured.folder / "README.md").exists()
 
 
+def test_the_command_offers_the_sections_that_there_are():
+    assert [section.value for section in Section] == list(measure.SECTIONS)
+
+
 def test_bad_options_and_checkpoints(measured, tmp_path, capsys):
     assert measure.main(["--images", "0"]) == 2
-    assert "'0' is not a whole number, 1 or more" in capsys.readouterr().err
+    assert "'--images': Input should be greater than or equal to 1" in capsys.readouterr().err
     assert measure.main([str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert measure.main([str(tmp_path), "--card"]) == 2

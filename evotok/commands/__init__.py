@@ -1,4 +1,4 @@
-"""The subcommands of `evotok`, one module each: `EXAMPLES`, `add_arguments(parser)` and `run(options)`.
+"""The commands of `evotok`, one module each: `EXAMPLES`, and `run`, whose signature is the command's for Typer.
 
-Importing them costs nothing: what is heavy is imported when a command runs.
+Importing them costs nothing: what is heavy is imported when a command runs, after its arguments are checked.
 """

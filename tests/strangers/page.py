@@ -1,5 +1,6 @@
 """The page of `evotok app` as programs of strangers meet it over HTTP: requests, orders, questions and files."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,23 +18,30 @@ class Visitor:
     """Speaks to a page that is being served as its own browser code does, but sends what it likes.
 
     Args:
-        page: `gr.Blocks` after `launch`.
+        url: of the page.
+        address: of this machine that requests come from; each address has limits of its own.
     """
 
-    def __init__(self, page: Any):
+    def __init__(self, url: str, address: str = "127.0.0.1"):
         import httpx
 
-        self.page = page
+        self.url = url
         # A request that is refused before its body was read closes the connection.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self.client = httpx.Client(base_url=page.local_url, timeout=60, limits=limits)
+        transport = httpx.HTTPTransport(local_address=address, limits=limits)
+        self.client = httpx.Client(base_url=url, timeout=60, transport=transport, trust_env=False)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Components and handlers of the page."""
+        return self.client.get("/config").json()
 
     def handler(self, element: str, event: str = "click") -> int:
         """Number of the handler of an event of the element with that id."""
-        names = {component["id"]: component["props"].get("elem_id") for component in self.page.config["components"]}
+        names = {component["id"]: component["props"].get("elem_id") for component in self.config["components"]}
         return next(
             dependency["id"]
-            for dependency in self.page.config["dependencies"]
+            for dependency in self.config["dependencies"]
             if any(names.get(target) == element and name == event for target, name in dependency["targets"])
         )
 
