@@ -1,4 +1,4 @@
-"""A conversation about images with a model, as `evotok chat` and the page hold it: turns, and the prompt they make."""
+"""A conversation about images with a model, as `evotok chat` and the page hold it: its turns."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
