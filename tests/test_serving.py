@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -323,6 +324,32 @@ def test_errors_are_those_of_openais_client(served):
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
         served.client.models.retrieve("gpt")
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """Serves one image at every path."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        noise().save(self.wfile, "PNG")
+
+    def log_message(self, *args):
+        """Says nothing."""
+
+
+def test_images_are_fetched_from_hosts_that_are_meant(parts):
+    with HTTPServer(("127.0.0.1", 0), Pictures) as server, running(parts, Limits(image_hosts=("127.0.0.1",))) as served:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        fetched, sent = (
+            post(served, CHAT, json.dumps(shown(url) | {"max_tokens": 8}).encode())[1]["choices"][0]["message"]
+            for url in (address, data_url(noise()))
+        )
+        assert fetched == sent
+        for url in (address.replace("127.0.0.1", "localhost"), address.replace("http", "ftp")):
+            assert post(served, CHAT, json.dumps(shown(url)).encode())[1]["error"]["code"] == "unsupported_image_url"
+        server.shutdown()
 
 
 # --- access -----------------------------------------------------------------------------------------------------------
