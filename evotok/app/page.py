@@ -75,7 +75,7 @@ def _headline(model) -> str:
     size = f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     config = model.config.vq_config
     return (
-        "# EvoTok\nOne model that reads images and draws them.\n\n"
+        "# EvoTok\nOne model that understands and generates images.\n\n"
         f"{size} parameters · images of {config.image_size} px in {config.num_positions} positions and "
         f"{config.num_codebooks} levels · {model.device.type}"
     )
@@ -122,8 +122,8 @@ def _upload(**kwargs) -> gr.Image:
 def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbot]:
     conversation = gr.State(None, time_to_live=STATE_SECONDS)
     gr.Markdown(examples.scope.chat, elem_classes="hint", elem_id="chat-scope")
-    # Plain text, with `render_markdown` off and HTML escaped, which Gradio would show all the same: images of other sites
-    # would be fetched, and forms be live.
+    # Plain text, with `render_markdown` off and HTML escaped, which Gradio would show all the same: images of other
+    # sites would be fetched, and forms be live.
     transcript = gr.Chatbot(
         show_label=False, height="46vh", min_height=240, layout="bubble", buttons=["copy"], allow_tags=False,
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
