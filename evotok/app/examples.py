@@ -145,7 +145,7 @@ def emoji_scope(world) -> Scope:
         "a an and draw left right above below of",
     ]
     return Scope(
-        chat=f"It knows emoji: their names, groups, colours, numbers and styles. Ask “{EMOJI_QUESTIONS[0]}” or the like, "
+        chat=f"It knows emoji: their names, groups, colours, numbers and styles. Ask “{EMOJI_QUESTIONS[0]}”, "
         f"or write “/draw {EMOJI_PROMPTS[0]}”.",
         draw=f"It knows {len(names):,} emoji in four styles, alone or several on a coloured background. A prompt is "
         f"such as “{EMOJI_PROMPTS[0]}”.",
