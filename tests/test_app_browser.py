@@ -227,15 +227,16 @@ def test_a_prompt_is_sent_by_enter_and_more_leaves_the_seed_empty(visit):
     page.get_by_role("button", name="More").click()
     expect(page.locator("#seed input, #seed textarea")).to_have_value("")
     page.locator("#count input[type=number]").fill("1")
-    seeds = []
+    seeds = ["none yet"]
     for _ in range(2):
         page.locator("#prompt textarea, #prompt input").fill("a frog")
         page.locator("#prompt textarea, #prompt input").press("Enter")
+        expect(page.locator("#status")).not_to_contain_text(f"seed {seeds[-1]}")
         expect(page.locator("#status")).to_contain_text("64 of 64")
         expect(page.locator("#draw-go")).to_be_enabled()
         seeds.append(re.search(r"seed (\d+)", page.locator("#status").inner_text())[1])
         page.locator("#prompt textarea, #prompt input").fill("")
-    assert seeds[0] != seeds[1] and "0" not in seeds
+    assert len(set(seeds)) == 3 and "0" not in seeds
     expect(page.locator("#ask")).to_be_enabled()
 
 
@@ -269,6 +270,7 @@ def test_messages_are_plain_text(visit, monkeypatch):
     fetched = []
     page.on("request", lambda request: fetched.append(request.url))
     page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
+    expect(page.locator("#question textarea")).to_have_value("What is this?")
     page.locator("#question").get_by_test_id("submit-button").click()
     expect(answers(page)).to_contain_text("![x](https://evil.example/x.png)")
     assert page.locator("#transcript form").count() == 0
