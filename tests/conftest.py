@@ -91,12 +91,14 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
     return model
 
 
-def build_chat_model():
-    """A tiny random model and a processor with a text tokenizer that go together."""
+def build_chat_model(image_size: int = 32):
+    """A tiny random model and a processor with a text tokenizer that go together; emoji are of 64 px."""
     tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
-    processor = EvoTokProcessor.from_parts(tokenizer, image_size=32, num_image_tokens=16)
+    positions = (image_size // TINY_VQ["encoder_config"]["patch_size"]) ** 2
+    processor = EvoTokProcessor.from_parts(tokenizer, image_size=image_size, num_image_tokens=positions)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = tiny_config({"vocab_size": len(tokenizer), "max_position_embeddings": 512} | ids)
+    config.vq_config.encoder_config.image_size = image_size
     for name, token_id in processor.token_ids.items():
         setattr(config, name, token_id)
     return build_tiny_model(config), processor

@@ -27,7 +27,7 @@ PROMPTS = ("a red bicycle leaning on a white wall", "two cats on a sofa", "a bow
 QUESTIONS = ("What is in this image?", "Describe the image in one sentence.", "How many people are there?")
 
 UNKNOWN_SHARE = 1 / 3
-"""A text with more than this share of words that the model has not learned is outside its scope."""
+"""A question with more than this share of words that the model has not learned is outside its scope."""
 PLAIN_SHARE = 0.6
 """Share of the pixels at the border of a plain background that have one colour."""
 PLAIN_TOLERANCE = 24
@@ -50,10 +50,9 @@ class Scope(NamedTuple):
     images_only: bool = False
 
     def unknown_words(self, text: str) -> list[str]:
-        """Lists the words of a text that the model has not learned, if they are too many for it."""
-        words = words_of(text)
-        unknown = [] if self.words is None else [word for word in words if word not in self.words]
-        return list(dict.fromkeys(unknown)) if len(unknown) > UNKNOWN_SHARE * len(words) else []
+        """Lists the words of a text that the model has not learned."""
+        words = dict.fromkeys(words_of(text))
+        return [] if self.words is None else [word for word in words if word not in self.words]
 
     def objection(self, question: str, images: Sequence["Image.Image"]) -> str | None:
         """Says why the model cannot answer a question about these images; None if it can."""
@@ -61,7 +60,8 @@ class Scope(NamedTuple):
             return None
         if not images:
             return "This model answers questions about images only: attach one, or pick an example."
-        if unknown := self.unknown_words(question):
+        unknown = self.unknown_words(question)
+        if len(unknown) > UNKNOWN_SHARE * len(words_of(question)):
             return f"This model has not learned {_listed(unknown)}, so it cannot answer this. {self.chat}"
         if not has_plain_background(images[-1]):
             return (
@@ -71,9 +71,9 @@ class Scope(NamedTuple):
         return None
 
     def warning(self, prompt: str) -> str | None:
-        """Says why an image of this prompt will not show it; None if it may."""
+        """Says which words of a prompt an image cannot show; None if there are none."""
         if unknown := self.unknown_words(prompt):
-            return f"This model has not learned {_listed(unknown)}: the image will show something else."
+            return f"This model has not learned {_listed(unknown)}: the image will not show it."
         return None
 
 
@@ -145,7 +145,7 @@ def emoji_scope(world) -> Scope:
         "a an and draw left right above below of",
     ]
     return Scope(
-        chat=f"It knows emoji: their names, groups, colours, numbers and styles. Ask such as “{EMOJI_QUESTIONS[0]}”, "
+        chat=f"It knows emoji: their names, groups, colours, numbers and styles. Ask “{EMOJI_QUESTIONS[0]}”, "
         f"or write “/draw {EMOJI_PROMPTS[0]}”.",
         draw=f"It knows {len(names):,} emoji in four styles, alone or several on a coloured background. A prompt is "
         f"such as “{EMOJI_PROMPTS[0]}”.",

@@ -4,6 +4,8 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html import escape as escape_html
+from html import unescape
 from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,7 @@ def _headline(model) -> str:
     size = f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     config = model.config.vq_config
     return (
-        "# EvoTok\nOne model that reads images and draws them.\n\n"
+        "# EvoTok\nOne model that understands and generates images.\n\n"
         f"{size} parameters · images of {config.image_size} px in {config.num_positions} positions and "
         f"{config.num_codebooks} levels · {model.device.type}"
     )
@@ -120,7 +122,9 @@ def _upload(**kwargs) -> gr.Image:
 def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbot]:
     conversation = gr.State(None, time_to_live=STATE_SECONDS)
     gr.Markdown(examples.scope.chat, elem_classes="hint", elem_id="chat-scope")
-    transcript = gr.Chatbot(  # plain text: Markdown would fetch images of other sites, and show forms
+    # Plain text, with `render_markdown` off and HTML escaped, which Gradio would show all the same: images of other
+    # sites would be fetched, and forms be live.
+    transcript = gr.Chatbot(
         show_label=False, height="46vh", min_height=240, layout="bubble", buttons=["copy"], allow_tags=False,
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
         render_markdown=False, latex_delimiters=[], editable="user", group_consecutive_messages=False,
@@ -149,7 +153,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
 
     def change(state: Conversation | None, event: gr.EditData) -> Iterator[tuple]:
         before, _ = rewind(state or Conversation(), _index(event))
-        yield from say(str(event.value or ""), before)
+        yield from say(unescape(str(event.value or "")), before)
 
     def say(question: str, state: Conversation, images: list[Image.Image] | None = None) -> Iterator[tuple]:
         """Shows the question at once, then the answer while it grows, or the image that is asked for."""
@@ -162,7 +166,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         shown = _transcript(state, transcript.GRADIO_CACHE)
         yield gr.MultimodalTextbox(value=None), shown, state
         for text in pieces:
-            shown[-1]["content"] = text
+            shown[-1]["content"] = escape(text)
             yield gr.skip(), shown, state
 
     outputs = [box, transcript, conversation]
@@ -177,6 +181,11 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
     return conversation, transcript
 
 
+def escape(text: str) -> str:
+    """Makes plain text of what would be HTML."""
+    return escape_html(text, quote=False)
+
+
 def _index(event: gr.EventData) -> int:
     """Which of the parts that are shown an event is about."""
     index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
@@ -185,7 +194,7 @@ def _index(event: gr.EventData) -> int:
 
 def _draw_in_chat(model, processor, prompt: str, state: Conversation, cache: str) -> Iterator[tuple]:
     """Generates an image, which goes with the next question."""
-    before = _transcript(state, cache) + [{"role": "user", "content": f"{DRAW_COMMAND} {prompt}"}]
+    before = _transcript(state, cache) + [{"role": "user", "content": escape(f"{DRAW_COMMAND} {prompt}")}]
     drawing = None
     for drawing in draw(model, processor, Order(prompt.strip(), num_images=1)):
         image = {"role": "assistant", "content": _thumbnail(drawing.images[0], cache)}
@@ -201,7 +210,7 @@ def _transcript(conversation: Conversation, cache: str) -> list[dict[str, Any]]:
     shown = []
     for message in conversation.messages:
         for part in message["content"]:
-            content = part["text"] if part["type"] == "text" else _thumbnail(part["image"], cache)
+            content = escape(part["text"]) if part["type"] == "text" else _thumbnail(part["image"], cache)
             shown.append({"role": message["role"], "content": content})
     return shown + [{"role": "user", "content": _thumbnail(image, cache)} for image in conversation.pending]
 

@@ -134,6 +134,7 @@ def _running(page: gr.Blocks, listener: socket.socket, hosts: tuple[str, ...]) -
         mcp_server=False,
         app_kwargs={"middleware": [Middleware(Gate, visitors=Visitors(page), hosts=hosts)]},
     )
+    page.has_launched = True  # else Gradio would not check which files a visitor names
     config = uvicorn.Config(
         app,
         http=Connection,

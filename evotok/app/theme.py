@@ -84,10 +84,13 @@ function nameImages() {
     if (button && !button.innerText.trim() && !button.ariaLabel) button.ariaLabel = image.alt;
   }
 }
-addEventListener("DOMContentLoaded", () => {
+function watchImages() {
   let due = 0;
+  nameImages();
   new MutationObserver(() => { cancelAnimationFrame(due); due = requestAnimationFrame(nameImages); })
-    .observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
-});
+    .observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["src", "alt"] });
+}
+if (document.body) watchImages();
+else addEventListener("DOMContentLoaded", watchImages);
 </script>
 """
