@@ -2,7 +2,7 @@
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff and the Transformers structure linter
 # make fuzz    make up bad inputs for SECONDS (300)
-# make drills  kill every stage of training under every engine, at eight to ten moments each
+# make drills  kill every stage of training under every engine, at eight to ten moments each, and the server
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 # make clean   remove what these targets made, trainings in runs/ excepted
@@ -66,7 +66,7 @@ fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
 
 drills: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py -m slow
+	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py tests/test_serving_process.py -m slow
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized

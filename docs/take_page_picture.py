@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from evotok.app.page import build_page, launch_options
+from evotok.app.server import serve
+from evotok.commands.app import listen
 from evotok.commands.checkpoints import load_multimodal
 
 
@@ -22,26 +23,21 @@ PATIENCE = 120_000
 
 def main() -> int:
     """Serve the page, use it, photograph it."""
-    page = build_page(*load_multimodal("mini"))
-    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
-    try:
-        with sync_playwright() as playwright:
-            chromium = shutil.which("chromium") or shutil.which("google-chrome")
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            tab = browser.new_page(viewport=SIZE)
-            tab.set_default_timeout(PATIENCE)
-            expect.set_options(timeout=PATIENCE)
-            tab.goto(page.local_url)
-            tab.get_by_role("tab", name="Look inside").click()
-            tab.locator("#inside-examples button").first.click()
-            expect(tab.locator("#maps img")).to_have_count(16)
-            expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
-            tab.wait_for_timeout(2000)  # pictures fade in
-            tab.evaluate("window.scrollTo(0, 0)")
-            picture = Image.open(BytesIO(tab.screenshot()))
-            browser.close()
-    finally:
-        page.close(verbose=False)
+    with serve(*load_multimodal("mini"), listen("127.0.0.1", None)) as served, sync_playwright() as playwright:
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport=SIZE)
+        tab.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        tab.goto(served.url)
+        tab.get_by_role("tab", name="Look inside").click()
+        tab.locator("#inside-examples button").first.click()
+        expect(tab.locator("#maps img")).to_have_count(16)
+        expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
+        tab.wait_for_timeout(2000)  # pictures fade in
+        tab.evaluate("window.scrollTo(0, 0)")
+        picture = Image.open(BytesIO(tab.screenshot()))
+        browser.close()
     picture.convert("RGB").save(TARGET, optimize=True)
     return 0
 

@@ -67,6 +67,7 @@ TREE = {
     "evotok": ("the face: public names, command line, demo, measurement, model card", "*.py"),
     "evotok/commands": ("one file a command, and what they share", "*.py"),
     "evotok/app": ("the page of `evotok app`", "*.py"),
+    "evotok/serving": ("the server of `evotok serve`", "*.py"),
     "evotok/conversion": ("checkpoints of the paper's release, and the way back", "*.py"),
     "modeling_evotok": ("the model; a saved checkpoint carries these files", "*.py"),
     "processing": ("from text and images to tensors and back; carried too", "*.py"),

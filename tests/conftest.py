@@ -91,12 +91,14 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
     return model
 
 
-def build_chat_model():
-    """A tiny random model and a processor with a text tokenizer that go together."""
+def build_chat_model(image_size: int = 32):
+    """A tiny random model and a processor with a text tokenizer that go together; emoji are of 64 px."""
     tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
-    processor = EvoTokProcessor.from_parts(tokenizer, image_size=32, num_image_tokens=16)
+    positions = (image_size // TINY_VQ["encoder_config"]["patch_size"]) ** 2
+    processor = EvoTokProcessor.from_parts(tokenizer, image_size=image_size, num_image_tokens=positions)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = tiny_config({"vocab_size": len(tokenizer), "max_position_embeddings": 512} | ids)
+    config.vq_config.encoder_config.image_size = image_size
     for name, token_id in processor.token_ids.items():
         setattr(config, name, token_id)
     return build_tiny_model(config), processor
@@ -152,12 +154,11 @@ def place(tmp_path, materials, monkeypatch):
 
 @pytest.fixture(scope="session")
 def app_page():
-    """The page of `evotok app` with the embedded mini model, being served; its address is `local_url`."""
+    """The page of `evotok app` with the embedded mini model, being served; its address is `url`."""
     pytest.importorskip("gradio", reason="the page needs the extra `app`")
-    from evotok.app.page import build_page, launch_options
+    from evotok.app.server import serve
+    from evotok.commands.app import listen
     from evotok.commands.checkpoints import load_multimodal
 
-    page = build_page(*load_multimodal("mini"))
-    page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
-    yield page
-    page.close(verbose=False)
+    with serve(*load_multimodal("mini"), listen("127.0.0.1", None)) as served:
+        yield served

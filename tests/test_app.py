@@ -14,21 +14,22 @@ from conftest import POSITIONS, build_chat_model, parse_command
 from PIL import Image
 
 from evotok.app.chat import answer
-from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview
-from evotok.app.examples import EMOJI_PICTURES, EMOJI_PROMPTS, find_examples
+from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview, read_seed
+from evotok.app.examples import ANYTHING, EMOJI_PICTURES, EMOJI_QUESTIONS, find_examples, has_plain_background
 from evotok.app.inside import inspect, swap
 from evotok.app.limits import (
     MAX_CHARACTERS,
     MAX_IMAGES,
     MAX_SIDE,
-    QUEUE_LENGTH,
+    STATE_SECONDS,
     TIME_LIMIT,
+    WAITING_OF_ADDRESS,
     check_number,
     open_upload,
 )
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
 from evotok.cli import main
-from evotok.commands.conversation import Conversation
+from evotok.commands.conversation import Conversation, rewind, without_objections
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_pending_image_goes_with_the_next_question(parts, picture):
     said = next(piece for piece in reader if piece)
     reader.close()
     wait_until_idle()
-    assert not talk.pending and talk.num_images == 1
+    assert not talk.pending and len(talk.images) == 1
     assert talk.messages[1]["content"][0]["text"] == said, "what was said until the reader left"
 
 
@@ -211,6 +212,45 @@ def test_error_while_answering_leaves_the_conversation(parts, monkeypatch):
     with pytest.raises(RuntimeError, match="no memory"):
         list(answer(*parts, talk, "a cat"))
     assert talk == Conversation()
+
+
+def test_a_question_is_taken_back_with_its_images(parts, picture):
+    turns = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "one?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
+        {"role": "user", "content": [{"type": "text", "text": "two?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "2"}]},
+    ]
+    talk = Conversation(turns)
+    for index, (kept, question) in enumerate([(0, "one?")] * 3 + [(2, "two?")] * 2):
+        before, asked = rewind(talk, index)
+        assert (before.messages, asked) == (turns[:kept], question)
+        assert before.pending == ([picture] if kept == 0 else [])
+    for index in (-1, 5):
+        with pytest.raises(ValueError, match="ask again"):
+            rewind(talk, index)
+
+
+def test_what_a_model_cannot_answer_it_is_not_asked(parts, picture, monkeypatch):
+    """And later questions are asked as if it had not been; the images of both are shown."""
+    words = frozenset(["what", "is", "this", "a", "cat"])
+    scope = ANYTHING._replace(words=words, images_only=True, chat="It knows cats.")
+    model, processor = parts
+    plain = Image.new("RGB", (32, 32), "white")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", pytest.fail)
+        talk = Conversation()
+        [said] = answer(model, processor, talk, "what is this?", scope=scope)
+        assert "about images only" in said
+        [said] = answer(model, processor, talk, "Who painted the Mona Lisa?", [plain], scope=scope)
+        assert "has not learned “who”, “painted”, “the”, “mona” ..." in said and "It knows cats." in said
+        [said] = answer(model, processor, Conversation(), "what is this?", [picture], scope=scope)
+        assert "looks like a photograph" in said
+    assert list(answer(model, processor, talk, "what is this a cat?", scope=scope))[-1]
+    assert len(talk.messages) == 6
+    kept = without_objections(talk.messages)
+    assert [message["role"] for message in kept] == ["user", "assistant"]
+    assert [part["type"] for part in kept[0]["content"]] == ["image", "text"] and kept[1] is talk.messages[-1]
 
 
 # --- draw -------------------------------------------------------------------------------------------------------------
@@ -276,12 +316,18 @@ def test_drawing_stopped_by_its_reader_or_the_clock(parts):
         (Order("a", num_images=10**6), "number of images"),
         (Order("a", num_images="8; rm"), "number of images"),
         (Order("a", seed=-1), "seed"),
+        (Order("a", seed=read_seed("seven")), "The seed is seven: give a number"),
         (Order("a", temperature=None), "Temperature"),
     ],
 )
 def test_refused_orders(parts, order, message):
     with pytest.raises(ValueError, match=message):
         next(draw(*parts, order))
+
+
+def test_a_seed_that_is_left_empty_is_another_each_time():
+    assert read_seed("") is read_seed(None) is read_seed("  ") is None
+    assert read_seed(" 0 ") == 0 and read_seed(7) == 7
 
 
 def test_speed_counts_unfinished_images_in_part():
@@ -340,8 +386,8 @@ def test_levels_that_are_not_there(parts, picture, level):
 
 def test_the_limits_are_those_of_the_documents():
     said = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
-    assert (TIME_LIMIT, QUEUE_LENGTH) == (120, 12)
-    assert "at most two minutes; others wait in a queue of twelve" in said
+    assert (TIME_LIMIT, WAITING_OF_ADDRESS, STATE_SECONDS) == (120, 8, 3600)
+    assert "at most two minutes; of one address at most eight requests wait" in said and "after an hour" in said
 
 
 def test_the_command_listens_at_loopback_and_shares_nothing_by_default():
@@ -407,9 +453,18 @@ def test_examples_fit_the_model(tmp_path):
     assert all(Image.open(path).size == (64, 64) for path in emoji.pictures)
 
 
-def test_example_prompts_are_of_things_that_the_mini_model_learned():
-    from evotok.training.emoji.prompts import caption
-    from evotok.training.emoji.world import EmojiWorld
-
-    known = {caption(drawing) for drawing in EmojiWorld().drawings("train")}
-    assert known.issuperset(prompt for prompt in EMOJI_PROMPTS if " on a " not in prompt)
+def test_a_model_of_the_emoji_world_knows_its_words_and_no_others(tmp_path):
+    scope = find_examples(64, tmp_path).scope
+    emoji = [Image.open(path) for path in find_examples(64, tmp_path).pictures]
+    assert all(has_plain_background(image) for image in emoji)
+    asked = ("Is this an alien monster?", "Is its group food & drink?", "What emoji is that?")
+    for question in (*EMOJI_QUESTIONS, *asked):
+        assert scope.objection(question, emoji) is None
+    for question in ("Who painted the Mona Lisa?", "Translate this into French please"):
+        assert "has not learned" in scope.objection(question, emoji)
+    assert scope.warning("two frogs on a blue background, noto style") is None
+    assert "“eiffel”" in scope.warning("the Eiffel tower at night, oil painting")
+    noise = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
+    assert "photograph" in scope.objection("What is this?", [noise]) and not has_plain_background(noise)
+    assert find_examples(256, tmp_path).scope.objection("Who painted the Mona Lisa?", []) is None
+    assert all("\n" not in line and line for line in (scope.chat, scope.draw, scope.inside))

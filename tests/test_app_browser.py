@@ -2,15 +2,22 @@
 
 import re
 import shutil
+import threading
 import time
 
 import pytest
+from conftest import build_chat_model
 from PIL import Image
 
 from evotok.app.draw import preview
+from evotok.commands.app import listen
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+pytest.importorskip("gradio", reason="the page needs the extra `app`")
+from evotok.app.server import serve  # noqa: E402
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 expect = sync_api.expect
@@ -29,17 +36,24 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def tiny_page():
+    """A page over a tiny random model of the emoji's size, which answers at once and nonsense."""
+    with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
+        yield served
+
+
 @pytest.fixture
-def visit(browser, app_page):
+def visit(browser, request):
     """Function: a new visitor, who opens a tab of the page."""
     contexts = []
     expect.set_options(timeout=PATIENCE)
 
-    def open_page(tab, size="laptop"):
+    def open_page(tab, size="laptop", of="app_page"):
         contexts.append(browser.new_context(viewport=SIZES[size], is_mobile=size == "phone"))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
-        page.goto(app_page.local_url)
+        page.goto(request.getfixturevalue(of).url)
         page.get_by_role("tab", name=tab).click()
         return page
 
@@ -54,7 +68,7 @@ def send(page, question):
 
 
 def answers(page):
-    return page.locator("#transcript .bot.message")
+    return page.locator("#transcript .bot.message:not(.pending)")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -201,3 +215,101 @@ def test_look_inside_and_swap(visit, tmp_path, size):
     page.locator("#levels").get_by_label("2", exact=True).check()
     expect(page.locator("#likeness")).not_to_have_text(text)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
+
+
+# --- on a tiny model -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_sent_by_enter_and_more_leaves_the_seed_empty(visit):
+    page = visit("Draw", of="tiny_page")
+    expect(page.locator("#ask")).to_be_disabled()
+    expect(page.locator("#look")).to_be_disabled()
+    page.get_by_role("button", name="More").click()
+    expect(page.locator("#seed input, #seed textarea")).to_have_value("")
+    page.locator("#count input[type=number]").fill("1")
+    seeds = ["none yet"]
+    for _ in range(2):
+        page.locator("#prompt textarea, #prompt input").fill("a frog")
+        page.locator("#prompt textarea, #prompt input").press("Enter")
+        expect(page.locator("#status")).not_to_contain_text(f"seed {seeds[-1]}")
+        expect(page.locator("#status")).to_contain_text("64 of 64")
+        expect(page.locator("#draw-go")).to_be_enabled()
+        seeds.append(re.search(r"seed (\d+)", page.locator("#status").inner_text())[1])
+        page.locator("#prompt textarea, #prompt input").fill("")
+    assert len(set(seeds)) == 3 and "0" not in seeds
+    expect(page.locator("#ask")).to_be_enabled()
+
+
+def test_a_question_is_shown_at_once_and_can_be_retried_edited_and_copied(visit, monkeypatch):
+    page = visit("Chat", of="tiny_page")
+    page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
+    expect(page.locator("#question textarea")).to_have_value("What is this?")
+    released = threading.Event()
+    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: (released.wait(30), iter(["a", " frog"]))[1])
+    page.locator("#question").get_by_test_id("submit-button").click()
+    expect(page.locator("#transcript .user.message").last).to_contain_text("What is this?")
+    expect(page.locator("#question textarea")).to_have_value("")
+    released.set()
+    expect(answers(page)).to_have_text(re.compile("a frog"))
+    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: iter(["a", " pizza"]))
+    page.locator("#transcript").get_by_label("Retry").last.click()
+    expect(answers(page)).to_have_text(re.compile("a pizza"))
+    expect(answers(page)).to_have_count(1)
+    page.locator("#transcript").get_by_label("Edit").last.click()
+    page.locator("#transcript textarea").fill("Which group is this?")
+    page.locator("#transcript").get_by_label("Submit").click()
+    expect(page.locator("#transcript .user.message").last).to_contain_text("Which group is this?")
+    expect(page.locator("#transcript")).not_to_contain_text("What is this?")
+    expect(page.locator("#transcript").get_by_label("Copy message").first).to_be_attached()
+
+
+def test_messages_are_plain_text(visit, monkeypatch):
+    said = "![x](https://evil.example/x.png) <form action='https://evil.example'><input name=a></form> **b**"
+    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: iter([said]))
+    page = visit("Chat", of="tiny_page")
+    fetched = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
+    expect(page.locator("#question textarea")).to_have_value("What is this?")
+    page.locator("#question").get_by_test_id("submit-button").click()
+    expect(answers(page)).to_contain_text("![x](https://evil.example/x.png)")
+    assert page.locator("#transcript form").count() == 0
+    assert not [url for url in fetched if "evil" in url]
+
+
+def test_images_are_drawn_in_the_chat(visit):
+    page = visit("Chat", of="tiny_page")
+    send(page, "/draw a frog, noto style")
+    expect(page.locator("#transcript .user img")).to_be_visible()
+    send(page, "Who painted the Mona Lisa?")
+    expect(answers(page)).to_contain_text("has not learned")
+
+
+def test_a_bad_image_after_an_example_is_told_and_leaves_no_stale_results(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr("gradio.image_utils.preprocess_image", pytest.fail)
+    (tmp_path / "bad.png").write_text("<html>")
+    page = visit("Look inside", of="tiny_page")
+    page.locator("#inside-examples button").first.click()
+    expect(page.locator("#figure")).to_contain_text("PSNR")
+    page.locator("#source").get_by_label(re.compile("Clear|Remove")).first.click()
+    page.locator("#source input[type=file]").set_input_files(tmp_path / "bad.png")
+    expect(page.get_by_text("bad.png: not an image")).to_be_visible()
+    expect(page.locator("#figure")).not_to_contain_text("PSNR")
+    expect(page.locator("#source img")).to_have_count(0)
+
+
+def test_images_and_buttons_have_names(visit):
+    page = visit("Look inside", of="tiny_page")
+    page.locator("#inside-examples button").first.click()
+    expect(page.locator("#maps img")).to_have_count(4)
+    page.locator("#other-examples button").nth(1).click()
+    expect(page.locator("#swapped img")).to_have_count(2)
+    for tab in ("Chat", "Draw", "Look inside"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(300)
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll("img, button")].filter(e => e.checkVisibility() && !(
+                e.alt || e.ariaLabel || e.title || e.innerText.trim() || e.querySelector?.("img[alt]:not([alt=''])")
+            )).map(e => e.outerHTML.slice(0, 200))"""
+        )
+        assert not nameless, tab

@@ -13,7 +13,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import build_chat_model
 from strangers.page import API, ORDER, Visitor, check_harmless
 
 from evotok.cli import main
@@ -24,12 +23,12 @@ pytest.importorskip("httpx")
 
 FROG = list((ORDER | {"prompt": "a frog, noto style"}).values())
 EIGHT = list((ORDER | {"images": 8}).values())
-HEED_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in a shell's background
+ROOT = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(scope="module")
 def visitor(app_page):
-    visitor = Visitor(app_page)
+    visitor = Visitor(app_page.url)
     yield visitor
     visitor.client.close()
 
@@ -46,14 +45,14 @@ def generations():
 
 def test_the_page_is_there_and_listens_at_loopback_only(visitor):
     assert visitor.client.get("/").status_code == 200
-    assert visitor.page.local_url.startswith("http://127.0.0.1:")
+    assert visitor.url.startswith("http://127.0.0.1:")
 
 
 def test_uploads_keep_their_place(visitor):
     answer = visitor.client.post(f"{API}/upload", files={"files": ("../../../../tmp/evil.png", b"no image")})
     check_harmless(answer.text)
     [path] = answer.json()
-    assert ".." not in path and "gradio" in path.lower()
+    assert ".." not in path and "/uploads/" in path
 
 
 def test_no_address_is_fetched_for_a_visitor(visitor, monkeypatch):
@@ -102,7 +101,7 @@ def test_a_connection_that_breaks_off_ends_its_generation_and_the_next_visitor_i
 def test_a_full_queue_says_so_and_empties_again(visitor):
     answers = {f"crowd-{n}": visitor.join("draw-go", EIGHT, session=f"crowd-{n}") for n in range(20)}
     full = [answer for answer in answers.values() if answer.status_code != 200]
-    assert full and all(answer.status_code == 503 and "full" in answer.text for answer in full)
+    assert full and all(answer.status_code == 503 and "let one finish" in answer.text for answer in full)
     for session, answer in answers.items():
         if answer.status_code == 200:
             body = {"session_hash": session, "fn_index": visitor.handler("draw-go"), **answer.json()}
@@ -111,30 +110,54 @@ def test_a_full_queue_says_so_and_empties_again(visitor):
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_2(visitor, monkeypatch, capsys):
-    monkeypatch.setattr("evotok.commands.app.load_multimodal", lambda name: build_chat_model())
-    assert main(["app", "--port", str(visitor.page.server_port)]) == 2
+    monkeypatch.setattr("evotok.commands.app.load_multimodal", pytest.fail)
+    assert main(["app", "--port", visitor.url.strip("/").split(":")[-1]]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "cannot listen at 127.0.0.1" in line and "--port" in line
 
 
-def test_interrupted_in_the_middle_of_a_drawing_the_command_ends_and_gives_its_port_back(visitor):
-    """As a process: Ctrl-C while a generation runs in its thread."""
-    command = [sys.executable, "-c", f"{HEED_CTRL_C}; from evotok.cli import main; raise SystemExit(main(['app']))"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+START = """
+import sys
+sys.path.insert(0, {tests!r})
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a shell's background
+from conftest import build_chat_model
+import evotok.app.draw, evotok.commands.app, time
+evotok.commands.app.load_multimodal = lambda name: build_chat_model()
+preview = evotok.app.draw.preview
+evotok.app.draw.preview = lambda *args: (time.sleep(1), preview(*args))[1]
+from evotok.cli import main
+sys.exit(main(["app"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kill", "code", "last"), [(signal.SIGINT, 130, "evotok app: interrupted"), (signal.SIGTERM, 143, "")]
+)
+def test_the_command_ends_in_the_middle_of_a_generation_and_leaves_nothing(kill, code, last, tmp_path):
+    """As a process, behind a proxy that does not answer: the port is free again, and uploads are gone."""
+    environment = os.environ | {"PYTHONPATH": ROOT, "TMPDIR": str(tmp_path), "HTTP_PROXY": "http://127.0.0.1:9"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", START.format(tests=str(Path(__file__).parent))],
+        env=environment | {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         address = re.search(r"http://127.0.0.1:(\d+)", process.stdout.readline())
-        other = Visitor(visitor.page)  # its handlers have the same numbers
-        other.client.base_url = address[0]
+        other = Visitor(address[0])
+        [path] = other.client.post(f"{API}/upload", files={"files": ("a.png", b"no image")}).json()
+        assert Path(path).is_relative_to(tmp_path) and Path(path).is_file()
         other.join("draw-go", EIGHT)
         with other.messages() as messages:
             assert any(message["msg"] == "process_generating" for message in messages)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(kill)
             _, said = process.communicate(timeout=60)
         other.client.close()
     finally:
         process.kill()
-    assert process.returncode == 130 and said.splitlines()[-1] == "evotok app: interrupted" and "Traceback" not in said
+    assert process.returncode == code and "Traceback" not in said
+    assert said.splitlines()[-1:] == ([last] if last else [])
+    assert not list(tmp_path.glob("evotok-app-*")), "what visitors uploaded is deleted"
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", int(address[1])))

@@ -111,7 +111,7 @@ def test_help_of_a_command_has_examples_and_says_how_programs_call_it(name, caps
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f" evotok {name}" in text.split("Examples:")[1]
-    assert ("--json" in text) == (name != "app"), "a page says no facts"
+    assert ("--json" in text) == (name not in ("app", "serve")), "a page says no facts"
 
 
 def test_exit_codes_and_commands_are_documented(capsys):
@@ -199,7 +199,7 @@ def test_completion_answers_the_shell(typed, offered, here):
     [
         (["mesure"], "evotok: No such command 'mesure'. Did you mean 'measure'? (see evotok --help)"),
         (["--bad"], "evotok: No such option: --bad (see evotok --help)"),
-        (["chat"], "evotok chat: Missing argument 'CHECKPOINT' (see evotok chat --help)"),
+        (["generate", "--prompt", "x"], "evotok generate: Missing argument 'CHECKPOINT' (see evotok generate --help)"),
         (["chat", "--promt"], "evotok chat: No such option: --promt. Did you mean --prompt? (see evotok chat --help)"),
         (
             ["decode", "a", "b", "--out", "c", "--depth", "two"],

@@ -30,7 +30,7 @@ RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options of pip's are not ours to check, targets of make are looked up.
-PROGRAMS = ("evotok", "torchrun", "make", "lmms-eval")
+PROGRAMS = ("evotok", "torchrun", "make", "lmms-eval", "curl")
 
 
 def blocks_of(path: Path) -> list[tuple[str, str]]:
@@ -105,6 +105,8 @@ def parse_line(line: str) -> None:
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
     if program == "evotok":
         parse_command(words)
+    if program == "curl":
+        check_request(*words)
     if program == "torchrun":
         options = parse_torchrun(words)
         assert options.module and options.training_script == "evotok.training.train", line
@@ -119,6 +121,18 @@ def parse_line(line: str) -> None:
             assert read_suite(words[1], word), line
         elif re.fullmatch(r"configs/.*\.yaml", word):
             assert read_recipe(ROOT / word, [change for change in words[index + 1 :] if "=" in change])
+
+
+def check_request(address: str, *words: str) -> None:
+    """A request of the server's, with a body that it takes."""
+    from evotok.serving.gate import ENDPOINTS
+    from evotok.serving.protocol import ChatBody, ImageBody
+
+    header, content_type, data, body = words
+    assert (header, content_type, data) == ("-H", "Content-Type: application/json", "-d")
+    path = address.removeprefix("http://127.0.0.1:8000")
+    assert path in ENDPOINTS, address
+    assert (ChatBody if "chat" in path else ImageBody).model_validate_json(body)
 
 
 def read_suite(name: str, config: str | None = None):

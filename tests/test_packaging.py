@@ -14,7 +14,7 @@ from packaging.version import Version
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"app", "completion", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "onnx", "train"}
+EXTRAS = {"app", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "onnx", "serve", "train"}
 
 
 @pytest.fixture(scope="module")

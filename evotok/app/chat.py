@@ -6,9 +6,10 @@ from dataclasses import replace
 from PIL import Image
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
+from evotok.app.examples import ANYTHING, Scope
 from evotok.app.limits import MAX_IMAGES, MAX_NEW_TOKENS, TIME_LIMIT, check_text
 from evotok.app.running import Stop, steps
-from evotok.commands.conversation import Conversation
+from evotok.commands.conversation import Conversation, without_objections
 from evotok.inference import read_chat
 
 
@@ -19,13 +20,16 @@ def answer(
     question: str,
     images: Sequence[Image.Image] = (),
     seconds: float = TIME_LIMIT,
+    scope: Scope = ANYTHING,
 ) -> Iterator[str]:
-    """The answer so far, again and again while it grows; both turns are in the conversation at once.
+    """Yields the answer so far, first an empty one, while it grows; both turns are in the conversation at once.
 
-    A reader who leaves keeps what was said until then. After an error the conversation is as before.
+    A reader who leaves keeps what was generated until then. After an error the conversation is as before. What the
+    model cannot answer it is not asked: the answer says why.
 
     Args:
         images: shown with the question, after those pending.
+        scope: what the model can answer.
 
     Raises:
         ValueError: no question, one that is too long, too many images, or more than fits into the context.
@@ -33,11 +37,16 @@ def answer(
     question = check_text(question, "The question")
     if not question:
         raise ValueError("Write a question first.")
-    if conversation.num_images + len(images) > MAX_IMAGES:
+    if len(conversation.images) + len(images) > MAX_IMAGES:
         raise ValueError(f"A conversation holds at most {MAX_IMAGES} images: begin a new one.")
     before = replace(conversation)
     asked = replace(before, pending=[*before.pending, *images]).asked(question)
-    inputs, room = read_chat(model, processor, asked)
+    if objection := scope.objection(question, [*before.images, *images]):
+        reply = {"role": "assistant", "content": [{"type": "text", "text": objection}], "objection": True}
+        conversation.messages, conversation.pending = [*asked, reply], []
+        yield objection
+        return
+    inputs, room = read_chat(model, processor, without_objections(asked))
     stop = Stop(seconds)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
@@ -51,6 +60,7 @@ def answer(
 
     reply = {"type": "text", "text": ""}
     conversation.messages, conversation.pending = [*asked, {"role": "assistant", "content": [reply]}], []
+    yield ""
     try:
         for piece in steps(work, streamer, stop):
             reply["text"] += piece

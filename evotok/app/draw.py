@@ -53,6 +53,15 @@ class Drawing(NamedTuple):
         return len(self.images) * self.positions / self.total / max(self.seconds, 1e-6)
 
 
+def read_seed(text: str | int | None) -> int | str | None:
+    """Reads a seed; None when it is left empty, and what is no number as it is, for `draw` to refuse."""
+    text = str("" if text is None else text).strip()
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return text
+
+
 def draw(model, processor, order: Order, seconds: float = TIME_LIMIT) -> Iterator[Drawing]:
     """The images again and again while they are written; the last time finished, unless the time was up.
 

@@ -17,8 +17,26 @@ MAX_IMAGES = 8
 MAX_NEW_TOKENS = 256
 TIME_LIMIT = 120.0
 """Seconds that one answer or one batch of images may take."""
-QUEUE_LENGTH = 12
-"""Visitors who may wait."""
+QUEUE_LENGTH = 64
+"""Events of all visitors that may wait."""
+WAITING_OF_ADDRESS = 8
+WAITING_OF_SESSION = 4
+"""Events of one address, and of one tab, that wait or are computed."""
+STATE_SECONDS = 3600
+"""How long uploads, images and conversations are kept after their last use."""
+MAX_SESSIONS = 200
+SESSIONS_OF_ADDRESS = 32
+IDLE_SECONDS = 900
+"""A session without an open connection is idle after so long, and makes room for a new one."""
+CONNECTIONS = 1024
+CONNECTIONS_OF_ADDRESS = 64
+HEAD_SECONDS = 10
+"""How long a connection may take to send the head of a request."""
+BODY_SECONDS = 60
+"""How long a request may take to send its body."""
+UPLOAD_BYTES_OF_ADDRESS = 128 * 2**20
+UPLOAD_BYTES_OF_ALL = 2**30
+"""Uploads that are kept at a time."""
 
 
 def check_text(text: str | None, name: str) -> str:

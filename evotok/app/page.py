@@ -2,8 +2,10 @@
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html import escape as escape_html
+from html import unescape
 from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,19 @@ import gradio as gr
 import pandas as pd
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
-from starlette.middleware import Middleware
 
 from evotok.app.chat import answer
-from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw
+from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw, read_seed
 from evotok.app.examples import Examples, find_examples
-from evotok.app.gate import Gate
 from evotok.app.inside import Inspection, inspect, swap
-from evotok.app.limits import MAX_UPLOAD_BYTES, QUEUE_LENGTH, open_upload
-from evotok.app.theme import CSS, THEME
-from evotok.commands.conversation import Conversation
+from evotok.app.limits import QUEUE_LENGTH, STATE_SECONDS, check_number, open_upload
+from evotok.commands.conversation import Conversation, rewind
 from evotok.training.messages import one_line
 
 
 SHOWN_SIDE = 320
 """Of images in the conversation and of decoded ones, in pixels."""
-STATE_SECONDS = 3600
+DRAW_COMMAND = "/draw"
 # Generations wait for one another; decoding is short and waits for nobody who draws.
 GENERATION = {"concurrency_limit": 1, "concurrency_id": "generation", "api_visibility": "private"}
 DECODING = {
@@ -36,13 +35,20 @@ DECODING = {
     "api_visibility": "private",
     "show_progress": "hidden",
 }
+# Files of untrusted input are opened by the project's own loader: these handlers get the place of a file, and Gradio,
+# which would open it to convert it, does not touch it.
+FILES = {"preprocess": False}
+# Without the queue Gradio shows no warnings: for handlers that cannot fail.
 AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
-def build_page(model, processor) -> gr.Blocks:
-    """The page over a model and its processor, ready to `launch(**launch_options())`."""
-    folder = tempfile.mkdtemp(prefix="evotok-app-")
-    examples = find_examples(model.config.vq_config.image_size, Path(folder))
+def build_page(model, processor, folder: Path) -> gr.Blocks:
+    """Builds the page over a model and its processor.
+
+    Args:
+        folder: for the images of the examples.
+    """
+    examples = find_examples(model.config.vq_config.image_size, folder)
     with gr.Blocks(title="EvoTok", analytics_enabled=False, delete_cache=(STATE_SECONDS, STATE_SECONDS)) as page:
         gr.Markdown(_headline(model), elem_id="title")
         with gr.Tabs() as tabs:
@@ -58,26 +64,10 @@ def build_page(model, processor) -> gr.Blocks:
             state.pending = [_chosen(drawn, chosen)]
             return gr.Tabs(selected="chat"), state, _transcript(state, transcript.GRADIO_CACHE)
 
-        ask.click(_friendly(ask_about), [drawn, chosen, conversation], [tabs, conversation, transcript], **AT_ONCE)
-        look.click(_friendly(_look_into), [drawn, chosen], [tabs, source], **AT_ONCE)
+        ask.click(_friendly(ask_about), [drawn, chosen, conversation], [tabs, conversation, transcript], **DECODING)
+        look.click(_friendly(_look_into), [drawn, chosen], [tabs, source], **DECODING)
     page.queue(max_size=QUEUE_LENGTH, api_open=False)
     return page
-
-
-def launch_options() -> dict[str, Any]:
-    """Arguments of `launch` that go with the page, whatever the address."""
-    return {
-        "theme": THEME,
-        "css": CSS,
-        "footer_links": [],
-        "max_file_size": MAX_UPLOAD_BYTES,
-        "state_session_capacity": 200,
-        "show_error": False,
-        "enable_monitoring": False,
-        "ssr_mode": False,
-        "mcp_server": False,
-        "app_kwargs": {"middleware": [Middleware(Gate)]},
-    }
 
 
 def _headline(model) -> str:
@@ -85,21 +75,24 @@ def _headline(model) -> str:
     size = f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     config = model.config.vq_config
     return (
-        "# EvoTok\nOne model that reads images and draws them.\n\n"
+        "# EvoTok\nOne model that understands and generates images.\n\n"
         f"{size} parameters · images of {config.image_size} px in {config.num_positions} positions and "
         f"{config.num_codebooks} levels · {model.device.type}"
     )
 
 
-def _friendly(function: Callable) -> Callable:
-    """The function, whose ValueErrors are said to the visitor in one line and change nothing on the page.
+def _friendly(function: Callable, refused: tuple | None = None) -> Callable:
+    """Wraps a handler whose ValueErrors are shown to the visitor in one line.
 
     Any other error is a fault of ours: Gradio shows it as "Error", and its traceback in the terminal only.
+
+    Args:
+        refused: what the outputs become after a ValueError; they stay as they are when None.
     """
 
-    def say(error: ValueError) -> dict:
+    def say(error: ValueError) -> Any:
         gr.Warning(one_line(error), duration=8, title="")
-        return gr.skip()
+        return gr.skip() if refused is None else refused
 
     @functools.wraps(function)
     def run(*args):
@@ -119,10 +112,8 @@ def _friendly(function: Callable) -> Callable:
 
 
 def _upload(**kwargs) -> gr.Image:
-    """An image field whose handlers get the path: the project's own loader opens files of strangers, not Gradio's."""
-    image = gr.Image(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **kwargs)
-    image.preprocess = lambda payload: payload.path if payload else None
-    return image
+    """Builds an image field for handlers that take `FILES`."""
+    return gr.Image(type="filepath", format="png", sources=["upload", "clipboard"], **kwargs)
 
 
 # --- Chat -------------------------------------------------------------------------------------------------------------
@@ -130,9 +121,13 @@ def _upload(**kwargs) -> gr.Image:
 
 def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbot]:
     conversation = gr.State(None, time_to_live=STATE_SECONDS)
+    gr.Markdown(examples.scope.chat, elem_classes="hint", elem_id="chat-scope")
+    # Plain text, with `render_markdown` off and HTML escaped, which Gradio would show all the same: images of other
+    # sites would be fetched, and forms be live.
     transcript = gr.Chatbot(
-        show_label=False, height="46vh", min_height=240, layout="bubble", buttons=[], allow_tags=False,
+        show_label=False, height="46vh", min_height=240, layout="bubble", buttons=["copy"], allow_tags=False,
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
+        render_markdown=False, latex_delimiters=[], editable="user", group_consecutive_messages=False,
     )  # fmt: skip
     box = gr.MultimodalTextbox(
         show_label=False, placeholder="Attach an image and ask", sources=["upload"],
@@ -149,23 +144,65 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
         gr.Examples(rows, box, label="Try one", elem_id="chat-examples")
 
     def reply(sent: dict[str, Any], state: Conversation | None) -> Iterator[tuple]:
-        state = state or Conversation()
         images = [open_upload(path, box.GRADIO_CACHE) for path in sent.get("files") or []]
-        pieces = answer(model, processor, state, sent.get("text") or "", images)
+        yield from say(sent.get("text") or "", state or Conversation(), images)
+
+    def again(state: Conversation | None, event: gr.RetryData) -> Iterator[tuple]:
+        before, question = rewind(state or Conversation(), _index(event))
+        yield from say(question, before)
+
+    def change(state: Conversation | None, event: gr.EditData) -> Iterator[tuple]:
+        before, _ = rewind(state or Conversation(), _index(event))
+        yield from say(unescape(str(event.value or "")), before)
+
+    def say(question: str, state: Conversation, images: list[Image.Image] | None = None) -> Iterator[tuple]:
+        """Shows the question at once, then the answer while it grows, or the image that is asked for."""
+        command, _, prompt = question.strip().partition(" ")
+        if command == DRAW_COMMAND:
+            yield from _draw_in_chat(model, processor, prompt, state, transcript.GRADIO_CACHE)
+            return
+        pieces = answer(model, processor, state, question, images or [], scope=examples.scope)
         text = next(pieces)
         shown = _transcript(state, transcript.GRADIO_CACHE)
         yield gr.MultimodalTextbox(value=None), shown, state
         for text in pieces:
-            shown[-1]["content"] = text
+            shown[-1]["content"] = escape(text)
             yield gr.skip(), shown, state
 
-    asked = box.submit(
-        _friendly(reply), [box, conversation], [box, transcript, conversation],
-        show_progress="minimal", show_progress_on=transcript, **GENERATION,
-    )  # fmt: skip
-    stop.click(None, cancels=[asked], **AT_ONCE)
-    new.click(lambda: (None, [], None), None, [conversation, transcript, box], cancels=[asked], **AT_ONCE)
+    outputs = [box, transcript, conversation]
+    progress = {"show_progress": "minimal", "show_progress_on": transcript}
+    asked = [
+        box.submit(_friendly(reply), [box, conversation], outputs, **progress, **GENERATION),
+        transcript.retry(_friendly(again), conversation, outputs, **progress, **GENERATION),
+        transcript.edit(_friendly(change), conversation, outputs, **progress, **GENERATION),
+    ]
+    stop.click(None, cancels=asked, **AT_ONCE)
+    new.click(lambda: (None, [], None), None, [conversation, transcript, box], cancels=asked, **AT_ONCE)
     return conversation, transcript
+
+
+def escape(text: str) -> str:
+    """Makes plain text of what would be HTML."""
+    return escape_html(text, quote=False)
+
+
+def _index(event: gr.EventData) -> int:
+    """Which of the parts that are shown an event is about."""
+    index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+    return int(check_number(index, 0, 10**6, "The message"))
+
+
+def _draw_in_chat(model, processor, prompt: str, state: Conversation, cache: str) -> Iterator[tuple]:
+    """Generates an image, which goes with the next question."""
+    before = _transcript(state, cache) + [{"role": "user", "content": escape(f"{DRAW_COMMAND} {prompt}")}]
+    drawing = None
+    for drawing in draw(model, processor, Order(prompt.strip(), num_images=1)):
+        image = {"role": "assistant", "content": _thumbnail(drawing.images[0], cache)}
+        yield gr.MultimodalTextbox(value=None), [*before, image], gr.skip()
+    if drawing is None or not drawing.finished:
+        raise ValueError("The time was up before the image was finished: try again.")
+    state = replace(state, pending=[*state.pending, drawing.images[0]])
+    yield gr.skip(), _transcript(state, cache), state
 
 
 def _transcript(conversation: Conversation, cache: str) -> list[dict[str, Any]]:
@@ -173,7 +210,7 @@ def _transcript(conversation: Conversation, cache: str) -> list[dict[str, Any]]:
     shown = []
     for message in conversation.messages:
         for part in message["content"]:
-            content = part["text"] if part["type"] == "text" else _thumbnail(part["image"], cache)
+            content = escape(part["text"]) if part["type"] == "text" else _thumbnail(part["image"], cache)
             shown.append({"role": message["role"], "content": content})
     return shown + [{"role": "user", "content": _thumbnail(image, cache)} for image in conversation.pending]
 
@@ -181,7 +218,7 @@ def _transcript(conversation: Conversation, cache: str) -> list[dict[str, Any]]:
 def _thumbnail(image: Image.Image, cache: str) -> dict[str, str]:
     small = image.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return {"path": save_pil_to_cache(small, cache, format="png")}
+    return {"path": save_pil_to_cache(small, cache, format="png"), "alt_text": "Image of the conversation"}
 
 
 def _chosen(drawn: Drawing | None, chosen: int) -> Image.Image:
@@ -201,7 +238,10 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
     drawn, chosen = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
     with gr.Row(elem_id="draw"):
         with gr.Column(min_width=280, elem_id="draw-order"):
-            prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, elem_id="prompt", autofocus=True)
+            gr.Markdown(examples.scope.draw, elem_classes="hint", elem_id="draw-scope")
+            prompt = gr.Textbox(
+                label="Prompt", placeholder="What to draw", lines=1, max_lines=4, elem_id="prompt", autofocus=True
+            )
             gr.Examples([[text] for text in examples.prompts], prompt, label="Try one", elem_id="draw-examples")
             with gr.Row():
                 go = gr.Button("Draw", variant="primary", elem_id="draw-go", scale=2, min_width=120)
@@ -213,20 +253,27 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
                 buttons=["download", "fullscreen"], elem_id="gallery",
             )  # fmt: skip
             with gr.Row(elem_classes="buttons"):
-                ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask")
-                look = gr.Button("Look inside it", size="sm", min_width=120, scale=0, elem_id="look")
+                ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask", interactive=False)
+                look = gr.Button("Look inside it", size="sm", min_width=120, scale=0, elem_id="look", interactive=False)
         with gr.Column(min_width=280, elem_id="draw-settings"):
             guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
             count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
             with gr.Accordion("More", open=False):
                 negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
                 with gr.Row():
-                    seed = gr.Number(None, label="Seed", precision=0, placeholder="another each time", elem_id="seed")
+                    # Not a gr.Number: one that is empty becomes 0 as soon as it is shown.
+                    seed = gr.Textbox(label="Seed", placeholder="another each time", max_lines=1, elem_id="seed")
                     heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
 
+    following = gr.Button(interactive=True), gr.Button(interactive=True)
+
     def paint(prompt, negative, guidance, count, seed, heat) -> Iterator[tuple]:
-        for drawing in draw(model, processor, Order(prompt, negative, guidance, count, seed, heat)):
-            yield drawing.images, _status(drawing), drawing, gr.Button(interactive=False)
+        if warning := examples.scope.warning(str(prompt)):
+            gr.Warning(warning, duration=8, title="")
+        order = Order(prompt, negative, guidance, count, read_seed(seed), heat)
+        for drawing in draw(model, processor, order):
+            captioned = [(image, f"{str(prompt)[:100]}, image {n}") for n, image in enumerate(drawing.images, start=1)]
+            yield captioned, _status(drawing), drawing, gr.Button(interactive=False), *following
         if not drawing.finished:
             gr.Warning("The time was up: this is as far as it came.", title="")
 
@@ -234,7 +281,7 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
         [go.click, prompt.submit],
         _friendly(paint),
         [prompt, negative, guidance, count, seed, heat],
-        [gallery, status, drawn, go],
+        [gallery, status, drawn, go, ask, look],
         show_progress="minimal",
         show_progress_on=status,
         **GENERATION,
@@ -278,6 +325,7 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
     first, second = gr.State(None, time_to_live=STATE_SECONDS), gr.State(None, time_to_live=STATE_SECONDS)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=280):
+            gr.Markdown(examples.scope.inside, elem_classes="hint", elem_id="inside-scope")
             source = _upload(label="Image", height=280, elem_id="source")
             if examples.pictures:
                 gr.Examples([[path] for path in examples.pictures], source, label="Try one", elem_id="inside-examples")
@@ -315,17 +363,21 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
             )  # fmt: skip
             likeness = gr.Markdown("", elem_classes="hint", elem_id="likeness")
 
-    def encode(path: str | None) -> Inspection | None:
-        return inspect(model, processor, open_upload(path, source.GRADIO_CACHE)) if path else None
+    nothing = None, None, "", None, []
 
-    def encode_first(path: str | None, depth: int) -> tuple:
-        found = encode(path)
+    def encode(file: dict[str, Any] | None) -> tuple[Inspection | None, Any]:
+        """The codes of an image, and what becomes of its field."""
+        path = (file or {}).get("path")
+        return inspect(model, processor, open_upload(path, source.GRADIO_CACHE)) if path else None, gr.skip()
+
+    def encode_first(file: dict[str, Any] | None, depth: int) -> tuple:
+        found, field = encode(file)
         if found is None:
-            return None, None, "", None, []
+            return *nothing, field
         frame = pd.DataFrame({"level": range(1, levels + 1), "similarity": found.similarity})
         lowest = math.floor(10 * min(found.similarity)) / 10
         captions = [(picture, f"{level}") for level, picture in enumerate(found.maps, start=1)]
-        return found, *_decoded(found, depth), gr.LinePlot(frame, y_lim=[lowest, 1]), captions
+        return found, *_decoded(found, depth), gr.LinePlot(frame, y_lim=[lowest, 1]), captions, field
 
     def exchange(first: Inspection | None, second: Inspection | None, which: list[int]) -> tuple[list, str]:
         if first is None or second is None:
@@ -335,8 +387,12 @@ def _inside_tab(model, processor, examples: Examples) -> gr.Image:
         pictures = [_enlarge(mixture.image) for mixture in mixtures]
         return pictures, f"Meaning of the first image now: {said[0]}; of the other: {said[1]}."
 
-    encoded = source.change(_friendly(encode_first), [source, depth], [first, decoded, figure, plot, maps], **DECODING)
-    also = other.change(_friendly(encode), other, second, **DECODING)
+    # What was shown of the image before would be taken for that of one which is refused.
+    encoded = source.change(
+        _friendly(encode_first, (*nothing, None)), [source, depth], [first, decoded, figure, plot, maps, source],
+        **FILES, **DECODING,
+    )  # fmt: skip
+    also = other.change(_friendly(encode, (None, None)), other, [second, other], **FILES, **DECODING)
     depth.change(_friendly(_decoded), [first, depth], [decoded, figure], **AT_ONCE)
     for follow in (encoded.then, also.then, which.change):
         follow(_friendly(exchange), [first, second, which], [swapped, likeness], **DECODING)
@@ -347,7 +403,7 @@ def _decoded(found: Inspection | None, depth: int) -> tuple[Image.Image | None, 
     """Picture of the first `depth` levels, and how good it is."""
     if found is None:
         return None, ""
-    depth = min(max(int(depth), 1), len(found.images))
+    depth = int(check_number(depth, 1, len(found.images), "The number of levels"))
     return _enlarge(
         found.images[depth - 1]
     ), f"{depth} of {len(found.images)} levels · PSNR {found.psnr[depth - 1]:.1f} dB"

@@ -1,4 +1,4 @@
-"""How the page looks: one quiet theme, and the few rules that Gradio's own do not cover."""
+"""How the page looks: one quiet theme, the few rules that Gradio's own do not cover, and names of images."""
 
 import gradio as gr
 
@@ -46,7 +46,8 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 .buttons { justify-content: flex-end; }
 .buttons button, #draw-stop { border: 1px solid var(--neutral-300) !important; }
 .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
-#transcript .top-panel, #transcript .message-buttons { display: none; }
+#transcript .top-panel { display: none; }
+#gallery .caption-label { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 #source img, #other img, #decoded img { width: 100%; height: 100%; object-fit: contain; padding: 1.8rem .8rem .8rem; }
 #chat-examples img { width: 48px !important; height: 48px !important; }
 #inside-examples img, #other-examples img { width: 60px !important; height: 60px !important; }
@@ -64,4 +65,32 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
   #draw-examples .gallery-item:nth-child(n+5) { display: none; }
   #maps .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 }
+"""
+
+# Gradio gives most of its images, and the buttons that hold nothing else, no name that a screen reader could say.
+HEAD = """
+<script>
+const NAMES = {
+  source: "Input image", other: "Other input image", decoded: "Image decoded from its codes",
+  gallery: "Generated image", maps: "Codes of one level", swapped: "Image with swapped codes",
+  transcript: "Image of the conversation",
+};
+function nameImages() {
+  for (const image of document.querySelectorAll("img")) {
+    const block = image.closest(Object.keys(NAMES).map(id => "#" + id).join());
+    const file = decodeURIComponent(image.src.split("/").pop()).replace(/\\.\\w+$/, "");
+    if (!image.alt) image.alt = block ? NAMES[block.id] : file;
+    const button = image.closest("button");
+    if (button && !button.innerText.trim() && !button.ariaLabel) button.ariaLabel = image.alt;
+  }
+}
+function watchImages() {
+  let due = 0;
+  nameImages();
+  new MutationObserver(() => { cancelAnimationFrame(due); due = requestAnimationFrame(nameImages); })
+    .observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["src", "alt"] });
+}
+if (document.body) watchImages();
+else addEventListener("DOMContentLoaded", watchImages);
+</script>
 """

@@ -1,12 +1,13 @@
-"""`evotok app`: the page, on which people chat about images, draw them and look inside their codes."""
+"""`evotok app`: the page, on which people chat about images, generate them and look inside their codes."""
 
+import signal
+import socket
 import sys
 import threading
 from typing import Annotated
 
 import typer
 
-from evotok.commands.addresses import LOOPBACK, cannot_listen, check_address
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.options import Checkpoint
 
@@ -14,6 +15,9 @@ from evotok.commands.options import Checkpoint
 EXAMPLES = """  evotok app
   evotok app runs/mini/gen --port 8080
   evotok app --host 0.0.0.0          for everybody in the network"""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORTS = range(7860, 7960)
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run(
@@ -26,30 +30,44 @@ def run(
 ) -> None:
     """Serve a page in your browser: chat about images, generate them, look inside their codes."""
     find_checkpoint(checkpoint)
-    check_address(host, port)
-    try:
-        import gradio  # noqa: F401 - looked for before the model is loaded
-    except ImportError:
-        raise ImportError("the page needs Gradio: pip install 'evotok[app]'") from None
-    model, processor = load_multimodal(checkpoint)
-    from evotok.app.page import build_page, launch_options
+    with listen(host, port) as listener:  # from now on: nobody takes the port while the model is loaded
+        try:
+            import gradio  # noqa: F401 - looked for before the model is loaded
+        except ImportError:
+            raise ImportError("the page needs Gradio: pip install 'evotok[app]'") from None
+        model, processor = load_multimodal(checkpoint)
+        from evotok.app.server import serve
 
-    if host not in LOOPBACK:
-        print(f"note: everybody who reaches {host} can use this page.", file=sys.stderr)
-    page = build_page(model, processor)
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            **launch_options(),
-        )
-    except OSError:
-        raise cannot_listen(host, port) from None
-    print(f"EvoTok is at {address} (Ctrl+C ends it)", flush=True)
-    try:
-        threading.Event().wait()  # until Ctrl+C
-    finally:
-        page.close(verbose=False)
+        if host not in LOOPBACK:
+            print(f"note: everybody who reaches {host} can use this page.", file=sys.stderr)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl+C: what was uploaded is deleted
+        with serve(model, processor, listener, names_of(host), share) as served:
+            print(f"EvoTok is at {served.url} (Ctrl+C ends it)", flush=True)
+            if served.shared_url:
+                print(f"and, for everybody who knows the address, at {served.shared_url}", flush=True)
+            threading.Event().wait()  # until Ctrl+C
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Opens a socket for the page.
+
+    Args:
+        port: the first free one of `PORTS` when None.
+
+    Raises:
+        ValueError: there is no such address, or no free port.
+    """
+    for number in (port,) if port else PORTS:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address, family=family)
+        except OSError:
+            continue
+    where = f"{host}:{port}" if port else host
+    raise ValueError(f"cannot listen at {where}: give another --host or --port.")
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """Lists the names by which visitors may call a page that listens at `host`, beside addresses in numbers."""
+    return () if host in LOOPBACK else (host.lower(), socket.gethostname().lower(), socket.getfqdn().lower())

@@ -4,25 +4,28 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.conversation import Conversation
 from evotok.commands.files import safe_name, save_images
-from evotok.commands.options import Checkpoint, Json, require_text
+from evotok.commands.options import CHECKPOINT, Json, require_text
 from evotok.commands.preview import show_preview
-from evotok.commands.terminal import bold, progress, say
+from evotok.commands.terminal import bold, progress, say, waiting
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from evotok.serving.client import ServerClient
+
 EXAMPLES = """  evotok chat mini
   evotok chat mini --image cat.png
   evotok chat mini --image cat.png --prompt "What is this?"
   printf '/draw a frog, noto style\\nWhat is this?\\n' | evotok chat mini
+  evotok chat --server http://127.0.0.1:8000
 In a conversation /help shows what else can be typed."""
 MENU = """\
   /image FILE     show an image; ask about it in the next line
@@ -34,7 +37,7 @@ HISTORY_LENGTH = 1000
 
 
 def run(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
     image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="image to talk about; may repeat")] = None,
     prompt: Annotated[
         str | None,
@@ -42,17 +45,34 @@ def run(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="longest answer in tokens")] = 256,
     out: Annotated[str, typer.Option(metavar="DIR", help="folder for what /draw generates")] = "drawn",
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Chat about images, once with --prompt or turn by turn."""
-    find_checkpoint(checkpoint)
+    if (checkpoint is None) == (server is None):
+        raise ValueError("give either a CHECKPOINT, such as mini, or the --server of a model that runs.")
+    if checkpoint is not None:
+        find_checkpoint(checkpoint)
     from evotok.processing.image_loading_evotok import load_image
     from evotok.training.messages import one_line
 
     if as_json and prompt is None:
         raise ValueError("--json goes with --prompt: a conversation is for people.")
     images = [load_image(path) for path in image or ()]
-    chat = Chat(*load_multimodal(checkpoint), max_new_tokens)
+    if checkpoint is not None:
+        chat = Chat(*load_multimodal(checkpoint), max_new_tokens)
+    else:
+        from evotok.serving.client import ServerClient
+
+        chat = RemoteChat(ServerClient(server, api_key), max_new_tokens)
     chat.show(*images)
     if prompt is not None:
         answer = chat.ask(prompt, stream=not as_json)
@@ -170,15 +190,7 @@ class Chat:
 
     def draw(self, prompt: str, seed: int) -> "Image.Image":
         """An image of `prompt`, which also goes with the next question."""
-        from evotok.eval.generation import generate_images
-
-        scale = self.model.generation_config.guidance_scale
-        guidance = {} if scale is None else {"guidance_scale": scale}
-        with progress(self.model.config.vq_config.num_positions, "position", "Drawing") as bar:
-            pixels = generate_images(
-                self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update(), **guidance
-            )
-        [image] = self.processor.post_process_image_generation(pixels)
+        image = self._generate(prompt, seed)
         self.show(image)
         return image
 
@@ -188,18 +200,60 @@ class Chat:
         Raises:
             ValueError: the conversation does not fit into the context; it is then as before.
         """
+        messages = self.conversation.asked(text)
+        answer = self._answer(messages, stream).strip()
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        self.conversation = Conversation([*messages, reply])
+        return answer
+
+    def _generate(self, prompt: str, seed: int) -> "Image.Image":
+        from evotok.eval.generation import generate_images
+
+        scale = self.model.generation_config.guidance_scale
+        guidance = {} if scale is None else {"guidance_scale": scale}
+        with progress(self.model.config.vq_config.num_positions, "position", "Drawing") as bar:
+            pixels = generate_images(
+                self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update(), **guidance
+            )
+        [image] = self.processor.post_process_image_generation(pixels)
+        return image
+
+    def _answer(self, messages: list[dict[str, Any]], stream: bool) -> str:
         import torch
 
         from evotok.inference import read_chat
         from evotok.visible_streamer import VisibleStreamer
 
-        messages = self.conversation.asked(text)
         inputs, room = read_chat(self.model, self.processor, messages)
         tokenizer = self.processor.tokenizer
         streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=min(self.max_new_tokens, room), streamer=streamer)
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        self.conversation = Conversation([*messages, reply])
+        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+class RemoteChat(Chat):
+    """A conversation with a model behind a server.
+
+    Args:
+        client: of the server.
+        max_new_tokens: longest answer.
+    """
+
+    def __init__(self, client: "ServerClient", max_new_tokens: int = 256):
+        self.client, self.max_new_tokens = client, max_new_tokens
+        self.begin()
+
+    def _generate(self, prompt: str, seed: int) -> "Image.Image":
+        with waiting("Drawing"):
+            return self.client.generate_image(prompt, seed)
+
+    def _answer(self, messages: list[dict[str, Any]], stream: bool) -> str:
+        answer = ""
+        for piece in self.client.chat(messages, self.max_new_tokens):
+            answer += piece
+            if stream:
+                print(piece, end="", flush=True)
+        if stream:
+            print()
         return answer

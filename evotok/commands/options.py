@@ -81,7 +81,8 @@ def require_share(value: float | None) -> float | None:
 
 
 _CHECKPOINT = "folder of a checkpoint, a Hub id, or `mini` for the embedded model"
-Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=complete_checkpoint)]
+CHECKPOINT = typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, autocompletion=complete_checkpoint)
+Checkpoint = Annotated[str, CHECKPOINT]
 TokenizerCheckpoint = Annotated[
     str,
     typer.Argument(

@@ -1,6 +1,7 @@
 """`evotok plan`: what a recipe will take, before anything is downloaded or rented."""
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,14 +12,18 @@ from evotok.commands.terminal import say, waiting
 
 
 if TYPE_CHECKING:
+    from evotok.training.planning.gpus import Gpu
     from evotok.training.planning.plan import Plan
+    from evotok.training.planning.serving import ServingPlan
 
 EXAMPLES = """  evotok plan configs/paper/sft.yaml
   evotok plan configs/paper/gen.yaml --gpus 64 --gpu h200 --mfu 0.45
-  evotok plan configs/paper/low-memory/gen.yaml --gpus 1 --gpu rtx4090"""
+  evotok plan configs/paper/low-memory/gen.yaml --gpus 1 --gpu rtx4090
+  evotok plan configs/paper/gen.yaml --serve --gpu l40s"""
 FRAMEWORK_BYTES = 2e9
 """What CUDA, NCCL and torch take of a GPU before a model does."""
 _SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_SERVED_AT_ONCE = (1, 4, 16, 64, 256)
 
 
 def complete_gpu() -> list[str]:
@@ -59,10 +64,20 @@ def run(
             metavar="X", min=0, max=1, callback=require_share, help="share of the GPU's peak that useful work reaches"
         ),
     ] = 0.4,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="what serving the model takes instead: weights, caches, images a second")
+    ] = False,
+    bandwidth: Annotated[
+        float | None, typer.Option(metavar="GB/S", min=0.1, help="of the memory, with --serve; the GPU's by default")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate what a recipe takes: memory, operations, days, bytes; no weights needed."""
     path, words = check_recipe(recipe, overrides or ())
+    if serve:
+        return _run_serving(recipe, path, words, gpu, bandwidth, mfu, as_json)
+    if bandwidth is not None:
+        raise ValueError("--bandwidth goes with --serve: training is planned by operations.")
     with waiting("Planning"):
         from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.plan import make_plan
@@ -73,6 +88,81 @@ def run(
         say(as_json, facts, ())
     else:
         _print_plan(facts)
+    return None
+
+
+def _run_serving(
+    recipe: str, path: Path, words: list[str], kind: str, bandwidth: float | None, mfu: float, as_json: bool
+) -> None:
+    """`evotok plan --serve`."""
+    with waiting("Planning"):
+        from evotok.training.planning.gpus import GPUS
+        from evotok.training.planning.serving import plan_serving
+
+        gpu = GPUS[kind]
+        if bandwidth is not None:
+            gpu = gpu._replace(memory_bandwidth=bandwidth * 1e9)
+        facts = {"recipe": recipe, "gpu": kind} | _serving_facts(plan_serving(path, words), gpu, mfu)
+    if as_json:
+        say(as_json, facts, ())
+    else:
+        _print_serving(facts)
+
+
+def _serving_facts(plan: "ServingPlan", gpu: "Gpu", mfu: float) -> dict[str, Any]:
+    """The plan of serving as JSON can hold it; sizes in bytes, speeds at most."""
+    fit = plan.images_that_fit(gpu.memory - FRAMEWORK_BYTES)
+    speed = (gpu.memory_bandwidth, gpu.flops * mfu)
+    batches = [
+        {
+            "at_once": batch,
+            "images_a_second": plan.images_a_second(batch, *speed),
+            "tokens_a_second": plan.tokens_a_second(batch, *speed),
+            "cache": batch * plan.cache_image,
+            "fits": batch <= fit,
+        }
+        for batch in _SERVED_AT_ONCE
+    ]
+    return plan._asdict() | {
+        "cache_image": plan.cache_image,
+        "cache_chat": plan.cache_chat,
+        "bandwidth": gpu.memory_bandwidth,
+        "mfu": mfu,
+        "images_that_fit": fit,
+        "batches": batches,
+    }
+
+
+def _print_serving(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=120, soft_wrap=True)
+    console.print(f"{facts['recipe']}: served in bfloat16 on one {facts['gpu']}\n", highlight=False)
+    table = _table("What it takes", "", "")
+    for name, value in {
+        "weights": _bytes(facts["weights"]),
+        f"cache of an image, guided, {facts['image_tokens']} tokens in two rows": _bytes(facts["cache_image"]),
+        f"cache of a chat about an image, {facts['chat_tokens']} tokens": _bytes(facts["cache_chat"]),
+        "cache of a token more": _bytes(facts["cache_token"]),
+        "images at once that fit": f"{facts['images_that_fit']:,}",
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
+    title = f"At {facts['bandwidth'] / 1e9:,.0f} GB/s and an MFU of {facts['mfu']:g}, at most"
+    table = _table(title, "at once", "caches of images", "fit", "images/s", "tokens/s of chats")
+    for row in facts["batches"]:
+        table.add_row(
+            str(row["at_once"]),
+            _bytes(row["cache"]),
+            "yes" if row["fits"] else "no",
+            f"{row['images_a_second']:,.2f}",
+            f"{row['tokens_a_second']:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        "Reading prompts and decoding pixels come on top. Replicas on more GPUs multiply the figures of one.",
+        highlight=False,
+    )
 
 
 def _facts(plan: "Plan") -> dict[str, Any]:

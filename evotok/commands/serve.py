@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evotok.commands.addresses import LOOPBACK, check_address
+from evotok.commands.app import LOOPBACK, listen
 from evotok.commands.checkpoints import find_checkpoint
 from evotok.commands.options import Checkpoint
 
@@ -75,29 +75,30 @@ def run(
     max_images = min(8, max_batch) if max_images is None else max_images
     if max_images > max_batch:
         raise ValueError(f"--max-images {max_images} is more than --max-batch {max_batch}: lower it, or raise that.")
-    check_address(host, port)
-    try:
-        import fastapi  # noqa: F401 - looked for before the model is loaded
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise ImportError("the server needs FastAPI, uvicorn and more: pip install 'evotok[serve]'") from None
-    from evotok.serving.engine import ENGINES
-    from evotok.serving.limits import Limits
-    from evotok.serving.metrics import Metrics
-    from evotok.serving.run import serve
+    with listen(host, port) as listener:  # from now on: nobody takes the port while the model is loaded
+        try:
+            import fastapi  # noqa: F401 - looked for before the model is loaded
+            import prometheus_client  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ImportError:
+            raise ImportError("the server needs FastAPI, uvicorn and more: pip install 'evotok[serve]'") from None
+        from evotok.serving.engine import ENGINES
+        from evotok.serving.limits import Limits
+        from evotok.serving.metrics import Metrics
+        from evotok.serving.run import serve
 
-    limits = Limits(
-        body_bytes=int(max_body_mb * 2**20),
-        pixels=int(max_megapixels * 1e6),
-        images=max_images,
-        requests=queue,
-        seconds=timeout,
-        image_hosts=tuple(image_host or ()),
-    )
-    metrics = Metrics()
-    name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
-    serve(ENGINES[engine](checkpoint, max_batch, metrics), name, limits, metrics, host, port, api_key)
+        limits = Limits(
+            body_bytes=int(max_body_mb * 2**20),
+            pixels=int(max_megapixels * 1e6),
+            images=max_images,
+            requests=queue,
+            seconds=timeout,
+            image_hosts=tuple(image_host or ()),
+        )
+        metrics = Metrics()
+        name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
+        hosts = LOOPBACK if host in LOOPBACK and api_key is None else None
+        serve(ENGINES[engine](checkpoint, max_batch, metrics), name, limits, metrics, listener, api_key, hosts)
 
 
 def _check_access(host: str, api_key: str | None, allow_anonymous: bool) -> None:

@@ -56,13 +56,22 @@ class Gate:
                 status = message["status"]
             await send(message)
 
+        unread = scope["method"] == "POST"
+
+        async def receive_on() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
         counted = scope["method"] == "POST"
         self._open += counted
         try:
             self._check(scope, counted)
-            await self._app(scope, receive, send_on)
+            await self._app(scope, receive_on, send_on)
         except ApiError as error:
-            await _discard_body(receive, self._limits.body_bytes)
+            if unread:
+                await _discard_body(receive, self._limits.body_bytes)
             await error.response()(scope, receive, send_on)
         finally:
             self._open -= counted
@@ -74,7 +83,7 @@ class Gate:
     def _check(self, scope: Scope, counted: bool) -> None:
         """Raises ApiError for a request that goes no further."""
         headers = Headers(scope=scope)
-        if self._hosts is not None and _hostname(scope) not in self._hosts:
+        if self._hosts is not None and URL(scope=scope).hostname not in self._hosts:
             raise ApiError(403, "This server is not addressed by that name: use its address.", "unknown_host")
         if self._authorization is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get("authorization", "").encode("latin-1")
@@ -95,10 +104,3 @@ async def _discard_body(receive: Receive, most: int) -> None:
                     break
     except TimeoutError:
         pass
-
-
-def _hostname(scope: Scope) -> str | None:
-    try:
-        return URL(scope=scope).hostname
-    except ValueError:
-        return None

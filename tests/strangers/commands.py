@@ -51,7 +51,15 @@ CASES = [
         "evotok generate: Option '--prompt' requires an argument (see evotok generate --help)",
     ),
     case("--nonsense", "evotok: No such option: --nonsense (see evotok --help)"),
-    case("chat", "evotok chat: Missing argument 'CHECKPOINT' (see evotok chat --help)"),
+    case("chat", "evotok chat: give either a CHECKPOINT, such as mini, or the --server of a model that runs."),
+    case(
+        "chat --server http://127.0.0.1:9",
+        "evotok chat: http://127.0.0.1:9: no server answers (Connection refused): start one with `evotok serve`, or give another --server.",
+    ),
+    case(
+        "chat --server file:///etc/passwd",
+        "evotok chat: 'file:///etc/passwd' is no address of a server: give one such as http://127.0.0.1:8000.",
+    ),
     case("chat model --image missing.png --prompt hello", "evotok chat: 'missing.png': no such file: check the path."),
     case(
         "chat model --image tokenizer --prompt hello",

@@ -2,9 +2,10 @@
 
 import functools
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Materials:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.page_folder = folder, folder / "page"
+        self.folder, self.page_folder, self._open = folder, folder / "page", ExitStack()
         texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
         self.processor = EvoTokProcessor.from_parts(
             train_text_tokenizer(texts, 300), image_size=SIZE, num_image_tokens=POSITIONS
@@ -83,12 +84,14 @@ class Materials:
     def visitor(self) -> Visitor:
         """Of the page of `model`, which is served from now on until `close`."""
         pytest.importorskip("gradio", reason="the page needs the extra `app`")
-        from evotok.app.page import build_page, launch_options
+        from evotok.app.server import serve
+        from evotok.commands.app import listen
 
-        os.environ["GRADIO_TEMP_DIR"] = str(self.page_folder)
-        page = build_page(self.model, self.processor)
-        page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
-        visitor = Visitor(page)
+        self.page_folder.mkdir()
+        before, tempfile.tempdir = tempfile.tempdir, str(self.page_folder)  # where the page makes its folder
+        served = self._open.enter_context(serve(self.model, self.processor, listen("127.0.0.1", None)))
+        tempfile.tempdir = before
+        visitor = Visitor(served.url)
         visitor.ask("draw-go", list(ORDER.values()))  # the first event makes folders of libraries
         return visitor
 
@@ -96,8 +99,7 @@ class Materials:
         """Serve the page no longer."""
         if "visitor" in vars(self):
             self.visitor.client.close()
-            self.visitor.page.close(verbose=False)
-            del os.environ["GRADIO_TEMP_DIR"]
+        self._open.close()
 
     def fill_outside(self, folder: Path) -> None:
         """The canaries: each would be taken if it lay inside, and says so when it is read."""

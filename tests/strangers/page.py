@@ -1,5 +1,6 @@
 """The page of `evotok app` as programs of strangers meet it over HTTP: requests, orders, questions and files."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,23 +18,30 @@ class Visitor:
     """Speaks to a page that is being served as its own browser code does, but sends what it likes.
 
     Args:
-        page: `gr.Blocks` after `launch`.
+        url: of the page.
+        address: of this machine that requests come from; each address has limits of its own.
     """
 
-    def __init__(self, page: Any):
+    def __init__(self, url: str, address: str = "127.0.0.1"):
         import httpx
 
-        self.page = page
+        self.url = url
         # A request that is refused before its body was read closes the connection.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self.client = httpx.Client(base_url=page.local_url, timeout=60, limits=limits)
+        transport = httpx.HTTPTransport(local_address=address, limits=limits)
+        self.client = httpx.Client(base_url=url, timeout=60, transport=transport, trust_env=False)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Components and handlers of the page."""
+        return self.client.get("/config").json()
 
     def handler(self, element: str, event: str = "click") -> int:
         """Number of the handler of an event of the element with that id."""
-        names = {component["id"]: component["props"].get("elem_id") for component in self.page.config["components"]}
+        names = {component["id"]: component["props"].get("elem_id") for component in self.config["components"]}
         return next(
             dependency["id"]
-            for dependency in self.page.config["dependencies"]
+            for dependency in self.config["dependencies"]
             if any(names.get(target) == element and name == event for target, name in dependency["targets"])
         )
 
@@ -189,6 +197,31 @@ REQUESTS = [
         "HTTP 413",
         lambda place: ("POST", "queue/join", {"json": {"data": ["a" * 2**21], "session_hash": "stranger"}}),
     ),
+    case(
+        "`GET info` of `Host: evil.example`",
+        "HTTP 421",
+        lambda place: ("GET", "info", {"headers": {"host": "evil.example"}}),
+    ),
+    case(
+        "`POST upload` from the site `https://evil.example`",
+        "HTTP 403",
+        lambda place: (
+            "POST",
+            "upload",
+            {"files": {"files": ("a.png", b"0")}, "headers": {"origin": "https://evil.example"}},
+        ),
+    ),
+    case(
+        "`POST queue/join` from another site, as the browser says",
+        "HTTP 403",
+        lambda place: ("POST", "queue/join", {"json": {"data": []}, "headers": {"sec-fetch-site": "cross-site"}}),
+    ),
+    case(
+        "`POST upload` that does not say how long it is",
+        "HTTP 411",
+        lambda place: ("POST", "upload", {"content": iter([b"0"]), "headers": {"content-type": "image/png"}}),
+    ),
+    get("queue/data?session_hash=nobody", "HTTP 404"),
     get("file=/etc/passwd", "HTTP 403"),
     get("file=%2e%2e/%2e%2e/etc/passwd", "HTTP 403"),
     get("file=..%2f..%2fetc%2fpasswd", "HTTP 403"),
@@ -276,7 +309,7 @@ ORDERS = [
     drawn("no image", "Value 0 is less than minimum value 1.", images=0),
     drawn("number of images that is missing", "Error", images=None),
     drawn("seed below 0", "The seed is -5: give a number from 0 to 4294967295.", seed=-5),
-    drawn("seed that is a text", "Error", seed="x"),
+    drawn("seed that is a text", "The seed is x: give a number from 0 to 4294967295.", seed="x"),
     drawn("temperature that is a text", "Error", temperature="hot"),
     drawn("temperature of 3", "Value 3 is greater than maximum value 2.", temperature=3),
     drawn("prompt that is a number", "drawn as its digits", is_whole, prompt=7),

@@ -1,0 +1,174 @@
+"""Serves the page: Gradio's application behind the gate, in a thread, on a socket that is open already.
+
+Not by `launch` of Gradio: it asks its own address whether it is there, through a proxy if the environment has one,
+waits without end for the head of a request, and leaves uploads behind when the process is terminated.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from asyncio import TimerHandle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fastapi
+import gradio as gr
+import h11
+import uvicorn
+from starlette.middleware import Middleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from evotok.app.gate import Gate
+from evotok.app.limits import CONNECTIONS, CONNECTIONS_OF_ADDRESS, HEAD_SECONDS, MAX_UPLOAD_BYTES
+from evotok.app.page import build_page
+from evotok.app.theme import CSS, HEAD, THEME
+from evotok.app.visitors import Visitors
+
+
+START_SECONDS = 60
+_SHARED_HOST = ".gradio.live"
+
+
+class Served(NamedTuple):
+    """A page that is being served: the `gr.Blocks`, its address here, and the public one if there is one."""
+
+    page: Any
+    url: str
+    port: int
+    shared_url: str | None = None
+
+
+class Connection(H11Protocol):
+    """A connection that is closed unless the head of each request comes in time; one address has only so many."""
+
+    _timer: TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        address = self.client[0] if self.client else None
+        of_address = sum(bool(other.client) and other.client[0] == address for other in self.connections)
+        if of_address > CONNECTIONS_OF_ADDRESS:
+            transport.abort()
+        else:
+            self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_waiting)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_if_waiting(self) -> None:
+        self._timer = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+
+@contextmanager
+def serve(
+    model, processor, listener: socket.socket, hosts: tuple[str, ...] = (), share: bool = False
+) -> Iterator[Served]:
+    """Serves the page over a model inside the context; what visitors uploaded is deleted at its end.
+
+    Args:
+        listener: bound socket, which is closed at the end.
+        hosts: names by which visitors may call this machine, beside `localhost` and addresses in numbers.
+        share: also make a public address, through Gradio's servers.
+
+    Raises:
+        ValueError: the server does not start, or no public address can be had.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="evotok-app-"))
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # read when the components are made
+    try:
+        page = build_page(model, processor, folder)
+        with _running(page, listener, (*hosts, *((_SHARED_HOST,) if share else ()))):
+            host, port = listener.getsockname()[:2]
+            host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+            yield Served(page, url, port, _share(host, port) if share else None)
+    finally:
+        listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("GRADIO_TEMP_DIR")
+        if before is not None:
+            os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _running(page: gr.Blocks, listener: socket.socket, hosts: tuple[str, ...]) -> Iterator[None]:
+    """Runs the server in a thread."""
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        theme=THEME,
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        max_file_size=MAX_UPLOAD_BYTES,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        app_kwargs={"middleware": [Middleware(Gate, visitors=Visitors(page), hosts=hosts)]},
+    )
+    page.has_launched = True  # else Gradio would not check which files a visitor names
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="evotok-server", daemon=True)
+    thread.start()
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > end:
+                raise ValueError("the server of the page does not start: see above, or give another --host or --port.")
+            time.sleep(0.01)
+        yield
+    finally:
+        page._queue.close()
+        page.is_running = False  # ends the streams to visitors; those that wait for a heartbeat are cut off
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        server.should_exit = True
+        thread.join(10)
+
+
+def _share(host: str, port: int) -> str:
+    """Opens a tunnel from a public address of Gradio's servers."""
+    import secrets
+
+    from gradio.networking import setup_tunnel
+
+    try:
+        return setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: what to do is the same
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"--share: no public address can be had ({reason}): leave it out.") from None

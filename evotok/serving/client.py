@@ -1,0 +1,133 @@
+"""A client of a running server for `evotok chat --server`, with the standard library alone."""
+
+import base64
+import http.client
+import io
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TIMEOUT_SECONDS = 600.0
+_NO_SERVER = "this is no server of OpenAI's interface: give another --server."
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Follows no redirection: the API key would go with it."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """Leaves the redirection as the error that it then is."""
+
+
+class ServerClient:
+    """A server and the first of its models.
+
+    Args:
+        url: with or without `/v1`.
+        api_key: where the server asks for one.
+
+    Raises:
+        ValueError: no such address, or no server of OpenAI's interface there.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        if urlsplit(self.url).scheme not in ("http", "https"):
+            raise ValueError(f"{url!r} is no address of a server: give one such as http://127.0.0.1:8000.")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._opener = build_opener(_NoRedirects)
+        try:
+            self.model = self._json("/v1/models")["data"][0]["id"]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{self.url}: {_NO_SERVER}") from None
+
+    def chat(self, messages: list[dict[str, Any]], max_tokens: int) -> Iterator[str]:
+        """Yields the text of the next turn as it arrives; who stops reading aborts it.
+
+        Args:
+            messages: as the chat template reads them, with PIL images.
+
+        Raises:
+            ValueError: what the server refuses, in its words.
+        """
+        body = {"model": self.model, "messages": [_to_openai(message) for message in messages]}
+        with self._open("/v1/chat/completions", body | {"max_tokens": max_tokens, "stream": True}) as response:
+            for line in self._lines(response):
+                event = json.loads(line)
+                if "error" in event:
+                    raise ValueError(f"{self.url}: {event['error']['message']}")
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+    def generate_image(self, prompt: str, seed: int) -> "Image.Image":
+        """Generates one image with the server's own settings.
+
+        Raises:
+            ValueError: what the server refuses, in its words.
+        """
+        from evotok.processing.image_loading_evotok import load_image
+
+        body = {"model": self.model, "prompt": prompt, "seed": seed, "response_format": "b64_json"}
+        found = self._json("/v1/images/generations", body)
+        return load_image(base64.b64decode(found["data"][0]["b64_json"]))
+
+    def _json(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        with self._open(path, body) as response:
+            try:
+                return json.load(response)
+            except (ValueError, OSError, http.client.HTTPException):
+                raise ValueError(f"{self.url}: {_NO_SERVER}") from None
+
+    def _open(self, path: str, body: dict[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            return self._opener.open(Request(self.url + path, data, self._headers), timeout=TIMEOUT_SECONDS)
+        except HTTPError as error:
+            raise ValueError(f"{self.url}: {_reason(error)}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            raise ValueError(
+                f"{self.url}: no server answers ({reason}): start one with `evotok serve`, or give another --server."
+            ) from None
+
+    def _lines(self, response: Any) -> Iterator[str]:
+        """Data of the events of a stream up to its end."""
+        try:
+            for line in response:
+                if line.startswith(b"data: "):
+                    data = line.removeprefix(b"data: ").decode().strip()
+                    if data == "[DONE]":
+                        return
+                    yield data
+        except (OSError, http.client.HTTPException):
+            raise ValueError(f"{self.url}: the server broke off: ask again.") from None
+
+
+def _reason(error: HTTPError) -> str:
+    """What a server says of its refusal."""
+    try:
+        return json.loads(error.read(65536))["error"]["message"]
+    except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
+        return f"HTTP status {error.code}: {_NO_SERVER}"
+
+
+def _to_openai(message: dict[str, Any]) -> dict[str, Any]:
+    content = []
+    for part in message["content"]:
+        if part["type"] == "text":
+            content.append(part)
+            continue
+        file = io.BytesIO()
+        part["image"].save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    return message | {"content": content}
