@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.conversation import Conversation, read_prompt
 from evotok.commands.files import safe_name, save_images
@@ -19,10 +20,10 @@ from evotok.commands.terminal import bold, progress, say
 if TYPE_CHECKING:
     from PIL import Image
 
-EXAMPLES = """  evotok chat mini
+EXAMPLES = f"""  evotok chat mini
   evotok chat mini --image cat.png
-  evotok chat mini --image cat.png --prompt "What is this?"
-  printf '/draw a frog, noto style\\nWhat is this?\\n' | evotok chat mini
+  evotok chat mini --image cat.png --prompt "{EMOJI_QUESTIONS[0]}"
+  printf '/draw {EMOJI_PROMPTS[0]}\\n{EMOJI_QUESTIONS[0]}\\n' | evotok chat mini
 In a conversation /help shows what else can be typed."""
 MENU = """\
   /image FILE     show an image; ask about it in the next line
@@ -124,7 +125,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
         show_preview(image)
     elif command == "/draw":
         if not rest:
-            raise ValueError("/draw wants to know what: /draw a frog, noto style")
+            raise ValueError(f"/draw wants to know what: /draw {EMOJI_PROMPTS[0]}")
         seed = random.randrange(2**32)
         image = chat.draw(rest, seed)
         [path] = save_images(out, [(f"{safe_name(rest)}-seed{seed}", image)])
