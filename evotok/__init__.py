@@ -22,6 +22,7 @@ from evotok import auto_classes as _auto_classes  # noqa: E402
 
 
 if _TYPE_CHECKING:
+    from evotok.commands.checkpoints import checkpoint_folder
     from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokDepthDecoderConfig, EvoTokVQConfig
     from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel
     from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
@@ -37,6 +38,7 @@ _HOMES = {
     "EvoTokProcessor": "processing.processing_evotok",
     "EvoTokVQConfig": "modeling_evotok.configuration_evotok",
     "EvoTokVQModel": "modeling_evotok.modeling_evotok_vq",
+    "checkpoint_folder": "commands.checkpoints",
 }
 __all__ = [
     "EvoTokConfig",
@@ -47,11 +49,12 @@ __all__ = [
     "EvoTokProcessor",
     "EvoTokVQConfig",
     "EvoTokVQModel",
+    "checkpoint_folder",
 ]
 
 
 def __getattr__(name: str):
-    """The public classes, imported when first asked for (PEP 562)."""
+    """Imports the public classes and functions when they are first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'evotok' has no attribute {name!r}")
     globals()[name] = getattr(_import_module(f"evotok.{_HOMES[name]}"), name)

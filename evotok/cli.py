@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from evotok import demo
+from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
 from evotok.commands import (
     app,
     bench,
@@ -53,11 +54,11 @@ PANELS = {
 }
 COMMANDS = {name: module for modules in PANELS.values() for name, module in modules.items()}
 DESCRIPTION = "One model that understands and generates images: chat about images, generate them, look inside."
-EPILOG = """\
+EPILOG = f"""\
 Examples:
   evotok demo
-  evotok chat mini --image cat.png --prompt "What is this?"
-  evotok generate mini --prompt "a frog, noto style" --num-images 4 --out frogs
+  evotok chat mini --image cat.png --prompt "{EMOJI_QUESTIONS[0]}"
+  evotok generate mini --prompt "{EMOJI_PROMPTS[0]}" --num-images 4 --out frogs
   evotok train configs/mini/tokenizer.yaml training.max_steps=100
 
 Exit codes:

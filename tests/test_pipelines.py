@@ -1,5 +1,7 @@
 """Transformers' own pipelines with the embedded model, as somebody who has never read this repository calls them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -73,6 +75,14 @@ def test_image_text_to_text_in_batches(reading, question, answer):
         text=[question, question], batch_size=2, max_new_tokens=8, do_sample=False, return_full_text=False
     )
     assert [record["generated_text"] for [record] in records] == [answer, answer]
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
+def test_any_to_any_asks_for_torchvision_as_the_readme_says(reading):
+    with pytest.raises(ImportError, match="[Tt]orchvision"):
+        pipeline("any-to-any", model=reading.model, processor=reading.processor, device="cpu")
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "asks for torchvision by name" in text and 'generate_kwargs={"guidance_scale": 7.5}' in text
 
 
 def test_any_to_any_reads(drawing, question, answer):

@@ -26,6 +26,10 @@ def run(
     port: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=65535, help="port; the first free one from 7860 by default")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="name that visitors call the page by, behind a reverse proxy; may repeat"),
+    ] = None,
     share: Annotated[bool, typer.Option("--share", help="a public address as well, through Gradio's servers")] = False,
 ) -> None:
     """Serve a page in your browser: chat about images, generate them, look inside their codes."""
@@ -42,7 +46,7 @@ def run(
             print(f"note: everybody who reaches {host} can use this page.", file=sys.stderr)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl+C: what was uploaded is deleted
-        with serve(model, processor, listener, names_of(host), share) as served:
+        with serve(model, processor, listener, (*names_of(host), *(allow_host or ())), share) as served:
             print(f"EvoTok is at {served.url} (Ctrl+C ends it)", flush=True)
             if served.shared_url:
                 print(f"and, for everybody who knows the address, at {served.shared_url}", flush=True)

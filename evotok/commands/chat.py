@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.conversation import Conversation
 from evotok.commands.files import safe_name, save_images
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
     from evotok.serving.client import ServerClient
 
-EXAMPLES = """  evotok chat mini
+
+EXAMPLES = f"""  evotok chat mini
   evotok chat mini --image cat.png
-  evotok chat mini --image cat.png --prompt "What is this?"
-  printf '/draw a frog, noto style\\nWhat is this?\\n' | evotok chat mini
+  evotok chat mini --image cat.png --prompt "{EMOJI_QUESTIONS[0]}"
+  printf '/draw {EMOJI_PROMPTS[0]}\\n{EMOJI_QUESTIONS[0]}\\n' | evotok chat mini
   evotok chat --server http://127.0.0.1:8000
 In a conversation /help shows what else can be typed."""
 MENU = """\
@@ -145,7 +147,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
         show_preview(image)
     elif command == "/draw":
         if not rest:
-            raise ValueError("/draw wants to know what: /draw a frog, noto style")
+            raise ValueError(f"/draw wants to know what: /draw {EMOJI_PROMPTS[0]}")
         seed = random.randrange(2**32)
         image = chat.draw(rest, seed)
         [path] = save_images(out, [(f"{safe_name(rest)}-seed{seed}", image)])

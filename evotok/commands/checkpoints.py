@@ -55,7 +55,7 @@ def find_asset(name: str) -> Path:
     raise ValueError(f"assets/{name} is not there: install from a full checkout, or give the folder of a checkpoint.")
 
 
-def find_folder(name: str) -> Path:
+def checkpoint_folder(name: str) -> Path:
     """Finds the folder of what a user calls CHECKPOINT; that of a Hub id is downloaded.
 
     Raises:
@@ -82,7 +82,7 @@ def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
     Raises:
         ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters on nothing that is there.
     """
-    folder = find_folder(name)
+    folder = checkpoint_folder(name)
     check_files(name, folder)
     if (folder / "adapter_config.json").is_file():
         return _find_adapters(name, folder, above)

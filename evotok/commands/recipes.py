@@ -30,7 +30,7 @@ def check_recipe(name: str, overrides: Iterable[str], to_train: bool = False) ->
     Raises:
         ValueError: no such recipe or checkpoint, no YAML, or an override of another form.
     """
-    from evotok.commands.checkpoints import HUB_ID, find_folder
+    from evotok.commands.checkpoints import HUB_ID, checkpoint_folder
     from evotok.training.yaml_reading import override, read_tree
 
     path, overrides = find_recipe(name), list(overrides)
@@ -42,7 +42,7 @@ def check_recipe(name: str, overrides: Iterable[str], to_train: bool = False) ->
     model = tree.get("model")
     checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
     if checkpoint == "mini" or (to_train and isinstance(checkpoint, str) and HUB_ID.fullmatch(checkpoint)):
-        overrides.append(f"model.checkpoint={json.dumps(str(find_folder(checkpoint)))}")
+        overrides.append(f"model.checkpoint={json.dumps(str(checkpoint_folder(checkpoint)))}")
     return path, overrides
 
 
