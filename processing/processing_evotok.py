@@ -37,6 +37,8 @@ from .image_loading_evotok import convert_to_images, flatten_images, load_image
 
 logger = logging.get_logger(__name__)
 
+_PLAIN_TOKEN = re.compile(r"[^\s'\"\\{}%#]{1,64}")
+
 
 @auto_docstring(
     custom_intro="""
@@ -80,12 +82,7 @@ class EvoTokProcessor(ProcessorMixin):
         self.vision_start_token = vision_start_token
         self.vision_end_token = vision_end_token
         self.system_prompt = system_prompt
-        if chat_template is None:
-            chat_template = CHAT_TEMPLATE.replace("<|image_pad|>", image_token)
-            chat_template = chat_template.replace("<|image_gen|>", image_generation_token)
-            chat_template = chat_template.replace("<|vision_start|>", vision_start_token)
-            chat_template = chat_template.replace("<|vision_end|>", vision_end_token)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or self._own_template())
         self._prepare_tokenizer()
 
     def _prepare_tokenizer(self):
@@ -105,6 +102,37 @@ class EvoTokProcessor(ProcessorMixin):
         for name, token_id in self.token_ids.items():
             setattr(self, name, token_id)
         self.image_token_ids = [self.image_token_id, self.image_generation_token_id]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_chat_template: bool = False, **kwargs):
+        r"""As in Transformers, but for the chat template. One is code: it can run without end, or fill the memory.
+
+        Args:
+            trust_chat_template (`bool`, *optional*, defaults to `False`):
+                Take the checkpoint's own chat template, whatever it is; else it has to be EvoTok's.
+
+        Raises:
+            ValueError: another chat template lies in the checkpoint.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if not trust_chat_template and "chat_template" not in kwargs and not processor._is_own(processor.chat_template):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: remove "
+                "chat_template.jinja, or pass trust_chat_template=True."
+            )
+        return processor
+
+    def _own_template(self) -> str:
+        for name in ("image_token", "image_generation_token", "vision_start_token", "vision_end_token"):
+            if not _PLAIN_TOKEN.fullmatch(str(getattr(self, name))):  # in the template it would be code
+                raise ValueError(f"{name}={getattr(self, name)!r:.80} should be a token such as '<|image_pad|>'.")
+        template = CHAT_TEMPLATE.replace("<|image_pad|>", self.image_token)
+        template = template.replace("<|image_gen|>", self.image_generation_token)
+        template = template.replace("<|vision_start|>", self.vision_start_token)
+        return template.replace("<|vision_end|>", self.vision_end_token)
+
+    def _is_own(self, template: Any) -> bool:
+        return template == self._own_template()
 
     @classmethod
     def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":
@@ -281,11 +309,15 @@ class EvoTokProcessor(ProcessorMixin):
         return inputs
 
     def _render(self, conversation: list, **kwargs) -> Any:
-        """The library's `apply_chat_template`; a template from a stranger's checkpoint may be anything."""
+        """The library's `apply_chat_template`; a template that is not ours may be anything, and raise it."""
         try:
             return super().apply_chat_template(conversation, **kwargs)
-        except (TemplateError, OverflowError) as error:  # the sandbox's refusals among them
-            raise ValueError(f"The chat template cannot be rendered ({error}): repair it, or leave it out.") from error
+        except Exception as error:
+            template = kwargs.get("chat_template") or self.chat_template
+            if self._is_own(template) and not isinstance(error, TemplateError):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"The chat template cannot be rendered ({reason}): repair it, or leave it out.") from error
 
     @property
     def control_pattern(self) -> re.Pattern:
