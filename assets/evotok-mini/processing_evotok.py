@@ -117,8 +117,8 @@ class EvoTokProcessor(ProcessorMixin):
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if not trust_chat_template and "chat_template" not in kwargs and not processor._is_own(processor.chat_template):
             raise ValueError(
-                f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: remove "
-                "chat_template.jinja, or pass trust_chat_template=True."
+                f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: "
+                "remove chat_template.jinja, or pass trust_chat_template=True."
             )
         return processor
 

@@ -335,7 +335,7 @@ CASES += [
         "1,600 images of one name",
         "they get numbers",
         with_tokenizer(lambda place: codes_of(place, good_codes(1600), ["../a.png"] * 1600)),
-        names_in_folder("a.png", *(f"a-{n}.png" for n in range(2, 1601))),
+        names_in_folder("a-depth2.png", *(f"a-depth2-{n}.png" for n in range(2, 1601))),
     )
 ]
 
