@@ -31,13 +31,11 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import AddedToken, TextInput
 from transformers.utils import auto_docstring, is_torchvision_available, logging
 
-from .chat_template_evotok import CHAT_TEMPLATE, build_control_pattern, prepare_conversations
+from .chat_template_evotok import build_chat_template, build_control_pattern, prepare_conversations
 from .image_loading_evotok import convert_to_images, flatten_images, load_image
 
 
 logger = logging.get_logger(__name__)
-
-_PLAIN_TOKEN = re.compile(r"[^\s'\"\\{}%#]{1,64}")
 
 
 @auto_docstring(
@@ -82,7 +80,7 @@ class EvoTokProcessor(ProcessorMixin):
         self.vision_start_token = vision_start_token
         self.vision_end_token = vision_end_token
         self.system_prompt = system_prompt
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or self._own_template())
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or self.own_template())
         self._prepare_tokenizer()
 
     def _prepare_tokenizer(self):
@@ -122,17 +120,13 @@ class EvoTokProcessor(ProcessorMixin):
             )
         return processor
 
-    def _own_template(self) -> str:
-        for name in ("image_token", "image_generation_token", "vision_start_token", "vision_end_token"):
-            if not _PLAIN_TOKEN.fullmatch(str(getattr(self, name))):  # in the template it would be code
-                raise ValueError(f"{name}={getattr(self, name)!r:.80} should be a token such as '<|image_pad|>'.")
-        template = CHAT_TEMPLATE.replace("<|image_pad|>", self.image_token)
-        template = template.replace("<|image_gen|>", self.image_generation_token)
-        template = template.replace("<|vision_start|>", self.vision_start_token)
-        return template.replace("<|vision_end|>", self.vision_end_token)
+    def own_template(self, framed: bool = True) -> str:
+        """EvoTok's chat template with this processor's tokens, see `build_chat_template`."""
+        tokens = self.image_token, self.image_generation_token, self.vision_start_token, self.vision_end_token
+        return build_chat_template(*tokens, framed=framed)
 
     def _is_own(self, template: Any) -> bool:
-        return template == self._own_template()
+        return template in (self.own_template(), self.own_template(framed=False))
 
     @classmethod
     def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":

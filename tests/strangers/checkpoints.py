@@ -587,7 +587,7 @@ BOMBS = [
     settings("processor_config.json", "a crop", "image_processor.crop_size", {"height": 9, "width": 9}),
     processor(
         "image token that is code of a template",
-        "evotok generate: model: cannot be loaded (image_token=… should be a token such as '<|image_pad|>'.). Copy or save the checkpoint again.",
+        "evotok generate: model: cannot be loaded (… should be a token such as '<|image_pad|>'.). Copy or save the checkpoint again.",
         image_token="' + 7 * 7 + '",
     ),
     model("chat template of nested loops", FOREIGN_TEMPLATE, write("chat_template.jinja", LOOPS)),

@@ -131,7 +131,7 @@ def _read_footer(file: BinaryIO) -> dict[int, _Chunk]:
             chunk = _Chunk(group, name, facts[_COMPRESSED_SIZE], facts[_NUM_VALUES])
             for start in (facts.get(_DICTIONARY_OFFSET), facts[_DATA_OFFSET]):
                 if start is not None:
-                    if not 0 < start < size:
+                    if not 0 <= start <= size:
                         raise pa.ArrowInvalid("chunks that lie outside of the file")
                     found.setdefault(start, chunk)
     return found
