@@ -71,11 +71,12 @@ def _check_ranks(
 ) -> None:
     """Raises ValueError unless the weights have the adapters that the config asks for, of its ranks: those of a rank of
     millions would be made before they are compared."""
-    mark = ".lora_A.weight"
-    there = {key.removeprefix("base_model.model.").removesuffix(mark): s[0] for key, s in shapes.items() if mark in key}
+    before, after = "base_model.model.", ".lora_A.weight"
+    there = {key: shape[0] for key, shape in shapes.items() if key.endswith(after)}
     wanted = {key for key, _ in model.named_modules() if check_target_module_exists(config, key)}
-    if strange := wanted ^ there.keys():
+    if strange := {f"{before}{key}{after}" for key in wanted} ^ there.keys():
         raise ValueError(f"{folder}: adapters of another model, {min(strange)} does not fit: copy or train them again.")
+    there = {key.removeprefix(before).removesuffix(after): rank for key, rank in there.items()}
     for key, rank in there.items():
         own = (r for name, r in config.rank_pattern.items() if key == name or key.endswith(f".{name}"))
         if rank != next(own, config.r):
