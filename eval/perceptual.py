@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from .pickle_scan import scan_torch_file
+
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth of github.com/toshas/torch-fidelity/releases, "
@@ -48,6 +50,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
+        scan_torch_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a stranger's file raises nearly every type there is
         raise ValueError(

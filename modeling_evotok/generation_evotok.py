@@ -154,6 +154,8 @@ class EvoTokGenerationMixin(GenerationMixin):
         """
         settings, images = self._image_settings(generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")
+        if type(copies) is not int or copies < 1:
+            raise ValueError(f"num_return_sequences={copies} must be a whole number, 1 or more.")
         scores = [] if settings.pop("output_scores") and return_dict else None
         compiling = {name: settings.pop(name) for name in ("compile_config", "disable_compile")}
         sampler = EvoTokCodeSampler(**settings, generator=generator, scores=scores)

@@ -31,7 +31,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import AddedToken, TextInput
 from transformers.utils import auto_docstring, is_torchvision_available, logging
 
-from .chat_template_evotok import CHAT_TEMPLATE, build_control_pattern, prepare_conversations
+from .chat_template_evotok import build_chat_template, build_control_pattern, prepare_conversations
 from .image_arrays_evotok import check_unit_range, convert_to_images
 from .image_loading_evotok import flatten_images, load_image
 
@@ -85,12 +85,7 @@ class EvoTokProcessor(ProcessorMixin):
         self.vision_end_token = vision_end_token
         self.system_prompt = system_prompt
         self.allow_remote_images = allow_remote_images
-        if chat_template is None:
-            chat_template = CHAT_TEMPLATE.replace("<|image_pad|>", image_token)
-            chat_template = chat_template.replace("<|image_gen|>", image_generation_token)
-            chat_template = chat_template.replace("<|vision_start|>", vision_start_token)
-            chat_template = chat_template.replace("<|vision_end|>", vision_end_token)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or self.own_template())
         self._prepare_tokenizer()
 
     def _prepare_tokenizer(self):
@@ -110,6 +105,33 @@ class EvoTokProcessor(ProcessorMixin):
         for name, token_id in self.token_ids.items():
             setattr(self, name, token_id)
         self.image_token_ids = [self.image_token_id, self.image_generation_token_id]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_chat_template: bool = False, **kwargs):
+        r"""As in Transformers, but for the chat template. One is code: it can run without end, or fill the memory.
+
+        Args:
+            trust_chat_template (`bool`, *optional*, defaults to `False`):
+                Take the checkpoint's own chat template, whatever it is; else it has to be EvoTok's.
+
+        Raises:
+            ValueError: another chat template lies in the checkpoint.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if not trust_chat_template and "chat_template" not in kwargs and not processor._is_own(processor.chat_template):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: "
+                "remove chat_template.jinja, or pass trust_chat_template=True."
+            )
+        return processor
+
+    def own_template(self, framed: bool = True) -> str:
+        """EvoTok's chat template with this processor's tokens, see `build_chat_template`."""
+        tokens = self.image_token, self.image_generation_token, self.vision_start_token, self.vision_end_token
+        return build_chat_template(*tokens, framed=framed)
+
+    def _is_own(self, template: Any) -> bool:
+        return template in (self.own_template(), self.own_template(framed=False))
 
     @classmethod
     def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":
@@ -302,11 +324,15 @@ class EvoTokProcessor(ProcessorMixin):
         return inputs
 
     def _render(self, conversation: list, **kwargs) -> Any:
-        """The library's `apply_chat_template`; a template from a stranger's checkpoint may be anything."""
+        """The library's `apply_chat_template`; a template that is not ours may be anything, and raise it."""
         try:
             return super().apply_chat_template(conversation, **kwargs)
-        except (TemplateError, OverflowError) as error:  # the sandbox's refusals among them
-            raise ValueError(f"The chat template cannot be rendered ({error}): repair it, or leave it out.") from error
+        except Exception as error:
+            template = kwargs.get("chat_template") or self.chat_template
+            if self._is_own(template) and not isinstance(error, TemplateError):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"The chat template cannot be rendered ({reason}): repair it, or leave it out.") from error
 
     @property
     def control_pattern(self) -> re.Pattern:

@@ -381,6 +381,8 @@ BAD_CALLS = {
     "guard": ({"guidance_min_p": 1.5}, r"guidance_min_p=1.5 must be in \[0, 1\]"),
     "scale": ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be a number, at least 0"),
     "top_p": ({"top_p": 0.0}, "top_p=0.0 must be in"),
+    "copies below 1": ({"num_return_sequences": -1}, "num_return_sequences=-1 must be a whole number, 1 or more"),
+    "copies and a half": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5 must be a whole number"),
     "top_k": ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
     "cache": ({"cache_implementation": "hybrid"}, "must be 'static' or 'dynamic'"),
 }

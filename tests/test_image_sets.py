@@ -1,13 +1,18 @@
 """Sets of images: where they come from, how they are cropped, and what cannot be read."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from bombs import little_memory
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from evotok.eval.workers import Workers
+from evotok.processing.image_loading_evotok import EvoTokImageError
 from evotok.training.image_sets import folder_images, limited, look_through, open_images
+from evotok.training.tokenizer_data import crop_square
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:
@@ -101,3 +106,30 @@ def test_a_set_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="none of its 1 images can be read"):
         look_through(open_images(str(tmp_path)), 16, Workers())
+
+
+def test_rows_of_a_data_set_name_files_of_its_folder_alone(tmp_path):
+    picture(0).save(tmp_path / "outside.png")
+    (tmp_path / "set").mkdir()
+    content = (tmp_path / "outside.png").read_bytes()
+    names = ["a.png", "http://127.0.0.1:9/a.png", str(tmp_path / "outside.png"), "../outside.png"]
+    rows = [{"image": {"bytes": None, "path": name}} for name in names]
+    rows.append({"image": {"bytes": content, "path": "http://127.0.0.1:9/a.png"}})
+    schema = Features({"image": ImageFeature()}).arrow_schema
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "set" / "validation.parquet")
+    images = open_images(str(tmp_path / "set"))
+    with pytest.raises(EvoTokImageError, match="no such file|cannot be read"):
+        images.image(0, 32)
+    for index, said in ((1, "is an address"), (2, "lies outside"), (3, "lies outside")):
+        with pytest.raises(EvoTokImageError, match=said):
+            images.image(index, 32)
+    assert images.image(4, 32).size == (32, 32)
+
+
+def test_a_strip_is_not_cut_to_a_square(tmp_path):
+    Image.new("L", (60_000, 1)).save(tmp_path / "a.png")
+    with little_memory(300), pytest.raises(EvoTokImageError, match="too long a strip"):
+        open_images(str(tmp_path)).image(0, 256)
+    with little_memory(300), pytest.raises(EvoTokImageError, match="too long a strip"):
+        crop_square(Image.new("L", (60_000, 1)), 256, (0.5, 0.5))
+    assert crop_square(Image.new("RGB", (6000, 30)), 32, (0.5, 0.5)).size == (32, 32)

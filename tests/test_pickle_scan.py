@@ -7,9 +7,11 @@ import time
 from collections import OrderedDict
 
 import pytest
+import torch
 
-from evotok.conversion import pickle_scan
-from evotok.conversion.pickle_scan import MAX_DEPTH, MAX_OPCODES, scan_pickle
+from evotok.eval import pickle_scan
+from evotok.eval.perceptual import read_weights
+from evotok.eval.pickle_scan import MAX_DEPTH, MAX_OPCODES, scan_pickle, scan_torch_file
 
 
 def wrapped(times):
@@ -84,3 +86,16 @@ def test_it_stops_where_the_limit_is():
         scan_pickle(io.BytesIO(wrapped(MAX_DEPTH)))
     assert pickle_scan.MAX_WEIGHT < 2**20
     scan_pickle(io.BytesIO(doubled(18)))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_files_of_torch_save_pass(tmp_path, old):
+    content = {"weight": torch.zeros(3, 4), "args": argparse.Namespace(rate=1.0), "buffers": [torch.ones(2)] * 3}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
+    scan_torch_file(tmp_path / "a.pt")
+
+
+def test_weights_to_compare_with_are_looked_through_too(tmp_path):
+    (tmp_path / "a.pth").write_bytes(doubled(60))
+    with pytest.raises(ValueError, match="a.pth: no file of weights .tuples of more than"):
+        read_weights(tmp_path / "a.pth")

@@ -201,6 +201,47 @@ def test_image_mode_with_an_image_given(processor):
     assert (inputs["negative_prompt_ids"] != processor.image_token_id).all()
 
 
+BAD_TEMPLATES = [
+    "{% for %}", "{{ 1 / 0 }}", "{{ messages[99].role.x.y }}", "{{ none + 1 }}", "{{ {}['a']['b'] }}",
+    "{{ 'a'.index('b') }}", "{{ '%d' % 'a' }}", "{{ [].pop() }}",
+    "{% macro a(n) %}{{ a(n) }}{% endmacro %}{{ a(1) }}", "{{ range(10**9) }}",
+    "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", BAD_TEMPLATES)
+def test_whatever_a_foreign_template_raises_is_one_line(processor, template):
+    with pytest.raises(ValueError, match="The chat template cannot be rendered") as refused:
+        processor.apply_chat_template([user("a")], chat_template=template)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_mistakes_in_a_call_are_not_the_templates(processor):
+    with pytest.raises(Exception) as refused:
+        processor.apply_chat_template([user("a")], tokenize=True, return_dict=True, return_tensors="nothing")
+    assert "chat template" not in str(refused.value)
+
+
+def test_a_foreign_template_is_taken_on_request_alone(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    template = "{{ messages | length }} messages"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match="chat template is not EvoTok's, .* remove chat_template.jinja, or pass"):
+        EvoTokProcessor.from_pretrained(tmp_path)
+    trusted = EvoTokProcessor.from_pretrained(tmp_path, trust_chat_template=True)
+    assert trusted.apply_chat_template([user("a")]) == "1 messages"
+    own = EvoTokProcessor.from_pretrained(tmp_path, chat_template=template)
+    assert own.apply_chat_template([user("a")]) == "1 messages"
+    (tmp_path / "chat_template.jinja").unlink()
+    assert EvoTokProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
+
+
+@pytest.mark.parametrize("token", ["' + 7 * 7 + '", "{{ 1 }}", "a b", "", '"', "a" * 65])
+def test_a_token_that_would_be_code_of_the_template_is_refused(processor, token):
+    with pytest.raises(ValueError, match="should be a token such as '<.image_pad.>'"):
+        EvoTokProcessor(processor.image_processor, processor.tokenizer, image_token=token)
+
+
 # --- tokenizers and saving --------------------------------------------------------------------------------------------
 
 

@@ -3,13 +3,17 @@
 Whatever is made up is either taken or refused with a ValueError of one line, in time, and nothing outside is touched.
 """
 
+import io
 import json
 import os
 import random
 import shutil
+import tarfile
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -26,6 +30,9 @@ from evotok.commands.files import safe_name
 from evotok.processing.image_loading_evotok import load_image
 from evotok.training.arguments import read_recipe
 from evotok.training.conversations import read_conversations, resolve_image
+from evotok.training.sources.parquet import read_parquet
+from evotok.training.sources.rows import DAMAGED, Rows
+from evotok.training.sources.tars import read_tar
 
 
 EXAMPLES = 30  # of each property, in every run of the tests
@@ -66,6 +73,30 @@ def either(known: dict) -> st.SearchStrategy:
     return st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields)
 
 
+def parquet(**options) -> bytes:
+    """Pictures, captions and turns, as files of parquet."""
+    rows = [
+        {"image": {"bytes": b"picture" * n, "path": None}, "caption": f"{n} walls", "turns": [{"from": "human"}] * n}
+        for n in range(5)
+    ]
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file, **options)
+    return file.getvalue()
+
+
+def tar(mode: str, form: int) -> bytes:
+    """Two samples."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=form) as archive:
+        for name in ("a.png", "a.txt", f"{'long' * 40}.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"12345"))
+    return file.getvalue()
+
+
+PARQUETS = [parquet(), parquet(use_dictionary=False, compression="zstd"), parquet(data_page_version="2.0")]
+TARS = [tar("w", tarfile.GNU_FORMAT), tar("w", tarfile.PAX_FORMAT), tar("w:gz", tarfile.GNU_FORMAT)]
 PICTURES = [saved(noise(12, 10), kind) for kind in SUFFIXES] + [frames(2), frames(2, "PNG")]
 PARTS = either({"type": "text", "text": "What?"}) | either({"type": "image", "image": Image.new("RGB", (4, 4))})
 MESSAGES = either({"role": "user", "content": "What?"}) | st.fixed_dictionaries(
@@ -161,6 +192,12 @@ def config(place, change: tuple[str, object]) -> None:
     run_command(place, ["encode", "tokenizer", "a.png", "--out", "codes.safetensors"])
 
 
+def file_of_rows(place, content: bytes) -> None:
+    read, name = (read_parquet, "a.parquet") if content[:2] == b"PA" else (read_tar, "a.tar")
+    rows = list(Rows([place.write(name, content)], read))
+    assert sum(DAMAGED in row for row in rows) <= 1 and all(isinstance(row, dict) for row in rows)
+
+
 def command(place, words: tuple[str, list[str]]) -> None:
     run_command(place, [words[0], *words[1]])
 
@@ -193,6 +230,7 @@ PROPERTIES = {
     "recipes": (recipe, RECIPES | THINGS),
     "texts of recipes": (recipe_text, pieces(YAML_PIECES)),
     "records": (record, RECORDS | THINGS),
+    "files of data sets": (file_of_rows, damaged(*PARQUETS, *TARS)),
     "names of images": (image_name, TEXTS | pieces(PATH_PIECES)),
     "configs": (config, st.tuples(st.sampled_from(FIELDS), THINGS)),
     "command lines": (command, COMMANDS),

@@ -109,10 +109,13 @@ def test_the_discriminator_has_schedule_and_warmup_of_its_own_steps(whole):
     assert rates[6] == pytest.approx((0.0, 0.0))
 
 
-def test_a_run_without_an_average_goes_on_with_one(recipe, whole, tmp_path):
-    shutil.copytree(whole / "checkpoint-3", tmp_path / "checkpoint-3")
-    (tmp_path / "checkpoint-3" / "average.safetensors").unlink()
-    assert main([str(recipe), f"training.output_dir={tmp_path}"]) == 0
+def test_a_run_without_an_average_or_a_discriminator_goes_on_with_both(recipe, tmp_path, caplog):
+    words = [str(recipe), f"training.output_dir={tmp_path}"]
+    assert main([*words, "training.max_steps=3", "optimizer.average_decay=0", "loss.adversarial=0"]) == 0
+    assert not list((tmp_path / "checkpoint-3").glob("*average*")) and "passed over" not in caplog.text
+    assert main(words) == 0
+    assert "no average of the weights in it" in caplog.text and "no discriminator in it" in caplog.text
+    assert (tmp_path / "checkpoint-6" / "discriminator.safetensors").is_file()
     assert load_file(tmp_path / "checkpoint-6" / "average.safetensors")["n_averaged"] == 3
 
 

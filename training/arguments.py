@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from .module_names import check_names
 from .ranges import check_ranges
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
@@ -236,4 +237,5 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
     check_types(recipe.training, plain, f"{path}: training")
     check_ranges(asdict(recipe), str(path))
+    check_names(recipe.lora, f"{path}: lora")
     return recipe

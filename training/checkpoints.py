@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from .config_checks import check_configs
 from .manifest import UNFINISHED, discard, find_damage, step_of
 
 
@@ -30,8 +31,13 @@ _NO_FOLDER = ("Parent directory", "No such file")
 
 def check_source(name: str | None, key: str) -> None:
     """Raises ValueError unless `name`, said by a recipe under `key`, is a folder or may be the id of a Hub model: for
-    anything else the Hub would be asked, again and again, where there is no network."""
-    if name is not None and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    anything else the Hub would be asked, again and again, where there is no network. Raises it for a folder, too, whose
+    configs nothing should be built by."""
+    if name is None:
+        return
+    if Path(name).is_dir():
+        check_configs(Path(name), f"{key}: {name}", of_ours=key in ("model.checkpoint", "model.vq_checkpoint"))
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(f"{key}: {name}: no such folder: train the stage before, or give another checkpoint.")
 
 

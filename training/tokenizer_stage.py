@@ -124,6 +124,10 @@ def taught_data(recipe: Recipe, grid_size: int, folder: Path) -> tuple[TaughtIma
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the finished model lies in `output_dir`. Returns the figures, `eval_psnr...` too."""
+    if recipe.data.name not in ("emoji", "mixture"):
+        raise ValueError(
+            f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
+        )
     model = build_tokenizer(recipe)
     config = model.config
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -136,12 +140,8 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     elif world is not None:
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
         calibration = emoji_pixels(world, "train", 512)
-    elif recipe.data.name == "mixture":
-        data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
     else:
-        raise ValueError(
-            f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
-        )
+        data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
     held_out = build_validation(recipe, config.image_size, arguments, world)
     teacher = teacher or build_teacher(recipe, model, calibration)
     trainer = TokenizerTrainer(

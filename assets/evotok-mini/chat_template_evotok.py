@@ -62,10 +62,46 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
+# A token of the template stands between quotes in its code.
+_PLAIN_TOKEN = re.compile(r"[^\s'\"\\{}%#]{1,64}")
+
 ROLES = ("system", "user", "assistant")
 _NO_CONVERSATION = 'A conversation is a list of at least one message {"role": ..., "content": ...}: give one.'
 _IMAGE_TYPES = ("image", "image_url")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def build_chat_template(
+    image_token: str,
+    image_generation_token: str,
+    vision_start_token: str,
+    vision_end_token: str,
+    framed: bool = True,
+) -> str:
+    """The chat template with these tokens.
+
+    Args:
+        framed (`bool`): whether images given stand between start and end tokens, as images written do; those of the
+            paper's release do not.
+
+    Raises:
+        ValueError: a token that would be code of the template.
+    """
+    tokens = {
+        "<|image_pad|>": image_token,
+        "<|image_gen|>": image_generation_token,
+        "<|vision_start|>": vision_start_token,
+        "<|vision_end|>": vision_end_token,
+    }
+    template = CHAT_TEMPLATE
+    for default, token in tokens.items():
+        if not isinstance(token, str) or not _PLAIN_TOKEN.fullmatch(token):
+            raise ValueError(f"{str(token)[:80]!r} should be a token such as {default!r}.")
+        template = template.replace(default, token)
+    if framed:
+        return template
+    around = f"'{vision_start_token}' + placeholder + '{vision_end_token}'"
+    return template.replace(around, f"(placeholder if placeholder == '{image_token}' else {around})")
 
 
 def build_control_pattern(tokenizer: Any) -> re.Pattern:
@@ -159,4 +195,4 @@ def _neutralize(text: str, control_pattern: re.Pattern) -> str:
     return control_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-__all__ = ["CHAT_TEMPLATE", "ROLES", "build_control_pattern", "prepare_conversations"]
+__all__ = ["CHAT_TEMPLATE", "ROLES", "build_chat_template", "build_control_pattern", "prepare_conversations"]

@@ -1,6 +1,5 @@
 """Finding and loading what a command line calls CHECKPOINT: a folder, a Hub id, or `mini`."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
         raise ValueError(f"{name}: a checkpoint of {str(kind)[:80]!r}, not of EvoTok. Give one of EvoTok.")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{name}: config.json but no weights (*.safetensors). Copy or save the checkpoint again.")
-    _check_processor_files(name, folder)
+    _check_configs(name, folder)
     _check_shards(name, folder)
     return Checkpoint(folder, config)
 
@@ -106,7 +105,7 @@ def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoi
         raise ValueError(f"{name}: adapters that do not say what they were trained on. Give the checkpoint itself.")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(f"{name}: adapter_config.json but no adapter_model.safetensors. Copy or save it again.")
-    _check_processor_files(name, folder)
+    _check_configs(name, folder)
     if folder.resolve() in above:
         raise ValueError(f"{name}: adapters that were trained on themselves. Copy the folder again.")
     try:
@@ -116,19 +115,16 @@ def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoi
     return Checkpoint(folder, below.config, below)
 
 
-def _check_processor_files(name: str, folder: Path) -> None:
-    for path in (*folder.glob("*_config.json"), *folder.glob("tokenizer.json")):
-        _read_json(name, path)
-
-
 def _read_json(name: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name}: {path.name} is damaged. Copy the checkpoint again.")
-    return content
+    from evotok.training.config_checks import read_config
+
+    return read_config(path, name)
+
+
+def _check_configs(name: str, folder: Path) -> None:
+    from evotok.training.config_checks import check_configs
+
+    check_configs(folder, name)
 
 
 def check_files(name: str, folder: Path) -> None:
@@ -225,10 +221,11 @@ def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForCond
     import torch
 
     from evotok import EvoTokConfig, EvoTokForConditionalGeneration
+    from evotok.training.config_checks import check_counts
 
     with waiting("Loading the model"), _loading(name):
         found = _read_shapes(checkpoint.folder)
-        _check_counts(checkpoint.config, len(found))
+        check_counts(checkpoint.config, len(found))
         config = EvoTokConfig.from_pretrained(checkpoint.folder)
         with torch.device("meta"):  # sizes are compared before memory is taken for them
             skeleton = EvoTokForConditionalGeneration(config)
@@ -252,13 +249,14 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     from transformers import SiglipImageProcessorPil
 
     from evotok import EvoTokConfig, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
+    from evotok.training.config_checks import check_counts
 
     quiet_libraries()
     alone = checkpoint.kind == TOKENIZER
     with waiting("Loading the image tokenizer"), _loading(name):
         prefix = "" if alone else "model.vq_model."
         shapes = _read_shapes(checkpoint.folder)
-        _check_counts(checkpoint.config, len(shapes))
+        check_counts(checkpoint.config, len(shapes))
         config = EvoTokVQConfig if alone else EvoTokConfig
         config = config.from_pretrained(checkpoint.folder)
         config = config if alone else config.vq_config
@@ -313,16 +311,6 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_counts(config: Any, num_tensors: int) -> None:
-    """Layers and levels have tensors of their own; a model of a billion would be built until the memory is full."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _check_counts(value, num_tensors)
-        many = isinstance(value, int) and value > num_tensors
-        if many and key.endswith(("num_hidden_layers", "num_codebooks", "num_res_blocks")):
-            raise ValueError(f"{key} is {value} but the weights are only {num_tensors} tensors")
-
-
 def _check_shapes(name: str, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
     for key in sorted(wanted.keys() & found.keys()):
         if found[key] != wanted[key]:
@@ -353,8 +341,9 @@ def _check_processor(name: str, config: "EvoTokConfig", processor: "EvoTokProces
     for key, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise ValueError(f"{name}: {_DISAGREE.format(f'{key} is {theirs}', ours)}")
-    if len(processor.tokenizer) > config.text_config.vocab_size:
-        words = f"vocabulary has {len(processor.tokenizer)} tokens"
+    size = 1 + max(processor.tokenizer.get_vocab().values(), default=-1)
+    if size > config.text_config.vocab_size:
+        words = f"vocabulary has {size} tokens"
         raise ValueError(f"{name}: {_DISAGREE.format(words, config.text_config.vocab_size)}")
 
 

@@ -173,8 +173,5 @@ def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_
         tokenizer, vq_config.image_size, vq_config.num_positions, system_prompt=SYSTEM_PROMPT, **names
     )
     if not framed:
-        around = f"'{processor.vision_start_token}' + placeholder + '{processor.vision_end_token}'"
-        bare = f"(placeholder if placeholder == '{processor.image_token}' else {around})"
-        assert around in processor.chat_template
-        processor.chat_template = processor.chat_template.replace(around, bare)
+        processor.chat_template = processor.own_template(framed=False)
     return Tokens(dict(processor.token_ids), max(rows, len(tokenizer)), processor)

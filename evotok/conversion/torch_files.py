@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import io
 import pickletools
 import re
 import sys
@@ -15,14 +14,12 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from evotok.conversion.pickle_scan import scan_pickle
+from evotok.eval.pickle_scan import scan_torch_file
 
 
 _PATHS = re.compile(r"pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path")
 _EXPECTED = re.compile(r"torch\.|collections\.(OrderedDict|Counter)$|argparse\.Namespace$|_codecs\.encode$")
 _SCANNED_BYTES = 2**24
-_MAX_PICKLE = 2**26  # bytes of names and shapes; tensors lie beside them
-_OLD_PICKLES = 5  # of the format before zip: magic number, version, system, what was saved, names of storages
 
 
 class StandIn:
@@ -48,7 +45,7 @@ def read_torch_file(path: Path) -> Any:
     try:
         if not is_zip and tarfile.is_tarfile(path):
             raise ValueError("a tar of pickles, as PyTorch wrote before 0.1.10")
-        _scan(path, is_zip)
+        scan_torch_file(path)
         unknown = get_unsafe_globals_in_checkpoint(str(path)) if is_zip else []
         unknown = [name for name in unknown if name != "argparse.Namespace"]
         for name in unknown:
@@ -70,24 +67,6 @@ def read_torch_file(path: Path) -> Any:
 
 class _Forbidden(Exception):  # noqa: N818 - the name of what is forbidden
     pass
-
-
-def _scan(path: Path, is_zip: bool) -> None:
-    """Raises ValueError for pickles that would end the process or never be read."""
-    if not is_zip:
-        with path.open("rb") as file:
-            for _ in range(_OLD_PICKLES):
-                scan_pickle(file)
-        return
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        # torch.save compresses nothing: what is compressed could grow without end when it is read.
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("compressed records")
-        [pickled] = [record for record in records if record.filename.endswith("data.pkl")]
-        if pickled.file_size > _MAX_PICKLE:
-            raise ValueError(f"a pickle of {pickled.file_size:,} bytes beside the tensors")
-        scan_pickle(io.BytesIO(archive.read(pickled)))
 
 
 def _first_forbidden(path: Path, is_zip: bool) -> str | None:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bombs import little_memory
+
 
 SECONDS = 60  # for one case, on a slow machine; most take milliseconds
+MEGABYTES = 1000  # more than before
 SECRET = "canary"  # what lies outside says this, and nothing that comes out may
 
 
@@ -111,7 +114,7 @@ def run_command(_: Place, words: list[str]) -> str:
 
 # A message says what to do, or what is right.
 _MEND = re.compile(
-    r"\b(add|check|choose|converts|copy|correct|did you mean|encode|give|has|install|known keys|make|mend|move|must|name|"
+    r"\b(add|check|choose|converts|copy|correct|crop|did you mean|download|encode|give|has|install|known keys|make|mend|merge|move|must|name|"
     r"not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten|shipped|should|takes|use|whole number|write)\b|expected",
     re.IGNORECASE,
 )
@@ -218,7 +221,7 @@ def run_case(group: Group, case: Case, place: Place, watch: Watch) -> None:
     """Asserts what the catalogue says of a case, and that it leaves everything as it was."""
     given = case.make(place)
     outside, before = snapshot(place.outside), snapshot(place.path)
-    with time_limit(SECONDS), watch.over(place):
+    with little_memory(MEGABYTES), time_limit(SECONDS), watch.over(place):
         try:
             result, error = group.take(place, given), None
         except ValueError as refusal:

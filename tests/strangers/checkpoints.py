@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import reprlib
 import shutil
 import struct
 from collections.abc import Callable
@@ -239,6 +240,11 @@ PARTS = [
         write("config.json", "[" * 100_000),
     ),
     tokenizer(
+        "config.json 3,000 deep",
+        "evotok encode: tokenizer: config.json is damaged. Copy the checkpoint again.",
+        write("config.json", '{"a":' * 3000 + "1" + "}" * 3000),
+    ),
+    tokenizer(
         "config.json that is a folder",
         "evotok encode: tokenizer: no config.json in this folder. Give the folder that a training saved.",
         lambda f: (f / "config.json").unlink() or (f / "config.json").mkdir(),
@@ -280,19 +286,19 @@ PARTS = [
     ),
     config(
         "codebook size of a billion",
-        "evotok encode: tokenizer: the tensor quantizer.codebooks.0.cluster_size has shape (32,), but the config asks for (1000000000,): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: config.json: codebook_size is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
         tokenizer,
         codebook_size=10**9,
     ),
     config(
         "a billion levels",
-        "evotok encode: tokenizer: cannot be loaded (num_codebooks is 1000000000 but the weights are only 184 tensors). Copy or save the checkpoint again.",
+        "evotok encode: tokenizer: config.json: num_codebooks is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
         tokenizer,
         num_codebooks=10**9,
     ),
     config(
         "a billion layers",
-        "evotok encode: tokenizer: cannot be loaded (semantic_num_hidden_layers is 1000000000 but the weights are only 184 tensors). Copy or save the checkpoint again.",
+        "evotok encode: tokenizer: config.json: semantic_num_hidden_layers is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
         tokenizer,
         semantic_num_hidden_layers=10**9,
     ),
@@ -494,6 +500,106 @@ PARTS = [
 ]
 
 
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+CALLS = "{% macro a(n) %}{{ a(n) }}{{ a(n) }}{% endmacro %}{{ a(1) }}"
+FOREIGN_TEMPLATE = "evotok generate: model: cannot be loaded (…: its chat template is not EvoTok's, and could run without end: remove chat_template.jinja, or pass trust_chat_template=True.). Copy or save the checkpoint again."
+ADAPTERS = {"base_model_name_or_path": "mini", "peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+
+
+def odd_adapters(given: str, gets: str, **fields) -> Case:
+    """Adapters whose config has other fields, on weights that are none."""
+    said = (
+        f"evotok generate: model: cannot be loaded (…adapter_config.json: {gets}). Copy or save the checkpoint again."
+    )
+    return adapters(given, said, json.dumps(ADAPTERS | fields))
+
+
+def text_tokenizer(given: str, gets: str, **fields) -> Case:
+    return model(given, gets, change_json("tokenizer.json", lambda content: content.update(fields)))
+
+
+def settings(name: str, given: str, key: str, value) -> Case:
+    """A setting that is refused because of its value."""
+    *sections, last = key.split(".")
+
+    def change(content: dict) -> None:
+        for section in sections:
+            content = content[section]
+        content[last] = value
+
+    said = f"evotok generate: model: {name}: {last} should not be {reprlib.repr(value)}. Save the checkpoint again, or remove the key."
+    return model(given, said, change_json(name, change))
+
+
+NAMES = "should be plain names of modules, not …: write them out."
+BOMBS = [
+    odd_adapters("adapters whose names hang", f"target_modules {NAMES}", target_modules="(a+)+$"),
+    odd_adapters("adapters whose names of others hang", f"exclude_modules {NAMES}", exclude_modules="(.*)*x"),
+    odd_adapters("adapters whose names of parts hang", f"modules_to_save {NAMES}", modules_to_save=["(.+)+x"]),
+    odd_adapters("adapters whose names of layers hang", f"layers_pattern {NAMES}", layers_pattern="(.+)+x"),
+    odd_adapters("adapters whose ranks' names hang", f"rank_pattern {NAMES}", rank_pattern={"(.+)+x": 4}),
+    odd_adapters(
+        "adapters of a rank of millions", "r should not be 1000000: train the adapters again without it.", r=10**6
+    ),
+    odd_adapters(
+        "adapters that ask for a module of Python's",
+        "megatron_core should not be 'os': train the adapters again without it.",
+        megatron_core="os",
+        megatron_config={"a": 1},
+    ),
+    odd_adapters(
+        "adapters that repeat layers",
+        "layer_replication should not be [[0, 100000]]: train the adapters again without it.",
+        layer_replication=[[0, 10**5]],
+    ),
+    text_config(
+        "ten million layers by another name",
+        "evotok generate: model: cannot be loaded (n_layer is 10000000 but the weights are only 236 tensors). Copy or save the checkpoint again.",
+        n_layer=10**7,
+    ),
+    text_config(
+        "a billion layers by another name",
+        "evotok generate: model: config.json: num_layers is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
+        num_layers=10**9,
+    ),
+    text_tokenizer(
+        "text tokenizer that pads to a billion",
+        "evotok generate: model: tokenizer.json: Fixed is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
+        padding={"strategy": {"Fixed": 10**9}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
+    ),
+    text_tokenizer(
+        "text tokenizer that pads to a million",
+        "evotok generate: model: tokenizer.json: padding.strategy should not be {'Fixed': 1000000}. Save the checkpoint again, or remove the key.",
+        padding={"strategy": {"Fixed": 10**6}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
+    ),
+    settings("tokenizer_config.json", "texts as long as a multiple of ten million", "pad_to_multiple_of", 10**7),
+    settings("generation_config.json", "a million beams", "num_beams", 10**6),
+    settings("generation_config.json", "no image at all", "num_return_sequences", 0),
+    settings("generation_config.json", "an image less than none", "num_return_sequences", -1),
+    settings("generation_config.json", "one and a half images", "num_return_sequences", 1.5),
+    settings("generation_config.json", "tokens to end with that are text", "eos_token_id", "a"),
+    settings("generation_config.json", "a setting that nobody knows", "evil_setting", 3),
+    settings("generation_config.json", "a watermark", "watermarking_config", {"bias": 1}),
+    settings("processor_config.json", "pixels divided by nothing", "image_processor.image_std", 0),
+    settings("processor_config.json", "pixels of two channels", "image_processor.image_mean", [0.5, 0.5]),
+    settings("processor_config.json", "a filter that does not exist", "image_processor.resample", 99),
+    settings("processor_config.json", "pixels scaled by text", "image_processor.rescale_factor", "much"),
+    settings("processor_config.json", "a crop", "image_processor.crop_size", {"height": 9, "width": 9}),
+    processor(
+        "image token that is code of a template",
+        "evotok generate: model: cannot be loaded (… should be a token such as '<|image_pad|>'.). Copy or save the checkpoint again.",
+        image_token="' + 7 * 7 + '",
+    ),
+    model("chat template of nested loops", FOREIGN_TEMPLATE, write("chat_template.jinja", LOOPS)),
+    model(
+        "chat template of one word of gigabytes",
+        FOREIGN_TEMPLATE,
+        write("chat_template.jinja", "{{ '%2000000000d' % 1 }}"),
+    ),
+    model("chat template that divides by nothing", FOREIGN_TEMPLATE, write("chat_template.jinja", "{{ 1 / 0 }}")),
+    model("chat template that calls itself", FOREIGN_TEMPLATE, write("chat_template.jinja", CALLS)),
+]
+
 WHOLE = [
     adapters(
         "adapters whose config is cut short",
@@ -551,7 +657,7 @@ WHOLE = [
     ),
     text_config(
         "a billion layers",
-        "evotok generate: model: cannot be loaded (num_hidden_layers is 1000000000 but the weights are only 236 tensors). Copy or save the checkpoint again.",
+        "evotok generate: model: config.json: num_hidden_layers is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
         num_hidden_layers=10**9,
     ),
     text_config(
@@ -577,7 +683,7 @@ WHOLE = [
     ),
     text_config(
         "vocabulary of a trillion words",
-        "evotok generate: model: the tensor lm_head.weight has shape (320, 16), but the config asks for (1000000000000, 16): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: config.json: vocab_size is 1e+12, over the limit of any size. Copy or save the checkpoint again.",
         vocab_size=10**12,
     ),
     text_config(
@@ -648,7 +754,7 @@ WHOLE = [
     ),
     processor(
         "a billion positions an image",
-        "evotok generate: model: the processor's num_image_tokens is 1000000000, the model's 16: they are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: processor_config.json: num_image_tokens is 1e+09, over the limit of any size. Copy or save the checkpoint again.",
         num_image_tokens=10**9,
     ),
     processor(
@@ -686,17 +792,17 @@ WHOLE = [
     ),
     model(
         "chat template that does not parse",
-        "evotok generate: The chat template cannot be rendered (…): repair it, or leave it out.",
+        FOREIGN_TEMPLATE,
         write("chat_template.jinja", "{% for %}"),
     ),
     model(
         "chat template that reaches for the interpreter",
-        "evotok generate: The chat template cannot be rendered (…): repair it, or leave it out.",
+        FOREIGN_TEMPLATE,
         write("chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     ),
     model(
         "chat template that counts without end",
-        "evotok generate: The chat template cannot be rendered (…): repair it, or leave it out.",
+        FOREIGN_TEMPLATE,
         write("chat_template.jinja", "{% for i in range(10**9) %}{% endfor %}"),
     ),
     model(
@@ -778,4 +884,5 @@ WHOLE = [
 GROUPS = [
     Group("Checkpoints, for their image tokenizer", "`evotok encode`", encode, PARTS, refusal="exit 2"),
     Group("Checkpoints, for all that is in them", "`evotok generate`", generate, WHOLE, refusal="exit 2"),
+    Group("Checkpoints that would burst or hang", "`evotok generate`", generate, BOMBS, refusal="exit 2"),
 ]

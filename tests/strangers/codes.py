@@ -330,4 +330,13 @@ def _planted(place: Place, name: str) -> str:
     return codes_of(place, good_codes(), ["a.png"])
 
 
+CASES += [
+    Case(
+        "1,600 images of one name",
+        "they get numbers",
+        with_tokenizer(lambda place: codes_of(place, good_codes(1600), ["../a.png"] * 1600)),
+        names_in_folder("a-depth2.png", *(f"a-depth2-{n}.png" for n in range(2, 1601))),
+    )
+]
+
 GROUPS = [Group("Files of codes", "`evotok decode`", decode, CASES, refusal="exit 2")]

@@ -167,6 +167,11 @@ BOMBS = [
         file("bomb.png", png(1, 64_000_001, 8, 2, PIXELS)),
     ),
     Case(
+        "PNG of 400,000 x 1",
+        "'bomb.png': a side of 400000 pixels is over the limit of 65536: crop it.",
+        lambda place: place.write("bomb.png", saved(Image.new("L", (400_000, 1)))),
+    ),
+    Case(
         "PNG header of 0 x 0",
         "'bomb.png': not an image: give one of PNG, JPEG, WEBP, GIF, BMP, DIB, TIFF, PPM, ICO, JPEG2000, AVIF, TGA, QOI.",
         file("bomb.png", png(0, 0, 8, 2, PIXELS)),

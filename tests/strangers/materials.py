@@ -1,6 +1,8 @@
 """What cases are made of: a tiny checkpoint of each kind, built once, and copies of it to spoil."""
 
+import contextlib
 import functools
+import io
 import json
 import shutil
 import tempfile
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import TINY_VQ, build_tiny_model
 from PIL import Image
 from release_format import SIZES, make_projector, make_tokenizer, prefixed, save_language_model, save_tokenizer
@@ -78,6 +81,31 @@ class Materials:
         tokenizer = train_text_tokenizer(["A frog, please draw two cats on a blue background."] * 2, 300)
         tokenizer.add_tokens(["[PAD]", "<im_start>", "<im_end>"], special_tokens=True)
         tokenizer.save_pretrained(folder)
+        return folder
+
+    @functools.cached_property
+    def trained(self) -> Path:
+        """Folder of a run of two steps: `recipe.yaml`, its `pictures`, and `run` with a checkpoint of the second."""
+        from evotok.training.arguments import read_recipe
+        from evotok.training.train import train
+
+        folder = self.folder / "trained"
+        (folder / "pictures").mkdir(parents=True)
+        for number in range(4):
+            Image.linear_gradient("L").rotate(90 * number).resize((40, 40)).save(folder / f"pictures/{number}.png")
+        recipe = {
+            "stage": "tokenizer",
+            "model": {"config": TINY_VQ},
+            "data": {"name": "folder", "path": "pictures"},
+            "loss": {"perceptual": 0.0, "semantic": 0.0, "adversarial": 0.0},
+            "training": {
+                "output_dir": "run", "max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2, "seed": 0,
+                "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
+            },
+        }  # fmt: skip
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+            train(read_recipe("recipe.yaml"))
         return folder
 
     @functools.cached_property

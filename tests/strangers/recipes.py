@@ -93,6 +93,42 @@ CASES = [
         "evotok train: recipe.yaml: not YAML: …: correct it.",
         "stage: !!python/name:os.system\n",
     ),
+    case("tag that no text goes with", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: !!bool x\n"),
+    case("tag of a number without digits", "evotok train: recipe.yaml: not YAML: …: correct it.", "gpus: !!int ''\n"),
+    case("day that does not exist", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: 2001-99-99\n"),
+    Case(
+        "1,200 bases in a row",
+        "evotok train: 21.yaml: the base of 21 recipes in a row, over the limit of 20: merge some.",
+        lambda place: [place.write(f"{n}.yaml", f"base: {n + 1}.yaml\n") for n in reversed(range(1200))][-1:],
+    ),
+    case(
+        "recipe of 2 MB",
+        "evotok train: recipe.yaml: over the limit of 1 MB of a recipe: give a shorter one.",
+        START + "#" * 2_000_000,
+    ),
+    case(
+        "steps of no batch",
+        "evotok train: recipe.yaml: training.gradient_accumulation_steps must be at least 1, not 0.",
+        START,
+        "training.gradient_accumulation_steps=0",
+    ),
+    case(
+        "decay without end",
+        "evotok train: recipe.yaml: training.weight_decay is inf: give a finite number.",
+        START,
+        "training.weight_decay=.inf",
+    ),
+    case(
+        "learning rate that is no number",
+        "evotok train: recipe.yaml: optimizer.matrix_learning_rate is nan: give a finite number.",
+        START,
+        "optimizer.matrix_learning_rate=.nan",
+    ),
+    case(
+        "adapters whose names hang",
+        "evotok train: recipe.yaml: lora: target_modules should be plain names of modules, not '(a+)+$': write them out.",
+        "stage: sft\nlora: {target_modules: (a+)+$}\n",
+    ),
     case(
         "nested very deeply",
         "evotok train: recipe.yaml: nested more than 50 deep: remove some brackets.",

@@ -116,6 +116,17 @@ CASES = [
         "data.json",
         '[{"id": ' + "9" * 5000 + "}]",
     ),
+    raw("JSON 3,000 deep", "data.json: nested too deeply: remove it.", "data.json", "[" * 3000 + "]" * 3000),
+    record(
+        "picture that is an address",
+        "data.jsonl:2: image 'http://127.0.0.1:9/a.png' is an address, which is not fetched: download it into ….",
+        changed(image="http://127.0.0.1:9/a.png"),
+    ),
+    record(
+        "words of a novel",
+        "data.jsonl:2: 200,001 characters of text, over the limit of 200,000 of a record: shorten it.",
+        changed(conversations=[ASK | {"value": "<image>" + "x" * 199_994}, ANSWER | {"value": ""}]),
+    ),
     raw("not UTF-8", "data.json: not UTF-8: save the file as UTF-8.", "data.json", b"\xff\xfe\x00"),
     raw(
         "UTF-16", "data.jsonl:1: not UTF-8: save the file as UTF-8.", "data.jsonl", json.dumps(RECORD).encode("utf-16")

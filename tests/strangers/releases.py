@@ -89,6 +89,19 @@ def compressed(path: Path) -> None:
             archive.writestr(name, content)
 
 
+def pickled(content: bytes) -> Callable[[Path], None]:
+    """The same records, but for the pickle."""
+
+    def spoil(path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name, record in records.items():
+                archive.writestr(name, content if name.endswith("data.pkl") else record)
+
+    return spoil
+
+
 def tarred(path: Path) -> None:
     """As PyTorch wrote before 0.1.10: a tar of pickles."""
     import pickle
@@ -179,6 +192,28 @@ CASES = [
         cut(-1),
     ),
     tokenizer(
+        "key nested 400,000 deep",
+        f"evotok convert: last.pt: not a file of torch.save, or damaged (values nested more than 1,000 deep). {AGAIN}",
+        pickled(b"\x80\x02}N" + b"\x85" * 400_000 + b"K\x01s."),
+    ),
+    tokenizer(
+        "key of sixty shared tuples",
+        f"evotok convert: last.pt: not a file of torch.save, or damaged (tuples of more than 1,000,000 values). {AGAIN}",
+        pickled(
+            b"\x80\x02}N" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60)) + b"K\x01s."
+        ),
+    ),
+    tokenizer(
+        "sixty shared tuples in the format before zip files",
+        f"evotok convert: last.pt: not a file of torch.save, or damaged (tuples of more than 1,000,000 values). {AGAIN}",
+        lambda path: path.write_bytes(b"\x80\x02N" + b"2\x86" * 60 + b"."),
+    ),
+    tokenizer(
+        "pickle without end",
+        f"evotok convert: last.pt: not a file of torch.save, or damaged (a pickle of more than 1,000,000 opcodes). {AGAIN}",
+        pickled(b"\x80\x02" + b"N0" * 600_000 + b"N."),
+    ),
+    tokenizer(
         "tensor of a trillion numbers in four bytes",
         f"evotok convert: last.pt: {BIAS} has shape (1099511627776,), but the file holds 4 bytes for it: damaged. {AGAIN}",
         rewritten(lambda content: content["model"].update({BIAS: torch.zeros(1).expand(2**40)})),
@@ -229,6 +264,16 @@ CASES = [
         "index of shards that are numbers",
         "evotok convert: release/pytorch_model.bin.index.json: names 3, which is no file of this folder. Copy the folder again.",
         change_index(lambda index: index.update(weight_map={"a": 3})),
+    ),
+    folder(
+        "index of shards 3,000 deep",
+        "evotok convert: release/pytorch_model.bin.index.json: damaged, or no index of weights. Copy it again.",
+        lambda release: (release / "pytorch_model.bin.index.json").write_text('{"a":' * 3000 + "1" + "}" * 3000),
+    ),
+    folder(
+        "config.json 3,000 deep",
+        "evotok convert: release/config.json: damaged, not JSON of one object. Copy it again.",
+        lambda release: (release / "config.json").write_text('{"a":' * 3000 + "1" + "}" * 3000),
     ),
     folder(
         "weights that are a pipe",

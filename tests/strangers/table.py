@@ -22,6 +22,8 @@ from strangers import (  # noqa: E402
     recipes,
     records,
     releases,
+    sources,
+    trainings,
 )
 from strangers.case import Case, Group  # noqa: E402
 
@@ -29,7 +31,20 @@ from strangers.case import Case, Group  # noqa: E402
 TABLE = TESTS.parent / "docs" / "bad_inputs.md"
 GROUPS: list[Group] = [
     group
-    for module in (images, conversations, codes, recipes, records, checkpoints, releases, commands, evaluations, page)
+    for module in (
+        images,
+        conversations,
+        codes,
+        recipes,
+        trainings,
+        records,
+        sources,
+        checkpoints,
+        releases,
+        commands,
+        evaluations,
+        page,
+    )
     for group in module.GROUPS
 ]
 INTRODUCTION = """\

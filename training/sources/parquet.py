@@ -1,7 +1,7 @@
 """Rows of parquet files, of untrusted ones too: pages are looked at before Arrow expands them."""
 
 from collections.abc import Iterator
-from io import RawIOBase
+from io import SEEK_END, RawIOBase
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -17,7 +17,10 @@ _ROWS = 64  # read at once
 _HEAD = 65_536  # bytes that the header of a page fits in, with its statistics
 _DICTIONARY_PAGE, _DATA_PAGE_V2 = 2, 3
 _DELTA_BYTE_ARRAY = 7  # by which, as by dictionaries, a few bytes a row stand for values of megabytes
-_MAX_VALUES = 16_000_000  # of a chunk of lists, beyond `RATIO` times its size: equal ones take no bytes
+_MAX_VALUES = 16_000_000  # of a chunk, beyond `RATIO` times its size: equal ones take no bytes
+# Fields of the footer, by parquet.thrift.
+_ROW_GROUPS, _COLUMNS, _COLUMN_METADATA = 4, 1, 3
+_PATH, _NUM_VALUES, _COMPRESSED_SIZE, _DATA_OFFSET, _DICTIONARY_OFFSET = 3, 5, 7, 9, 11
 
 
 class _Chunk(NamedTuple):
@@ -27,7 +30,6 @@ class _Chunk(NamedTuple):
     name: str
     size: int
     values: int
-    repeated: bool
 
 
 class _Page(NamedTuple):
@@ -47,11 +49,26 @@ def read_parquet(path: str) -> Iterator[dict]:
     Raises:
         pyarrow.ArrowException: damaged; or its pages, rows or lists would expand to more than they may.
     """
+    try:
+        yield from _read_rows(path)
+    except pa.ArrowException:
+        raise
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # places before the beginning, dates that do not exist
+        raise pa.ArrowInvalid(str(error)) from None
+
+
+def _read_rows(path: str) -> Iterator[dict]:
     with open_shard(path) as opened:
-        checked = _CheckedFile(opened)
+        checked, chunks = _CheckedFile(opened), _read_footer(opened)
         with pq.ParquetFile(checked, pre_buffer=False) as file:  # a chunk is read at once then, from its beginning
             _check_types(file.schema_arrow)
-            checked.chunks = chunks = _chunks(file)
+            checked.chunks = chunks
             read = expanded = 0
             for group in range(file.num_row_groups):
                 starts = [start for start, chunk in chunks.items() if chunk.group == group and chunk.values]
@@ -93,17 +110,29 @@ class _CheckedFile(RawIOBase):
         return data
 
 
-def _chunks(file: pq.ParquetFile) -> dict[int, _Chunk]:
-    """All chunks by the places that they begin at."""
+def _read_footer(file: BinaryIO) -> dict[int, _Chunk]:
+    """All chunks by the places that they begin at. PyArrow's own objects for them end the process where statistics are
+    damaged."""
+    size = file.seek(0, SEEK_END)
+    file.seek(max(0, size - _HEAD))
+    tail = file.read()
+    length = int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != b"PAR1" or length + 8 > size:
+        raise pa.ArrowInvalid("no footer of parquet at the end")
+    if length + 8 > len(tail):
+        file.seek(size - length - 8)
+        tail = file.read()
+    fields, _ = read_struct(memoryview(tail[-length - 8 : -8]), 0)
     found = {}
-    for group in range(file.num_row_groups):
-        row_group = file.metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column, schema = row_group.column(number), file.schema.column(number)
-            facts = group, column.path_in_schema, column.total_compressed_size, column.num_values
-            chunk = _Chunk(*facts, repeated=schema.max_repetition_level > 0)
-            for start in (column.dictionary_page_offset, column.data_page_offset):
+    for group, row_group in enumerate(fields[_ROW_GROUPS]):
+        for column in row_group[_COLUMNS]:
+            facts = column[_COLUMN_METADATA]
+            name = b".".join(facts[_PATH]).decode("utf-8", "replace")
+            chunk = _Chunk(group, name, facts[_COMPRESSED_SIZE], facts[_NUM_VALUES])
+            for start in (facts.get(_DICTIONARY_OFFSET), facts[_DATA_OFFSET]):
                 if start is not None:
+                    if not 0 <= start <= size:
+                        raise pa.ArrowInvalid("chunks that lie outside of the file")
                     found.setdefault(start, chunk)
     return found
 
@@ -117,7 +146,7 @@ def _check_pages(chunk: _Chunk, data: memoryview) -> None:
         if page.is_delta and page.expanded * _ROWS > FREE:
             raise pa.ArrowInvalid(f"{chunk.name}: a page of {page.expanded:,} bytes that are differences")
         values, place = values + page.values, page.end
-    if chunk.repeated and values > _MAX_VALUES + RATIO * len(data):
+    if values > _MAX_VALUES + RATIO * len(data):
         raise pa.ArrowInvalid(f"{chunk.name}: {values:,} values from {len(data):,} bytes on the disk")
 
 
@@ -158,10 +187,7 @@ def _check_types(kinds: Any) -> None:
 def _to_rows(batch: pa.RecordBatch) -> list[dict]:
     for column in batch.columns:
         _check_lists(column)
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # two columns of one name, dates that Python does not have
-        raise pa.ArrowInvalid(str(error)) from None
+    return batch.to_pylist()
 
 
 def _size(value: Any) -> int:

@@ -56,7 +56,7 @@ class Rows:
             if not isinstance(error, _DAMAGES) and (type(error) is not OSError or error.errno is not None):
                 reason = error.strerror or error
                 raise OSError(f"{shard}: cannot be read ({reason}): put it back, or leave it out.") from error
-            yield {DAMAGED: f"{shard}: damaged, the rest of it is passed over ({one_line(error)})"}
+            yield {DAMAGED: f"{shard}: damaged, the rest of it is passed over ({one_line(error)}): copy it again"}
 
     def __iter__(self) -> Iterator[dict]:
         for number in range(len(self.shards)):

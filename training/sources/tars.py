@@ -21,6 +21,13 @@ def read_tar(path: str) -> Iterator[dict]:
     Raises:
         tarfile.TarError: damaged, or a sample over `MAX_FILE`, a sparse file, or far larger than compressed.
     """
+    try:
+        yield from _read_samples(path)
+    except (ValueError, LookupError, OverflowError) as error:  # of numbers and names in headers
+        raise tarfile.ReadError(f"a header that cannot be read ({error})") from None
+
+
+def _read_samples(path: str) -> Iterator[dict]:
     with open_shard(path) as file:
         counted = _Counted(file)
         with tarfile.open(fileobj=counted, mode="r|*", tarinfo=_Header) as tar:
@@ -70,8 +77,6 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from None
         except RecursionError:
             raise tarfile.ReadError("headers of headers without end") from None
-        except (ValueError, OverflowError) as error:  # of numbers and names in long headers
-            raise tarfile.ReadError(f"a header that cannot be read ({error})") from None
 
     def _proc_member(self, tarfile_):
         if self.type in _HEADERS and self.size > MAX_HEADER:

@@ -5,7 +5,10 @@ and sixty of them, each of twice the one before, would take years. Nothing is bu
 """
 
 import pickletools
+import zipfile
 from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 
@@ -13,6 +16,8 @@ MAX_OPCODES = 1_000_000  # tens for each tensor of a checkpoint
 MAX_DEPTH = 1_000
 MAX_WEIGHT = 1_000_000
 
+_MAX_PICKLE = 2**26  # bytes of names and shapes; tensors lie beside them
+_OLD_PICKLES = 5  # of the format before zip: magic number, version, system, what was saved, names of storages
 _CHANGEABLE = ("list", "dict", "set")  # are never hashed
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # put values into the lowest one taken
 
@@ -23,6 +28,28 @@ class _Value(NamedTuple):
 
 
 _MARK = _Value(-1, 0)
+
+
+def scan_torch_file(path: str | Path) -> None:
+    """Looks through all pickles in a file of `torch.save`.
+
+    Raises:
+        ValueError: as [`scan_pickle`]; records that are compressed, or a file of another form.
+    """
+    if not zipfile.is_zipfile(path):
+        with Path(path).open("rb") as file:
+            for _ in range(_OLD_PICKLES):
+                scan_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        # torch.save compresses nothing: what is compressed could grow without end when it is read.
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("compressed records")
+        [pickled] = [record for record in records if record.filename.endswith("data.pkl")]
+        if pickled.file_size > _MAX_PICKLE:
+            raise ValueError(f"a pickle of {pickled.file_size:,} bytes beside the tensors")
+        scan_pickle(BytesIO(archive.read(pickled)))
 
 
 def scan_pickle(file: BinaryIO) -> None:
