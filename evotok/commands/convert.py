@@ -13,7 +13,7 @@ EXAMPLES = """  evotok convert last.pt --out tokenizer
   evotok convert evotok-7b --to-reference --out release"""
 
 _SIZES = {
-    "--encoder-heads": "attention heads of the encoder (16)",
+    "--encoder-heads": "attention heads of the encoder (those of the SigLIP of its width, or 16)",
     "--semantic-heads": "attention heads of the semantic decoder (12)",
     "--depth-heads": "attention heads of the depth decoder (40)",
     "--image-size": "side of the images in pixels (as the teacher's name says, 256 or 384)",
@@ -68,7 +68,12 @@ def _import(options: argparse.Namespace) -> int:
     lines = [f"{options.out}: {numbers:,} numbers converted"]
     if model.fresh:
         lines.append(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
-    say(options, {"folder": options.out, "numbers": numbers, "fresh": list(model.fresh)}, lines)
+    if model.assumed:
+        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in model.assumed.items())
+        whose = "as in the release" if model.is_released else "a guess, for these are no sizes of the release"
+        lines.append(f"assumed, because no file says it, {whose}: {words}. With other true values codes are wrong.")
+    facts = {"folder": options.out, "numbers": numbers, "fresh": list(model.fresh)}
+    say(options, facts | ({"assumed": model.assumed} if model.assumed else {}), lines)
     return 0
 
 
@@ -84,7 +89,7 @@ def _export(options: argparse.Namespace) -> int:
     if checkpoint.base is not None:
         raise ValueError(f"{options.sources[0]}: adapters. `evotok export` them first, and give the result.")
     with new_folder(options.out) as folder, waiting("Converting"):
-        export_reference(checkpoint.folder, folder, final=Path(options.out))
+        export_reference(checkpoint.folder, folder, final=Path(options.out).absolute())
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     say(options, {"folder": options.out, "files": files}, [f"{options.out}: written in the release's format"])
     return 0
