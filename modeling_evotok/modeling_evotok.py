@@ -67,6 +67,12 @@ mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
 """
 
 
+_WITH_IMAGE_LOSS = r"""
+with_image_loss (`bool`, *optional*, defaults to `False`):
+    Said by a caller that learns images written from the hidden states, as the model with heads does with labels.
+"""
+
+
 class EvoTokMultiModalProjector(nn.Module):
     """Linear, activation, Linear: image features (..., in_features) -> (..., H)."""
 
@@ -182,7 +188,7 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         custom_intro="""
         Hidden states of the language model.
         """,
-        custom_args=_FORWARD_ARGS,
+        custom_args=_FORWARD_ARGS + _WITH_IMAGE_LOSS,
     )
     def forward(
         self,
@@ -200,9 +206,6 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         **kwargs,
     ) -> tuple | EvoTokModelOutputWithPast:
         r"""
-        with_image_loss (`bool`, *optional*, defaults to `False`):
-            Said by a caller that learns images written from the hidden states, as the model with heads does.
-
         Returns:
             [`EvoTokModelOutputWithPast`], or with `return_dict=False` a tuple of its fields that are not None.
 
@@ -215,8 +218,8 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         written = generation_pixel_values is not None or generation_codes is not None
         if written and self.training and torch.is_grad_enabled() and not with_image_loss:
             raise ValueError(
-                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that take the hidden "
-                "states, score text alone. Train with evotok's stages or Trainer, which take the model's own loss."
+                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that take hidden "
+                "states or logits, score text alone. Train with evotok's stages or Trainer, which take its loss."
             )
         inputs = self.embed_inputs(
             input_ids,
@@ -338,7 +341,7 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
             generation_pixel_values=generation_pixel_values,
             generation_codes=generation_codes,
             mm_encoder_outputs=mm_encoder_outputs,
-            with_image_loss=True,
+            with_image_loss=labels is not None,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

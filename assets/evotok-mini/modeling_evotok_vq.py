@@ -294,7 +294,7 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
 )
 class EvoTokVQModel(EvoTokVQPreTrainedModel):
     _auto_class = "AutoModel"  # a saved folder carries this code
-    stays_in_fp32 = False  # set by a model that it is part of, which may be cast when this one must not
+    stays_in_fp32 = False  # set by a model that it is part of, which may be cast when this one must not be
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
