@@ -10,7 +10,7 @@ import os
 import sys
 from typing import NoReturn
 
-from evotok.commands.terminal import bold
+from evotok.commands.terminal import bold, stdout_for_json
 
 
 # name -> (module with EXAMPLES, add_arguments(parser) and run(options), summary)
@@ -128,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return options.run(options) or 0
+        with stdout_for_json(options):
+            return options.run(options) or 0
     except KeyboardInterrupt:
         print(f"{options.prog}: interrupted", file=sys.stderr)
         return 130

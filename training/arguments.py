@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from .trainer_options import check_options
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
@@ -232,6 +233,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if recipe.gpus < 1:
         raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
-    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
+    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in (*PLAIN, bool | None)}
     check_types(recipe.training, plain, f"{path}: training")
+    check_options(recipe, str(path))
     return recipe

@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any, TextIO
 
 
@@ -14,10 +14,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout instead of text")
 
 
+@contextmanager
+def stdout_for_json(options: argparse.Namespace) -> Iterator[None]:
+    """With `--json`, what libraries print inside goes to stderr: stdout is for `say` alone."""
+    options.stdout = sys.stdout
+    with redirect_stdout(sys.stderr) if getattr(options, "json", None) is True else nullcontext():
+        yield
+
+
 def say(options: argparse.Namespace, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
     """Print the outcome of a command: `facts` as JSON if `--json` was given, else `lines`."""
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json.dumps(facts, ensure_ascii=False), file=getattr(options, "stdout", None))
     else:
         for line in lines:
             print(line)
