@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from evotok.training import trainer_options
 from evotok.training.arguments import read_recipe
+from evotok.training.multimodal_stages import build_data
 from evotok.training.train import training_arguments
 from evotok.training.yaml_reading import _parse
 
@@ -87,8 +88,9 @@ def test_the_tables_name_fields_that_exist():
 
 
 def test_a_training_without_end_says_how_long_it_is(tmp_path):
+    endless = recipe(tmp_path, data={"name": "emoji"})  # says nothing, which is -1
     with pytest.raises(ValueError, match="samples of emoji never end: set training.max_steps"):
-        training_arguments(recipe(tmp_path, data={"name": "emoji"}))
+        build_data(endless, training_arguments(endless), None)
 
 
 # --- words of YAML 1.1 ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from .tokenizer_data import EmojiImages, ImageCollator, emoji_pixels, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
+from .trainer_options import check_length
 
 
 logger = logging.get_logger(__name__)
@@ -135,6 +136,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     samples *= arguments.world_size
     world = calibration = teacher = None
+    check_length(recipe, arguments.max_steps)
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
     if recipe.data.distinct is not None:

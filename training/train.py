@@ -20,7 +20,6 @@ from .arguments import Recipe, read_recipe
 from .checkpoints import agreed_checkpoint, check_source, prepare_engine, put_aside
 from .engines import in_full_precision
 from .messages import one_line
-from .trainer_options import check_length
 
 
 def prepare_process(deepspeed: bool) -> None:
@@ -46,7 +45,6 @@ def prepare_process(deepspeed: bool) -> None:
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments of a recipe, with what this project always wants."""
     given = dict(recipe.training)
-    check_length(recipe, given.get("max_steps", -1))
     if recipe.stage == "tokenizer" and given.get("deepspeed"):
         if recipe.loss.adversarial and recipe.loss.adversarial_adaptive:
             # DeepSpeed takes the gradients that are compared for the step's backward pass.
