@@ -35,6 +35,7 @@ from evotok.commands import (
     serve,
     train,
 )
+from evotok.commands.terminal import stdout_for_json
 
 
 # panel of the help -> name -> module with `run` and EXAMPLES, which imports torch after its arguments are checked
@@ -94,6 +95,11 @@ class Command(TyperCommand):
             while (option.metavar or "").endswith("...") and rest and not rest[0].startswith("-"):
                 words += [word, rest.pop(0)]
         return super().parse_args(ctx, words)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Runs the command."""
+        with stdout_for_json(ctx.params.get("as_json")):
+            return super().invoke(ctx)
 
 
 class Group(TyperGroup):

@@ -102,6 +102,7 @@ class EvoTokImageWriter:
         self.depth_cache = model.depth_decoder.new_cache(rows, mask.device)
         device = self.depth_cache.positions.device
         self.codebooks = self._codebooks(mask.device).to(device)  # (L, K, C)
+        sampler.failed = torch.zeros((), dtype=torch.bool, device=device)
         drawn = (self.images, self.codebooks.shape[1]) if sampler.do_sample else (0, 0)
         self.noise = torch.empty(len(self.codebooks), *drawn, device=device)
         self.write = self._fast(write_position, compile_config, disable_compile)

@@ -215,8 +215,8 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         written = generation_pixel_values is not None or generation_codes is not None
         if written and self.training and torch.is_grad_enabled() and not with_image_loss:
             raise ValueError(
-                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that take the hidden "
-                "states, score text alone. Train with evotok's stages or Trainer, which take the model's own loss."
+                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that take hidden "
+                "states or logits, score text alone. Train with evotok's stages or Trainer, which take its loss."
             )
         inputs = self.embed_inputs(
             input_ids,
@@ -338,7 +338,7 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
             generation_pixel_values=generation_pixel_values,
             generation_codes=generation_codes,
             mm_encoder_outputs=mm_encoder_outputs,
-            with_image_loss=True,
+            with_image_loss=labels is not None,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

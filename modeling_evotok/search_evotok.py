@@ -59,10 +59,17 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
         codebook: (K, C) float32, or of lower precision in a model that was made so after loading.
 
     Returns:
-        (M,) int64. Memory beyond the result is O(K) plus a constant, never M x K; in a graph that is compiled or
-        exported it is M x K, and the search one float32 matmul.
+        (M,) int64, -1 for a vector that is not finite, to which nothing is near. Memory beyond the result is O(K + M C)
+        plus a constant, never M x K; in a graph that is compiled or exported it is M x K, and the search one float32
+        matmul.
     """
-    codebook = codebook.float()
+    finite = is_finite(vectors)
+    # What is not would be compared with every entry.
+    codes = _search_finite(vectors.masked_fill(~finite[:, None], 0.0), codebook.float())
+    return codes.masked_fill(~finite, -1)
+
+
+def _search_finite(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A graph needs shapes that do not depend on the data, as those of the candidates do.
         return (codebook.square().sum(1) / 2 - vectors @ codebook.t()).argmin(1)
@@ -74,6 +81,12 @@ def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     rows, _ = _BLOCK.get(vectors.device.type, _BLOCK["cpu"])
     codes = [_search_block(block, padded, keys) for block in vectors.split(rows)]
     return torch.cat(codes).clamp(max=size - 1)
+
+
+def is_finite(vectors: torch.Tensor) -> torch.BoolTensor:
+    """Which vectors (..., C) hold neither NaN nor an infinity, (...): by their sum, in operations of any graph."""
+    total = vectors.sum(-1)
+    return total - total == 0
 
 
 def _coarse_dtype(device: torch.device) -> torch.dtype:

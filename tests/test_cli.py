@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,41 @@ def test_chat_draws_and_remembers(checkpoint, here, capsys, monkeypatch):
 
 def _end():
     raise EOFError
+
+
+def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
+    """As DeepSpeed's logger does, where it is installed."""
+    from evotok.commands import completion, terminal
+
+    def run(options):
+        print("[INFO] a library is there")
+        terminal.say(options, {"a": 1}, ["a line"])
+
+    def add_arguments(parser):
+        terminal.add_json(parser)
+
+    monkeypatch.setattr(completion, "run", run)
+    monkeypatch.setattr(completion, "add_arguments", add_arguments)
+    assert evotok("completion", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"a": 1} and "a library is there" in said.err
+    assert evotok("completion") == 0
+    assert capsys.readouterr().out == "[INFO] a library is there\na line\n"
+
+
+def test_warnings_for_programmers_are_not_for_people(capsys):
+    from transformers import PreTrainedConfig
+
+    from evotok.commands.checkpoints import quiet_libraries
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PreTrainedConfig(rope_scaling=None)
+        assert any("rope_scaling" in str(warning.message) for warning in caught), "there is none any more"
+        caught.clear()
+        quiet_libraries()
+        PreTrainedConfig(rope_scaling=None)
+        assert not caught
 
 
 def test_json_for_programs(checkpoint, here, capsys):

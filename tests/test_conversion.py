@@ -32,12 +32,12 @@ from release_format import (
     semantics,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQModel
 from evotok.cli import main
-from evotok.conversion.sizes import Choices, tokenizer_config
-from evotok.conversion.sources import TOKENIZER, Piece
+from evotok.conversion.sizes import Choices, depth_decoder_config, tokenizer_config
+from evotok.conversion.sources import DEPTH_DECODER, TOKENIZER, Piece
 from evotok.training import text_tokenizer
 from evotok.training.text_tokenizer import train_text_tokenizer
 
@@ -189,6 +189,36 @@ def test_sizes_of_the_released_384_variant(facts, choice, size):
     config = tokenizer_config(Piece(TOKENIZER, pathlib.Path("x"), wide, facts), Choices(image_size=choice))
     assert (config.image_size, config.grid_size, config.pixel_resize) == (size, 27, True)
     assert (config.encoder_config.num_attention_heads, config.semantic_num_attention_heads) == (16, 12)
+
+
+def test_what_no_file_says_is_told(state, converted, tmp_path, capsys):
+    """Heads stand in no tensor; taken for others, they give a model that loads, and other codes."""
+    save_tokenizer(tmp_path / "last.pt", state)
+    capsys.readouterr()
+    assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "--encoder-heads 16 --semantic-heads 12 --pixel-levels 4. With other true values codes are wrong" in said
+    assert "a guess" in said, "of no size of the release"
+    heads = ["--encoder-heads", 8, "--semantic-heads", 24, "--pixel-levels", 4]
+    assert convert(tmp_path / "last.pt", "--out", tmp_path / "eight", *heads, "--json") == 0
+    assert "assumed" not in json.loads(capsys.readouterr().out)
+    assert convert(tmp_path / "last.pt", "--out", tmp_path / "some", *heads[:2], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["assumed"] == {"semantic_heads": 12, "pixel_levels": 4}
+    eight = EvoTokVQModel.from_pretrained(tmp_path / "eight")
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    assert (eight.encode(pixels) == EvoTokVQModel.from_pretrained(converted).encode(pixels)).float().mean() < 0.5
+    assert convert(tmp_path / "eight", "--to-reference", "--out", tmp_path / "back") == 0
+    assert convert(tmp_path / "back", "--out", tmp_path / "again") == 0
+    assert torch.equal(EvoTokVQModel.from_pretrained(tmp_path / "again").encode(pixels), eight.encode(pixels))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16)])
+def test_heads_are_those_of_the_siglip_of_that_width(width, heads):
+    state = make_tokenizer(width=12, patch=16, image=256, widths=(32,) * 5)
+    wide = {name: torch.empty([width if n == 12 else n for n in x.shape], device="meta") for name, x in state.items()}
+    wide = {name.replace("vision_model.", ""): x for name, x in wide.items()}
+    config = tokenizer_config(Piece(TOKENIZER, pathlib.Path("x"), wide, {}), Choices(semantic_heads=16))
+    assert config.encoder_config.num_attention_heads == heads
 
 
 # --- the whole model --------------------------------------------------------------------------------------------------
@@ -352,6 +382,38 @@ def test_a_model_of_ours_gets_the_releases_tokens(tmp_path):
             assert tensors[name].shape[0] == size + 3 and torch.equal(tensors[name][:size], mine[:size])
             assert torch.equal(tensors[name][-2], mine[model.config.vision_start_token_id])
             assert torch.equal(tensors[name][-1], mine[model.config.vision_end_token_id])
+
+
+def test_a_model_of_ours_loads_in_the_releases_code(tmp_path, monkeypatch):
+    """By what that code reads of `config.json` without a default, and by classes that Transformers 4.51 has."""
+    model, processor = build_chat_model()
+    model.save_pretrained(tmp_path / "ours")
+    text = PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    EvoTokProcessor.from_parts(text, 32, 16).save_pretrained(tmp_path / "ours")
+    monkeypatch.chdir(tmp_path)
+    assert convert("ours", "--to-reference", "--out", "back") == 0
+    for mode in ("understanding", "generation"):
+        config = json.loads((tmp_path / "back" / mode / "config.json").read_text())
+        assert config["mm_vision_select_layer"] == -2 and config["mm_use_vi_start_end"] is False
+        assert config["mm_use_im_patch_token"] is False
+        assert config["mm_vision_tower"] == str(tmp_path / "back" / "last.pt")
+        tokenizer = json.loads((tmp_path / "back" / mode / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in tokenizer
+        again = AutoTokenizer.from_pretrained(tmp_path / "back" / mode)
+        assert again("what is <im_start>")["input_ids"][-1] == len(again) - 2
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        arguments = torch.load(tmp_path / "back" / "last.pt", weights_only=True)["args"]
+    assert arguments.depth_heads == 4, "the depth decoder's, which has no arguments in its own file"
+
+
+def test_heads_of_the_depth_decoder_are_those_of_the_arguments(release):
+    piece = Piece(DEPTH_DECODER, pathlib.Path("x"), release["depth"], {})
+    for facts, choices, heads in (
+        ({}, Choices(), 40),
+        ({"depth_heads": 8}, Choices(), 8),
+        ({"depth_heads": 8}, Choices(depth_heads=4), 4),
+    ):
+        assert depth_decoder_config(piece, choices, facts).num_attention_heads == heads
 
 
 def test_the_model_and_back(merged, release, pixels, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CompileConfig, GenerationConfig
 
 from evotok import EvoTokForConditionalGeneration
+from evotok.modeling_evotok.generation_evotok import _mask_of
 
 
 PROMPT = torch.tensor([[3, 4, 5, START]])
@@ -183,6 +185,122 @@ def test_values_come_from_call_then_config_then_model(fresh_model):
     assert settings(given)["top_k"] == 50 and settings(given)["num_return_sequences"] == 3
     assert settings(given, temperature=0.7, top_k=None)["temperature"] == 0.7
     assert settings(given, top_k=None)["top_k"] is None
+
+
+def test_settings_of_the_models_own_config_count_for_images(fresh_model):
+    config = fresh_model.generation_config
+    config.num_return_sequences, config.return_dict_in_generate, config.output_scores = 2, True, True
+    config.cache_implementation = "dynamic"
+    output = fresh_model.generate(PROMPT, **GREEDY)
+    assert output.codes.shape == (2, POSITIONS, 2) and output.scores.shape == (2, POSITIONS, 2, 32)
+    plain = fresh_model.generate(PROMPT, **GREEDY, num_return_sequences=1, return_dict_in_generate=False)
+    assert torch.equal(plain, output.codes[:1])
+    assert fresh_model._image_settings(None, {})[0]["cache_implementation"] == "dynamic"
+    fresh_model.generation_config.cache_implementation = "offloaded"  # of text
+    assert fresh_model._image_settings(None, {})[0]["cache_implementation"] is None
+
+
+def test_every_field_of_a_config_counts_or_is_refused_or_is_of_text(tiny_model):
+    """By the table of `image_settings_evotok`; a field that Transformers adds is to be put into it."""
+    counts = {
+        "guidance_scale": 2.0, "do_sample": False, "temperature": 0.5, "top_k": 7, "top_p": 0.5,
+        "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True,
+        "cache_implementation": "dynamic", "compile_config": CompileConfig(), "disable_compile": True,
+        "pad_token_id": 5,
+    }  # fmt: skip
+    of_text = {
+        "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "stop_strings", "use_cache",
+        "cache_config", "max_cache_len", "repetition_penalty", "encoder_repetition_penalty", "length_penalty",
+        "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+        "token_healing", "bos_token_id", "eos_token_id", "encoder_no_repeat_ngram_size", "decoder_start_token_id",
+        "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+        "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind",
+        "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "continuous_batching_config",
+        "low_memory", "diversity_penalty", "prefill_chunk_size",
+    }  # fmt: skip
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+    for name in sorted(known):
+        config = GenerationConfig()
+        setattr(config, name, counts.get(name, 3))
+        if name in counts:
+            assert tiny_model._image_settings(config, {})[0][name] == counts[name], name
+        elif name in of_text:
+            assert tiny_model._image_settings(config, {}) == tiny_model._image_settings(None, {}), name
+        else:
+            with pytest.raises(ValueError, match=f"no {name} for images"):
+                tiny_model._image_settings(config, {})
+
+
+def test_a_copy_of_the_models_config_is_not_refused(fresh_model):
+    """Pipelines give one to every call."""
+    fresh_model.generation_config.num_beams = 4
+    fresh_model.generation_config.output_logits = True
+    assert fresh_model._image_settings(copy.deepcopy(fresh_model.generation_config), {})
+    with pytest.raises(ValueError, match="no num_beams for images"):
+        fresh_model._image_settings(GenerationConfig(num_beams=2), {})
+
+
+def test_none_unsets_a_value_and_numbers_may_be_of_numpy(tiny_model):
+    unset = dict.fromkeys(("temperature", "top_k", "top_p", "guidance_scale", "guidance_min_p"))
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1, "guidance_min_p": 0.0}
+    mode = {"generation_mode": "image"}
+    expected = tiny_model.generate(PROMPT, **mode, **plain, generator=seeded())
+    assert torch.equal(tiny_model.generate(PROMPT, **mode, **unset, generator=seeded()), expected)
+    values = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "guidance_scale": 2.5}
+    of_numpy = {name: np.asarray(value)[()] for name, value in values.items()} | {"top_p": np.float32(0.9)}
+    expected = tiny_model.generate(PROMPT, **mode, **values | {"top_p": float(np.float32(0.9))}, generator=seeded())
+    assert torch.equal(tiny_model.generate(PROMPT, **mode, **of_numpy, generator=seeded()), expected)
+    of_torch = values | {"temperature": torch.tensor(0.7, dtype=torch.float64)}
+    tiny_model.generate(PROMPT, **mode, **of_torch)
+
+
+def test_what_asks_for_nothing_is_taken(tiny_model):
+    expected = tiny_model.generate(PROMPT, **GREEDY)
+    nothing = {"use_cache": True, "max_new_tokens": 3, "num_beams": 1, "output_attentions": False, "min_p": None}
+    assert torch.equal(tiny_model.generate(PROMPT, **GREEDY, **nothing), expected)
+
+
+def test_only_padding_before_a_prompt_is_masked(tiny_model):
+    """Where the pad token is one of text, as the end of a turn often is."""
+    inside = torch.tensor([[3, PAD, 5, START]])
+    expected = tiny_model.generate(inside, attention_mask=torch.ones_like(inside), **GREEDY)
+    assert not torch.equal(expected, tiny_model.generate(torch.tensor([[3, 5, START]]), **GREEDY))
+    assert torch.equal(tiny_model.generate(inside, **GREEDY), expected)
+    padded = torch.nn.functional.pad(inside, (2, 0), value=PAD)
+    assert torch.equal(tiny_model.generate(padded, **GREEDY), expected)
+    by_call = torch.nn.functional.pad(inside, (2, 0), value=9)
+    assert torch.equal(tiny_model.generate(by_call, **GREEDY, pad_token_id=9), expected)
+    config = GenerationConfig(pad_token_id=2, bos_token_id=2)  # the beginning of text pads, too
+    assert _mask_of(torch.tensor([[2, 2, 3, 4], [2, 3, 2, 5]]), config.pad_token_id, config.bos_token_id).tolist() == [
+        [0, 1, 1, 1],
+        [1, 1, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model, cache):
+    """Samples in the middle of a training, by a trainer of one's own."""
+    expected = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY)
+    fresh_model.train()
+    fresh_model.gradient_checkpointing_enable()
+    fresh_model.depth_decoder.eval()
+    modes = {name: module.training for name, module in fresh_model.named_modules()}
+    codes = fresh_model.generate(PROMPTS, attention_mask=MASK, **GREEDY, cache_implementation=cache)
+    assert torch.equal(codes, expected)
+    assert {name: module.training for name, module in fresh_model.named_modules()} == modes
+    with pytest.raises(ValueError, match="must end in"):
+        fresh_model.generate(torch.tensor([[3, 4], [3, START]]), **GREEDY)
+    assert {name: module.training for name, module in fresh_model.named_modules()} == modes
+
+
+@pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_scores_that_are_not_finite_make_no_image(fresh_model, arguments):
+    bias = fresh_model.depth_decoder.classifiers[1].proj.bias
+    for value in (float("nan"), float("inf")):
+        bias.data[3] = value
+        with pytest.raises(ValueError, match="scores of codes are NaN or infinite"):
+            fresh_model.generate(PROMPT, **arguments)
 
 
 def test_text_is_plain_transformers_generation(tiny_model, fresh_model, pixels):

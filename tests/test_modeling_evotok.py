@@ -7,7 +7,7 @@ from conftest import DRAW, END, IMAGE, PAD, POSITIONS, START, build_tiny_model, 
 from transformers import AutoModelForCausalLM
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokModel
-from evotok.modeling_evotok import modeling_evotok_vq
+from evotok.modeling_evotok import input_checks_evotok
 
 
 SEEN, DRAWN = [START, *[IMAGE] * POSITIONS, END], [START, *[DRAW] * POSITIONS, END]
@@ -254,7 +254,7 @@ def test_adapters_around_the_model_are_cast_without_the_tokenizer(fresh_model, t
 def test_a_cast_of_single_parameters_is_said(fresh_model, pixels, monkeypatch):
     """As DeepSpeed and PEFT's `cast_mixed_precision_params` do it, past the modules."""
     said = []
-    monkeypatch.setattr(modeling_evotok_vq.logger, "warning_once", said.append)
+    monkeypatch.setattr(input_checks_evotok.logger, "warning_once", said.append)
     fresh_model.model.vq_model.encode(pixels)
     assert not said
     for parameter in fresh_model.parameters():

@@ -7,7 +7,7 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
-from evotok.modeling_evotok import modeling_evotok_vq
+from evotok.modeling_evotok import input_checks_evotok
 
 
 def tiny_config(**fields):
@@ -111,7 +111,7 @@ def test_codebooks_are_not_cast(model):
 def test_bytes_that_were_never_scaled_are_refused(model, monkeypatch):
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     said = []
-    monkeypatch.setattr(modeling_evotok_vq.logger, "warning_once", said.append)
+    monkeypatch.setattr(input_checks_evotok.logger, "warning_once", said.append)
     model.encode(pixels * 1.4)
     assert not said
     model.encode(pixels * 3)

@@ -142,3 +142,37 @@ def test_usage_and_perplexity_of_known_counts():
 def test_codes_of_the_wrong_kind_are_refused(codes):
     with pytest.raises(ValueError, match="1 to 4 levels"):
         filled_quantizer().decode_codes(codes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_has_no_code_and_is_not_learned(value):
+    features = torch.randn(2, 9, 8)
+    spoilt = features.clone()
+    spoilt[1, 4, 2] = value
+    quantizer = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0.001).eval()
+    with pytest.raises(ValueError, match="features are NaN or infinite"):
+        quantizer.encode(spoilt)
+    with pytest.raises(ValueError, match="features are NaN or infinite"):
+        quantizer(spoilt)
+    without = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0.001).train()
+    torch.manual_seed(1)
+    rest = features.flatten(0, 1)[torch.arange(18) != 13]
+    without(rest[None])
+    torch.manual_seed(1)
+    output = quantizer.train()(spoilt)
+    assert (output.codes[1, 4] == -1).all() and (output.codes.flatten(0, 1)[torch.arange(18) != 13] >= 0).all()
+    assert not output.loss.isfinite()
+    for mine, other in zip(quantizer.codebooks, without.codebooks, strict=True):
+        assert mine.weight.isfinite().all() and mine.cluster_size.isfinite().all()
+        used = other.cluster_size > 0.001  # those that were not restarted, from other random vectors
+        torch.testing.assert_close(mine.weight[used], other.weight[used])
+        torch.testing.assert_close(mine.cluster_size[used], other.cluster_size[used])
+
+
+def test_an_update_by_hand_passes_over_what_is_not_finite():
+    codebook = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=1.0).codebooks[0]
+    vectors = torch.full((32, 8), float("nan"))
+    before = codebook.weight.clone()
+    codebook.update(vectors, torch.zeros(32, dtype=torch.long))
+    assert torch.equal(codebook.weight, before), "restarts would be drawn from nothing else"
+    assert (codebook.cluster_size == 0).all()

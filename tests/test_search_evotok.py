@@ -55,6 +55,19 @@ def test_codes_are_those_of_double_precision(case, coarse):
     assert (codes != expected).sum() <= 1, "ties in float32 are rare"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nothing_is_near_to_what_is_not_finite(value, coarse):
+    vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
+    expected = search_nearest(vectors, codebook)
+    vectors[7, 3] = vectors[200] = value
+    codes = search_nearest(vectors, codebook)
+    assert codes[7] == codes[200] == -1
+    codes[[7, 200]] = expected[[7, 200]]
+    assert torch.equal(codes, expected)
+    traced = torch.jit.trace(search_nearest, (vectors, codebook), check_trace=False)
+    assert traced(vectors, codebook)[7] == -1
+
+
 def test_the_coarse_pass_alone_would_be_wrong(coarse):
     """What the second look is for."""
     vectors, codebook = CASES["plain"]

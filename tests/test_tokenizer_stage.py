@@ -14,7 +14,7 @@ from conftest import TINY_VQ
 from safetensors.torch import load_file
 from test_training import TRAINING, VQ, losses, run
 from torch import nn
-from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
+from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.eval.reconstruction import evaluate_reconstruction
@@ -26,6 +26,7 @@ from evotok.training.losses import adaptive_weight
 from evotok.training.teachers import SiglipTeacher, build_lpips
 from evotok.training.tokenizer_data import emoji_pixels, folder_pixels
 from evotok.training.tokenizer_stage import build_perceptual, build_teacher, build_tokenizer, build_validation
+from evotok.training.tokenizer_trainer import TokenizerTrainer
 from evotok.training.train import main
 
 
@@ -376,3 +377,15 @@ def test_lpips_without_its_library_says_how_to_get_it(monkeypatch):
     with pytest.raises(ValueError, match=r"LPIPS .*pip install 'evotok\[eval\]' torchvision") as missing:
         build_lpips()
     assert "\n" not in str(missing.value)
+
+
+def test_the_best_model_is_the_best_average(tmp_path, monkeypatch):
+    """Validation is of the average, and so is what is saved at the end."""
+    monkeypatch.setattr(Trainer, "_load_best_model", lambda self: None)
+    loaded = []
+    trainer = TokenizerTrainer.__new__(TokenizerTrainer)
+    trainer.state, trainer.average = SimpleNamespace(best_model_checkpoint=str(tmp_path)), None
+    trainer._load_best_model()
+    trainer.average = SimpleNamespace(load=loaded.append)
+    trainer._load_best_model()
+    assert loaded == [tmp_path]

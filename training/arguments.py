@@ -18,6 +18,7 @@ from typing import Any
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .module_names import check_names
 from .ranges import check_ranges
+from .trainer_options import check_options
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
@@ -234,8 +235,9 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if recipe.gpus < 1:
         raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
-    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
+    plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in (*PLAIN, bool | None)}
     check_types(recipe.training, plain, f"{path}: training")
     check_ranges(asdict(recipe), str(path))
     check_names(recipe.lora, f"{path}: lora")
+    check_options(recipe, str(path))
     return recipe

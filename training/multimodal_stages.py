@@ -30,6 +30,7 @@ from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
 from .streaming import build_stream, record_length
 from .text_tokenizer import train_text_tokenizer
+from .trainer_options import check_length
 
 
 PARTS = {
@@ -170,6 +171,7 @@ def build_dataset(
 
 def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld | None) -> Dataset:
     """Records of conversations, each with its `index` for reproducible caption dropout."""
+    check_length(recipe, arguments.max_steps)
     if recipe.data.name == "emoji":
         steps = arguments.max_steps * arguments.gradient_accumulation_steps
         samples = steps * arguments.train_batch_size * arguments.world_size

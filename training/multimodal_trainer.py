@@ -79,7 +79,7 @@ class MultimodalTrainer(EvoTokTrainer):
         outputs = model(**inputs)
         loss = outputs.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # What the processes have is added up, but their gradients will be averaged.
+            # Shares of the processes add up to the loss, but their gradients will be averaged.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         if model.training:
             self._note_losses(outputs)
@@ -129,12 +129,9 @@ class MultimodalTrainer(EvoTokTrainer):
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self.args.device)
-        was_training = model.training
-        model.eval()
         generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
         codes = model.generate(**inputs, generation_mode="image", generator=generator)
         images = processor.post_process_image_generation(model.decode_image_tokens(codes))
-        model.train(was_training)
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, self.sample_prompts, strict=True)]
         draw_sheet(cells, columns=4, title=f"Step {self.state.global_step:,}").save(path)

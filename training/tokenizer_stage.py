@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe
+from .codebook_restarts import restart_warning
 from .emoji.world import EmojiWorld
 from .optimizers import optimizer_choice
 from .streaming import build_stream
@@ -16,7 +18,10 @@ from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from .tokenizer_data import EmojiImages, ImageCollator, emoji_pixels, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
+from .trainer_options import check_length
 
+
+logger = logging.get_logger(__name__)
 
 FEATURES = "teacher-features"  # folder beside that of the model: trainings on the same samples share it
 
@@ -130,9 +135,12 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
         )
     model = build_tokenizer(recipe)
     config = model.config
+    if warning := restart_warning(config, arguments.train_batch_size * arguments.world_size):
+        logger.warning(warning)
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     samples *= arguments.world_size
     world = calibration = teacher = None
+    check_length(recipe, arguments.max_steps)
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
     if recipe.data.distinct is not None:

@@ -202,6 +202,12 @@ class TokenizerTrainer(EvoTokTrainer):
             with room_on_disk(folder):
                 self.average.module.save_pretrained(folder)
 
+    def _load_best_model(self):
+        """As in Transformers; where there is an average, it is what was the best."""
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(Path(self.state.best_model_checkpoint))
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         folder = Path(output_dir)

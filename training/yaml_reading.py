@@ -1,6 +1,11 @@
-"""YAML that people write, read with care: files laid over their bases, words that change them, sections with types."""
+"""YAML that people write, read with care: files laid over their bases, words that change them, sections with types.
+
+Plain values are read as YAML 1.2 has them (core schema): of words only `true` and `false` are truth values, so that
+`save_strategy: no` is a word, and `1e-4` is a number. `yes`, `no`, `on` and `off` are taken where a truth value is due.
+"""
 
 import difflib
+import re
 import reprlib
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +18,32 @@ from huggingface_hub.dataclasses import type_validator
 PLAIN = (int, float, bool, str)
 _MAX_BASES = 20
 _MAX_BYTES = 1_000_000
+_OLD_WORDS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values by the core schema of YAML 1.2; PyYAML's own are those of 1.1."""
+
+    yaml_implicit_resolvers: dict = {}  # of its own
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """0o17, 0x1F or decimal, whatever zeros it begins with."""
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[1:2] in ("o", "x") else int(text)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
@@ -56,7 +87,7 @@ def _parse(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except Exception as error:  # noqa: BLE001 - constructors raise what Python's own do: of `!!bool x`, a KeyError
         raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
 
@@ -88,13 +119,7 @@ def override(tree: dict, word: str) -> None:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
             raise ValueError(f"override {word!r}: {key!r} is a value, not a section: correct the keys.")
-    value = _parse(text, f"override {reprlib.repr(word)}")
-    if isinstance(value, str):
-        try:
-            value = float(value)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
-    tree[keys[-1]] = value
+    tree[keys[-1]] = _parse(text, f"override {reprlib.repr(word)}")
 
 
 def build_section(cls, values: Any, where: str):
@@ -125,8 +150,11 @@ def refuse_unknown(given, known, where: str) -> None:
 
 
 def check_types(values: dict, hints: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a value that is not of the type that `hints` give its name."""
+    """Raises ValueError for a value that is not of the type that `hints` give its name; `yes` and so on become truth
+    values where one is due."""
     for name in values.keys() & hints.keys():
+        if hints[name] in (bool, bool | None) and isinstance(values[name], str):
+            values[name] = _OLD_WORDS.get(values[name].lower(), values[name])
         try:
             type_validator(name, values[name], float | int if hints[name] is float else hints[name])
         except TypeError:

@@ -19,14 +19,16 @@
 
 Sampling values of images live in `generation_config` beside those of text and never mix with them: `guidance_scale` and
 `guidance_min_p`, which mean nothing for text, and `image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`,
-because text has its own `do_sample` and so on. In image mode the arguments of a call are named without the prefix.
+because text has its own `do_sample` and so on. In image mode the arguments of a call are named without the prefix; what
+becomes of every other field is said in `image_settings_evotok`.
 
 Shapes: B prompts, n images per prompt, M = B x n images, R = M or, guided, 2M rows [conditional; unconditional],
 T prompt length, N positions, L levels, H width, K codebook size, C codebook width.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,28 +37,12 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from .image_settings_evotok import IMAGE_GENERATION_DEFAULTS, image_generation_config, read_settings
 from .image_writing_evotok import EvoTokImageWriter
 from .sampling_evotok import EvoTokCodeSampler
 
 
-# The paper's guidance and its release's sampling; `guidance_min_p` 0 is the paper's plain guidance.
-IMAGE_GENERATION_DEFAULTS = {
-    "guidance_scale": 7.5,
-    "guidance_min_p": 0.0,
-    "image_do_sample": True,
-    "image_temperature": 1.0,
-    "image_top_k": 900,
-    "image_top_p": 0.96,
-}
-
-
-def image_generation_config(config) -> GenerationConfig:
-    """The generation config of a new [`EvoTokForConditionalGeneration`]: special tokens of the language model, image
-    sampling values, and image placeholders banned from text."""
-    text_config = config.text_config
-    tokens = {name: getattr(text_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    placeholders = [config.image_token_id, config.image_generation_token_id]
-    return GenerationConfig(**tokens, suppress_tokens=placeholders, **IMAGE_GENERATION_DEFAULTS)
+_IMAGES = ("pixel_values", "image_codes", "generation_pixel_values", "generation_codes")
 
 
 @dataclass
@@ -90,7 +76,8 @@ class EvoTokGenerationMixin(GenerationMixin):
         Args:
             inputs: (B, T) token ids; may be called `input_ids`.
             generation_config: as in Transformers. In image mode its `image_*` fields count first, its plain
-                `temperature`, `top_k`, `top_p` and `do_sample` second, then the model's own `generation_config`.
+                `temperature`, `top_k`, `top_p` and `do_sample` second, then the model's own `generation_config`; see
+                the table of `image_settings_evotok`.
             generation_mode: `"text"`, which is Transformers' `generate` with all its arguments (`guidance_scale` counts
                 only if the call says it), or `"image"`, whose arguments are those of `generate_images`.
 
@@ -125,7 +112,6 @@ class EvoTokGenerationMixin(GenerationMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callable[[int, torch.LongTensor], Any] | None = None,
         streamer: Any | None = None,
-        cache_implementation: str | None = None,
         **kwargs,
     ) -> torch.LongTensor | EvoTokImageGenerationOutput:
         """Write exactly N positions after each prompt; no text token can end an image early, none is ever scored.
@@ -133,7 +119,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         Args:
             input_ids: (B, T), left-padded, each row ending in `vision_start_token_id`; if none does, it is added, as to
                 the prompts of pipelines, which are made for text.
-            attention_mask: (B, T); without it, pad tokens are masked.
+            attention_mask: (B, T); without it, pad tokens before each prompt are masked, and none within it.
             negative_prompt_ids: (B or 1, T') left-padded, what guidance moves away from, ending in
                 `vision_start_token_id` as well; by default `image_negative_prompt_ids` of the generation config, and
                 without them that token alone.
@@ -141,41 +127,46 @@ class EvoTokGenerationMixin(GenerationMixin):
             generator: one for all images, or a list of M, one for each.
             callback: called with a position and the codes so far, (M, position + 1, L).
             streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
-            cache_implementation: `"static"` (default, a fixed shape that compiles) or `"dynamic"`.
             kwargs: `guidance_scale` (1 runs no second row), `guidance_min_p`, `do_sample`, `temperature`, `top_k`,
-                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; `compile_config`, with
-                which `torch.compile` makes one graph of a position, in a minute for each new shape, and
-                `disable_compile`, with which a GPU records none; and images in the prompt as in `forward`:
-                `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
+                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; `cache_implementation`,
+                `"static"` (default, a fixed shape that compiles) or `"dynamic"`; `compile_config`, with which
+                `torch.compile` makes one graph of a position, in a minute for each new shape, and `disable_compile`,
+                with which a GPU records none; and images in the prompt as in `forward`: `pixel_values`,
+                `image_codes`, `generation_pixel_values`, `generation_codes`.
+
+        The model runs in evaluation mode, whatever mode it is in, and is left as it was found.
 
         Raises:
             ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range,
-                or there is not one generator an image.
+                or there is not one generator an image; the model's scores are not finite.
         """
         settings, images = self._image_settings(generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")
         if type(copies) is not int or copies < 1:
             raise ValueError(f"num_return_sequences={copies} must be a whole number, 1 or more.")
         scores = [] if settings.pop("output_scores") and return_dict else None
-        compiling = {name: settings.pop(name) for name in ("compile_config", "disable_compile")}
+        writing = {name: settings.pop(name) for name in ("cache_implementation", "compile_config", "disable_compile")}
+        pad = settings.pop("pad_token_id")
         sampler = EvoTokCodeSampler(**settings, generator=generator, scores=scores)
 
-        embeds, mask = self._embed_prompts(input_ids, attention_mask, "input_ids", **images)
-        embeds, mask = embeds.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # (M, T, H), (M, T)
-        if sampler.guided:
-            if negative_prompt_ids is None:
-                negative_prompt_ids = self._default_negative_prompt(input_ids.device)
-                negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
-            negative = self._embed_prompts(negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids")
-            embeds, mask = _stack_rows(embeds, mask, *negative, batch_size=input_ids.shape[0])
-        writer = EvoTokImageWriter(self, embeds, mask, sampler, cache_implementation, **compiling)
-        codes = writer.new_codes()
-        for position, written in enumerate(writer):
-            codes[:, position] = written
-            if callback is not None:
-                callback(position, codes[:, : position + 1])
-            if streamer is not None:
-                streamer.put(codes[:, position].cpu())
+        with _evaluation_mode(self):
+            embeds, mask = self._embed_prompts(input_ids, attention_mask, "input_ids", pad, **images)
+            embeds, mask = embeds.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)  # (M, T, H), (M, T)
+            if sampler.guided:
+                if negative_prompt_ids is None:
+                    negative_prompt_ids = self._default_negative_prompt(input_ids.device)
+                    negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
+                negative = negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids", pad
+                embeds, mask = _stack_rows(embeds, mask, *self._embed_prompts(*negative), input_ids.shape[0])
+            writer = EvoTokImageWriter(self, embeds, mask, sampler, **writing)
+            codes = writer.new_codes()
+            for position, written in enumerate(writer):
+                codes[:, position] = written
+                if callback is not None:
+                    callback(position, codes[:, : position + 1])
+                if streamer is not None:
+                    streamer.put(codes[:, position].cpu())
+        sampler.check_scores()
         if streamer is not None:
             streamer.end()
         if not return_dict:
@@ -194,38 +185,18 @@ class EvoTokGenerationMixin(GenerationMixin):
 
     def _image_settings(self, generation_config: GenerationConfig | None, kwargs: dict) -> tuple[dict, dict]:
         """Values of the sampler and the call, each from the first place that has it; and the images in the prompt."""
-        images = ("pixel_values", "image_codes", "generation_pixel_values", "generation_codes")
-        images = {name: kwargs.pop(name) for name in images if name in kwargs}
-        settings = {}
-        for field in IMAGE_GENERATION_DEFAULTS:
-            name = field.removeprefix("image_")
-            places = [(generation_config, field), (generation_config, name), (self.generation_config, field)]
-            values = (getattr(place, key, None) for place, key in places)
-            default = next((v for v in values if v is not None), IMAGE_GENERATION_DEFAULTS[field])
-            settings[name] = kwargs.pop(name, default)
-        for name, default in (
-            ("num_return_sequences", 1),
-            ("return_dict_in_generate", False),
-            ("output_scores", False),
-            ("compile_config", None),
-            ("disable_compile", False),
-        ):
-            settings[name] = kwargs.pop(name, getattr(generation_config, name, None)) or default
-        for name in ("max_new_tokens", "pad_token_id"):  # pipelines add them to every call; an image has its length
-            kwargs.pop(name, None)
-        unknown = sorted(name for name, value in kwargs.items() if value is not None)
-        if unknown:
-            raise ValueError(f"generate(generation_mode='image') takes no {', '.join(unknown)}.")
-        return settings, images
+        images = {name: kwargs.pop(name) for name in _IMAGES if name in kwargs}
+        return read_settings(self.generation_config, generation_config, kwargs), images
 
-    def _embed_prompts(self, input_ids, attention_mask, name: str, **images) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed_prompts(
+        self, input_ids, attention_mask, name: str, pad: int | None, **images
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedded prompts (B, T, H) and their mask (B, T), checked."""
         start = self.config.vision_start_token_id
         if input_ids is None or input_ids.ndim != 2 or not input_ids.numel():
             raise ValueError(f"{name} must be token ids of shape (batch, length).")
         if attention_mask is None:
-            pad = self.generation_config.pad_token_id
-            attention_mask = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+            attention_mask = _mask_of(input_ids, pad, self.generation_config.bos_token_id)
         opened = input_ids[:, -1] == start  # (B,)
         if not opened.any() and attention_mask[:, -1].all():
             input_ids, attention_mask = F.pad(input_ids, (0, 1), value=start), F.pad(attention_mask, (0, 1), value=1)
@@ -294,6 +265,32 @@ class EvoTokGenerationMixin(GenerationMixin):
         return input_ids, model_kwargs | expanded
 
 
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout and gradient checkpointing, which would also switch caches off; every module is left as found."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _mask_of(input_ids: torch.LongTensor, pad: int | None, bos: int | None) -> torch.LongTensor:
+    """The mask (B, T) of padded prompts: pad tokens at either end, which are then refused at the right one. Between
+    others the same token is no padding, as where the end of a turn pads; nor is the last of the first ones where the
+    beginning of texts pads."""
+    if pad is None:
+        return torch.ones_like(input_ids)
+    is_pad = (input_ids == pad).long()
+    before, after = is_pad.cumprod(-1), is_pad.flip(-1).cumprod(-1).flip(-1)
+    if pad == bos:
+        before = F.pad(before[:, 1:], (0, 1))
+    return 1 - (before | after)
+
+
 def _stack_rows(embeds, mask, negative_embeds, negative_mask, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-pad both kinds of rows to one length and stack them: (2M, T, H), (2M, T)."""
     if negative_embeds.shape[0] not in (1, batch_size):
@@ -311,4 +308,10 @@ def _stack_rows(embeds, mask, negative_embeds, negative_mask, batch_size: int) -
     return torch.cat(embeds), torch.cat(masks)
 
 
-__all__ = ["EvoTokCodeSampler", "EvoTokGenerationMixin", "EvoTokImageGenerationOutput"]
+__all__ = [
+    "IMAGE_GENERATION_DEFAULTS",
+    "EvoTokCodeSampler",
+    "EvoTokGenerationMixin",
+    "EvoTokImageGenerationOutput",
+    "image_generation_config",
+]

@@ -30,19 +30,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import auto_docstring, logging
+from transformers.utils import auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokVQConfig
+from .input_checks_evotok import check_pixel_range, warn_of_half_precision
 from .modeling_outputs_evotok import EvoTokVQOutput
 from .quantization_evotok import EvoTokCodebook, EvoTokResidualVectorQuantizer, moved_only, without_autocast
-
-
-logger = logging.get_logger(__name__)
-
-# Filters that resize overshoot [-1, 1] by less than the first; beyond the second lie bytes that were never scaled.
-_ODD_PIXEL, _NO_PIXEL = 1.5, 16.0
 
 
 def eager_attention_forward(
@@ -294,7 +289,7 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
 )
 class EvoTokVQModel(EvoTokVQPreTrainedModel):
     _auto_class = "AutoModel"  # a saved folder carries this code
-    stays_in_fp32 = False  # set by a model that it is part of, which may be cast when this one must not
+    stays_in_fp32 = False  # set by a model that it is part of, which may be cast when this one must not be
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
@@ -343,33 +338,12 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 f"pixel_values of shape {tuple(pixel_values.shape)} must be (batch, 3, {size}, {size}): "
                 "resize the images, for instance with the checkpoint's own processor."
             )
-        self._check_range(pixel_values)
+        check_pixel_range(pixel_values, self.training)
         dtype = self.vision_tower.embeddings.patch_embedding.weight.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            logger.warning_once(
-                f"The image tokenizer's weights are {dtype}: some of its codes differ from those of float32, for which "
-                "its decoders, and language models, were trained. Load it in float32; where an engine or a library "
-                "casts parameters one by one, keep it out, or give codes instead of pixels."
-            )
+        warn_of_half_precision(dtype)
         pixels = pixel_values.to(dtype).clamp(-1, 1)
         encoded = self.vision_tower(pixels, **kwargs)
         return self.to_latent(encoded.last_hidden_state), encoded
-
-    def _check_range(self, pixel_values: torch.Tensor) -> None:
-        """Raises ValueError for NaN and for pixels that were never scaled to [-1, 1], which the clamp would hide.
-
-        In training on a GPU no step waits for it: the assertion is the device's own.
-        """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_values.is_meta or not len(pixel_values):
-            return
-        highest = pixel_values.detach().abs().amax()
-        text = "pixel_values hold NaN or values far outside [-1, 1]: scale 0..255 by x / 127.5 - 1, 0..1 by 2 x - 1."
-        if self.training and highest.is_cuda:
-            torch._assert_async(highest <= _NO_PIXEL, text)
-        elif not highest <= _NO_PIXEL:
-            raise ValueError(text)
-        elif highest > _ODD_PIXEL:
-            logger.warning_once("pixel_values outside [-1, 1] are clamped to it: were they scaled by 2 x - 1?")
 
     @can_return_tuple
     @auto_docstring(

@@ -30,7 +30,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_evotok import EvoTokVQConfig
-from .search_evotok import search_nearest
+from .search_evotok import is_finite, search_nearest
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
@@ -123,13 +123,19 @@ class EvoTokCodebook(nn.Module):
         but for the smoothing; where there is one all the same, the average goes on from it. Before `warmup_steps` the
         entries stay where they are and only restarts move them, so that sizes and sums never drift apart.
 
+        An entry is the mean of its vectors even where fewer than one a step are its own, which happens where restarts
+        are off or have a low threshold. The paper's release divides their sum by one at least there, so that such
+        entries shrink towards the origin, where no vector is, and are chosen less and less.
+
         Args:
-            vectors: (M, C) float32, this process's residuals.
+            vectors: (M, C) float32, this process's residuals; what is not finite is passed over.
             codes: (M,) int64, the entries they were assigned to.
         """
         size, dim = self.weight.shape
+        learned = is_finite(vectors) & (codes >= 0)
         statistics = vectors.new_zeros(size, dim + 1)  # sums and counts, reduced in one message
-        statistics.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
+        counted = F.pad(vectors, (0, 1), value=1.0).masked_fill(~learned[:, None], 0.0)
+        statistics.index_add_(0, codes.clamp(min=0), counted)
         sums, counts = _all_reduce(statistics).split([dim, 1], dim=1)
         old_size = self.cluster_size[:, None]
         new_size = self.decay * old_size + (1 - self.decay) * counts  # (K, 1)
@@ -141,8 +147,9 @@ class EvoTokCodebook(nn.Module):
         moves = (new_size > 0) & (self.step >= self.warmup_steps)
         weight = torch.where(moves, new_sum / smoothed.clamp(min=self.epsilon), self.weight)
         if self.restart_threshold:
-            unused = new_size < self.restart_threshold
-            weight = torch.where(unused, self._draw(vectors), weight)
+            drawn = self._draw(vectors)
+            unused = (new_size < self.restart_threshold) & is_finite(drawn)[:, None]
+            weight = torch.where(unused, drawn, weight)
             new_size = new_size.masked_fill(unused, self.restart_threshold)
             moves = moves & ~unused
         if self.vector_sum is not None:
@@ -167,6 +174,15 @@ class EvoTokCodebook(nn.Module):
         return _all_reduce(candidates)
 
 
+def _refuse_missing(codes: torch.LongTensor) -> None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or codes.is_meta:
+        return
+    if (codes < 0).any():
+        raise ValueError(
+            "The image tokenizer's features are NaN or infinite and have no codes: check weights and precision."
+        )
+
+
 class EvoTokResidualVectorQuantizer(nn.Module):
     """The residual trajectory: each level quantises what the levels before it left over (Eq. 2)."""
 
@@ -185,7 +201,11 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         """Quantise, and in training mode also learn the codebooks (one step per call).
 
         Args:
-            features: (B, N, C), any floating dtype; computed in float32.
+            features: (B, N, C), any floating dtype; computed in float32. Where they are not finite the code is -1, and
+                nothing is learned: in training the loss is not finite either, and no step waits for a check.
+
+        Raises:
+            ValueError: features that are not finite, in evaluation.
         """
         with torch.autocast(features.device.type, enabled=False):
             target = features.float()
@@ -195,7 +215,7 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             for level, codebook in enumerate(self.codebooks, start=1):
                 flat = residual.flatten(0, 1)  # (M, C)
                 chosen = codebook(flat)
-                entries = codebook(chosen).view_as(residual)  # before the update, as decoded below
+                entries = codebook(chosen.clamp(min=0)).view_as(residual)  # before the update, as decoded below
                 if self.training:
                     codebook.update(flat, chosen)
                 approximation = approximation + entries
@@ -204,6 +224,8 @@ class EvoTokResidualVectorQuantizer(nn.Module):
                 codes.append(chosen.view(features.shape[:2]))
                 if level == self.num_pixel_codebooks:
                     pixel_features = approximation
+            if not self.training:
+                _refuse_missing(codes[0])
             errors = torch.stack(errors)  # (D, C)
             return EvoTokQuantizerOutput(
                 codes=torch.stack(codes, dim=-1),
@@ -214,12 +236,18 @@ class EvoTokResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.LongTensor:
-        """Codes of features without learning from them: (B, N, C) -> (B, N, D) int64."""
+        """Codes of features without learning from them: (B, N, C) -> (B, N, D) int64.
+
+        Raises:
+            ValueError: features that are not finite; looked at when all is done, so that nothing waits halfway. In a
+                graph that was compiled or exported their code is -1.
+        """
         with without_autocast(features.device.type):
             residual, codes = features.float().flatten(0, 1), []
             for codebook in self.codebooks:
                 codes.append(codebook(residual))
-                residual = residual - codebook(codes[-1])
+                residual = residual - codebook(codes[-1].clamp(min=0))
+        _refuse_missing(codes[0])
         return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
 
     def embed(self, codes: torch.LongTensor) -> torch.Tensor:

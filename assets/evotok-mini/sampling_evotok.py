@@ -18,6 +18,8 @@ Shapes: M images, R = M or, guided, 2M rows [conditional; unconditional], K code
 
 import math
 from dataclasses import dataclass
+from numbers import Number
+from typing import Any
 
 import torch
 
@@ -35,31 +37,42 @@ class EvoTokCodeSampler:
         top_k, top_p: None or 0, and None or 1, for no limit.
         generator: of the device that the model runs on; a list has one generator an image, with which an image depends
             on its own seed alone, whatever else is in the batch.
+        scores: gets the scores (M, K) of every call.
+        failed: () bool, becomes true where scores were not finite: nothing waits for it but `check_scores`.
+
+    Numbers may be NumPy's; None unsets a value: no guidance, no guard, no temperature, no limit.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
-    guidance_scale: float = 7.5
-    guidance_min_p: float = 0.0
-    do_sample: bool = True
-    temperature: float = 1.0
+    guidance_scale: float | None = 7.5
+    guidance_min_p: float | None = 0.0
+    do_sample: bool | None = True
+    temperature: float | None = 1.0
     top_k: int | None = 900
     top_p: float | None = 0.96
     generator: torch.Generator | list[torch.Generator] | None = None
     scores: list[torch.Tensor] | None = None
+    failed: torch.Tensor | None = None
 
     def __post_init__(self):
+        unset = {"guidance_scale": 1.0, "guidance_min_p": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        for name, value in unset.items():
+            setattr(self, name, _plain_number(getattr(self, name), value))
         checks = {
             "guidance_scale": lambda value: 0 <= value < math.inf,
             "guidance_min_p": lambda value: 0 <= value <= 1,
             "temperature": lambda value: 0 <= value < math.inf,
-            "top_k": lambda value: value is None or (isinstance(value, int) and value >= 0),
-            "top_p": lambda value: value is None or 0 < value <= 1,
+            "top_k": lambda value: isinstance(value, int) and value >= 0,
+            "top_p": lambda value: 0 < value <= 1,
         }
         ranges = {"guidance_min_p": "in [0, 1]", "top_k": "a whole number, 0 or more", "top_p": "in (0, 1]"}
         for name, check in checks.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float, type(None))) or not check(value):
+            if not isinstance(value, (int, float)) or not check(value):
                 raise ValueError(f"{name}={value} must be {ranges.get(name, 'a number, at least 0')}.")
-        self.do_sample = self.do_sample and self.temperature > 0
+        self.do_sample = bool(self.do_sample) and self.temperature > 0
 
     @property
     def guided(self) -> bool:
@@ -104,10 +117,24 @@ class EvoTokCodeSampler:
                 noise = self._fill(torch.empty_like(probabilities))
             codes = (probabilities / noise).argmax(-1)
         else:
-            codes = scores.argmax(-1)
+            probabilities, codes = scores, scores.argmax(-1)
+        if self.failed is not None:  # whatever is not finite spoils a row, or is taken for its largest value
+            self.failed.logical_or_(~probabilities.gather(-1, codes[:, None]).isfinite().all())
         if self.scores is not None:
             self.scores.append(scores)
         return codes.repeat(2) if self.guided else codes
+
+    def check_scores(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            ValueError: scores that codes were drawn from were not finite.
+        """
+        if self.failed is not None and self.failed:
+            raise ValueError(
+                "The model's scores of codes are NaN or infinite, so no image was generated: check the weights, and "
+                "take bfloat16 or float32 where float16 overflows."
+            )
 
     def warp(self, scores: torch.Tensor) -> torch.Tensor:
         """Temperature, top-k and top-p of (M, K), as Transformers' warpers have them (ties with the k-th are kept).
@@ -116,8 +143,8 @@ class EvoTokCodeSampler:
         """
         size = scores.shape[-1]
         scores = scores / self.temperature
-        top_k = min(self.top_k or size, size)
-        limited_p = self.top_p is not None and self.top_p < 1
+        top_k = min(self.top_k or size, size)  # 0 is no limit
+        limited_p = self.top_p < 1
         if top_k == size and not limited_p:
             return scores
         best = scores.topk(top_k).values  # (M, k), descending
@@ -129,6 +156,17 @@ class EvoTokCodeSampler:
             last = (mass_before < self.top_p).sum(-1, keepdim=True).clamp(min=1) - 1
             scores = scores.masked_fill(scores < best.gather(-1, last), -math.inf)
         return scores
+
+
+def _plain_number(value: Any, unset: float) -> Any:
+    """Python's own number where `value` is one of NumPy or a tensor of one, and `unset` where it is None."""
+    if value is None:
+        return unset
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, Number) and not isinstance(value, (int, float)) and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 __all__ = ["EvoTokCodeSampler"]

@@ -173,8 +173,12 @@ def _fetch(name: str) -> Path:
 
 def quiet_libraries() -> None:
     """Warnings and loading bars of Transformers are not for the people at a terminal."""
+    import warnings
+
     from transformers.utils import logging
 
+    # Such as of fields that configs of older versions have.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\b")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -43,7 +43,9 @@ def run(
     language_model: Annotated[
         LanguageModel | None, typer.Option(help="whose language model to keep if the two were trained apart")
     ] = None,
-    encoder_heads: Annotated[int | None, _size("attention heads of the encoder (16)")] = None,
+    encoder_heads: Annotated[
+        int | None, _size("attention heads of the encoder (those of the SigLIP of its width, or 16)")
+    ] = None,
     semantic_heads: Annotated[int | None, _size("attention heads of the semantic decoder (12)")] = None,
     depth_heads: Annotated[int | None, _size("attention heads of the depth decoder (40)")] = None,
     image_size: Annotated[
@@ -89,7 +91,12 @@ def _import(sources: list[str], choices: "Choices", language_model: str | None, 
     lines = [f"{out}: {numbers:,} numbers converted"]
     if model.fresh:
         lines.append(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
-    say(as_json, {"folder": out, "numbers": numbers, "fresh": list(model.fresh)}, lines)
+    if model.assumed:
+        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in model.assumed.items())
+        whose = "as in the release" if model.is_released else "a guess, for these are no sizes of the release"
+        lines.append(f"assumed, because no file says it, {whose}: {words}. With other true values codes are wrong.")
+    facts = {"folder": out, "numbers": numbers, "fresh": list(model.fresh)}
+    say(as_json, facts | ({"assumed": model.assumed} if model.assumed else {}), lines)
 
 
 def _export(source: str, out: str, as_json: bool) -> None:
@@ -101,6 +108,6 @@ def _export(source: str, out: str, as_json: bool) -> None:
     if checkpoint.base is not None:
         raise ValueError(f"{source}: adapters. `evotok export` them first, and give the result.")
     with new_folder(out) as folder, waiting("Converting"):
-        export_reference(checkpoint.folder, folder, final=Path(out))
+        export_reference(checkpoint.folder, folder, final=Path(out).absolute())
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     say(as_json, {"folder": out, "files": files}, [f"{out}: written in the release's format"])

@@ -3,7 +3,6 @@
 The folder is what the Hub wants: `hf upload NAME FOLDER`, or `push_to_hub` of the model and the processor it loads as.
 """
 
-import copy
 import shutil
 from typing import Annotated, Any, Literal
 
@@ -49,13 +48,18 @@ def run(
     find_checkpoint(checkpoint)
     import torch
 
+    from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
+
+    values = {"guidance_min_p": guidance_min_p, "top_k": top_k, "temperature": temperature}
+    EvoTokCodeSampler(**{name: value for name, value in values.items() if value is not None})  # refuses bad values
     sampling = {"guidance_min_p": guidance_min_p, "image_top_k": top_k, "image_temperature": temperature}
     with filled_folder(target, OUTDATED) as part:
         model, processor = load_multimodal(checkpoint)
         _set_sampling(model.generation_config, processor, sampling)
-        # Near codes tie in half precision: the codebooks stay whole, at a fortieth of the size.
-        codebooks = copy.deepcopy(model.model.vq_model.quantizer)
-        model.to(getattr(torch, dtype)).model.vq_model.quantizer = codebooks
+        # The tokenizer's weights, too: loaded, they compute in fp32 again. Near codes tie in half precision: codebooks
+        # stay whole, at a fortieth of the size.
+        model.model.vq_model.stays_in_fp32 = False
+        model.to(getattr(torch, dtype))
         with waiting("Writing the weights"):
             model.save_pretrained(part)
             processor.save_pretrained(part)

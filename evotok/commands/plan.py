@@ -214,6 +214,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "checkpoint_bytes": plan.checkpoint_bytes,
         "dataset_bytes": plan.dataset_bytes,
         "code_bytes": plan.code_bytes,
+        "warning": plan.warning,
         "scaling": scaling,
     }
 
@@ -232,6 +233,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
             "training.gradient_accumulation_steps or training.max_steps.\n",
             highlight=False,
         )
+    if facts["warning"]:
+        console.print(f"{facts['warning']}\n", highlight=False)
     console.print(
         "Memory is for the fullest batch: every row of max_length tokens, all its text learned. Time is for average "
         "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted.",

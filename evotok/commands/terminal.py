@@ -3,9 +3,28 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from typing import Any, TextIO
+
+
+# Where JSON goes while stdout is redirected; None is stdout as it is.
+_json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+
+
+@contextmanager
+def stdout_for_json(as_json: Any) -> Iterator[None]:
+    """With `--json` (True), what libraries print inside goes to stderr: stdout is for `say` alone."""
+    if as_json is not True:
+        yield
+        return
+    token = _json_stream.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_stream.reset(token)
 
 
 def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
@@ -13,7 +32,7 @@ def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iter
     from evotok.training.messages import visible, visible_json
 
     if as_json:
-        print(visible_json(json.dumps(facts, ensure_ascii=False)))
+        print(visible_json(json.dumps(facts, ensure_ascii=False)), file=_json_stream.get())
     else:
         for line in lines:
             print(visible(line))

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from evotok import EvoTokConfig, EvoTokProcessor, EvoTokVQConfig
+from evotok import EvoTokConfig, EvoTokDepthDecoderConfig, EvoTokProcessor, EvoTokVQConfig
 from evotok.conversion.key_maps import DEPTH_RULES, LANGUAGE_RULES, PROJECTOR_RULES, TOKENIZER_RULES, to_theirs
 from evotok.conversion.language import APPENDED, EMBEDDING, LM_HEAD
 
 
 _USAGE_ROWS = 131072  # of the release's record of recent codes
 _SHARD = "5GB"
+# Those of Transformers 5 for a `tokenizer.json` of no model in particular.
+_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerBase", None)
 _TOWER, _DEPTH, _PROJECTOR = (
     "model.vision_tower.vision_tower.",
     "model.vision_tower.rqtransformer.",
@@ -50,7 +52,8 @@ def export_reference(source: Path, out: Path, final: Path) -> None:
     vq_config = config if alone else config.vq_config
     try:
         tower = _tokenizer(_below(weights, "" if alone else "model.vq_model."), vq_config)
-        torch.save({"model": tower, "steps": 0, "args": _arguments(vq_config)}, out / "last.pt")
+        arguments = _arguments(vq_config, None if alone else config.depth_decoder_config)
+        torch.save({"model": tower, "steps": 0, "args": arguments}, out / "last.pt")
         if not alone:
             _write_models(weights, config, tower, source, out, final)
     except KeyError as error:
@@ -117,14 +120,16 @@ def _depth_decoder(ours: dict[str, Tensor], config: EvoTokConfig) -> dict[str, T
     return theirs
 
 
-def _arguments(config: EvoTokVQConfig) -> argparse.Namespace:
+def _arguments(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -> argparse.Namespace:
     """What stands in no tensor, for whoever reads the file back."""
+    heads = {} if depth is None else {"depth_heads": depth.num_attention_heads}
     return argparse.Namespace(
         teacher=f"siglip_{config.image_size}",
         image_size=config.image_size,
         encoder_heads=config.encoder_config.num_attention_heads,
         semantic_heads=config.semantic_num_attention_heads,
         pixel_levels=config.num_pixel_codebooks,
+        **heads,
     )
 
 
@@ -174,6 +179,11 @@ def _config(config: EvoTokConfig, mode: str, size: int, dtype: torch.dtype, widt
         "torch_dtype": str(dtype).removeprefix("torch."),
         "mm_hidden_size": width,
         "mm_projector_type": "mlp2x_gelu",
+        # Read by the release's code without a default. Of the first two it makes nothing; the third would add a token,
+        # and have it seek the start of images one id too high.
+        "mm_vision_select_layer": -2,
+        "mm_use_vi_start_end": False,
+        "mm_use_im_patch_token": False,
         "mm_vision_vq_type": "EVOTOK",
         "mm_vision_vq_model_type": f"siglip_{config.vq_config.image_size}",
         "mm_with_depth_transformer": mode == "generation",
@@ -185,6 +195,7 @@ def _write_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, size
     if appended:
         tokenizer.add_tokens([token for token in APPENDED if token not in tokenizer.get_vocab()], special_tokens=True)
     tokenizer.save_pretrained(folder)
+    _as_transformers_4(folder / "tokenizer_config.json")
     beyond = {token for token, index in tokenizer.get_vocab().items() if index >= size}
     if not beyond:
         return
@@ -195,6 +206,21 @@ def _write_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, size
             if key in content:
                 content[key] = _without(content[key], beyond)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _as_transformers_4(path: Path) -> None:
+    """Names in a tokenizer's config as the release's version of Transformers, 4.51, knows them."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") in _GENERIC_CLASSES:
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(content.get("extra_special_tokens"), list):  # a dict there, of tokens with names
+        content["additional_special_tokens"] = content.pop("extra_special_tokens")
+    content = {
+        name: value
+        for name, value in content.items()
+        if name not in ("backend", "is_local") and not (name == "add_prefix_space" and value is None)
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _without(listed: list | dict, tokens: set[str]) -> list | dict:

@@ -34,7 +34,14 @@ from evotok.conversion.language import (
     grow_tables,
     place_tokens,
 )
-from evotok.conversion.sizes import Choices, depth_decoder_config, language_model_config, tokenizer_config
+from evotok.conversion.sizes import (
+    Choices,
+    assumed_sizes,
+    depth_decoder_config,
+    is_released,
+    language_model_config,
+    tokenizer_config,
+)
 from evotok.conversion.sources import DEPTH_DECODER, LANGUAGE_MODEL, PROJECTOR, TOKENIZER, Piece, find_pieces, of_part
 from evotok.modeling_evotok.modeling_evotok import EvoTokMultiModalProjector
 
@@ -51,12 +58,16 @@ class Imported(NamedTuple):
         tensors: its state dict, mostly still on disk.
         processor: where the source has a text tokenizer.
         fresh: parts that no source has, which are drawn as for a new model.
+        assumed: sizes that nothing in the sources says, by the names of `Choices`.
+        is_released: whether all widths are of the release, so that what is assumed is known to be so.
     """
 
     model: PreTrainedModel
     tensors: dict[str, Tensor]
     processor: EvoTokProcessor | None
     fresh: list[str]
+    assumed: dict[str, int] = {}
+    is_released: bool = True
 
     def save(self, folder: Path) -> None:
         """Write config, weights, code and processor; every shard is read when it is written."""
@@ -81,13 +92,16 @@ def import_reference(sources: list[str], choices: Choices, mode: str | None = No
     if tokenizer is None:
         raise ValueError(f"{', '.join(sources)}: no image tokenizer among the sources: give last.pt as well.")
     depth = _the_one(pieces, DEPTH_DECODER)
-    depth_config = None if depth is None else depth_decoder_config(depth, choices)
+    depth_config = None if depth is None else depth_decoder_config(depth, choices, tokenizer.facts)
     vq_config = tokenizer_config(tokenizer, choices, depth_config and depth_config.num_codebooks)
     if all(piece.part == TOKENIZER for piece in pieces):
         with torch.device("meta"):
             model = EvoTokVQModel(vq_config)
-        return Imported(model, _tokenizer_tensors(tokenizer, model.state_dict()), None, [])
-    return _merge(pieces, tokenizer, vq_config, depth, depth_config, mode)
+        imported = Imported(model, _tokenizer_tensors(tokenizer, model.state_dict()), None, [])
+    else:
+        imported = _merge(pieces, tokenizer, vq_config, depth, depth_config, mode)
+    assumed = assumed_sizes(tokenizer, choices, vq_config, depth_config)
+    return imported._replace(assumed=assumed, is_released=is_released(vq_config, depth_config))
 
 
 def _merge(
@@ -119,7 +133,9 @@ def _merge(
     for piece in filter(None, [depth, *projectors.values()]):
         dtype = torch.promote_types(dtype, next(iter(piece.tensors.values())).dtype)
     with torch.device("meta"):
-        model = EvoTokForConditionalGeneration(config).to(dtype)  # what the saved config will say
+        model = EvoTokForConditionalGeneration(config)
+        model.model.vq_model.stays_in_fp32 = False  # its dtype is the one that the saved config will say
+        model.to(dtype)
     state = model.state_dict()
 
     tensors = _prefixed("model.vq_model.", _tokenizer_tensors(tokenizer, _below(state, "model.vq_model.")))

@@ -1,7 +1,8 @@
 """Our configuration of a reference checkpoint: sizes from the shapes of its tensors, the rest from what is known.
 
 Numbers of heads and the size of images stand in no tensor: they are given by the user, or by the arguments saved with
-the weights, or they are the release's.
+the weights, or they are assumed, to be those of the release or of the SigLIP encoder of that width. A wrong one gives a
+model that loads, and wrong codes: `assumed_sizes` says which were not known.
 """
 
 import math
@@ -15,6 +16,10 @@ from evotok.conversion.sources import DEPTH_DECODER, LANGUAGE_MODEL, TOKENIZER, 
 
 
 RELEASED_HEADS = {"encoder_heads": 16, "semantic_heads": 12, "depth_heads": 40}
+# Of the published SigLIP and SigLIP2 encoders, by their width.
+_SIGLIP_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
+# Widths of encoder and depth decoder in the release's checkpoints.
+_RELEASED_WIDTHS = {"encoder": (1024, 1152), "depth": (2560,)}
 # Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not seen.
 _RELEASED_IMAGE_SIZES = {(16, 16): 256, (14, 27): 384}
 _TEACHER = re.compile(r"siglip2?_(\d+)")
@@ -87,7 +92,7 @@ def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = 
     encoder_layers = shapes.count("encoder_vqkd.encoder.layers.")
     if encoder_layers < 2:
         raise ValueError(f"{origin}: the encoder has one layer, of which the last is never used: damaged.")
-    heads = known.get("encoder_heads", RELEASED_HEADS["encoder_heads"])
+    heads = known.get("encoder_heads", _SIGLIP_HEADS.get(width, RELEASED_HEADS["encoder_heads"]))
     if width % heads:
         raise ValueError(f"{origin}: {heads} heads do not divide the encoder's width {width}: give --encoder-heads.")
 
@@ -158,12 +163,13 @@ def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int)
     return next(fitting, _RELEASED_IMAGE_SIZES.get((patch_size, grid_size), grid_size * patch_size))
 
 
-def depth_decoder_config(piece: Piece, choices: Choices) -> EvoTokDepthDecoderConfig:
-    """Configuration of the depth decoder; raises ValueError as `tokenizer_config`."""
+def depth_decoder_config(piece: Piece, choices: Choices, facts: dict[str, Any]) -> EvoTokDepthDecoderConfig:
+    """Configuration of the depth decoder, with what the tokenizer's arguments say of it; raises ValueError as
+    `tokenizer_config`."""
     assert piece.part == DEPTH_DECODER
     shapes = _Shapes(piece)
     width, codebook_dim = shapes("in_mlp_1.weight", 2)
-    heads = choices.depth_heads or RELEASED_HEADS["depth_heads"]
+    heads = choices.depth_heads or _positive(facts.get("depth_heads")) or RELEASED_HEADS["depth_heads"]
     if width % heads:
         raise ValueError(
             f"{piece.origin}: {heads} heads do not divide the depth decoder's width {width}: give --depth-heads."
@@ -178,6 +184,36 @@ def depth_decoder_config(piece: Piece, choices: Choices) -> EvoTokDepthDecoderCo
         num_hidden_layers=shapes.count("head_transformer.blocks."),
         num_attention_heads=heads,
     )
+
+
+def assumed_sizes(
+    piece: Piece, choices: Choices, config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None
+) -> dict[str, int]:
+    """What neither the user nor the arguments of the tokenizer's piece have said, by the names of `Choices`."""
+    told = {name for name, value in choices._asdict().items() if value is not None}
+    told |= {name for name, value in piece.facts.items() if _positive(value)}
+    if any(isinstance(value, str) and _TEACHER.fullmatch(value) for value in piece.facts.values()):
+        told.add("image_size")
+    sizes = {
+        "encoder_heads": config.encoder_config.num_attention_heads,
+        "semantic_heads": config.semantic_num_attention_heads,
+        "image_size": config.image_size,
+        "pixel_levels": config.num_pixel_codebooks,
+    }
+    if depth is not None:
+        sizes["depth_heads"] = depth.num_attention_heads
+        told.add("pixel_levels")  # so many levels it writes
+    return {name: value for name, value in sizes.items() if name not in told}
+
+
+def is_released(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -> bool:
+    """Whether encoder and depth decoder are as wide as in the release's checkpoints, whose heads are known."""
+    widths = {"encoder": config.encoder_config.hidden_size} | ({} if depth is None else {"depth": depth.hidden_size})
+    return all(width in _RELEASED_WIDTHS[name] for name, width in widths.items())
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def language_model_config(piece: Piece) -> Qwen2Config:
@@ -196,6 +232,7 @@ def language_model_config(piece: Piece) -> Qwen2Config:
             "model was saved in."
         )
     kept = {name: fields[name] for name in Qwen2Config.__annotations__ if fields.get(name) is not None}
+    kept.pop("rope_scaling", None)  # deprecated; below it becomes what replaced it
     kept["vocab_size"] = _Shapes(piece)("model.embed_tokens.weight", 2)[0]
     if "rope_parameters" not in kept:  # as Transformers 4 writes it
         scaling = fields.get("rope_scaling") or {"rope_type": "default"}

@@ -13,6 +13,7 @@ from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..arguments import Recipe, read_recipe
+from ..codebook_restarts import restart_warning
 from ..engines import in_full_precision, read_engine
 from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
 from ..sources import SOURCES
@@ -64,6 +65,8 @@ class Plan:
     tokens_a_sample: float = 0.0
     dataset_bytes: int = 0
     code_bytes: int = 0
+    warning: str | None = None
+    """What would keep it from learning."""
     _engine: dict[str, Any] = field(default_factory=dict)
     _profiles: dict[bool, Profile] = field(default_factory=dict)
 
@@ -153,6 +156,8 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
     if tokenizer and plan.stage is not None:
         in_full_precision(training)  # refuses what training would
     model = _plan_tokenizer(plan, micro) if tokenizer else _plan_multimodal(plan, Path(path), micro, half)
+    if tokenizer:
+        plan.warning = restart_warning(model.config, micro * gpus)
     hidden = (model.config if tokenizer else model.config.text_config).hidden_size
     plan._engine = {
         "trainable": plan.trainable,
