@@ -11,7 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "evotok" / "__init__.py")
 README = ROOT / "README.md"
 
 # Folder of the repository -> the package it is installed as.
-CODE = ("modeling_evotok", "processing", "training", "eval")
+CODE = ("modeling_evotok", "processing", "data", "training", "eval")
 DATA = {
     "configs": ["**/*.yaml", "**/*.json"],
     "assets": ["**/*.json", "**/*.jinja", "**/*.md", "**/*.png", "**/*.py", "**/*.safetensors", "**/*.webp"],

@@ -1,6 +1,6 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-stage: tokenizer            # tokenizer | pretrain | sft | gen | unified | dpo
+stage: tokenizer            # vision | language | tokenizer | pretrain | sft | gen | unified | dpo
 gpus: 16                    # that batch and steps are meant for
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
@@ -19,7 +19,7 @@ from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
-STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
+STAGES = ("vision", "language", "tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
 
 
 @dataclass
@@ -37,7 +37,8 @@ class ModelArguments:
     text_tokenizer_size: int | None = None
     """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig` that differ from the paper's."""
+    """Fields that differ from the default: of `SiglipVisionConfig` (vision stage), `Qwen2Config` (language stage),
+    `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig`."""
     variant: str | None = None
     """Another arrangement of the tokenizer, for ablations: `reversed`, `layers` or `branches`."""
     attn_implementation: str | None = None
@@ -149,6 +150,9 @@ class OptimizerArguments:
     DeepSpeed."""
     matrix_learning_rate: float = 0.02
     """Muon's step, on the same schedule as `training.learning_rate`."""
+    encoder_scale: float = 1.0
+    """Factor on the learning rates of the tokenizer's vision tower, whose weights are trained already (tokenizer stage,
+    `muon`)."""
     average_decay: float = 0.0
     """Share that a moving average of all weights keeps of itself at each step: 0.9999 for long runs, 0.999 for some
     thousand steps, 0 for no average. Validation and the finished model are of the average (tokenizer stage)."""
@@ -226,7 +230,10 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if tree["stage"] != "tokenizer" and (decay or validation):
         key = "optimizer.average_decay" if decay else "data.validation_path"
         raise ValueError(f"{path}: {key} is for the tokenizer stage, this is {tree['stage']}: remove it.")
-    config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
+    from transformers import Qwen2Config, SiglipVisionConfig
+
+    configs = {"vision": SiglipVisionConfig, "language": Qwen2Config, "tokenizer": EvoTokVQConfig}
+    config = configs.get(tree["stage"], EvoTokConfig)
     refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = build_section(Recipe, tree, str(path))
     if recipe.gpus < 1:

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from ..data.world.drawings import load_world
+from ..data.world.records import WorldRecords
 from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -174,6 +176,11 @@ def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld |
         steps = arguments.max_steps * arguments.gradient_accumulation_steps
         samples = steps * arguments.train_batch_size * arguments.world_size
         return EmojiTrainingSet(world, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
+    if recipe.data.name == "world":
+        steps = arguments.max_steps * arguments.gradient_accumulation_steps
+        samples = steps * arguments.train_batch_size * arguments.world_size
+        icons = load_world(recipe.data.path)
+        return WorldRecords(icons, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
     if recipe.data.name == "llava":
         return load_conversations(recipe.data.path, recipe.data.image_folder)
     raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'llava' or a 'mixture'.")

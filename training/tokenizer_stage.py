@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from ..data.world.drawings import load_world
+from ..data.world.images import WorldImages, held_out_scenes, scene_pixels
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe
@@ -129,6 +131,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     samples *= arguments.world_size
     world = calibration = teacher = None
+    held_out = None
     if recipe.data.name == "emoji":
         world = EmojiWorld(recipe.data.path)
     if recipe.data.distinct is not None:
@@ -136,13 +139,18 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     elif world is not None:
         data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
         calibration = emoji_pixels(world, "train", 512)
+    elif recipe.data.name == "world":
+        icons = load_world(recipe.data.path)
+        data = WorldImages(icons, samples, recipe.data.mixture or None, arguments.seed)
+        held_out = scene_pixels(icons, held_out_scenes(icons, "val", 256))
     elif recipe.data.name == "mixture":
         data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
     else:
         raise ValueError(
             f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
         )
-    held_out = build_validation(recipe, config.image_size, arguments, world)
+    if held_out is None:
+        held_out = build_validation(recipe, config.image_size, arguments, world)
     teacher = teacher or build_teacher(recipe, model, calibration)
     trainer = TokenizerTrainer(
         model=model,

@@ -101,7 +101,11 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
     resume_from = agreed_checkpoint(arguments.output_dir)
     if resume_from and arguments.deepspeed:
         prepare_engine(arguments, resume_from)
-    if recipe.stage == "tokenizer":
+    if recipe.stage == "vision":
+        from .vision_stage import train_vision as run
+    elif recipe.stage == "language":
+        from .language_stage import train_language as run
+    elif recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
     elif recipe.stage == "dpo":
         from .preference_stage import train_preference as run
