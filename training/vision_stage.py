@@ -65,9 +65,14 @@ def patch_losses(logits: dict[str, torch.Tensor], labels: dict[str, torch.Tensor
     for name in ("things", "colors"):
         classes = torch.full((logits[name].shape[-1],), 1.0, device=logits[name].device)
         classes[0] = _BACKGROUND_WEIGHT
-        losses[name] = F.cross_entropy(logits[name].float().flatten(0, 1), labels[name].flatten(), classes)
+        target = labels[name].flatten()
+        known = classes[target.clamp(min=0)].masked_fill(target < 0, 0).sum()
+        total = F.cross_entropy(logits[name].float().flatten(0, 1), target, classes, reduction="sum")
+        losses[name] = total / known.clamp(min=1)  # a batch may hold no known label
     background = labels["background"][:, None].expand(logits["background"].shape[:2])
-    losses["background"] = F.cross_entropy(logits["background"].float().flatten(0, 1), background.flatten())
+    losses["background"] = F.cross_entropy(
+        logits["background"].float().flatten(0, 1), background.flatten(), reduction="sum"
+    ) / (background >= 0).sum().clamp(min=1)
     centers = logits["centers"].float().squeeze(-1)
     losses["centers"] = F.binary_cross_entropy_with_logits(centers, labels["centers"].float())
     return losses
