@@ -130,7 +130,10 @@ def _labelled(world, scenes) -> dict[str, torch.Tensor]:
 def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the tower is saved in `output_dir`. Returns the metrics."""
     world = load_world(recipe.data.path)
-    tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
+    if recipe.model.checkpoint:
+        tower = SiglipVisionModel.from_pretrained(recipe.model.checkpoint, dtype=torch.float32)
+    else:
+        tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
     model = PatchClassifier(tower, len(world.things))
@@ -138,7 +141,9 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
     trainer = VisionTrainer(
         model=model,
         args=arguments,
-        train_dataset=LabelledScenes(world, samples * arguments.world_size, arguments.seed),
+        train_dataset=LabelledScenes(
+            world, samples * arguments.world_size, arguments.seed, curriculum=recipe.model.checkpoint is None
+        ),
         eval_dataset=[],
         held_out={
             "single": _labelled(world, held_out_scenes(world, "val", _EVALUATED, single=True)),
