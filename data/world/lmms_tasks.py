@@ -1,7 +1,7 @@
-"""The questions of `evotok measure` as tasks of the lmms-eval harness: a YAML, images and their questions each.
+"""The questions of `evotok eval mini` as tasks of the lmms-eval harness: a YAML, images and their questions each.
 
-    python -m evotok.training.emoji_tasks emoji-tasks --questions 64
-    lmms-eval --model evotok --model_args pretrained=mini --tasks qa_color --include_path emoji-tasks
+    python -m evotok.data.world.lmms_tasks world-tasks --questions 64
+    lmms-eval --model evotok --model_args pretrained=mini --tasks qa_color --include_path world-tasks
 
 No task has Python code of its own: `datasets` reads the folder of images, and the harness's `exact_match` scores.
 """
@@ -13,23 +13,16 @@ from pathlib import Path
 import yaml
 from tqdm.auto import tqdm
 
-from .emoji.evaluation import evaluation_set
-from .emoji.world import EmojiWorld
+from .drawings import load_world
+from .evaluation import QUESTION_SETS, question_set
 
 
-TASKS = {  # task, and figure -> kind and split of `evaluation_set`
-    "qa_name_new_pair": ("name", "new_pair"),
-    "qa_group_new_concept": ("group", "new_concept"),
-    "qa_color": ("color", "new_pair"),
-    "qa_yes_no": ("yes_no", "new_pair"),
-    "qa_count": ("count", "new_pair"),
-    "qa_position": ("position", "new_pair"),
-}
+TASKS = tuple(QUESTION_SETS)
 MAX_NEW_TOKENS = 16
 
 
 def task_of(name: str, folder: Path) -> dict:
-    """What the harness is told of a task whose images lie in `folder`."""
+    """The YAML of a task whose images lie in `folder`, as a dict."""
     return {
         "task": name,
         "dataset_path": "imagefolder",
@@ -54,19 +47,19 @@ def task_of(name: str, folder: Path) -> dict:
 
 
 def write_tasks(folder: Path, limit: int, seed: int = 0) -> None:
-    """Write all tasks, the same for the same arguments.
+    """Writes all tasks, the same for the same arguments.
 
     Args:
         folder: gets `<task>.yaml` and `<task>/test/` with PNGs and `metadata.jsonl`; of files there those of the same
             names are replaced.
-        limit: most questions of each task.
+        limit: number of questions of each task.
     """
-    world = EmojiWorld()
-    for name, (kind, split) in tqdm(TASKS.items(), "tasks", leave=False, disable=None):
+    world = load_world()
+    for name in tqdm(TASKS, "tasks", leave=False, disable=None):
         images = folder / name / "test"
         images.mkdir(parents=True, exist_ok=True)
         lines = []
-        for index, record in enumerate(evaluation_set(world, kind, split, limit, seed)):
+        for index, record in enumerate(question_set(world, name, limit, seed)):
             record["images"][0].save(images / f"{index:04}.png")
             question = record["messages"][0]["content"][-1]["text"]
             lines.append({"file_name": f"{index:04}.png", "question": question, "answer": record["answer"]})
@@ -77,10 +70,10 @@ def write_tasks(folder: Path, limit: int, seed: int = 0) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The script."""
-    parser = argparse.ArgumentParser(description="Write the emoji questions as tasks of the lmms-eval harness.")
+    """Writes the tasks into a folder."""
+    parser = argparse.ArgumentParser(description="Write questions about the world as tasks of the lmms-eval harness.")
     parser.add_argument("folder", type=Path, help="for --include_path of lmms-eval")
-    parser.add_argument("--questions", type=int, default=512, help="most of each task (default 512)")
+    parser.add_argument("--questions", type=int, default=512, help="of each task (default 512)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default 0)")
     options = parser.parse_args(argv)
     write_tasks(options.folder, options.questions, options.seed)
