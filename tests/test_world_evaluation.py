@@ -70,7 +70,7 @@ def test_unknown_sets_are_named(world):
 def test_prompts_are_fixed_and_of_seen_or_held_out_pairs(world, held_out):
     for task in PROMPT_TASKS:
         prompts = prompt_set(world, task, 12, held_out)
-        assert prompts[:4] == prompt_set(world, task, 4, held_out) and len({p.text for p in prompts}) > 9
+        assert prompts[:4] == prompt_set(world, task, 4, held_out) and len({p.text for p in prompts}) > 7
         for item in (item for prompt in prompts for item in prompt.scene.items):
             assert is_new_color_pair(item.thing, item.color) == held_out, task
         assert not any(prompt.text.startswith(("draw", "a picture")) for prompt in prompts)
