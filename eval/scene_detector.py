@@ -96,7 +96,9 @@ class SceneDetector:
             there = (gain >= PRESENT * energy) & (gain >= EXPLAINED * differs)
             if not there.any():
                 break
-            color, place, mask = np.unravel_index(np.where(there, gain, -np.inf).argmax(), gain.shape)
+            # What a window would leave counts against it: between two things it may explain more than on either.
+            best = np.where(there, 2 * gain - differs, -np.inf).argmax()
+            color, place, mask = np.unravel_index(best, gain.shape)
             (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]
             drawn = self.flat[mask].reshape(TIDY_SIZE, TIDY_SIZE)
             left[:, y : y + TIDY_SIZE, x : x + TIDY_SIZE] -= contrast[color][:, None, None] * drawn
