@@ -13,7 +13,7 @@ from ..data.world.drawings import load_world
 from ..data.world.images import LabelledScenes, held_out_scenes, patch_labels, to_pixels
 from ..data.world.palette import COLORS
 from ..data.world.scenes import render_with_masks
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
 from .trainer import EvoTokTrainer
 
@@ -129,11 +129,10 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
     model = PatchClassifier(tower, len(world.things))
-    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = VisionTrainer(
         model=model,
         args=arguments,
-        train_dataset=LabelledScenes(world, samples * arguments.world_size, arguments.seed),
+        train_dataset=LabelledScenes(world, num_samples(arguments), arguments.seed),
         eval_dataset=[],
         held_out={
             "single": _labelled(world, held_out_scenes(world, "val", _EVALUATED, single=True)),
