@@ -116,6 +116,12 @@ def save_language_model(folder, **fields) -> None:
 
 
 @pytest.fixture(scope="session")
+def world():
+    """The embedded drawings."""
+    return load_world()
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> EvoTokForConditionalGeneration:
     """Shared: a test that changes it builds its own instead."""
     return build_tiny_model()

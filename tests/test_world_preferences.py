@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from evotok.data.world.drawings import load_world
 from evotok.data.world.palette import COLORS
 from evotok.data.world.preferences import WorldPreferences, wrong_answer
 from evotok.data.world.questions import KINDS, YES_NO, Question
@@ -13,11 +12,6 @@ from evotok.data.world.splits import is_new_color_pair
 
 
 COUNT = 1500
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load_world()
 
 
 @pytest.fixture(scope="module")
