@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.data.world.drawings import load_world
@@ -103,6 +103,14 @@ def build_chat_model():
     for name, token_id in processor.token_ids.items():
         setattr(config, name, token_id)
     return build_tiny_model(config), processor
+
+
+def save_vision_tower(folder, seed: int = 0) -> None:
+    """A tiny random vision tower for images of the world, as the vision stage saves one."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = SiglipVisionConfig(image_size=64, patch_size=8, vision_use_head=False, **sizes)
+    SiglipVisionModel(config).save_pretrained(folder)
 
 
 def save_language_model(folder, **fields) -> None:

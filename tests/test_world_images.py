@@ -131,7 +131,7 @@ def test_labels_are_where_the_things_are(world):
 
 
 def test_labels_agree_with_the_pixels(world):
-    """How much of a patch has an item's colour is seen in the image; from a twelfth on the patch is labelled with it."""
+    """The share of a patch that has an item's colour is seen in the image; from a twelfth on it is labelled."""
     checked = Counter()
     for scene in held_out_scenes(world, "train", 80):
         pixels, masks = render_with_masks(world, scene)

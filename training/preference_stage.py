@@ -69,7 +69,10 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     if recipe.model.checkpoint is None:
         raise ValueError("model.checkpoint: preferences are learnt by a model that answers: give the stage before.")
     _check_data(recipe.data)
-    reference = None
+    data = reference = None
+    if recipe.data.name == "world":
+        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
+        data = Indexed(WorldPreferences(world, num_samples(arguments), mixture, arguments.seed))
     with whole_weights(arguments):
         model, processor = build_multimodal(recipe)
         if not recipe.lora:
@@ -81,10 +84,7 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         # An engine would cast and shard a tokenizer of its own, which its codes would not survive.
         lend_tokenizer(reference.model, model.model.vq_model)
     collator = PreferenceCollator(processor, recipe.data.max_length, seed=arguments.seed)
-    if recipe.data.name == "world":
-        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
-        data = Indexed(WorldPreferences(world, num_samples(arguments), mixture, arguments.seed))
-    else:
+    if data is None:
         data = build_dataset(recipe, arguments, collator, model.model.vq_model)
     trainer = PreferenceTrainer(
         model=model,

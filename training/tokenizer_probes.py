@@ -1,4 +1,4 @@
-"""Measures tokenizers on scenes of held-out icon styles: how much of the pixels, and of the meaning, is in the codes."""
+"""Measures tokenizers on scenes of held-out icon styles: how much of the pixels and the meaning is in their codes."""
 
 import torch
 
