@@ -35,6 +35,7 @@ EMOJI = {  # sheet -> npm package
 }
 RENDERED = 96  # pixels that an icon is rendered at, before its margins are cut off
 INK = 16  # alpha above which a pixel is no margin
+DARK = 64  # luminance below which a colour is ink; white, which some icons cut holes with, is none
 _DEFAULTS = {"left": 0, "top": 0, "width": 16, "height": 16}  # of the Iconify format
 _FLIPS = (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM))
 
@@ -92,6 +93,13 @@ def render_icon(icons: dict[str, Any], name: str, size: int) -> Image.Image:
     return render_svg(icon["body"], (left - (side - width) / 2, top - (side - height) / 2, side, side), size)
 
 
+def shape_of(image: Image.Image) -> np.ndarray:
+    """How much ink is at every pixel of a rendered icon: RGBA -> (H, W) uint8."""
+    luminance = np.asarray(image.convert("RGB").convert("L")).astype(np.float32)
+    ink = np.where(luminance < DARK, 255, 255 - luminance)
+    return np.round(np.asarray(image)[..., 3] * ink / 255).astype(np.uint8)
+
+
 def normalize(alpha: np.ndarray, size: int) -> np.ndarray:
     """An alpha mask without margins, padded to a square and resized: (H, W) uint8 -> (size, size) uint8."""
     rows, columns = np.where(alpha > INK)
@@ -113,7 +121,7 @@ def icon_masks(manifest: dict[str, Any], archive: Path) -> np.ndarray:
     masks = []
     for _, style, _, name in manifest["drawings"]:
         image = render_icon(icons[manifest["styles"][style]["set"]], name, RENDERED)
-        masks.append(normalize(np.asarray(image)[..., 3], manifest["size"]))
+        masks.append(normalize(shape_of(image), manifest["size"]))
     return np.stack(masks)
 
 

@@ -2,6 +2,7 @@
 
 stage: tokenizer            # vision | language | tokenizer | pretrain | sft | gen | unified | dpo
 gpus: 16                    # that batch and steps are meant for
+max_minutes: 3              # after which the stage ends, for machines that are lent by the minute
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -166,6 +167,9 @@ class Recipe:
     gpus: int = 1
     """Processes that batch, steps and learning rate are meant for. Any number trains; `evotok plan` takes this one, and
     says what another makes of a step."""
+    max_minutes: float | int | None = None
+    """Training ends with a save after so many minutes, the learning rate at its end; `training.max_steps` may end it
+    before. On one process."""
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
@@ -238,6 +242,8 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     recipe = build_section(Recipe, tree, str(path))
     if recipe.gpus < 1:
         raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
+    if recipe.max_minutes is not None and not recipe.max_minutes > 0:
+        raise ValueError(f"{path}: max_minutes {recipe.max_minutes} is not above 0: give minutes, or leave it out.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
     check_types(recipe.training, plain, f"{path}: training")

@@ -14,6 +14,7 @@ from .collators import EvoTokCollator
 from .multimodal_data import Indexed
 from .optimizers import optimizer_choice
 from .text_tokenizer import train_text_tokenizer
+from .time_box import time_box
 from .trainer import EvoTokTrainer
 
 
@@ -47,6 +48,7 @@ def train_language(recipe: Recipe, arguments: TrainingArguments, resume_from: st
     trainer = EvoTokTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=Indexed(records),
         data_collator=EvoTokCollator(processor, recipe.data.max_length, seed=arguments.seed),
         processing_class=tokenizer,

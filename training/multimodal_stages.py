@@ -28,6 +28,7 @@ from .multimodal_data import Indexed
 from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
 from .streaming import build_stream, record_length
+from .time_box import time_box
 
 
 PARTS = {
@@ -186,6 +187,7 @@ def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     trainer = MultimodalTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         data_collator=collator,
         processing_class=processor,

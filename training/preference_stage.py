@@ -24,6 +24,7 @@ from .multimodal_stages import (
 from .multimodal_trainer import MultimodalTrainer, lend_tokenizer
 from .optimizers import optimizer_choice
 from .sources import SOURCES
+from .time_box import time_box
 
 
 try:
@@ -90,6 +91,7 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         model=model,
         ref_model=reference,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         data_collator=collator,
         processing_class=processor,

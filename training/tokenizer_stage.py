@@ -13,6 +13,7 @@ from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
 from .streaming import build_stream
 from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
+from .time_box import time_box
 from .tokenizer_data import ImageCollator, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
@@ -136,6 +137,7 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     trainer = TokenizerTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         eval_dataset=data if held_out is not None else None,
         loss_args=recipe.loss,

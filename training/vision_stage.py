@@ -15,6 +15,7 @@ from ..data.world.palette import COLORS
 from ..data.world.scenes import render_with_masks
 from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
+from .time_box import time_box
 from .trainer import EvoTokTrainer
 
 
@@ -132,6 +133,7 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
     trainer = VisionTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=LabelledScenes(world, num_samples(arguments), arguments.seed),
         eval_dataset=[],
         held_out={
