@@ -66,9 +66,14 @@ def patch_losses(logits: dict[str, torch.Tensor], labels: dict[str, torch.Tensor
     for name in ("things", "colors"):
         classes = torch.full((logits[name].shape[-1],), 1.0, device=logits[name].device)
         classes[0] = _BACKGROUND_WEIGHT
-        losses[name] = F.cross_entropy(logits[name].float().flatten(0, 1), labels[name].flatten(), classes)
+        target = labels[name].flatten()
+        known = classes[target.clamp(min=0)].masked_fill(target < 0, 0).sum()
+        total = F.cross_entropy(logits[name].float().flatten(0, 1), target, classes, reduction="sum")
+        losses[name] = total / known.clamp(min=1)  # a batch may hold no known label
     background = labels["background"][:, None].expand(logits["background"].shape[:2])
-    losses["background"] = F.cross_entropy(logits["background"].float().flatten(0, 1), background.flatten())
+    losses["background"] = F.cross_entropy(
+        logits["background"].float().flatten(0, 1), background.flatten(), reduction="sum"
+    ) / (background >= 0).sum().clamp(min=1)
     centers = logits["centers"].float().squeeze(-1)
     losses["centers"] = F.binary_cross_entropy_with_logits(centers, labels["centers"].float())
     return losses
@@ -126,7 +131,10 @@ def _labelled(world, scenes) -> dict[str, torch.Tensor]:
 def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the tower is saved in `output_dir`. Returns the metrics."""
     world = load_world(recipe.data.path)
-    tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
+    if recipe.model.checkpoint:
+        tower = SiglipVisionModel.from_pretrained(recipe.model.checkpoint, dtype=torch.float32)
+    else:
+        tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
     model = PatchClassifier(tower, len(world.things))
@@ -134,7 +142,9 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
         model=model,
         args=arguments,
         callbacks=time_box(recipe, arguments),
-        train_dataset=LabelledScenes(world, num_samples(arguments), arguments.seed),
+        train_dataset=LabelledScenes(
+            world, num_samples(arguments), arguments.seed, curriculum=recipe.model.checkpoint is None
+        ),
         eval_dataset=[],
         held_out={
             "single": _labelled(world, held_out_scenes(world, "val", _EVALUATED, single=True)),

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -120,22 +121,32 @@ class LabelledScenes(Dataset):
     """Scenes with labels at every patch, from easy to hard: a vision tower that begins with coloured scenes learns
     colours and never shapes.
 
-    The first `plain` share of the samples are single large things in black on white, up to `colored` single things in
-    any colour and size, then scenes as well; half of the samples of the last part are still single things.
+    It begins with single large things in black on white. Colours fade in between `chroma` shares of the samples, things
+    become smaller and line drawings more frequent meanwhile, and scenes of several things come in between `several`
+    shares, up to six in ten.
 
     Args:
         world: the drawings.
         length: number of samples, read in order.
         seed: of everything random.
-        plain, colored: shares of `length` at which the parts end.
+        chroma, several: first and last share of `length` of each transition.
+        curriculum: whether there are transitions; otherwise all samples are as the last ones.
     """
 
-    def __init__(self, world: World, length: int, seed: int = 0, plain: float = 0.15, colored: float = 0.3):
+    def __init__(
+        self,
+        world: World,
+        length: int,
+        seed: int = 0,
+        chroma: tuple[float, float] = (0.1, 0.4),
+        several: tuple[float, float] = (0.3, 0.55),
+        curriculum: bool = True,
+    ):
         self.world, self.length, self.seed = world, length, seed
-        self.plain, self.colored = plain * length, colored * length
+        self.chroma, self.several, self.curriculum = chroma, several, curriculum
         solid, lines = world.select("train"), world.select("train", solid=False)
         self.solid = SceneSampler(world, solid)
-        self.any = SceneSampler(world, [a + b for a, b in zip(solid, lines, strict=True)])
+        self.lines = SceneSampler(world, lines)
         by_name = {thing.name: thing.index for thing in world.things}
         self.emoji_things = [by_name.get(name) for name in world.emoji_names]
 
@@ -145,24 +156,35 @@ class LabelledScenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`pixel_values` (3, 64, 64) float32 in [-1, 1] and the labels of [`patch_labels`]."""
         rng = random.Random(f"{self.seed}/{index}")
-        sampler = self.solid if rng.random() < 0.6 else self.any
-        if index < self.plain:
-            return self._labelled(rng, self._black_on_white(rng, sampler))
-        if index >= self.colored and rng.random() < 0.08:
+        chroma = self._reached(self.chroma, index)
+        sampler = self.lines if rng.random() < 0.3 * chroma else self.solid
+        if rng.random() < 0.06 * chroma:
             return self._emoji(rng)
-        single = index < self.colored or rng.random() < 0.4
-        return self._labelled(rng, sampler.free(rng, 1 if single else rng.randint(2, 4)))
+        if rng.random() < 0.6 * self._reached(self.several, index):
+            scene = sampler.free(rng, rng.randint(2, 4))
+        else:
+            scene = self._single(rng, sampler, round(44 - 20 * chroma))
+        return self._labelled(rng, scene, chroma * (1.0 if rng.random() < 0.6 else rng.random()) if chroma < 1 else 1.0)
 
-    def _black_on_white(self, rng: random.Random, sampler: SceneSampler) -> Scene:
-        thing = rng.choice(sampler.things)
-        size = rng.randint(44, 60)
+    def _reached(self, part: tuple[float, float], index: int) -> float:
+        if not self.curriculum:
+            return 1.0
+        start, end = (share * self.length for share in part)
+        return min(1.0, max(0.0, (index - start) / (end - start)))
+
+    def _single(self, rng: random.Random, sampler: SceneSampler, smallest: int) -> Scene:
+        scene = sampler.free(rng, 1)
+        size = rng.randint(smallest, 60)
         x, y = rng.randint(0, CANVAS - size), rng.randint(0, CANVAS - size)
-        return Scene("white", (Item(thing, rng.choice(sampler.drawings[thing]), "black", x, y, size),))
+        return Scene(scene.background, (replace(scene.items[0], x=x, y=y, size=size),))
 
-    def _labelled(self, rng: random.Random, scene: Scene) -> dict[str, torch.Tensor]:
-        image, masks = render_with_masks(self.world, scene, rng if rng.random() < 0.8 else None)
-        labels = {name: torch.as_tensor(value) for name, value in patch_labels(scene, masks).items()}
-        return {"pixel_values": to_pixels(image)} | labels
+    def _labelled(self, rng: random.Random, scene: Scene, chroma: float) -> dict[str, torch.Tensor]:
+        image, masks = render_with_masks(self.world, scene, rng if rng.random() < 0.5 else None, chroma)
+        labels = patch_labels(scene, masks)
+        if chroma < 0.5:  # still too pale to have a name
+            labels["colors"][labels["colors"] > 0] = IGNORE
+            labels["background"] = np.int64(IGNORE)
+        return {"pixel_values": to_pixels(image)} | {name: torch.as_tensor(value) for name, value in labels.items()}
 
     def _emoji(self, rng: random.Random) -> dict[str, torch.Tensor]:
         emoji, style = rng.randrange(len(self.emoji_things)), rng.choice(_TRAIN_STYLES)
@@ -172,8 +194,7 @@ class LabelledScenes(Dataset):
         if thing is None:
             labels["things"][labels["things"] > 0] = IGNORE
         labels["colors"][labels["colors"] > 0] = IGNORE
-        labels = {name: torch.as_tensor(value) for name, value in labels.items()}
-        return {"pixel_values": to_pixels(image)} | labels
+        return {"pixel_values": to_pixels(image)} | {name: torch.as_tensor(value) for name, value in labels.items()}
 
 
 def held_out_scenes(world: World, split: str, count: int, single: bool = False, seed: int = 0) -> list[Scene]:

@@ -195,17 +195,23 @@ def render(world: World, scene: Scene, warp: random.Random | None = None) -> np.
 
 
 def render_with_masks(
-    world: World, scene: Scene, warp: random.Random | None = None
+    world: World, scene: Scene, warp: random.Random | None = None, chroma: float = 1.0
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Pixels of a scene, (64, 64, 3) uint8, and the coverage (size, size) uint8 of every item."""
+    """Pixels of a scene, (64, 64, 3) uint8, and the coverage (size, size) uint8 of every item.
+
+    Args:
+        warp: as in [`render`].
+        chroma: from 0, every thing black on white, to 1, all in their own colours.
+    """
     canvas = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
-    canvas[:] = PALETTE[scene.background]
+    canvas[:] = 255 + (np.array(PALETTE[scene.background]) - 255) * chroma
     masks = []
     for item in scene.items:
         mask = scaled_mask(world, item.drawing, item.size) if warp is None else _warped(world, item, warp)
         masks.append(mask)
         region = canvas[item.y : item.y + item.size, item.x : item.x + item.size]
-        region += (np.array(PALETTE[item.color], dtype=np.float32) - region) * (mask[..., None] / np.float32(255))
+        color = np.array(PALETTE[item.color], dtype=np.float32) * np.float32(chroma)
+        region += (color - region) * (mask[..., None] / np.float32(255))
     return (canvas + 0.5).astype(np.uint8), masks
 
 
