@@ -21,7 +21,6 @@ from evotok.data.world.images import (
 )
 from evotok.data.world.palette import COLORS, PALETTE
 from evotok.data.world.scenes import PATCH, Item, Scene, new_pairs, render_with_masks
-from evotok.data.world.splits import is_new_color_pair
 
 
 SAMPLES = 3000
@@ -30,7 +29,7 @@ SAMPLES = 3000
 @pytest.fixture
 def shown(monkeypatch):
     """Scenes and emoji that samples are made of; nothing is rendered, so that many may be drawn."""
-    seen = {"scenes": [], "emoji": []}
+    seen = {"scenes": [], "emoji": [], "chroma": []}
     nothing = np.zeros((64, 64, 3), np.uint8)
 
     def note(world, scene, warp=None):
@@ -87,23 +86,37 @@ def test_the_mixture_weighs_kinds(world, shown):
 
 
 def test_labels_go_from_easy_to_hard(world, shown):
-    """Large, black on white; then in colour; then several: a tower that begins with colours learns no shapes."""
-    data = LabelledScenes(world, 1000, seed=1, plain=0.15, colored=0.3)
-    parts = [range(150), range(150, 300), range(300, 1000)]
-    scenes = []
-    for part in parts:
-        shown["scenes"].clear()
-        for index in part:
-            data[index]
-        scenes.append(list(shown["scenes"]))
-    plain, colored, mixed = scenes
-    assert {(scene.background, scene.items[0].color, len(scene.items)) for scene in plain} == {("white", "black", 1)}
-    assert min(scene.items[0].size for scene in plain) >= 44
-    assert {len(scene.items) for scene in colored} == {1} and len({s.background for s in colored}) == 9
-    counts = Counter(len(scene.items) for scene in mixed)
-    assert set(counts) == {1, 2, 3, 4} and 0.3 < counts[1] / len(mixed) < 0.5 and shown["emoji"]
-    assert not any(new_pairs(scene) for scene in colored + mixed)
-    assert not any(is_new_color_pair(i.thing, i.color) for scene in colored + mixed for i in scene.items)
+    """Large, black on white; then paler and stronger colours; then several: a tower that begins with colours learns no
+    shapes. A colour too pale to have a name is no label."""
+    data = LabelledScenes(world, 1000, seed=1)
+    parts = {}
+    for name, part in {"plain": range(100), "fading": range(100, 300), "last": range(600, 1000)}.items():
+        for noted in shown.values():
+            noted.clear()
+        labels = [data[index] for index in part]
+        parts[name] = {kind: list(noted) for kind, noted in shown.items()} | {"labels": labels}
+    plain, fading, last = parts["plain"], parts["fading"], parts["last"]
+    assert set(plain["chroma"]) == {0.0} and not plain["emoji"]
+    assert {len(scene.items) for scene in plain["scenes"]} == {1}
+    assert min(scene.items[0].size for scene in plain["scenes"]) >= 44
+    assert all(world.drawings[scene.items[0].drawing].solid for scene in plain["scenes"])
+    for labels in plain["labels"]:
+        assert labels["background"] == IGNORE and (labels["colors"][labels["things"] > 0] == IGNORE).all()
+    assert {len(scene.items) for scene in fading["scenes"]} == {1}
+    assert 0 <= min(fading["chroma"]) < 0.1 and 0.5 < max(fading["chroma"]) < 0.7
+    assert set(last["chroma"]) == {1.0} and last["emoji"]
+    counts = Counter(len(scene.items) for scene in last["scenes"])
+    assert set(counts) == {1, 2, 3, 4} and 0.3 < counts[1] / counts.total() < 0.55
+    assert all(labels["background"] >= 0 for labels in last["labels"])
+    assert min(item.size for scene in last["scenes"] for item in scene.items) < 28
+
+
+def test_without_a_curriculum_all_samples_are_as_the_last_ones(world, shown):
+    data = LabelledScenes(world, 1000, seed=1, curriculum=False)
+    for index in range(100):
+        data[index]
+    assert set(shown["chroma"]) == {1.0}
+    assert {len(scene.items) for scene in shown["scenes"]} == {1, 2, 3, 4} and shown["emoji"]
 
 
 def test_no_labelled_scene_shows_what_is_held_out(world, shown):
@@ -112,7 +125,7 @@ def test_no_labelled_scene_shows_what_is_held_out(world, shown):
         data[index]
     items = [item for scene in shown["scenes"] for item in scene.items]
     assert {world.drawings[item.drawing].split for item in items} == {"train"}
-    assert not any(new_pairs(s) for s in shown["scenes"] if (s.background, s.items[0].color) != ("white", "black"))
+    assert not any(new_pairs(scene) for scene in shown["scenes"])
     assert NEW_EMOJI_STYLE not in {style for _, style in shown["emoji"]}
 
 
@@ -161,11 +174,11 @@ def test_labels_agree_with_the_pixels(world):
 
 def test_of_emoji_only_the_thing_is_said_where_it_is_known(world):
     known, unknown = 0, 0
-    data = LabelledScenes(world, 4000, seed=2, plain=0, colored=0)
-    for index in range(4000):
+    data = LabelledScenes(world, 2000, seed=2, curriculum=False)
+    for index in range(2000):
         rng = random.Random(f"2/{index}")  # whether an emoji comes out is decided first: only those are rendered
         rng.random()
-        if rng.random() >= 0.08 or known + unknown > 40:
+        if rng.random() >= 0.06 or known + unknown > 40:
             continue
         labels = data[index]
         assert (labels["colors"][labels["things"] != 0] == IGNORE).all()

@@ -148,6 +148,17 @@ def test_a_scene_is_rendered_in_its_colors(world):
     assert scaled_mask(world, thing.canonical, 64).tolist() == world.masks[thing.canonical].tolist()
 
 
+def test_colors_fade_in_from_black_on_white(world):
+    scene = Scene("blue", (Item(0, world.things[0].canonical, "yellow", 16, 24, 32),))
+    strong, _ = render_with_masks(world, scene)
+    none, [mask] = render_with_masks(world, scene, chroma=0.0)
+    half, _ = render_with_masks(world, scene, chroma=0.5)
+    assert (none[24:56, 16:48][mask == 255] == 0).all() and (none[:24] == 255).all()
+    assert np.abs(half[0, 0] - (np.array(PALETTE["blue"]) + 255) / 2).max() <= 0.5
+    assert np.abs(half[24:56, 16:48][mask == 255] - np.array(PALETTE["yellow"]) / 2).max() <= 0.5
+    assert (render_with_masks(world, scene, chroma=1.0)[0] == strong).all()
+
+
 def test_a_warped_thing_stays_in_its_square_and_is_like_itself(world):
     """Mirrored in half of the cases, never cut off, with about as much ink."""
     size, drawing = 44, world.things[0].canonical

@@ -3,8 +3,9 @@
     python -m evotok.training.chain configs/mini
     python -m evotok.training.chain configs/mini/cuda --results out training.logging_steps=50
 
-A folder has a recipe a stage, named after it. A chain that was stopped goes on in the stage, and from the checkpoint,
-that it had reached. With `--results` what a stage gives is copied there, checkpoints excepted, as soon as it ends.
+A folder has a recipe a stage, of the names in `ORDER`. A chain that was stopped goes on in the stage, and from the
+checkpoint, that it had reached. With `--results` what a stage gives is copied there, checkpoints excepted, as soon as
+it ends.
 """
 
 import argparse
@@ -22,14 +23,14 @@ from .train import train
 
 logger = logging.get_logger(__name__)
 
-ORDER = ("vision", "language", "tokenizer", "pretrain", "sft", "gen")
+ORDER = ("vision", "vision-long", "language", "tokenizer", "pretrain", "sft", "gen")
 
 
 def read_chain(folder: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:
     """The recipes of a folder, in the order of training.
 
     Args:
-        folder: with YAML files named after stages; those of other names are left alone.
+        folder: with YAML files of the names in `ORDER`; others are left alone.
         overrides: words for all of them, as in [`read_recipe`].
 
     Raises:
@@ -47,13 +48,13 @@ def train_chain(recipes: list[Recipe], results: str | Path | None = None) -> Non
     """Train stage after stage.
 
     Args:
-        results: folder that what every stage gives is copied to, under the stage's name.
+        results: folder that what every stage gives is copied to, under the name of its own folder.
     """
     for recipe in recipes:
         found = train(recipe)
         logger.warning(f"{recipe.stage}: {found['step']} steps, {found.get('train_runtime', 0):.0f} s")
         if results is not None:
-            copy_result(Path(found["folder"]), Path(results) / recipe.stage)
+            copy_result(Path(found["folder"]), Path(results) / Path(found["folder"]).name)
         gc.collect()  # the next stage wants the device's memory
 
 
