@@ -1,4 +1,4 @@
-"""Sets of images to measure on: a split of the emoji, a folder, a data set of `datasets`.
+"""Sets of images to measure on: scenes of the embedded world, a folder, a data set of `datasets`.
 
 One crop for all of them: the shorter side resized to the size wanted (Pillow's bicubic filter, which is antialiased),
 and of the longer side the middle.
@@ -14,12 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from ..data.world.drawings import World, load_world
+from ..data.world.images import held_out_scenes
+from ..data.world.phrases import describe
+from ..data.world.scenes import render
 from ..eval.workers import Workers
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.world import EmojiWorld
 from .tokenizer_data import IMAGE_SUFFIXES, crop_square, image_files, to_pixels
 
 
+WORLD = "world:"
+WORLD_SCENES = 512
 EMOJI = "emoji:"
 MAX_ASPECT = 20.0  # a longer strip would have to be blown up to many times its size
 _BLOCK = 64
@@ -76,18 +82,32 @@ def open_images(data: str, split: str = "validation", column: str = "") -> Image
     """A set of images, none of them decoded yet.
 
     Args:
-        data: `emoji:<split>`; a folder, whose images may lie in folders of their own, as those of ImageNet do; a data
-            set of the Hub; or a folder with one, saved or in files that `datasets` reads.
+        data: `world:<split>`, scenes of the icon families of train, val or test; a folder, whose images may lie in
+            folders of their own, as those of ImageNet do; a data set of the Hub; or a folder with one, saved or in
+            files that `datasets` reads.
         split: of a data set.
         column: of a data set; the first one of images when empty.
 
     Raises:
         ValueError: no such thing, or no images in it.
     """
+    if data.startswith(WORLD):
+        return world_images(load_world(), data.removeprefix(WORLD))
     if data.startswith(EMOJI):
         return emoji_images(EmojiWorld(), data.removeprefix(EMOJI))
     paths = image_files(data) if Path(data).is_dir() else []
     return folder_images(data, paths) if paths else _dataset_images(data, split, column)
+
+
+def world_images(world: World, split: str, count: int = WORLD_SCENES) -> ImageSet:
+    """Scenes of solid drawings of a split, always the same.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    scenes = held_out_scenes(world, split, count)
+    names = [f"{split} {number}: {describe(world, scene)}" for number, scene in enumerate(scenes)]
+    return ImageSet(f"{WORLD}{split}", names, lambda index: Image.fromarray(render(world, scenes[index])))
 
 
 def emoji_images(world: EmojiWorld, split: str) -> ImageSet:

@@ -13,8 +13,9 @@ from ..data.world.drawings import load_world
 from ..data.world.images import LabelledScenes, held_out_scenes, patch_labels, to_pixels
 from ..data.world.palette import COLORS
 from ..data.world.scenes import render_with_masks
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
+from .time_box import time_box
 from .trainer import EvoTokTrainer
 
 
@@ -130,15 +131,20 @@ def _labelled(world, scenes) -> dict[str, torch.Tensor]:
 def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the tower is saved in `output_dir`. Returns the metrics."""
     world = load_world(recipe.data.path)
-    tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
+    if recipe.model.checkpoint:
+        tower = SiglipVisionModel.from_pretrained(recipe.model.checkpoint, dtype=torch.float32)
+    else:
+        tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
     model = PatchClassifier(tower, len(world.things))
-    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = VisionTrainer(
         model=model,
         args=arguments,
-        train_dataset=LabelledScenes(world, samples * arguments.world_size, arguments.seed),
+        callbacks=time_box(recipe, arguments),
+        train_dataset=LabelledScenes(
+            world, num_samples(arguments), arguments.seed, curriculum=recipe.model.checkpoint is None
+        ),
         eval_dataset=[],
         held_out={
             "single": _labelled(world, held_out_scenes(world, "val", _EVALUATED, single=True)),

@@ -130,6 +130,7 @@ class LabelledScenes(Dataset):
         length: number of samples, read in order.
         seed: of everything random.
         chroma, several: first and last share of `length` of each transition.
+        curriculum: whether there are transitions; otherwise all samples are as the last ones.
     """
 
     def __init__(
@@ -139,9 +140,10 @@ class LabelledScenes(Dataset):
         seed: int = 0,
         chroma: tuple[float, float] = (0.1, 0.4),
         several: tuple[float, float] = (0.3, 0.55),
+        curriculum: bool = True,
     ):
         self.world, self.length, self.seed = world, length, seed
-        self.chroma, self.several = chroma, several
+        self.chroma, self.several, self.curriculum = chroma, several, curriculum
         solid, lines = world.select("train"), world.select("train", solid=False)
         self.solid = SceneSampler(world, solid)
         self.lines = SceneSampler(world, lines)
@@ -165,6 +167,8 @@ class LabelledScenes(Dataset):
         return self._labelled(rng, scene, chroma * (1.0 if rng.random() < 0.6 else rng.random()) if chroma < 1 else 1.0)
 
     def _reached(self, part: tuple[float, float], index: int) -> float:
+        if not self.curriculum:
+            return 1.0
         start, end = (share * self.length for share in part)
         return min(1.0, max(0.0, (index - start) / (end - start)))
 
