@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from evotok.eval.workers import Workers
-from evotok.training.image_sets import folder_images, limited, look_through, open_images
+from evotok.eval.image_sets import folder_images, limited, look_through, open_images
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:

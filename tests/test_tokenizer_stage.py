@@ -24,7 +24,7 @@ from evotok.training import tokenizer_trainer
 from evotok.training.arguments import Recipe, read_recipe
 from evotok.training.averages import AveragedTokenizer
 from evotok.training.losses import adaptive_weight
-from evotok.training.teachers import SiglipTeacher, build_lpips
+from evotok.eval.teachers import SiglipTeacher, build_lpips
 from evotok.training.tokenizer_data import folder_pixels
 from evotok.training.tokenizer_stage import (
     HELD_OUT_SCENES,

@@ -7,7 +7,7 @@ from evotok.data.world.drawings import load_world
 from evotok.data.world.images import WorldImages
 from evotok.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from evotok.training.losses import semantic_loss, weighted_sum
-from evotok.training.teachers import EfficientNetTeacher
+from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.tokenizer_data import FolderImages, to_pixels
 
 

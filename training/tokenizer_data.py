@@ -11,23 +11,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ..data.image_files import IMAGE_SUFFIXES, crop_square, image_files
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .emoji.world import EmojiWorld
 
 
 logger = logging.get_logger(__name__)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
     """RGB picture -> (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """All images below a folder, by their suffix, in the order of their paths."""
-    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 class FolderImages(Dataset):
@@ -48,15 +42,6 @@ class FolderImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"pixel_values": to_pixels(crop_square(load_image(self.paths[index]), self.size, (0.5, 0.5)))}
-
-
-def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
-    """The short side resized to `size`, and of the long one the square at `place`, 0 to 1 across and down."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (round(share * (side - size)) for share, side in zip(place, (width, height), strict=True))
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image.crop((left, top, left + size, top + size))
 
 
 class ImageCollator:

@@ -8,9 +8,9 @@ from ..data.world.scenes import render_with_masks
 from ..eval.frechet import FeatureStatistics, frechet_distance
 from ..eval.metrics import feature_cosine, psnr, ssim
 from ..eval.probes import linear_probe
+from ..eval.teachers import SiglipTeacher
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
-from .teachers import SiglipTeacher
 
 
 class Probes:

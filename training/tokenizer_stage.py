@@ -7,12 +7,12 @@ from transformers import TrainingArguments
 from ..data.world.drawings import load_world
 from ..data.world.images import WorldImages, held_out_scenes, scene_pixels
 from ..data.world.scenes import CANVAS
+from ..eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
 from .streaming import build_stream
-from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from .time_box import time_box
 from .tokenizer_data import ImageCollator, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer

@@ -11,22 +11,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
+from ..data.image_files import IMAGE_SUFFIXES, crop_square, image_files
 from ..data.world.drawings import World, load_world
-from ..data.world.images import held_out_scenes
+from ..data.world.images import held_out_scenes, to_pixels
 from ..data.world.phrases import describe
 from ..data.world.scenes import render
-from ..eval.workers import Workers
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
-from .emoji.world import EmojiWorld
-from .tokenizer_data import IMAGE_SUFFIXES, crop_square, image_files, to_pixels
+from .workers import Workers
 
 
 WORLD = "world:"
 WORLD_SCENES = 512
-EMOJI = "emoji:"
 MAX_ASPECT = 20.0  # a longer strip would have to be blown up to many times its size
 _BLOCK = 64
 
@@ -40,8 +39,6 @@ class ImageSet:
     """Of each image, for messages."""
     read: Callable[[int], Any]
     """Number -> whatever `load_image` opens."""
-    padded: bool = False
-    """Show all of an image, on a white square, instead of cropping it."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,11 +52,11 @@ class ImageSet:
         image = load_image(self.read(index))
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise EvoTokImageError(f"{image.width} x {image.height} is too long a strip: crop it.")
-        return crop_square(_on_a_square(image) if self.padded else image, size, (0.5, 0.5))
+        return crop_square(image, size, (0.5, 0.5))
 
     def pixels(self, indices: Sequence[int], size: int) -> torch.Tensor:
         """Images as (B, 3, size, size) float32 in [-1, 1]."""
-        return torch.stack([to_pixels(self.image(index, size)) for index in indices])
+        return torch.stack([to_pixels(np.asarray(self.image(index, size))) for index in indices])
 
 
 class Readable(NamedTuple):
@@ -69,13 +66,6 @@ class Readable(NamedTuple):
     indices: list[int]
     unreadable: dict[str, str]
     sha256: str
-
-
-def _on_a_square(image: Image.Image) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def open_images(data: str, split: str = "validation", column: str = "") -> ImageSet:
@@ -93,8 +83,6 @@ def open_images(data: str, split: str = "validation", column: str = "") -> Image
     """
     if data.startswith(WORLD):
         return world_images(load_world(), data.removeprefix(WORLD))
-    if data.startswith(EMOJI):
-        return emoji_images(EmojiWorld(), data.removeprefix(EMOJI))
     paths = image_files(data) if Path(data).is_dir() else []
     return folder_images(data, paths) if paths else _dataset_images(data, split, column)
 
@@ -110,16 +98,9 @@ def world_images(world: World, split: str, count: int = WORLD_SCENES) -> ImageSe
     return ImageSet(f"{WORLD}{split}", names, lambda index: Image.fromarray(render(world, scenes[index])))
 
 
-def emoji_images(world: EmojiWorld, split: str) -> ImageSet:
-    """Drawings of a split on white."""
-    drawings = world.drawings(split)
-    names = [f"{drawing.concept.name}, {drawing.style}" for drawing in drawings]
-    return ImageSet(f"{EMOJI}{split}", names, lambda index: world.image(drawings[index]))
-
-
-def folder_images(name: str, paths: Sequence[Path], padded: bool = False) -> ImageSet:
+def folder_images(name: str, paths: Sequence[Path]) -> ImageSet:
     """Files."""
-    return ImageSet(name, [str(path) for path in paths], lambda index: paths[index], padded)
+    return ImageSet(name, [str(path) for path in paths], lambda index: paths[index])
 
 
 def _dataset_images(data: str, split: str, column: str) -> ImageSet:

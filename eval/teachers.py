@@ -1,6 +1,7 @@
 """Frozen networks that the tokenizer's semantics, and optionally its pixels, are compared with."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,54 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
+
+
+EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "evotok-mini-vision"
+"""The vision tower of the embedded EvoTok-mini."""
+TEACHER_BESIDE = "vision"
+"""Folder beside a checkpoint of the mini recipes that holds the vision tower."""
+
+
+def find_teacher(given: str, checkpoint: str = "") -> str:
+    """Folder or hub id of the vision tower that a tokenizer was trained with.
+
+    Args:
+        given: what a user named; the folder `vision` beside the checkpoint, or the embedded tower, when empty.
+        checkpoint: name of the tokenizer's checkpoint.
+
+    Raises:
+        ValueError: no such folder, or none to choose.
+    """
+    if given:
+        if not Path(given).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+            raise ValueError(f"teacher: {given}: no such folder: give the folder or hub id of a vision tower.")
+        return given
+    folder = Path(checkpoint)
+    beside = [folder.parent / TEACHER_BESIDE] if checkpoint and folder.is_dir() else []
+    for place in (*beside, EMBEDDED_TEACHER):
+        if (place / "config.json").is_file():
+            return str(place)
+    raise ValueError(
+        f"teacher: no vision tower in {' or '.join(str(place) for place in (*beside, EMBEDDED_TEACHER))}: give the one "
+        "that the tokenizer was trained with, teacher=FOLDER."
+    )
+
+
+def teacher_files(teacher: str) -> list[Path]:
+    """Config and weights of a teacher that is a folder; nothing for a hub id."""
+    folder = Path(teacher)
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
+
+
+def check_teacher(teacher: nn.Module, tokenizer: nn.Module, pixels: torch.Tensor) -> None:
+    """Raises ValueError where a teacher's features of images (B, 3, H, W) have not the shape of decoded semantics."""
+    shape, config = tuple(teacher(pixels.to(tokenizer.device)).shape[1:]), tokenizer.config
+    if shape != (config.num_positions, config.semantic_feature_dim):
+        raise ValueError(
+            f"teacher: gives features of shape {shape} for an image, the tokenizer decodes "
+            f"{(config.num_positions, config.semantic_feature_dim)}: give the vision tower that it was trained with, "
+            "teacher=FOLDER."
+        )
 
 
 class SiglipTeacher(nn.Module):
@@ -24,8 +73,8 @@ class SiglipTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(cls, checkpoint: str) -> "SiglipTeacher":
-        """From a hub id or folder of a fixed-resolution SigLIP checkpoint."""
-        source = AutoModel.from_pretrained(checkpoint)
+        """From a hub id or folder of a fixed-resolution SigLIP checkpoint, in fp32 whatever it is stored in."""
+        source = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
         tower = getattr(source, "vision_model", source)
         tower.encoder.layers = tower.encoder.layers[:-1]
         tower.post_layernorm, tower.use_head, tower.head = nn.Identity(), False, None
