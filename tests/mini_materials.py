@@ -13,8 +13,8 @@ LEVELS, PIXEL_LEVELS = TINY_VQ["num_codebooks"], TINY_VQ["num_pixel_codebooks"]
 
 
 def save_mini(folder, world, guidance_min_p: float = 0.3) -> str:
-    """Random weights of 64 px in `folder/gen`, and the tower in `folder/vision`, where it is looked for; the name of the
-    former."""
+    """Random weights of 64 px in `folder/gen`, whose name is returned, and the tower in `folder/vision`, where it is
+    looked for."""
     encoder = TINY_VQ["encoder_config"] | {"image_size": 64}
     tokenizer = train_text_tokenizer(corpus(world, 40), vocab_size=400)
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64)

@@ -6,8 +6,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from evotok.eval.workers import Workers
 from evotok.eval.image_sets import folder_images, limited, look_through, open_images
+from evotok.eval.workers import Workers
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:

@@ -20,11 +20,11 @@ from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.data.world.drawings import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
+from evotok.eval.teachers import SiglipTeacher, build_lpips
 from evotok.training import tokenizer_trainer
 from evotok.training.arguments import Recipe, read_recipe
 from evotok.training.averages import AveragedTokenizer
 from evotok.training.losses import adaptive_weight
-from evotok.eval.teachers import SiglipTeacher, build_lpips
 from evotok.training.tokenizer_data import folder_pixels
 from evotok.training.tokenizer_stage import (
     HELD_OUT_SCENES,

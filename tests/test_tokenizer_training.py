@@ -5,9 +5,9 @@ import torch
 
 from evotok.data.world.drawings import load_world
 from evotok.data.world.images import WorldImages
+from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from evotok.training.losses import semantic_loss, weighted_sum
-from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.tokenizer_data import FolderImages, to_pixels
 
 

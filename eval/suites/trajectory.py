@@ -234,11 +234,11 @@ def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str,
     last, levels = config.num_pixel_codebooks, config.num_codebooks
     shown = "scenes in held-out styles" if options.data is None else f"images of {options.data}"
     notes = [
-        "`psnr` and `fd` (Frechet distance over the teacher's features averaged over an image, which is no FID) "
-        f"compare reconstruction and original, {shown}; `similarity_pixels` is the cosine of these features, centred on "
-        "the originals'; `similarity_semantics` is the cosine of decoded semantics and the teacher's features, position "
-        f"by position. Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is "
-        "given what it was never trained on.",
+        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over the teacher's "
+        "features averaged over an image, no FID. `similarity_pixels` is the cosine of these features, centred on the "
+        "originals'; `similarity_semantics` is that of decoded semantics and the teacher's features at each position. "
+        f"Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is given what it "
+        "was never trained on.",
     ]
     first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
     if "probe" in first:
