@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "assets/evotok-mini"
 OF_MINI = {  # folder -> suite, configuration
     "trajectory": ("trajectory", None),
-    "emoji-geneval": ("emoji-geneval", None),
-    "understanding-emoji": ("understanding", "configs/eval/understanding-emoji.yaml"),
+    "mini": ("mini", None),
+    "understanding-world": ("understanding", "configs/eval/understanding-world.yaml"),
 }
 
 
@@ -38,10 +38,15 @@ def test_results_are_of_the_embedded_weights(folder):
     )
 
 
-def test_the_harness_found_what_the_card_says():
-    of_card, found = MINI / "understanding.json", ROOT / "docs/results/understanding-emoji/results.json"
-    assert of_card.read_bytes() == found.read_bytes(), "copy it there, and render the card: evotok measure mini --card"
-    results = json.loads(found.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
+def test_the_card_is_of_the_shipped_results(name, folder):
+    found = ROOT / "docs/results" / folder
+    again = f"python -m evotok.model_card mini {found.relative_to(ROOT)}"
+    assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again
+
+
+def test_the_harness_names_its_version():
+    results = json.loads((MINI / "understanding.json").read_text(encoding="utf-8"))
     assert results["versions"]["lmms-eval"] in " ".join(results["notes"])
 
 

@@ -153,7 +153,7 @@ def _report(evaluation: Evaluation, world: World, model: Any, found: list[Part])
         figures |= part.figures
         for name, rows in part.tables.items():
             tables.setdefault(name, []).extend(rows)
-    parts = {"tokenizer": model.model.vq_model, "language model": model.model.language_model}
+    parts = {"image tokenizer": model.model.vq_model, "language model": model.model.language_model}
     parts |= {"depth decoder": model.depth_decoder, "all": model}
     tables["parameters"] = [
         {"part": name, "parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()

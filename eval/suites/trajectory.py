@@ -104,9 +104,9 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for package in ("sklearn", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
-    files = teacher_files(find_teacher(options.teacher, inputs[0]))
     if options.data is not None:
         _check_images(_folder(options), options.clusters)
+    files = teacher_files(find_teacher(options.teacher, inputs[0]))
     return fingerprints(options, "data") | ({"teacher": sha256(*files)} if files else {})
 
 
@@ -234,11 +234,11 @@ def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str,
     last, levels = config.num_pixel_codebooks, config.num_codebooks
     shown = "scenes in held-out styles" if options.data is None else f"images of {options.data}"
     notes = [
-        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over the teacher's "
-        "features averaged over an image, no FID. `similarity_pixels` is the cosine of these features, centred on the "
-        "originals'; `similarity_semantics` is that of decoded semantics and the teacher's features at each position. "
-        f"Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is given what it "
-        "was never trained on.",
+        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over features of "
+        "the teacher, averaged over an image: no FID. `similarity_pixels` is the cosine of these features, centred on "
+        "the originals'; `similarity_semantics` is that of decoded semantics and the teacher's features, position by "
+        f"position. Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is "
+        "given what it was never trained on.",
     ]
     first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
     if "probe" in first:

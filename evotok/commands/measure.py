@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Says which command does it, and runs the suite."""
+    """Runs the suite, and says which command does the same."""
     words = options.inputs if any("=" not in word for word in options.inputs) else ["mini", *options.inputs]
-    print(f"evotok measure: the same as `evotok eval mini {' '.join(words)}`", file=sys.stderr)
-    return evaluate.run(argparse.Namespace(**vars(options) | {"suite": "mini", "inputs": words}))
+    code = evaluate.run(argparse.Namespace(**vars(options) | {"suite": "mini", "inputs": words}))
+    print(f"`evotok measure` is another name of `evotok eval mini {' '.join(words)}`.", file=sys.stderr)
+    return code
