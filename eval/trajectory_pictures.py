@@ -60,6 +60,8 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
             axis.set(title=title, ylabel=unit, xlim=(min(depths) - 1, max(depths) + 1))
             axis.set_xticks([depth for depth in depths if depth == 1 or depth % 4 == 0])
             axis.margins(y=0.16)  # room for the numbers
+            if name == "probe":
+                axis.set_ylim(bottom=0)
         for axis in axes[1]:
             axis.set(xlabel="levels summed", ylim=(min(0.0, 1.2 * lowest), 1.0))
         known = f"levels 1 to {pixel_levels}, which the pixel decoder is trained from"
