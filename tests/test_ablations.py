@@ -16,6 +16,7 @@ from evotok.eval.orderings import Claim, compare, plainly, spread
 from evotok.eval.probes import linear_probe, retrieval
 from evotok.eval.suites import ablations
 from evotok.eval.suites.ablations import METHOD, ROWS, Options, depends_on
+from evotok.training import tokenizer_stage
 from evotok.training.arguments import read_recipe
 
 
@@ -48,6 +49,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ablations, "generated_share", lambda model, levels, world, steps, seed, folder: levels + steps / 10 + seed / 100
     )
+    monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     for scale in ("ablations", "mini"):
         (tmp_path / "configs" / scale).mkdir(parents=True)
     for path in (*ROOT.glob("configs/ablations/*.yaml"), ROOT / "configs/mini/tokenizer.yaml"):

@@ -108,6 +108,8 @@ class Options(SuiteOptions):
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for a recipe that does not read or differs in more than its model, an extra that is missing, or
     several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
     recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
     for name, recipe in recipes.items():
         model_class(recipe)
@@ -125,8 +127,6 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for package in ("torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
     said = json.dumps({name: asdict(recipe) for name, recipe in recipes.items()}, sort_keys=True)
     return {"recipes": hashlib.sha256(said.encode()).hexdigest()}
 
