@@ -13,7 +13,7 @@ from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Train
 
 from evotok import EvoTokVQModel
 from evotok.data.world.images import IGNORE, LabelledScenes, held_out_scenes
-from evotok.training import vision_stage
+from evotok.training import tokenizer_stage, vision_stage
 from evotok.training.train import main
 from evotok.training.vision_stage import PatchClassifier, VisionTrainer, _labelled, patch_losses
 
@@ -135,7 +135,8 @@ def test_it_resumes_to_the_bit(whole, tmp_path, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_tokenizer_stage_starts_from_it_and_learns_from_its_frozen_copy(whole, tmp_path):
+def test_the_tokenizer_stage_starts_from_it_and_learns_from_its_frozen_copy(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     fields = {name: value for name, value in TINY_VQ.items() if name not in ("encoder_config", "semantic_feature_dim")}
     recipe = {
         "stage": "tokenizer",

@@ -173,7 +173,7 @@ def differences(sheet: Image.Image, path: Path, size: int) -> int:
         committed = np.asarray(image.convert(sheet.mode))
     made = np.asarray(sheet)
     if committed.shape != made.shape:
-        return made.size // size**2
+        return made.shape[0] * made.shape[1] // size**2
     differs = committed != made
     if sheet.mode == "RGBA":
         hidden = (committed[..., 3] == 0) & (made[..., 3] == 0)
