@@ -83,9 +83,9 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 240
+    steps: int = 180
     """Of every tokenizer's training."""
-    generator_steps: int = 240
+    generator_steps: int = 160
     """Of the training of every tokenizer's generator."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
