@@ -16,6 +16,7 @@ from evotok.eval.orderings import Claim, compare, plainly, spread
 from evotok.eval.probes import linear_probe, retrieval
 from evotok.eval.suites import ablations
 from evotok.eval.suites.ablations import METHOD, ROWS, Options, depends_on
+from evotok.training import tokenizer_stage
 from evotok.training.arguments import read_recipe
 
 
@@ -48,6 +49,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ablations, "generated_share", lambda model, levels, world, steps, seed, folder: levels + steps / 10 + seed / 100
     )
+    monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     for scale in ("ablations", "mini"):
         (tmp_path / "configs" / scale).mkdir(parents=True)
     for path in (*ROOT.glob("configs/ablations/*.yaml"), ROOT / "configs/mini/tokenizer.yaml"):
@@ -187,7 +189,7 @@ def test_a_row_that_fails_leaves_those_before_it(small, order, monkeypatch):
         (["recipes=nowhere"], "no such recipe"),
         (["step=3"], "Did you mean 'steps'"),
         (["mini"], "takes no checkpoint"),
-        (["encoder=nowhere"], "encoder=nowhere: no checkpoint there: evotok train configs/mini/vision.yaml makes it"),
+        (["encoder=nowhere"], "encoder=nowhere: no vision tower there: evotok train"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(words, message, tmp_path, capsys):

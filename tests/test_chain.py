@@ -17,7 +17,12 @@ from evotok.training.checkpoints import last_complete_checkpoint
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/mini"
 SHORT = ["training.max_steps=2", "training.save_steps=2", "training.per_device_train_batch_size=4"]
 SHORT += ["training.dataloader_num_workers=0", "training.dataloader_prefetch_factor=null", "training.warmup_steps=1"]
-SHORT += ["training.eval_strategy=no", "training.report_to=none", "training.logging_steps=1", "data.sample_prompts=[]"]
+SHORT += [
+    "training.eval_strategy='no'",
+    "training.report_to=none",
+    "training.logging_steps=1",
+    "data.sample_prompts=[]",
+]
 
 
 @pytest.fixture

@@ -112,7 +112,8 @@ def test_a_sheet_is_read_as_it_was_laid_out(tmp_path):
 def test_the_committed_attribution_is_what_it_writes(world):
     manifest = json.loads((world.root / "world.json").read_text(encoding="utf-8"))
     assert (world.root / "LICENSES.md").read_text(encoding="utf-8") == licenses_text(manifest)
-    manifest["styles"][0]["licence"] = "LGPL"
+    for style in manifest["styles"]:
+        style["licence"] = "LGPL"
     with pytest.raises(KeyError, match="LGPL"):
         licenses_text(manifest)
 

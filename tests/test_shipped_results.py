@@ -20,13 +20,13 @@ OF_MINI = {  # folder -> suite, configuration
 }
 
 
-def finished(folder: str, suite: str, config: str | None) -> dict:
+def finished(folder: str, suite: str, config: str | None, dtype: str = "float32") -> dict:
     """What was found, finished and with the options that are shipped."""
     results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
     options = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}").Options
     assert results["suite"] == suite and results["finished"]
     assert results["options"] == vars(read_options(options, suite, config and str(ROOT / config), []))
-    assert results["dtype"] == "float32" and {"torch", "transformers"} < results["versions"].keys()
+    assert results["dtype"] == dtype and {"torch", "transformers"} < results["versions"].keys()
     return results
 
 
@@ -51,7 +51,7 @@ def test_the_harness_names_its_version():
 
 
 def test_ablations_are_those_of_the_shipped_budget():
-    results = finished("ablations", "ablations", None)
+    results = finished("ablations", "ablations", None, "bfloat16 autocast")
     runs = results["tables"]["runs"]
     seeds = {run["seed"] for run in runs}
     assert len(seeds) >= 3 and len(runs) == 15 == len(ROWS) * len(seeds)

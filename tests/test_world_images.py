@@ -40,12 +40,12 @@ def shown(monkeypatch):
         seen["emoji"].append((emoji, style))
         return nothing, "red", (0, 0, 64), np.full((64, 64), 255, np.uint8)
 
+    def note_with_masks(world, scene, warp=None, chroma=1.0):
+        seen["chroma"].append(chroma)
+        return note(world, scene), [np.full((item.size, item.size), 255, np.uint8) for item in scene.items]
+
     monkeypatch.setattr(images, "render", note)
-    monkeypatch.setattr(
-        images,
-        "render_with_masks",
-        lambda *args: (note(*args), [np.full((i.size, i.size), 255) for i in args[1].items]),
-    )
+    monkeypatch.setattr(images, "render_with_masks", note_with_masks)
     monkeypatch.setattr(images, "place_emoji", note_emoji)
     return seen
 

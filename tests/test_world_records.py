@@ -143,7 +143,7 @@ def test_records_are_those_that_checkpoints_were_trained_on(world, shown):
     said = json.dumps([[data[index]["messages"], data[index]["kind"]] for index in range(100)])
     places = repr(shown)
     assert hashlib.sha256(said.encode()).hexdigest()[:16] == "475c01e6e9d5c960"
-    assert hashlib.sha256(places.encode()).hexdigest()[:16] == "GOLDEN_PLACES"
+    assert hashlib.sha256(places.encode()).hexdigest()[:16] == "82c29d8d92c285d9"
 
 
 def test_blocks_of_records_all_generate_or_all_answer(world, shown):

@@ -160,7 +160,7 @@ def test_colors_fade_in_from_black_on_white(world):
 
 
 def test_a_warped_thing_stays_in_its_square_and_is_like_itself(world):
-    """Mirrored in half of the cases, never cut off, with about as much ink."""
+    """Mirrored in half of the cases, never cut off, with strokes that are a little thicker or thinner."""
     size, drawing = 44, world.things[0].canonical
     plain = scaled_mask(world, drawing, size).astype(float)
     mirrored = 0
@@ -169,7 +169,7 @@ def test_a_warped_thing_stays_in_its_square_and_is_like_itself(world):
         pixels, [mask] = render_with_masks(world, scene, random.Random(seed))
         border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         assert (border > 128).mean() < 0.35, "what stands over the edge would be a long straight cut"
-        assert 0.4 < mask.sum() / plain.sum() < 1.1
+        assert 0.25 < mask.sum() / plain.sum() < 1.7
         assert (pixels[:10] == 255).all() and (pixels[54:] == 255).all()
         asymmetric = world.things[2].canonical
         turned = render_with_masks(

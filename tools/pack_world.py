@@ -35,7 +35,7 @@ EMOJI = {  # sheet -> npm package
 }
 RENDERED = 96  # pixels that an icon is rendered at, before its margins are cut off
 INK = 16  # alpha above which a pixel is no margin
-DARK = 64  # luminance below which a colour is ink; white, which some icons cut holes with, is none
+DARK = 70  # luminance below which a colour is ink; white, which some icons cut holes with, is none
 _DEFAULTS = {"left": 0, "top": 0, "width": 16, "height": 16}  # of the Iconify format
 _FLIPS = (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM))
 
@@ -173,7 +173,7 @@ def differences(sheet: Image.Image, path: Path, size: int) -> int:
         committed = np.asarray(image.convert(sheet.mode))
     made = np.asarray(sheet)
     if committed.shape != made.shape:
-        return made.size // size**2
+        return made.shape[0] * made.shape[1] // size**2
     differs = committed != made
     if sheet.mode == "RGBA":
         hidden = (committed[..., 3] == 0) & (made[..., 3] == 0)

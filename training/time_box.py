@@ -15,7 +15,8 @@ class TimeBox(TrainerCallback, ExportableState):
 
     The learning rate is that of the step that would be reached by now if `max_steps` took all of the time, or of the
     true step where that is further on. The minutes of a run that goes on count from its first start, as far as they are
-    in a checkpoint. What is learnt depends on the machine's speed, so that no two runs are equal to the bit.
+    in a checkpoint; one that had ended takes a step more, at a learning rate of 0. What is learnt depends on the
+    machine's speed, so that no two runs are equal to the bit.
 
     Args:
         minutes: of training; building the model and the last evaluation come on top.
@@ -40,7 +41,6 @@ class TimeBox(TrainerCallback, ExportableState):
         self._start = time.monotonic()
         if isinstance(lr_scheduler, LambdaLR):
             lr_scheduler.lr_lambdas = [self._scaled(factor, state.max_steps) for factor in lr_scheduler.lr_lambdas]
-        control.should_training_stop = self.share >= 1
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.share >= 1:

@@ -130,7 +130,7 @@ class LabelledScenes(Dataset):
         length: number of samples, read in order.
         seed: of everything random.
         chroma, several: first and last share of `length` of each transition.
-        curriculum: whether there are transitions; otherwise all samples are as the last ones.
+        curriculum: whether there are transitions; otherwise all samples are as the last ones, and more of them warped.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class LabelledScenes(Dataset):
     ):
         self.world, self.length, self.seed = world, length, seed
         self.chroma, self.several, self.curriculum = chroma, several, curriculum
+        self.warped = 0.5 if curriculum else 0.8
         solid, lines = world.select("train"), world.select("train", solid=False)
         self.solid = SceneSampler(world, solid)
         self.lines = SceneSampler(world, lines)
@@ -179,7 +180,7 @@ class LabelledScenes(Dataset):
         return Scene(scene.background, (replace(scene.items[0], x=x, y=y, size=size),))
 
     def _labelled(self, rng: random.Random, scene: Scene, chroma: float) -> dict[str, torch.Tensor]:
-        image, masks = render_with_masks(self.world, scene, rng if rng.random() < 0.5 else None, chroma)
+        image, masks = render_with_masks(self.world, scene, rng if rng.random() < self.warped else None, chroma)
         labels = patch_labels(scene, masks)
         if chroma < 0.5:  # still too pale to have a name
             labels["colors"][labels["colors"] > 0] = IGNORE

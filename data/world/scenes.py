@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from .drawings import World
 from .palette import COLORS, PALETTE
@@ -226,11 +226,14 @@ def _scaled(root, drawing: int, size: int, world: World) -> np.ndarray:
 
 
 def _warped(world: World, item: Item, rng: random.Random) -> np.ndarray:
-    """The mask under a random affine map that keeps it inside its square, mirrored half of the time."""
+    """The mask under a random affine map that keeps it inside its square, mirrored half of the time, its strokes
+    thicker or thinner in one of three cases."""
     size = item.size
     # The map reads single pixels: a mask of about the target's size keeps it from skipping lines.
     side = min(world.size, -(-size * 5 // 4 // 8) * 8)
     source = Image.fromarray(scaled_mask(world, item.drawing, side))
+    if rng.random() < 1 / 3:
+        source = source.filter(rng.choice((ImageFilter.MaxFilter(3), ImageFilter.MinFilter(3))))
     angle, shear = rng.gauss(0, 0.12), rng.gauss(0, 0.1)
     wide, high = rng.uniform(0.78, 1.0), rng.uniform(0.78, 1.0)
     longest = max(wide, high)

@@ -83,16 +83,16 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 240
+    steps: int = 180
     """Of every tokenizer's training."""
-    generator_steps: int = 240
+    generator_steps: int = 160
     """Of the training of every tokenizer's generator."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
     images: int = 512
     """Held-out scenes that are measured; the probes are fitted on twice as many."""
-    encoder: str = "runs/mini/vision"
-    """Vision tower that all rows start from and learn from; `evotok train configs/mini/vision.yaml` makes it."""
+    encoder: str | None = None
+    """Vision tower that all rows start from and learn from; that of the recipes, the mini's, when left out."""
     recipes: str | None = None
     """Folder of the five recipes; the shipped `configs/ablations` when left out."""
     work: str = "runs/ablations"
@@ -108,6 +108,8 @@ class Options(SuiteOptions):
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for a recipe that does not read or differs in more than its model, an extra that is missing, or
     several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
     recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
     for name, recipe in recipes.items():
         model_class(recipe)
@@ -117,16 +119,14 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
                 "siglip."
             )
     _refuse_unequal(options, recipes)
-    if not (Path(options.encoder) / "config.json").is_file():
+    encoder = recipes[METHOD].model.encoder_checkpoint
+    if encoder is None or not (Path(encoder) / "config.json").is_file():
         raise ValueError(
-            f"encoder={options.encoder}: no checkpoint there: evotok train configs/mini/vision.yaml makes it, or give "
-            "another one."
+            f"encoder={encoder}: no vision tower there: evotok train configs/mini/vision.yaml makes one."
         )
     for package in ("torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
     said = json.dumps({name: asdict(recipe) for name, recipe in recipes.items()}, sort_keys=True)
     return {"recipes": hashlib.sha256(said.encode()).hexdigest()}
 
@@ -136,7 +136,7 @@ def run(evaluation: Evaluation) -> Report:
     options, device = evaluation.options, evaluation.workers.state.device
     recipe = _recipe(options, METHOD, options.seed)
     data = _fingerprints(recipe)
-    probes = Probes(options.encoder, recipe.data.path, options.images, options.batch_size)
+    probes = Probes(recipe.model.encoder_checkpoint, recipe.data.path, options.images, options.batch_size)
     depends = depends_on(data, device, evaluation.versions)
     depends |= {"images": options.images, "generator_steps": options.generator_steps}
     jobs = [(name, options.seed + seed) for seed in range(options.seeds) for name in ROWS]
@@ -229,15 +229,18 @@ def _recipes(options: Options) -> Path:
 
 def _recipe(options: Options, name: str, seed: int) -> Recipe:
     words = [f"training.max_steps={options.steps}", f"training.seed={seed}", "training.report_to=none"]
-    words.append(f"model.encoder_checkpoint={options.encoder}")
+    if options.encoder:
+        words.append(f"model.encoder_checkpoint={options.encoder}")
     return read_recipe(_recipes(options) / f"{name}.yaml", words)
 
 
 def _refuse_unequal(options: Options, recipes: dict[str, Recipe]) -> None:
-    """Raises ValueError for a recipe that differs from the method's in more than its model and its folder."""
+    """Raises ValueError for a recipe that differs from the method's in more than its folder and what the model makes of
+    its encoder."""
 
     def shared(recipe: Recipe) -> dict[str, Any]:
         sections = {key: asdict(getattr(recipe, key)) for key in ("data", "loss", "optimizer")}
+        sections["model"] = {"encoder_checkpoint": recipe.model.encoder_checkpoint}
         sections["training"] = {key: value for key, value in recipe.training.items() if key != "output_dir"}
         return {f"{section}.{key}": value for section, own in sections.items() for key, value in own.items()}
 
