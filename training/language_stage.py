@@ -9,24 +9,31 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, TrainingArguments
 from ..data.world.drawings import load_world
 from ..data.world.records import WorldRecords, corpus
 from ..processing.processing_evotok import EvoTokProcessor
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .collators import EvoTokCollator
 from .multimodal_data import Indexed
 from .optimizers import optimizer_choice
 from .text_tokenizer import train_text_tokenizer
+from .time_box import time_box
 from .trainer import EvoTokTrainer
 
 
-_VOCAB_MULTIPLE = 64  # rows of the embedding table: matrix products like whole tiles
+VOCAB_SIZE = 1024
+_MULTIPLE = 64  # of the rows of the embedding table: matrix products like whole tiles
 _MIXTURE = {"text": 0.7, "text_t2i": 0.3}
+
+
+def padded_rows(vocab_size: int) -> int:
+    """Rows of the embedding table for so many tokens."""
+    return -(-vocab_size // _MULTIPLE) * _MULTIPLE
 
 
 def train_language(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; model and tokenizer are saved in `output_dir`. Returns the metrics."""
     world = load_world(recipe.data.path)
-    tokenizer = train_text_tokenizer(corpus(world), recipe.model.text_tokenizer_size or 1024)
+    tokenizer = train_text_tokenizer(corpus(world), recipe.model.text_tokenizer_size or VOCAB_SIZE)
     config = Qwen2Config(
-        vocab_size=-(-len(tokenizer) // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        vocab_size=padded_rows(len(tokenizer)),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -35,13 +42,13 @@ def train_language(recipe: Recipe, arguments: TrainingArguments, resume_from: st
     model = Qwen2ForCausalLM(config)
     if recipe.model.attn_implementation:
         model.set_attn_implementation(recipe.model.attn_implementation)
-    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
-    records = WorldRecords(world, samples * arguments.world_size, recipe.data.mixture or _MIXTURE, arguments.seed)
+    records = WorldRecords(world, num_samples(arguments), recipe.data.mixture or _MIXTURE, arguments.seed)
     # Only its template and its placeholders count here: the same conversations as in the stages that follow.
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64, **recipe.processor)
     trainer = EvoTokTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=Indexed(records),
         data_collator=EvoTokCollator(processor, recipe.data.max_length, seed=arguments.seed),
         processing_class=tokenizer,

@@ -12,7 +12,7 @@ from .arguments import OptimizerArguments
 
 # Tables and classifiers look their rows up one by one; latents must not run away from their codebooks.
 _NOT_MATRICES = ("embed", "lm_head", "classifiers", "position", "to_latent")
-_ENCODER = "vision_tower."  # of the tokenizer
+_ENCODERS = ("vision_tower.", "pixel_tower.")  # of the tokenizer, and of its variant with two
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -98,8 +98,8 @@ def _factory(encoder_scale: float):
             if encoder_scale == 1.0:
                 groups.append([p for _, p in kind])
                 continue
-            encoder = [p for name, p in kind if name.startswith(_ENCODER)]
-            rest = [p for name, p in kind if not name.startswith(_ENCODER)]
+            encoder = [p for name, p in kind if name.startswith(_ENCODERS)]
+            rest = [p for name, p in kind if not name.startswith(_ENCODERS)]
             groups.append([{"params": rest, "scale": 1.0}, {"params": encoder, "scale": encoder_scale}])
         return MuonAdamW(*groups, **kwargs)
 

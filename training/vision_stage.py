@@ -13,8 +13,9 @@ from ..data.world.drawings import load_world
 from ..data.world.images import LabelledScenes, held_out_scenes, patch_labels, to_pixels
 from ..data.world.palette import COLORS
 from ..data.world.scenes import render_with_masks
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .optimizers import optimizer_choice
+from .time_box import time_box
 from .trainer import EvoTokTrainer
 
 
@@ -137,12 +138,12 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
     model = PatchClassifier(tower, len(world.things))
-    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = VisionTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=LabelledScenes(
-            world, samples * arguments.world_size, arguments.seed, curriculum=recipe.model.checkpoint is None
+            world, num_samples(arguments), arguments.seed, curriculum=recipe.model.checkpoint is None
         ),
         eval_dataset=[],
         held_out={

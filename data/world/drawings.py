@@ -42,7 +42,7 @@ class Drawing:
     thing: int
     """Index of the thing."""
     family: str
-    """Icon sets that share an author are one family; a family is in one split only."""
+    """Variants of one icon set, or sets drawn alike, are one family; a family is in one split only."""
     split: str
     solid: bool
     """Whether it is a filled shape, not a line drawing."""

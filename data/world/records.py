@@ -101,7 +101,8 @@ class WorldRecords(Dataset):
         make: Callable[[random.Random], dict[str, Any]] = getattr(self, f"_{kind}")
         return make(rng)
 
-    def _sample(self, rng: random.Random) -> Scene:
+    def sample_scene(self, rng: random.Random) -> Scene:
+        """A scene that questions are asked about: placed freely, or one that a prompt determines."""
         chance = rng.random()
         if chance < 0.3:
             return self.sampler.free(rng, 1)
@@ -120,12 +121,12 @@ class WorldRecords(Dataset):
         return [self.asker.ask(rng, scene, kind) for kind in chosen]
 
     def _scene(self, rng: random.Random) -> dict[str, Any]:
-        scene = self._sample(rng)
+        scene = self.sample_scene(rng)
         turns = [(question.text, question.answer) for question in self._questions(rng, scene)]
         return image_record(render(self.world, scene), turns, "scene")
 
     def _caption(self, rng: random.Random) -> dict[str, Any]:
-        scene = self._sample(rng)
+        scene = self.sample_scene(rng)
         question = self.asker.ask(rng, scene, "describe")
         return image_record(render(self.world, scene), [(question.text, question.answer)], "caption")
 
@@ -147,7 +148,7 @@ class WorldRecords(Dataset):
         return generation_record(text, self.world.emoji_image(thing.emoji, style), "t2i_emoji")
 
     def _text(self, rng: random.Random) -> dict[str, Any]:
-        scene = self._sample(rng)
+        scene = self.sample_scene(rng)
         turns = [(question.text, question.answer) for question in self._questions(rng, scene)]
         turns[0] = (f"{scene_in_words(self.world, scene)}\n{turns[0][0]}", turns[0][1])
         return {"messages": turn_messages(turns), "images": [], "kind": "text"}

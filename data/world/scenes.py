@@ -83,10 +83,11 @@ def new_pairs(scene: Scene) -> bool:
 
 def sample_background(rng: random.Random, colors: list[str]) -> str:
     """A colour that all of the things stand out from."""
-    return rng.choice([name for name in COLORS if all(_stands_out(color, name) for color in colors)])
+    return rng.choice([name for name in COLORS if all(stands_out(color, name) for color in colors)])
 
 
-def _stands_out(color: str, background: str) -> bool:
+def stands_out(color: str, background: str) -> bool:
+    """Whether a thing of this colour is told from this background at a glance."""
     return color != background and {color, background} != {"blue", "purple"}
 
 

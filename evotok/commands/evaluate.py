@@ -24,13 +24,12 @@ SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie 
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
-    "emoji-geneval": "does a model of the emoji world draw things, counts, colours and places as asked?",
     "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
     "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
+    "mini": "EvoTok-mini on its world: tokenizer by level, questions, GenEval's tasks, emoji",
     "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
     "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
     "understanding": "questions about images, asked and scored by lmms-eval",
-    "unseen": "how a model of the emoji world fares on pictures of other kinds",
 }
 
 
@@ -44,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", nargs="*", metavar="CHECKPOINT", help="what is measured, then key=value of its options"
     )
+    add_shared_arguments(parser)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command whatever is measured."""
     parser.add_argument("--config", metavar="FILE", help="YAML with options (default: configs/eval/SUITE.yaml if any)")
     parser.add_argument("--out", metavar="DIR", help="folder of the results (default: results/SUITE-CHECKPOINT)")
     parser.add_argument("--restart", action="store_true", help="measure again what the folder has already")

@@ -82,6 +82,10 @@ CASES = [
     ),
     case("ablations model", "ablations: takes no checkpoint."),
     case("ablations recipes=images", "images/entangled.yaml: no such recipe. The shipped ones are in configs/."),
+    case(
+        "ablations encoder=missing",
+        "encoder=missing: no vision tower there: evotok train configs/mini/vision.yaml makes one.",
+    ),
     case("compare images", "images: no results.json: give a folder that `evotok eval` wrote."),
     case(
         "reconstruction model data=images --out images",
