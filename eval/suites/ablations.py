@@ -83,7 +83,7 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 180
+    steps: int = 240
     """Of every tokenizer's training."""
     generator_steps: int = 160
     """Of the training of every tokenizer's generator."""
