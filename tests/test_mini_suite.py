@@ -239,7 +239,7 @@ def test_the_vision_tower_is_found(checkpoint, tmp_path, monkeypatch):
     assert [path.name for path in teacher_files(find_teacher("", checkpoint))] == ["config.json", "model.safetensors"]
     assert teacher_files("google/siglip2-large-patch16-256") == []
     monkeypatch.setattr(teachers, "EMBEDDED_TEACHER", tmp_path / "tower")
-    with pytest.raises(ValueError, match=r"no vision tower in .*tower: give .* teacher=FOLDER"):
+    with pytest.raises(ValueError, match=r"no vision tower in assets/tower: give .* teacher=FOLDER"):
         find_teacher("", "mini")
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower/config.json").write_text("{}")
