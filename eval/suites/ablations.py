@@ -121,9 +121,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     _refuse_unequal(options, recipes)
     encoder = recipes[METHOD].model.encoder_checkpoint
     if encoder is None or not (Path(encoder) / "config.json").is_file():
-        raise ValueError(
-            f"encoder={encoder}: no vision tower there: evotok train configs/mini/vision.yaml makes one."
-        )
+        raise ValueError(f"encoder={encoder}: no vision tower there: evotok train configs/mini/vision.yaml makes one.")
     for package in ("torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
