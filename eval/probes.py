@@ -41,10 +41,10 @@ def retrieval(features: torch.Tensor, labels: torch.Tensor, queries: torch.Tenso
 
 
 class PatchProbe(NamedTuple):
-    """A linear classifier of the thing at a patch: logits are `features @ weight.T + bias`.
+    """A linear classifier of the thing at a patch, on features of unit length: logits are `features @ weight.T + bias`.
 
     Its inputs are whatever lies in the space of the features that it was fitted on, such as semantics that a tokenizer
-    decodes.
+    decodes: as these are trained by their cosine to the teacher's, only their direction counts.
     """
 
     weight: torch.Tensor
@@ -70,10 +70,11 @@ class PatchProbe(NamedTuple):
         from sklearn.preprocessing import StandardScaler
 
         shown = labels > 0
-        scaler = StandardScaler().fit(features[shown].numpy())
+        known = F.normalize(features[shown], dim=-1).numpy()
+        scaler = StandardScaler().fit(known)
         model = LogisticRegression(C=0.1, max_iter=_ITERATIONS, tol=1e-3)
         with catch_warnings(action="ignore", category=ConvergenceWarning):
-            model.fit(scaler.transform(features[shown].numpy()), labels[shown].numpy())
+            model.fit(scaler.transform(known), labels[shown].numpy())
         weight = model.coef_ / scaler.scale_
         bias = model.intercept_ - weight @ scaler.mean_
         return cls(*(torch.from_numpy(array).float() for array in (weight, bias)), torch.from_numpy(model.classes_))
@@ -81,5 +82,5 @@ class PatchProbe(NamedTuple):
     def right(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Whether each patch that shows a thing is classified right: (B, N, S), (B, N) -> (patches with a thing,)."""
         shown = labels > 0
-        logits = features[shown] @ self.weight.T + self.bias
+        logits = F.normalize(features[shown], dim=-1) @ self.weight.T + self.bias
         return self.classes[logits.argmax(-1)] == labels[shown]

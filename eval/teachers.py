@@ -36,9 +36,9 @@ def find_teacher(given: str, checkpoint: str = "") -> str:
     for place in (*beside, EMBEDDED_TEACHER):
         if (place / "config.json").is_file():
             return str(place)
+    looked = " or ".join([*map(str, beside), f"assets/{EMBEDDED_TEACHER.name}"])
     raise ValueError(
-        f"teacher: no vision tower in {' or '.join(str(place) for place in (*beside, EMBEDDED_TEACHER))}: give the one "
-        "that the tokenizer was trained with, teacher=FOLDER."
+        f"teacher: no vision tower in {looked}: give the one that the tokenizer was trained with, teacher=FOLDER."
     )
 
 

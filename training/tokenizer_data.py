@@ -13,7 +13,6 @@ from transformers.utils import logging
 
 from ..data.image_files import IMAGE_SUFFIXES, crop_square, image_files
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
-from .emoji.world import EmojiWorld
 
 
 logger = logging.get_logger(__name__)
@@ -99,11 +98,3 @@ def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, worl
         raise ValueError(f"{folder}: {count} images to measure on {world_size} processes: give one for each at least.")
     picked = [i * len(images) // count for i in range(rank, count, world_size)]
     return torch.stack([images[index]["pixel_values"] for index in picked])
-
-
-def emoji_pixels(world: EmojiWorld, split: str, limit: int | None = None) -> torch.Tensor:
-    """Drawings of a split on white, evenly picked when limited: (I, 3, 64, 64) in [-1, 1]."""
-    drawings = world.drawings(split)
-    if limit is not None and limit < len(drawings):
-        drawings = [drawings[i * len(drawings) // limit] for i in range(limit)]
-    return torch.stack([to_pixels(world.image(drawing)) for drawing in drawings])

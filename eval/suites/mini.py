@@ -3,7 +3,7 @@
 What is ready is kept when a measurement is cut off, and the next one goes on there.
 
     evotok eval mini runs/mini/gen
-    evotok eval mini mini --config configs/eval/mini-quick.yaml     a first impression in a minute
+    evotok eval mini mini --config configs/eval/mini-quick.yaml     few samples of everything
 """
 
 import importlib.util

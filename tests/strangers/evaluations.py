@@ -98,7 +98,7 @@ CASES = [
         out__results=json.dumps(FINISHED),
     ),
     case(
-        "trajectory model data=images clusters=2 --out out",
+        "trajectory model data=images teacher=org/tower clusters=2 --out out",
         "out: has results of another suite (reconstruction): give a new --out.",
         "with results of another suite in `out`",
         out__results=json.dumps(FINISHED),
