@@ -189,7 +189,7 @@ def test_a_row_that_fails_leaves_those_before_it(small, order, monkeypatch):
         (["recipes=nowhere"], "no such recipe"),
         (["step=3"], "Did you mean 'steps'"),
         (["mini"], "takes no checkpoint"),
-        (["encoder=nowhere"], "encoder=nowhere: no vision tower there: evotok train"),
+        (["encoder=nowhere"], "encoder=nowhere: no vision tower there: give the folder of one"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(words, message, tmp_path, capsys):

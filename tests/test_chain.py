@@ -34,7 +34,8 @@ def tiny(tmp_path, monkeypatch):
     text = {k: v for k, v in TINY_TEXT.items() if k not in ("model_type", "vocab_size") and not k.endswith("token_id")}
     vq = {name: value for name, value in TINY_VQ.items() if name not in ("encoder_config", "semantic_feature_dim")}
     models = {
-        "vision": {"config": TOWER},
+        "vision-shapes": {"config": TOWER},
+        "vision": {"checkpoint": "vision-shapes", "config": TOWER},
         "language": {"text_tokenizer_size": 400, "config": text},
         "tokenizer": {"encoder_checkpoint": "vision", "config": vq},
         "pretrain": {"vq_checkpoint": "tokenizer", "language_model_checkpoint": "language"},
@@ -54,7 +55,7 @@ def tiny(tmp_path, monkeypatch):
 def test_the_chain_for_a_gpu_trains_every_stage(tiny, capsys):
     results = tiny / "results"
     assert main([str(tiny / "recipes"), *SHORT, "--results", str(results)]) == 0
-    assert {path.name for path in results.iterdir()} == {"vision", "language", "tokenizer", "pretrain", "sft", "gen"}
+    assert {path.name for path in results.iterdir()} == set(ORDER)
     for folder in results.iterdir():
         assert (folder / "config.json").is_file() and not list(folder.glob("checkpoint-*"))
     assert isinstance(EvoTokForConditionalGeneration.from_pretrained(results / "gen"), EvoTokForConditionalGeneration)
@@ -69,12 +70,9 @@ def test_the_chain_for_a_gpu_trains_every_stage(tiny, capsys):
 
 def test_recipes_for_a_gpu_are_the_chain_of_the_cpu_in_their_own_folders():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
-    stages = [recipe.stage for recipe in cuda]
-    assert stages == ["vision", "language", "tokenizer", "pretrain", "sft", "gen"]
-    by_stage = {recipe.stage: recipe for recipe in cpu}  # of two legs of a stage the second one
+    assert [recipe.stage for recipe in cuda] == ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "gen"]
     minutes = 0.0
-    for recipe in cuda:
-        other = by_stage[recipe.stage]
+    for recipe, other in zip(cuda, cpu, strict=True):
         assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer
         assert recipe.data.mixture == other.data.mixture and recipe.loss == other.loss
         assert recipe.training["output_dir"].startswith("runs/mini-cuda/") and recipe.training["bf16"]

@@ -31,7 +31,7 @@ def names(paths):
 
 
 def test_all_stages_ship_at_both_scales():
-    chain = {"vision", "language", "tokenizer", "pretrain", "sft", "gen"}
+    chain = {"vision-shapes", "vision", "language", "tokenizer", "pretrain", "sft", "gen"}
     mini = {path.stem for path in RECIPES if path.parent.name == "mini"}
     assert mini >= {*chain, "dpo"}
     assert {path.stem for path in RECIPES if path.parent.name == "cuda"} == chain

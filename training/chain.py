@@ -23,7 +23,7 @@ from .train import train
 
 logger = logging.get_logger(__name__)
 
-ORDER = ("vision", "vision-long", "language", "tokenizer", "pretrain", "sft", "gen")
+ORDER = ("vision-shapes", "vision", "language", "tokenizer", "pretrain", "sft", "gen")
 
 
 def read_chain(folder: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:

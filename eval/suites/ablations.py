@@ -83,7 +83,7 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time in measuring; training follows the recipes."""
-    steps: int = 180
+    steps: int = 240
     """Of every tokenizer's training."""
     generator_steps: int = 160
     """Of the training of every tokenizer's generator."""
@@ -92,7 +92,7 @@ class Options(SuiteOptions):
     images: int = 512
     """Held-out scenes that are measured; the probes are fitted on twice as many."""
     encoder: str | None = None
-    """Vision tower that all rows start from and learn from; that of the recipes, the mini's, when left out."""
+    """Vision tower that all rows start from and learn from; that of the recipes, the embedded one, when left out."""
     recipes: str | None = None
     """Folder of the five recipes; the shipped `configs/ablations` when left out."""
     work: str = "runs/ablations"
@@ -121,7 +121,9 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     _refuse_unequal(options, recipes)
     encoder = recipes[METHOD].model.encoder_checkpoint
     if encoder is None or not (Path(encoder) / "config.json").is_file():
-        raise ValueError(f"encoder={encoder}: no vision tower there: evotok train configs/mini/vision.yaml makes one.")
+        raise ValueError(
+            f"encoder={encoder}: no vision tower there: give the folder of one, such as assets/vision-mini."
+        )
     for package in ("torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
@@ -284,7 +286,7 @@ def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
     return [
         f"Five tokenizers, each trained at seed {seeds}: {options.steps} steps of "
         f"{recipe.training['per_device_train_batch_size']} images of the embedded world, without LPIPS and without a "
-        "discriminator. All encoders start from the vision tower of the mini's recipe, whose frozen copy is the "
+        "discriminator. All encoders start from the embedded vision tower, whose frozen copy is the "
         "teacher; all else starts from random weights. `recipes.yaml` has the rest. Rows of one seed see the same "
         "images in the same order.",
         "`different layers` and `different branches` have two trajectories: their commitment loss is the sum of two, "

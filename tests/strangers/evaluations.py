@@ -84,7 +84,7 @@ CASES = [
     case("ablations recipes=images", "images/entangled.yaml: no such recipe. The shipped ones are in configs/."),
     case(
         "ablations encoder=missing",
-        "encoder=missing: no vision tower there: evotok train configs/mini/vision.yaml makes one.",
+        "encoder=missing: no vision tower there: give the folder of one, such as assets/vision-mini.",
     ),
     case("compare images", "images: no results.json: give a folder that `evotok eval` wrote."),
     case(
