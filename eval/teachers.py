@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel
 
 
-EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "evotok-mini-vision"
+EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "vision-mini"
 """The vision tower of the embedded EvoTok-mini."""
 TEACHER_BESIDE = "vision"
 """Folder beside a checkpoint of the mini recipes that holds the vision tower."""

@@ -163,7 +163,11 @@ the five nearest of all emoji in all styles, by pooled features of EfficientNet-
 
 def _how_measured(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    options = ", ".join(f"{name} {value}" for name, value in results["options"].items() if value not in ("", []))
+    options = ", ".join(
+        f"{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in results["options"].items()
+        if value not in ("", [])
+    )
     return f"""\
 ### How this was measured
 

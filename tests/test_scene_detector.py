@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from evotok.data.world.drawings import load_world
 from evotok.data.world.evaluation import prompt_set
 from evotok.data.world.palette import PALETTE
 from evotok.data.world.prompts import KINDS
@@ -15,11 +14,6 @@ from evotok.eval.scene_detector import SceneDetector, contradict, faults
 
 
 COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load_world()
 
 
 @pytest.fixture(scope="module")

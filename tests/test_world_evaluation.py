@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from evotok.data.world.drawings import load_world
 from evotok.data.world.evaluation import (
     QUESTION_SETS,
     emoji_prompt_set,
@@ -20,11 +19,6 @@ from evotok.data.world.lmms_tasks import TASKS, write_tasks
 from evotok.data.world.prompts import TASKS as PROMPT_TASKS
 from evotok.data.world.questions import WORDINGS, YES_NO
 from evotok.data.world.splits import is_new_color_pair
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load_world()
 
 
 @pytest.mark.parametrize("figure", QUESTION_SETS)
