@@ -8,7 +8,7 @@ from evotok.suite_sections import COMMANDS, MINI, by_the_harness, table
 
 
 TOKENIZER = {  # how figures begin -> what they are, and digits; the last number of the name is put in
-    "psnr_new_style_depth": ("PSNR of the first {} levels, dB", 2),
+    "psnr_new_style_depth": ("PSNR at depth {}, dB", 2),
     "semantic_gain_": ("gain of the cosine to the teacher, from the levels for pixels to level {}", 3),
     "probe_gain_": ("gain of the probe's accuracy, from the levels for pixels to level {}", 3),
     "probe_share_": ("accuracy of the probe at level {}, share of the teacher's", 3),

@@ -94,7 +94,8 @@ in eight pairs of thing and colour, one in eight pairs of thing and relation, an
 
 The recipes are in `configs/mini/`; `make mini` runs them in this order.
 
-1. `vision.yaml`: a `SiglipVisionModel` learns the thing and the colour at every patch. It takes the place of SigLIP2.
+1. `vision-shapes.yaml`, `vision.yaml`: a `SiglipVisionModel` learns the thing and the colour at every patch, from large
+   black icons to coloured scenes. It takes the place of SigLIP2.
 2. `language.yaml`: a `Qwen2ForCausalLM` with its BPE tokenizer learns the texts of the world. It takes the place of
    Qwen2.5.
 3. `tokenizer.yaml`: the image tokenizer. Its encoder starts from the vision tower, and a frozen copy of the tower is
