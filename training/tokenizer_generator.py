@@ -1,10 +1,10 @@
 """A small generator on the pixel codes of a tokenizer, trained alike on each tokenizer of a comparison.
 
-A label (thing, colour, background) determines a tidy scene of one thing. A language model of a few layers reads the
-label and writes the scene's codes with a depth decoder, as EvoTok does. Of labels that were not among those it learnt,
-it must put together what it knows of things, colours and backgrounds.
+A label (thing, colour, background) determines a tidy scene of one thing. What the generator learns of every thing at
+every position is put together with colour and background, and a depth decoder, as EvoTok's, writes the position's codes
+level by level. Of labels that were not among those it learnt it must compose what it knows.
 
-Shapes: I scenes, N positions, L levels that pixels are decoded of.
+Shapes: B rows, N positions, L levels that pixels are decoded of, H width, C codebook width, K codebook size.
 """
 
 import random
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from ..data.world.drawings import World
 from ..data.world.images import scene_pixels
 from ..data.world.palette import COLORS
-from ..data.world.scenes import Scene, stands_out, tidy_scene
+from ..data.world.scenes import PATCH, SLOTS, TIDY_SIZE, Scene, stands_out, tidy_scene
 from ..data.world.splits import is_new_color_pair
-from ..modeling_evotok.configuration_evotok import EvoTokConfig
-from ..modeling_evotok.modeling_evotok import IGNORE_INDEX, EvoTokForConditionalGeneration
+from ..modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
+from ..modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import OptimizerArguments
 from .optimizers import optimizer_choice
@@ -29,18 +30,9 @@ from .optimizers import optimizer_choice
 
 SCENES = 1024
 PROMPTS = 256
-_BATCH = 32
+_BATCH = 1024  # positions a step
+_ELSEWHERE = 6  # of the positions without the thing one in so many is learnt for each label
 _WIDTH, _DEPTH_WIDTH = 128, 96
-_NEVER_RUN = {  # the generator's own encoder and decoders: codes come from, and go to, the tokenizer that is compared
-    "pixel_latent_channels": 8,
-    "pixel_base_channels": 8,
-    "pixel_num_res_blocks": 0,
-    "pixel_norm_groups": 4,
-    "semantic_hidden_size": 8,
-    "semantic_num_hidden_layers": 1,
-    "semantic_num_attention_heads": 1,
-    "semantic_feature_dim": 8,
-}
 
 
 class Label(NamedTuple):
@@ -69,95 +61,96 @@ def split_labels(world: World) -> tuple[list[Label], list[Label]]:
     return chosen[:SCENES], chosen[SCENES:]
 
 
+def learnt_positions(number: int, grid_size: int) -> list[int]:
+    """Positions that are learnt of a label: those of the thing, and of the others some, other ones for each label.
+
+    Args:
+        number: of the label.
+        grid_size: positions in a row.
+    """
+    [(left, top)] = SLOTS[1]
+    columns, rows = (range(start // PATCH, (start + TIDY_SIZE) // PATCH) for start in (left, top))
+    inside = [row * grid_size + column for row in rows for column in columns]
+    outside = [position for position in range(grid_size**2) if position not in inside]
+    return inside + outside[number % _ELSEWHERE :: _ELSEWHERE]
+
+
 class LabelledCodes(Dataset):
-    """Labels (I, 3) and codes (I, N, L)."""
+    """Codes of single positions.
+
+    Args:
+        labels: (I, 3).
+        codes: (I, N, L).
+    """
 
     def __init__(self, labels: torch.Tensor, codes: torch.Tensor):
         self.labels, self.codes = labels, codes
+        grid_size = round(codes.shape[1] ** 0.5)
+        self.places = [(i, position) for i in range(len(labels)) for position in learnt_positions(i, grid_size)]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.labels[index], self.codes[index]
-
-
-class Vocabulary(NamedTuple):
-    """Token ids: things, then colours, then backgrounds, then those of the config."""
-
-    things: int
-
-    @property
-    def first_special(self) -> int:
-        """The first id that is no label."""
-        return self.things + 2 * len(COLORS)
-
-    @property
-    def special(self) -> dict[str, int]:
-        """Fields of [`EvoTokConfig`]."""
-        names = ("vision_start_token_id", "vision_end_token_id", "image_generation_token_id", "image_token_id")
-        return {name: self.first_special + number for number, name in enumerate(names)}
-
-    def prompts(self, labels: torch.Tensor) -> torch.Tensor:
-        """(I, 3) -> (I, 4), each row ending where an image begins."""
-        offsets = torch.tensor([0, self.things, self.things + len(COLORS)])
-        start = torch.full((len(labels), 1), self.special["vision_start_token_id"])
-        return torch.cat([labels + offsets, start], dim=1)
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`labels` (3,), `positions` () and `codes` (L,)."""
+        row, position = self.places[index]
+        return {"labels": self.labels[row], "positions": torch.tensor(position), "codes": self.codes[row, position]}
 
 
-def build_generator(tokenizer: EvoTokVQModel, levels: int, vocabulary: Vocabulary) -> EvoTokForConditionalGeneration:
-    """A generator of random weights for the pixel codes of a tokenizer, whose codebooks it has.
+class LabelGenerator(nn.Module):
+    """Codes of every position of a label's scene.
 
     Args:
         tokenizer: or a variant of it; one with a trajectory for pixels alone has it in `pixel_quantizer`.
         levels: of which pixels are decoded.
+        num_things: of the world.
     """
-    source = tokenizer.config
-    encoder = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    encoder |= {"image_size": source.image_size, "patch_size": source.encoder_config.patch_size}
-    vq_config = {
-        "encoder_config": encoder | {"model_type": "siglip_vision_model", "vision_use_head": False},
-        "codebook_size": source.codebook_size,
-        "codebook_dim": source.codebook_dim,
-        "num_codebooks": levels,
-        "num_pixel_codebooks": levels,
-        "pixel_channel_multipliers": [1] * len(source.pixel_channel_multipliers),
-    }
-    text_config = {
-        "model_type": "qwen2",
-        "vocab_size": vocabulary.first_special + len(vocabulary.special),
-        "hidden_size": _WIDTH,
-        "intermediate_size": 3 * _WIDTH,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.06,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
-    depth_config = {
-        "hidden_size": _DEPTH_WIDTH,
-        "intermediate_size": 3 * _DEPTH_WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "hidden_dropout": 0.0,
-        "initializer_range": 0.07,
-    }
-    config = EvoTokConfig(
-        vq_config=vq_config | _NEVER_RUN,
-        text_config=text_config,
-        depth_decoder_config=depth_config,
-        initializer_range=0.06,
-        tie_word_embeddings=True,
-        **vocabulary.special,
-    )
-    model = EvoTokForConditionalGeneration(config)
-    codebooks = getattr(tokenizer, "pixel_quantizer", tokenizer.quantizer).codebooks[:levels]
-    for own, given in zip(model.model.vq_model.quantizer.codebooks, codebooks, strict=True):
-        own.load_state_dict(given.state_dict())
-    return model.to(tokenizer.device)
+
+    def __init__(self, tokenizer: EvoTokVQModel, levels: int, num_things: int):
+        super().__init__()
+        config, colors = tokenizer.config, len(COLORS)
+        self.num_positions = config.num_positions
+        quantizer = getattr(tokenizer, "pixel_quantizer", tokenizer.quantizer)
+        codebooks = torch.stack([codebook.weight for codebook in quantizer.codebooks[:levels]])
+        self.register_buffer("codebooks", codebooks.detach().clone())  # (L, K, C)
+        self.shape_embed = nn.Embedding(num_things * self.num_positions, _WIDTH)
+        self.color_embed, self.background_embed = nn.Embedding(colors, _WIDTH), nn.Embedding(colors, _WIDTH)
+        self.mixer = nn.Sequential(
+            nn.LayerNorm(3 * _WIDTH), nn.Linear(3 * _WIDTH, 3 * _WIDTH), nn.GELU(), nn.Linear(3 * _WIDTH, _WIDTH)
+        )
+        self.depth_decoder = EvoTokDepthDecoder(
+            EvoTokDepthDecoderConfig(
+                codebook_size=config.codebook_size,
+                codebook_dim=config.codebook_dim,
+                num_codebooks=levels,
+                backbone_hidden_size=_WIDTH,
+                hidden_size=_DEPTH_WIDTH,
+                intermediate_size=3 * _DEPTH_WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                hidden_dropout=0.0,
+                initializer_range=0.07,
+            )
+        )
+
+    def _hidden(self, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(B, 3), (B,) -> (B, H)."""
+        thing, color, background = labels.unbind(-1)
+        shape = self.shape_embed(thing * self.num_positions + positions)
+        return self.mixer(torch.cat([shape, self.color_embed(color), self.background_embed(background)], dim=-1))
+
+    def forward(self, labels: torch.Tensor, positions: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`loss`, the cross-entropy of codes (B, L) at positions (B,) of labels (B, 3)."""
+        embeddings = torch.stack([table[own] for table, own in zip(self.codebooks, codes.unbind(-1), strict=True)], 1)
+        return {"loss": self.depth_decoder.loss(self._hidden(labels, positions), embeddings, codes).loss}
+
+    @torch.inference_mode()
+    def generate(self, labels: torch.Tensor) -> torch.Tensor:
+        """The likeliest code level by level: (B, 3) -> (B, N, L)."""
+        positions = torch.arange(self.num_positions, device=labels.device).repeat(len(labels))
+        hidden = self._hidden(labels.repeat_interleave(self.num_positions, dim=0), positions)
+        codes, _ = self.depth_decoder.generate_codes(hidden, self.codebooks, lambda logits: logits.argmax(-1))
+        return codes.unflatten(0, (len(labels), self.num_positions))
 
 
 def generated_share(
@@ -165,50 +158,26 @@ def generated_share(
 ) -> float:
     """Train a generator on a tokenizer's pixel codes; the share of labels whose scene it generates.
 
-    A generated image counts if no scene of any other thing and colour on the background that was asked for is nearer to
-    it (mean squared error) than the one of its label.
-
     Args:
         tokenizer: in evaluation mode.
         levels: of which pixels are decoded.
-        steps: of training, in batches of 32.
+        steps: of training, of 1,024 positions each.
         seed: of the generator's weights and the order of its samples.
         folder: of the trainer, which saves nothing there.
     """
     taught, asked = split_labels(world)
-    vocabulary = Vocabulary(len(world.things))
-    pixels = scene_pixels(world, [label.scene(world) for label in taught])
-    with torch.inference_mode():
-        codes = [tokenizer.encode(batch.to(tokenizer.device))[..., :levels].cpu() for batch in pixels.split(2 * _BATCH)]
+    pixels = scene_pixels(world, [label.scene(world) for label in taught]).split(64)
+    codes = torch.cat([tokenizer.encode(batch.to(tokenizer.device))[..., :levels].cpu() for batch in pixels])
     torch.manual_seed(seed)
-    model = build_generator(tokenizer, levels, vocabulary)
-    _train(model, LabelledCodes(torch.tensor(taught), torch.cat(codes).clone()), vocabulary, steps, seed, folder)
-    images = []
-    for batch in vocabulary.prompts(torch.tensor(asked)).split(2 * _BATCH):
-        ids = batch.to(tokenizer.device)
-        written = model.generate_images(ids, attention_mask=torch.ones_like(ids), do_sample=False, guidance_scale=1.0)
-        with torch.inference_mode():
-            images.append(tokenizer.decode_pixels(written).clamp(-1, 1).cpu())
+    model = LabelGenerator(tokenizer, levels, len(world.things)).to(tokenizer.device)
+    _train(model, LabelledCodes(torch.tensor(taught), codes), steps, seed, folder)
+    written = torch.cat([model.generate(batch.to(tokenizer.device)) for batch in torch.tensor(asked).split(64)])
+    with torch.inference_mode():
+        images = [tokenizer.decode_pixels(batch).clamp(-1, 1).cpu() for batch in written.split(64)]
     return nearest_share(world, asked, torch.cat(images))
 
 
-def _train(
-    model: EvoTokForConditionalGeneration,
-    data: LabelledCodes,
-    vocabulary: Vocabulary,
-    steps: int,
-    seed: int,
-    folder: str | Path,
-) -> None:
-    token_id, positions = model.config.image_generation_token_id, data.codes.shape[1]
-
-    def collate(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        labels, codes = (torch.stack(column) for column in zip(*rows, strict=True))
-        prompts = vocabulary.prompts(labels)
-        images = torch.full((len(rows), positions), token_id)
-        targets = torch.cat([torch.full_like(prompts, IGNORE_INDEX), images], dim=1)
-        return {"input_ids": torch.cat([prompts, images], dim=1), "labels": targets, "generation_codes": codes}
-
+def _train(model: LabelGenerator, data: LabelledCodes, steps: int, seed: int, folder: str | Path) -> None:
     arguments = TrainingArguments(
         str(folder),
         max_steps=steps,
@@ -219,7 +188,7 @@ def _train(
         adam_beta2=0.95,
         max_grad_norm=1.0,
         seed=seed,
-        use_cpu=model.device.type == "cpu",
+        use_cpu=data.codes.device == model.codebooks.device,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
         save_strategy="no",
@@ -227,18 +196,14 @@ def _train(
         report_to="none",
         disable_tqdm=True,
     )
-    Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=collate,
-        **optimizer_choice(OptimizerArguments(name="muon"), arguments),
-    ).train()
+    muon = optimizer_choice(OptimizerArguments(name="muon"), arguments)
+    Trainer(model=model, args=arguments, train_dataset=data, **muon).train()
     model.eval()
 
 
 def nearest_share(world: World, labels: list[Label], images: torch.Tensor) -> float:
-    """Share of images (I, 3, 64, 64) to which the scene of their label is the nearest of all things in all colours."""
+    """Share of images (I, 3, 64, 64) to which, of the scenes of all things in all colours on the background asked for,
+    the one of their label is the nearest (mean squared error)."""
     right = 0
     for background in sorted({label.background for label in labels}):
         others = [Label(thing.index, color, background) for thing in world.things for color in range(len(COLORS))]
