@@ -1,5 +1,8 @@
 """The small generator that tokenizers are compared by: its labels, what it has of a tokenizer, and how it is scored."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from conftest import TINY_VQ
@@ -13,9 +16,10 @@ from evotok.training.tokenizer_generator import (
     PROMPTS,
     SCENES,
     Label,
-    Vocabulary,
-    build_generator,
+    LabelGenerator,
+    LabelledCodes,
     generated_share,
+    learnt_positions,
     nearest_share,
     split_labels,
 )
@@ -52,23 +56,38 @@ def test_labels_are_disjoint_always_the_same_and_without_held_out_pairs(world):
     )
 
 
-def test_token_ids_do_not_meet():
-    vocabulary = Vocabulary(48)
-    prompts = vocabulary.prompts(torch.tensor([[47, 0, 8], [0, 8, 0]]))
-    assert prompts.tolist() == [[47, 48, 65, 66], [0, 56, 57, 66]]
-    assert sorted(vocabulary.special.values()) == [66, 67, 68, 69]
+def test_every_position_is_learnt_and_those_of_the_thing_most_often():
+    learnt = [learnt_positions(number, 8) for number in range(6)]
+    counts = Counter(position for positions in learnt for position in positions)
+    inside = {8 * row + column for row in range(2, 6) for column in range(2, 6)}
+    assert {position for position, count in counts.items() if count == 6} == inside
+    assert len(counts) == 64 and {count for position, count in counts.items() if position not in inside} == {1}
+    assert learnt_positions(7, 8) == learnt[1] and len(learnt[0]) == 24
+
+
+def test_samples_are_codes_of_positions():
+    labels, codes = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.arange(2 * 64 * 2).view(2, 64, 2)
+    data = LabelledCodes(labels, codes)
+    assert len(data) == 48
+    for index in (0, 17, 30, 47):
+        row = data[index]
+        number = labels.tolist().index(row["labels"].tolist())
+        assert row["codes"].tolist() == codes[number, row["positions"]].tolist()
 
 
 @pytest.mark.parametrize(("variant", "levels"), [(None, 2), ("reversed", 4), ("layers", 2), ("branches", 2)])
-def test_it_reads_codes_as_the_tokenizer_decodes_them(build, variant, levels):
+def test_it_has_the_codebooks_of_the_pixels(build, variant, levels):
     tokenizer = build(variant)
-    model = build_generator(tokenizer, levels, Vocabulary(48))
-    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
-    codes = tokenizer.encode(pixels)[..., :levels]
-    own = model.model.vq_model.quantizer.decode_codes(codes)
+    model = LabelGenerator(tokenizer, levels, 48)
+    codes = tokenizer.encode(torch.rand(2, 3, 64, 64) * 2 - 1)[..., :levels]
+    summed = sum(table[own] for table, own in zip(model.codebooks, codes.unbind(-1), strict=True))
     source = tokenizer.pixel_quantizer if variant in ("layers", "branches") else tokenizer.quantizer
-    assert own.abs().max() > 0 and torch.equal(own, source.decode_codes(codes))
-    assert model.config.depth_decoder_config.num_codebooks == levels
+    torch.testing.assert_close(summed, source.decode_codes(codes))
+    loss = model(torch.tensor([[0, 1, 2], [47, 8, 0]]), torch.tensor([0, 63]), codes[:, 5])["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(32), rel=0.5)
+    assert model.shape_embed.weight.grad[[0, 47 * 64 + 63]].abs().sum(1).min() > 0
+    assert model.generate(torch.tensor([[0, 1, 2]])).shape == (1, 64, levels)
 
 
 def test_a_scene_is_right_if_none_is_nearer(world):
@@ -117,6 +136,6 @@ def test_it_learns(build, world, monkeypatch, tmp_path):
         "nearest_share",
         lambda world, labels, images: shares.append(torch.isclose(images, expected, atol=1e-4).float().mean()),
     )
-    for steps in (1, 40):
+    for steps in (1, 60):
         generated_share(tokenizer, 2, world, steps, 0, tmp_path)
     assert shares[1] > 0.9 > shares[0]

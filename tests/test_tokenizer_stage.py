@@ -137,8 +137,8 @@ def test_two_processes_learn_what_one_does(recipe, tmp_path):
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     for name in ("model", "average", "discriminator"):
         expected, found = (load_file(folder / "checkpoint-4" / f"{name}.safetensors") for folder in (one, two))
-        for key, tensor in expected.items():
-            torch.testing.assert_close(found[key], tensor, atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
+        for key in (key for key in expected if "k_proj.bias" not in key):  # no loss depends on it: rounding moves it
+            torch.testing.assert_close(found[key], expected[key], atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
     counted = load_file(two / "checkpoint-4" / "model.safetensors")["quantizer.codebooks.0.cluster_size"]
     assert counted.sum().item() == pytest.approx(4 * 64 * (1 - 0.99**4), rel=1e-4)  # of the global batch, not a share
     evaluated = [entry for entry in history(one / "checkpoint-4") if "eval_usage_min" in entry][-1]

@@ -115,6 +115,8 @@ class LabelGenerator(nn.Module):
         self.register_buffer("codebooks", codebooks.detach().clone())  # (L, K, C)
         self.shape_embed = nn.Embedding(num_things * self.num_positions, _WIDTH)
         self.color_embed, self.background_embed = nn.Embedding(colors, _WIDTH), nn.Embedding(colors, _WIDTH)
+        for table in (self.shape_embed, self.color_embed, self.background_embed):
+            nn.init.normal_(table.weight, std=0.02)  # what is learnt counts for more than where it began
         self.mixer = nn.Sequential(
             nn.LayerNorm(3 * _WIDTH), nn.Linear(3 * _WIDTH, 3 * _WIDTH), nn.GELU(), nn.Linear(3 * _WIDTH, _WIDTH)
         )

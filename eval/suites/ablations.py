@@ -85,7 +85,7 @@ class Options(SuiteOptions):
     """Images at a time in measuring; training follows the recipes."""
     steps: int = 240
     """Of every tokenizer's training."""
-    generator_steps: int = 160
+    generator_steps: int = 200
     """Of the training of every tokenizer's generator."""
     seeds: int = 3
     """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
@@ -303,11 +303,11 @@ def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
         f"scenes of styles that were trained on. Of the teacher's own features it reads {own['thing teacher']:.3f} and "
         f"{own['color teacher']:.3f}; always the commonest answer is right in {own['thing baseline']:.3f} and "
         f"{own['color baseline']:.3f}.",
-        "`generated` stands for the paper's generation benchmarks: a generator of three layers with a depth decoder, "
-        f"trained on each row's pixel codes for {options.generator_steps} steps, generates the scenes of {PROMPTS} "
-        f"labels (thing, colour, background) that were not among the {SCENES} it learnt; a scene is right if none of "
-        "another thing or colour is nearer. `pixel_bits` is the entropy of the levels that it generates at one "
-        "position, each level by itself; the paper makes no claim about it.",
+        "`generated` stands for the paper's generation benchmarks: a small generator with a depth decoder, trained on "
+        f"each row's pixel codes for {options.generator_steps} steps, generates the scenes of {PROMPTS} labels (thing, "
+        f"colour, background) that were not among the {SCENES} it learnt; a scene is right if none of another thing or "
+        "colour is nearer. `pixel_bits` is the entropy of the levels that it generates at one position, each level by "
+        "itself; the paper makes no claim about it.",
     ]
 
 

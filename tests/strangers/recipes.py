@@ -141,7 +141,7 @@ CASES = [
     ),
     case(
         "section that is a number",
-        "evotok train: recipe.yaml: unknown key 3. Known keys: data, gpus, lora, loss, model, optimizer, preference, processor, stage, training.",
+        "evotok train: recipe.yaml: unknown key 3. Known keys: data, gpus, lora, loss, max_minutes, model, optimizer, preference, processor, stage, training.",
         START + "3: 4\n",
     ),
     case(
