@@ -55,10 +55,23 @@ def test_wrong_descriptions_tell_of_no_pair_that_is_held_out(world, pairs):
     assert len(told) > 50 and not [text for text in told if any(pair in text for pair in held_out)]
 
 
+def test_wrong_colors_and_things_are_of_no_pair_that_is_held_out(world):
+    names, rng = [thing.name for thing in world.things], random.Random(1)
+    for thing, name in enumerate(names):
+        shown = next(color for color in COLORS if not is_new_color_pair(thing, color))
+        scene = Scene("white" if shown != "white" else "black", (Item(thing, 0, shown, 0, 0, 20),))
+        question = Question("color", f"Which color has the {name}?", shown)
+        wrong = {wrong_answer(rng, world, scene, question) for _ in range(60)}
+        assert len(wrong) > 4 and not any(is_new_color_pair(thing, color) for color in wrong), name
+        wrong = {wrong_answer(rng, world, scene, Question("which", f"What is {shown}?", name)) for _ in range(60)}
+        assert len(wrong) > 9 and not any(is_new_color_pair(names.index(other), shown) for other in wrong), name
+
+
 def test_half_of_the_wrong_colors_are_elsewhere_in_the_scene(world):
     items = tuple(Item(thing, 0, color, 0, 0, 20) for thing, color in ((1, "red"), (2, "blue"), (3, "green")))
     scene, rng = Scene("white", items), random.Random(0)
-    wrong = [wrong_answer(rng, world, scene, Question("color", "", "red")) for _ in range(400)]
+    question = Question("color", f"What color is the {world.things[1].name}?", "red")
+    wrong = [wrong_answer(rng, world, scene, question) for _ in range(400)]
     near = sum(color in ("blue", "green", "white") for color in wrong) / 400
     assert 0.6 < near < 0.8 and "red" not in wrong  # one half, and three of eight of the other
 

@@ -74,7 +74,7 @@ def test_free_scenes_are_apart_inside_and_without_held_out_pairs(sampler):
         repeated = [item for item in scene.items if scene.kinds[item.thing, item.color] > 1]
         assert len({(item.thing, item.drawing) for item in repeated}) == len({item.thing for item in repeated})
     shares = [counts.count(n) / SAMPLES for n in (1, 2, 3, 4)]
-    assert shares == sorted(shares, reverse=True) and shares[3] > 0.08, "crowded ones are more often rejected"
+    assert shares[0] > max(shares[1:3]) and min(shares[1:3]) > shares[3] > 0.08, "crowded ones are more often rejected"
     assert same > 0.1 * SAMPLES
 
 

@@ -13,7 +13,7 @@ from .phrases import describe
 from .questions import KINDS, Asker, Question
 from .records import WorldRecords, image_record
 from .scenes import Scene, new_pairs, relation, render
-from .splits import RELATIONS
+from .splits import RELATIONS, is_new_color_pair
 
 
 _NEAR = 0.5  # share of wrong things and colours that occur elsewhere in the scene, where there are such
@@ -75,15 +75,22 @@ def wrong_answer(rng: random.Random, world: World, scene: Scene, question: Quest
         return _wrong_place(rng, answer)
     if kind == "relation":
         return rng.choice([name for name in RELATIONS if name != answer])
-    if kind in ("color", "background"):
-        return _other(rng, answer, COLORS, [*(item.color for item in scene.items), scene.background])
+    if kind == "background":
+        return _other(rng, answer, COLORS, [item.color for item in scene.items])
     names = [thing.name for thing in world.things]
-    return _other(rng, answer, names, [names[item.thing] for item in scene.items])
+    if kind == "color":
+        thing = next(thing for thing, name in enumerate(names) if question.text.endswith(f" {name}?"))
+        colors = [color for color in COLORS if not is_new_color_pair(thing, color)]
+        return _other(rng, answer, colors, [*(item.color for item in scene.items), scene.background])
+    if kind == "which":
+        color = next(item.color for item in scene.items if names[item.thing] == answer)
+        names = [name for thing, name in enumerate(names) if not is_new_color_pair(thing, color)]
+    return _other(rng, answer, names, [world.things[item.thing].name for item in scene.items])
 
 
 def _other(rng: random.Random, answer: str, answers: list[str] | tuple[str, ...], shown: list[str]) -> str:
     """Another answer, in `_NEAR` of the cases one that is true of something else in the scene."""
-    near = [other for other in shown if other != answer]
+    near = [other for other in shown if other != answer and other in answers]
     if near and rng.random() < _NEAR:
         return rng.choice(near)
     return rng.choice([other for other in answers if other != answer])

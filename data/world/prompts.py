@@ -10,7 +10,7 @@ from .drawings import EMOJI_STYLES, NEW_EMOJI_STYLE, World
 from .palette import COLORS
 from .phrases import BETWEEN, counted, listed, with_article
 from .scenes import Scene, sample_background, tidy_scene
-from .splits import INVERSE, RELATIONS, is_new_color_pair, is_new_relation_pair
+from .splits import RELATIONS, is_new_color_pair, is_new_placement
 
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
@@ -58,14 +58,22 @@ class Prompter:
             things = f"{names[0]} {BETWEEN[seen]} {names[1]}"
             placed = subjects if seen in ("left", "above") else subjects[::-1]
             return self._finish(rng, kind, things, placed, on_white, upright=seen in ("above", "below"))
-        number = {"two_object": 2, "color_attribution": 2, "three": 3, "four": 4}.get(kind, 1)
-        subjects = [self._subject(rng, thing, on_white) for thing in self._things(rng, number)]
-        count = rng.randint(2, 4) if kind == "counting" else 1
-        if kind in ("three", "four") and not self.held_out and rng.random() < 0.3:  # some of a kind among them
-            subjects[-1] = subjects[-2]
+        subjects, count = self._subjects(rng, kind, on_white)
         grouped = {subject: subjects.count(subject) * count for subject in subjects}
         words = [counted(n, color, self.world.things[thing].name) for (thing, color), n in grouped.items()]
         return self._finish(rng, kind, listed(words), subjects * count, on_white)
+
+    def _subjects(self, rng: random.Random, kind: str, on_white: bool) -> tuple[list[tuple[int, str]], int]:
+        """Things in their colours, and how many there are of each, of a kind that names no relation."""
+        number = {"two_object": 2, "color_attribution": 2, "three": 3, "four": 4}.get(kind, 1)
+        while True:
+            subjects = [self._subject(rng, thing, on_white) for thing in self._things(rng, number)]
+            # Two things lie side by side: a relation that is seen, though not named.
+            if number != 2 or self.held_out or not is_new_placement(subjects[0][0], subjects[1][0], "left"):
+                break
+        if kind in ("three", "four") and not self.held_out and rng.random() < 0.3:  # some of a kind among them
+            subjects[-1] = subjects[-2]
+        return subjects, rng.randint(2, 4) if kind == "counting" else 1
 
     def _finish(
         self, rng: random.Random, kind: str, things: str, subjects: list, on_white: bool, upright: bool = False
@@ -95,8 +103,8 @@ class Prompter:
         while True:
             subjects = [self._subject(rng, thing, on_white) for thing in self._things(rng, 2)]
             seen = rng.choice(RELATIONS)
-            pairs = (subjects[0][0], seen), (subjects[1][0], INVERSE[seen])
-            if subjects[0][0] != subjects[1][0] and any(is_new_relation_pair(*p) for p in pairs) == self.held_out:
+            first, second = (thing for thing, _ in subjects)
+            if first != second and is_new_placement(first, second, seen) == self.held_out:
                 return subjects, seen
 
 

@@ -11,7 +11,7 @@ from .drawings import World
 from .palette import COLORS
 from .phrases import BETWEEN, NUMBERS, PLURAL_FORMS, describe, place, plural, with_article
 from .scenes import Item, Scene, relation
-from .splits import RELATIONS, is_new_relation_pair
+from .splits import RELATIONS, is_new_color_pair, is_new_relation_pair
 
 
 WORDINGS = {
@@ -158,9 +158,10 @@ class Asker:
 
     def _yes_no_color(self, rng, scene, truth):
         item = rng.choice(self._singles(scene))
-        others = [color for color in COLORS if color != item.color]
+        # Pairs that are held out are not even learnt to be wrong.
+        others = [color for color in COLORS if color != item.color and not is_new_color_pair(item.thing, color)]
         # A colour that something else has, in half of the cases: else "is this colour there at all" would be enough.
-        near = [c for c in (*(other.color for other in scene.items), scene.background) if c != item.color]
+        near = [c for c in (*(other.color for other in scene.items), scene.background) if c in others]
         wrong = rng.choice(near if near and rng.random() < 0.5 else others)
         return self._subject(self.names[item.thing]) | {"color": item.color if truth else wrong}, _yes(truth)
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from .drawings import World
 from .palette import COLORS, PALETTE
-from .splits import INVERSE, is_new_color_pair, is_new_relation_pair
+from .splits import is_new_color_pair, is_new_placement
 
 
 CANVAS = 64
@@ -76,9 +76,7 @@ def new_pairs(scene: Scene) -> bool:
         return False
     first, second = scene.items
     seen = relation(first, second)
-    return seen is not None and (
-        is_new_relation_pair(first.thing, seen) or is_new_relation_pair(second.thing, INVERSE[seen])
-    )
+    return seen is not None and is_new_placement(first.thing, second.thing, seen)
 
 
 def sample_background(rng: random.Random, colors: list[str]) -> str:

@@ -20,3 +20,8 @@ def is_new_color_pair(thing: int, color: str) -> bool:
 def is_new_relation_pair(thing: int, relation: str) -> bool:
     """Whether a thing as the subject of this relation is held out, one pair in eight."""
     return (thing + thing // 8 + 2 * RELATIONS.index(relation)) % _RELATION_RULE == 0
+
+
+def is_new_placement(first: int, second: int, relation: str) -> bool:
+    """Whether either of two things is the subject of a held-out relation, where the first is `relation` the second."""
+    return is_new_relation_pair(first, relation) or is_new_relation_pair(second, INVERSE[relation])
