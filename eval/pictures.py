@@ -22,6 +22,7 @@ from .suite import Evaluation, SuiteOptions
 
 
 DRAWN = "drawn.json"
+_SETTINGS = ("seed", "batch_size", "guidance_scale", "guidance_min_p")
 _FORMATS = {".png": {"format": "PNG"}, ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0}}
 
 
@@ -33,6 +34,9 @@ class DrawingOptions(SuiteOptions):
     """Pictures of each prompt."""
     guidance_scale: float = 7.5
     """Weight of the prompt, the paper's by default; 1: no guidance."""
+    guidance_min_p: float | None = None
+    """Least probability, as a share of the best code's, from which on guidance may choose a code; the checkpoint's own
+    when left out."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -40,6 +44,8 @@ class DrawingOptions(SuiteOptions):
             raise ValueError(f"images={self.images} must be at least 1.")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale={self.guidance_scale} must be 0 or more.")
+        if self.guidance_min_p is not None and not 0 <= self.guidance_min_p <= 1:
+            raise ValueError(f"guidance_min_p={self.guidance_min_p} must be between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def _draw(evaluation: Evaluation, missing: Sequence[tuple[Path, int, Sequence[Wa
             processor,
             [picture.prompt for picture in batch],
             options.guidance_scale,
+            options.guidance_min_p,
             batch_size=len(batch),
             seed=batch_seed(options.seed, index),
         )
@@ -135,7 +142,7 @@ def check_pictures(paths: Iterable[Path]) -> None:
 def _prepare(folder: Path, wanted: Sequence[Wanted], evaluation: Evaluation) -> None:
     """A folder for pictures of this checkpoint, these prompts and options, with those that it has already."""
     listed = json.dumps([[picture.prompt, picture.file] for picture in wanted])
-    settings = {name: getattr(evaluation.options, name) for name in ("seed", "batch_size", "guidance_scale")}
+    settings = {name: getattr(evaluation.options, name) for name in _SETTINGS}
     settings["checkpoint_sha256"] = evaluation.checkpoint_sha256
     # The other sampling values are among these.
     settings["checkpoint_settings"] = evaluation.files.get("checkpoint_settings")

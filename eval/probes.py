@@ -1,7 +1,13 @@
 """What simple readers find in features: a cheap look at how much meaning lies in them."""
 
+from typing import NamedTuple
+from warnings import catch_warnings
+
 import torch
 import torch.nn.functional as F
+
+
+_ITERATIONS = 300  # of the logistic regression at most
 
 
 def linear_probe(
@@ -32,3 +38,49 @@ def retrieval(features: torch.Tensor, labels: torch.Tensor, queries: torch.Tenso
     mean = features.float().mean(0)
     known, asked = (F.normalize(x.float() - mean, dim=1) for x in (features, queries))
     return labels[(asked @ known.T).argmax(1)].eq(answers).float().mean().item()
+
+
+class PatchProbe(NamedTuple):
+    """A linear classifier of the thing at a patch, on features of unit length: logits are `features @ weight.T + bias`.
+
+    Its inputs are whatever lies in the space of the features that it was fitted on, such as semantics that a tokenizer
+    decodes: as these are trained by their cosine to the teacher's, only their direction counts.
+    """
+
+    weight: torch.Tensor
+    """(C, S)."""
+    bias: torch.Tensor
+    """(C,)."""
+    classes: torch.Tensor
+    """(C,) int64, the labels."""
+
+    @classmethod
+    def fit(cls, features: torch.Tensor, labels: torch.Tensor) -> "PatchProbe":
+        """Fits a multinomial logistic regression on the patches that show a thing.
+
+        Args:
+            features: (I, N, S) float32.
+            labels: (I, N) int64, 0 where there is no thing.
+
+        Raises:
+            ImportError: scikit-learn is not installed (extra `eval`).
+        """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        shown = labels > 0
+        known = F.normalize(features[shown], dim=-1).numpy()
+        scaler = StandardScaler().fit(known)
+        model = LogisticRegression(C=0.1, max_iter=_ITERATIONS, tol=1e-3)
+        with catch_warnings(action="ignore", category=ConvergenceWarning):
+            model.fit(scaler.transform(known), labels[shown].numpy())
+        weight = model.coef_ / scaler.scale_
+        bias = model.intercept_ - weight @ scaler.mean_
+        return cls(*(torch.from_numpy(array).float() for array in (weight, bias)), torch.from_numpy(model.classes_))
+
+    def right(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Whether each patch that shows a thing is classified right: (B, N, S), (B, N) -> (patches with a thing,)."""
+        shown = labels > 0
+        logits = F.normalize(features[shown], dim=-1) @ self.weight.T + self.bias
+        return self.classes[logits.argmax(-1)] == labels[shown]

@@ -1,4 +1,4 @@
-"""The pictures of `evotok eval trajectory`: what each level adds, as plots, and as sheets of images."""
+"""Plots and sheets of images of `evotok eval trajectory`: what each level adds."""
 
 from pathlib import Path
 
@@ -14,30 +14,34 @@ from .sheets import BLUE, GREY, INK, RED, Cell, draw_sheet
 CLUSTERS_SHOWN, IMAGES_SHOWN = 3, 8
 NEIGHBOURS = 12  # walks of the magnified part
 PANELS = {  # figure -> title, unit, digits
-    "psnr": ("Pixels kept: PSNR", "dB", 1),
-    "fd": ("Frechet distance to the originals, less is better", "distance", 0),
-    "similarity_pixels": ("The reconstruction, as the teacher sees it", "cosine to the original", 3),
-    "similarity_semantics": ("The decoded meaning", "cosine to the teacher's", 3),
+    "psnr": ("Pixels: PSNR of the reconstruction", "dB", 1),
+    "probe": ("Semantics: things read by a linear probe", "accuracy", 2),
+    "fd": ("Pixels: Frechet distance to the originals, less is better", "distance", 0),
+    "similarity_pixels": ("Pixels: the reconstruction in the teacher's features", "cosine to the original", 3),
+    "similarity_semantics": ("Semantics: decoded, in the teacher's features", "cosine to the teacher", 3),
 }
 
 
 def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -> None:
-    """`trajectory.png` and `.svg`: pixels above, meaning below.
+    """`trajectory.png` and `.svg` (Fig. 5b): pixels on the left, semantics on the right; without a probe the Frechet
+    distance is in its place.
 
     Both cosines are on one scale from 0 to 1: by itself a small gain would look like a large one.
 
     Args:
-        rows: `depth` from 1 on, and the figures of `PANELS`.
-        pixel_levels: those that the pixel decoder learnt from.
+        rows: `depth` from 1 on, and figures of `PANELS`.
+        pixel_levels: those that the pixel decoder is trained from.
     """
     from matplotlib.patches import Patch
 
     depths = [row["depth"] for row in rows]
-    lowest = min(row[name] for row in rows for name in PANELS if name.startswith("similarity"))
+    second = "probe" if "probe" in rows[0] else "fd"
+    panels = {name: PANELS[name] for name in ("psnr", second, "similarity_pixels", "similarity_semantics")}
+    lowest = min(row[name] for row in rows for name in panels if name.startswith("similarity"))
     shade = {"color": BLUE, "alpha": 0.1, "linewidth": 0}
     with figure(2, 2, width=4.6, height=3.2) as (canvas, axes):
-        for axis, (name, (title, unit, digits)) in zip(axes.flat, PANELS.items(), strict=True):
-            color = RED if name.endswith("semantics") else BLUE
+        for axis, (name, (title, unit, digits)) in zip(axes.flat, panels.items(), strict=True):
+            color = RED if title.startswith("Semantics") else BLUE
             values = [row[name] for row in rows]
             side = "top" if values[-1] > values[0] else "bottom"  # of a number, where the curve leaves it room
             axis.axvspan(min(depths) - 0.5, pixel_levels + 0.5, **shade)
@@ -56,16 +60,18 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
             axis.set(title=title, ylabel=unit, xlim=(min(depths) - 1, max(depths) + 1))
             axis.set_xticks([depth for depth in depths if depth == 1 or depth % 4 == 0])
             axis.margins(y=0.16)  # room for the numbers
+            if name == "probe":
+                axis.set_ylim(bottom=0)
         for axis in axes[1]:
             axis.set(xlabel="levels summed", ylim=(min(0.0, 1.2 * lowest), 1.0))
-        known = f"levels 1 to {pixel_levels}, which the pixel decoder learnt from"
+        known = f"levels 1 to {pixel_levels}, which the pixel decoder is trained from"
         canvas.legend(handles=[Patch(**shade, label=known)], loc="outside lower center")
         for suffix in ("png", "svg"):
             save(canvas, folder / f"trajectory.{suffix}")
 
 
 def plot_walks(folder: Path, points: np.ndarray) -> None:
-    """`tsne.png` and `.svg`: all walks, and some neighbouring ones larger.
+    """`tsne.png` and `.svg`: all paths, and some neighbouring ones larger.
 
     The dots of a walk shrink from its first entry to its last sum, so that none hides those before.
 
@@ -101,7 +107,7 @@ def plot_walks(folder: Path, points: np.ndarray) -> None:
         whole.add_patch(Rectangle(low, *(high - low), fill=False, edgecolor=INK, linewidth=0.8, zorder=3))
         part.set(title=f"{len(near)} of them, in the frame", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         canvas.suptitle(
-            "Codes on their way through the levels (t-SNE): first entry large and blue, sum of all small and red"
+            "Sums of entries from level to level (t-SNE): the first entry large and blue, the sum of all small and red"
         )
         canvas.colorbar(dots, ax=part, label="levels summed", ticks=[1, *range(4, levels + 1, 4)])
         for suffix in ("png", "svg"):
@@ -140,14 +146,14 @@ def reconstruction_sheet(
         originals: (I, 3, H, W) in [-1, 1].
         decoded: the same by depth.
         psnr: by depth, in dB.
-        pixel_levels: those that the pixel decoder learnt from.
+        pixel_levels: those that the pixel decoder is trained from.
     """
     cells = [Cell(_picture(image)) for row in (originals, *decoded.values()) for image in row]
     labels = [("original", ""), *((f"depth {depth}", f"{psnr[depth]:.1f} dB") for depth in decoded)]
     title = "Reconstructed from more and more levels"
     subtitle = (
-        "Depth is how many levels are summed; beside it the mean PSNR of all images. The pixel decoder learnt from "
-        f"{pixel_levels} levels: deeper, it is given what it never saw."
+        "Depth is how many levels are summed; beside it the mean PSNR of all images. The pixel decoder is trained from "
+        f"{pixel_levels} levels: deeper, it is given what it was never trained on."
     )
     return draw_sheet(cells, len(originals), title, subtitle, side=96, row_labels=labels)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
@@ -34,6 +35,7 @@ def answer(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
     conversations: Sequence[list[dict[str, Any]]],
+    continuous: bool = False,
     **options: Any,
 ) -> list[str]:
     """What the model says next in each conversation of one batch.
@@ -41,6 +43,7 @@ def answer(
     Args:
         model: in evaluation mode.
         conversations: messages with images in place, the last one the user's.
+        continuous: use the features of the encoder instead of codes, as [`continuous_features`] gives them.
         options: of `generate`.
 
     Raises:
@@ -52,8 +55,29 @@ def answer(
     length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
     if length >= limit:
         raise ValueError(f"a question has {length} tokens, the model reads fewer than {limit}: leave it out.")
+    if continuous and "pixel_values" in inputs:
+        options["mm_encoder_outputs"] = {"image": continuous_features(model, inputs.pop("pixel_values"))}
     tokens = model.generate(**inputs, **options)  # (B, T + new)
     return [text.strip() for text in processor.batch_decode(tokens[:, length:], skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def continuous_features(
+    model: EvoTokForConditionalGeneration, pixel_values: torch.Tensor
+) -> BaseModelOutputWithPooling:
+    """Image features as of `get_image_features`, but decoded from the latents before quantisation.
+
+    Args:
+        pixel_values: (I, 3, H, W) in [-1, 1].
+
+    Returns:
+        `last_hidden_state` (I, N, F) and `pooler_output` (I, N, H).
+    """
+    tokenizer = model.model.vq_model
+    latents = tokenizer.to_latent(tokenizer.vision_tower(pixel_values.clamp(-1, 1)).last_hidden_state)  # (I, N, C)
+    semantics = tokenizer.semantic_decoder(latents)
+    projected = model.model.semantic_projector(semantics)
+    return BaseModelOutputWithPooling(last_hidden_state=semantics, pooler_output=projected)
 
 
 def answer_questions(
@@ -62,17 +86,19 @@ def answer_questions(
     records: Sequence[dict[str, Any]],
     batch_size: int = 32,
     max_new_tokens: int = 16,
+    continuous: bool = False,
 ) -> list[str]:
     """Greedy answers, one a record, in the order of the records.
 
     Args:
         model: in evaluation mode.
         records: `{"messages": [..., assistant turn], "images": [...]}`; the last turn is left for the model to write.
+        continuous: as in [`answer`].
     """
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
         conversations = [prompt_of(record) for record in records[start : start + batch_size]]
-        answers += answer(model, processor, conversations, do_sample=False, max_new_tokens=max_new_tokens)
+        answers += answer(model, processor, conversations, continuous, do_sample=False, max_new_tokens=max_new_tokens)
     return answers
 
 

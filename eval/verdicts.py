@@ -35,4 +35,4 @@ def sample_sheet(folder: Path, records: Sequence[dict[str, Any]], faults: Faults
             lines = [Line(records[index]["prompt"]), Line(fault or "right", RED if fault else GREEN)]
             picture = load_image(folder / f"{index:05d}" / "samples" / "0000.png")
             cells.append(Cell(picture, [*lines, Line(task.replace("_", " "), GREY, 15)]))
-    return draw_sheet(cells, columns=min(4, len(cells)), title="Drawn and judged")
+    return draw_sheet(cells, columns=min(4, len(cells)), title="Generated and judged")

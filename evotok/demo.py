@@ -1,6 +1,6 @@
-"""`evotok demo`: what a checkpoint trained on the emoji world can do, as pictures, questions and answers.
+"""`evotok demo`: images, questions and answers of a checkpoint that was trained on the embedded world.
 
-Everything shown was held out from training but the prompts that are marked as seen.
+Icons are of styles that are held out from training; so are the combinations of thing and color that are marked as new.
 """
 
 import random
@@ -20,27 +20,22 @@ from evotok.commands.terminal import progress, say, waiting
 if TYPE_CHECKING:
     from PIL import Image
 
-    from evotok.training.emoji.world import Drawing, EmojiWorld
+    from evotok.data.world.drawings import World
+    from evotok.data.world.scenes import Scene
 
 EXAMPLES = """  evotok demo
   evotok demo --checkpoint runs/mini/gen --out demo-gen --seed 1"""
 
-# kind of question, split, how many
-QUESTIONS = (
-    ("name", "new_pair", 4),
-    ("group", "new_concept", 2),
-    ("color", "new_pair", 1),
-    ("yes_no", "new_pair", 2),
-    ("count", "new_pair", 2),
-    ("position", "new_pair", 1),
-)
-SEEN, UNSEEN = "seen in training", "never seen in this style"
-HELD_OUT = 8
-TRAINED_STYLES = ("noto", "twemoji", "fluent_flat", "fluent_3d")
+QUESTIONS = ("name", "name", "name", "which", "color", "background", "count", "count_kind", "place", "relation")
+QUESTIONS = (*QUESTIONS, "yes_no_color", "yes_no_relation")
+SCENE_PROMPTS = ("counting", "colors", "position_background", "color_attribution")
+SEEN, NEW = "seen combination", "new combination"
+RECONSTRUCTED = 8
+EMOJI = 8
 
 
 class Answer(NamedTuple):
-    """A question about a picture, what the model says, and what is right."""
+    """A question about an image, the model's answer and the right one."""
 
     image: "Image.Image"
     question: str
@@ -69,19 +64,21 @@ def run(
     find_checkpoint(checkpoint)
     from rich.console import Console
 
-    from evotok.training.emoji.world import EmojiWorld
+    from evotok.data.world.drawings import load_world
+    from evotok.data.world.images import held_out_scenes
+    from evotok.data.world.phrases import describe
 
-    started, world = time.perf_counter(), EmojiWorld()
+    started, world = time.perf_counter(), load_world()
     model, processor = load_multimodal(checkpoint)
-    drawings = pick_drawings(random.Random(seed), world.drawings("new_concept"), HELD_OUT)
-    originals = [world.image(drawing) for drawing in drawings]
-    names = [safe_name(f"{drawing.concept.name} {drawing.style}") for drawing in drawings]
-    with waiting("Reconstructing images that it never saw"):
+    scenes = held_out_scenes(world, "test", RECONSTRUCTED, seed=seed)
+    originals = [picture(world, scene) for scene in scenes]
+    names = [safe_name(describe(world, scene)) for scene in scenes]
+    with waiting("Reconstructing images in styles held out from training"):
         trajectories = reconstructions(model, processor, originals)
     with waiting("Answering questions"):
         answers = ask_questions(model, processor, world, seed)
     prompts = choose_prompts(world, seed)
-    sheet = draw_prompts(model, processor, prompts, guidance_scale, seed)
+    sheet = generation_sheet(model, processor, prompts, guidance_scale, seed)
     save_images(out / "images", zip(names, originals, strict=True), overwrite=True)  # nothing is written before all is
     _save(out / "reconstructions.png", trajectories)
     _save(out / "questions.png", question_sheet(answers))
@@ -99,9 +96,9 @@ def run(
         "seconds": round(seconds, 1),
     }
     lines = [
-        f"{out / 'images'}: {len(originals)} images that it never saw, to ask about with `evotok chat`",
+        f"{out / 'images'}: {len(originals)} scenes in styles held out from training, to ask about with `evotok chat`",
         f"{out / 'reconstructions.png'}: the same from 1, 2, 3, 4 levels of their codes",
-        f"{out / 'text_to_image.png'}: {len(prompts)} images drawn from text at guidance {guidance_scale:g}",
+        f"{out / 'text_to_image.png'}: {len(prompts)} images generated from text, guidance {guidance_scale:g}",
         f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images",
         f"Done in {seconds:.0f} s.",
     ]
@@ -116,17 +113,13 @@ def _save(path: Path, content: Any) -> None:
             content.save(reserve(path.name), format="PNG")
 
 
-def pick_drawings(rng: random.Random, drawings: list["Drawing"], count: int) -> list["Drawing"]:
-    """`count` drawings of different concepts, the trained styles in turn."""
-    pool, chosen, concepts = rng.sample(drawings, len(drawings)), [], set()
-    styles = [style for style in TRAINED_STYLES if any(d.style == style for d in drawings)]
-    for index in range(count):
-        style = styles[index % len(styles)]
-        drawing = next((d for d in pool if d.style == style and d.concept.index not in concepts), None)
-        if drawing is not None:
-            chosen.append(drawing)
-            concepts.add(drawing.concept.index)
-    return chosen
+def picture(world: "World", scene: "Scene") -> "Image.Image":
+    """RGB image 64x64 of a scene."""
+    from PIL import Image
+
+    from evotok.data.world.scenes import render
+
+    return Image.fromarray(render(world, scene))
 
 
 def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.Image":
@@ -150,33 +143,40 @@ def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.
         [Cell(image) for row in rows for image in row],
         columns=len(originals),
         title="Images as codes, level by level",
-        subtitle=f"Emoji that the tokenizer never saw, encoded to {tokenizer.config.num_positions} positions and "
-        "decoded from the first levels of their codes. Each level adds what the ones before left over.",
+        subtitle=f"Scenes in icon styles held out from training, encoded to {tokenizer.config.num_positions} positions "
+        "and decoded from the first levels of their codes. Each level codes the residual of the levels before.",
         side=112,
         row_labels=labels,
     )
 
 
-def choose_questions(world: "EmojiWorld", seed: int) -> list[dict[str, Any]]:
-    """Records of questions about held-out images, several kinds."""
-    from evotok.training.emoji.evaluation import evaluation_set
+def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]]:
+    """(scene, question, answer) of each kind of `QUESTIONS`, about icons of styles held out from training."""
+    from evotok.data.world.questions import Asker
+    from evotok.data.world.scenes import SceneSampler
 
-    records = []
-    for kind, split, count in QUESTIONS:
-        records += evaluation_set(world, kind, split, 3 * count, seed)[::3]  # counts and yes/no alternate
-    return records
+    asker, sampler = Asker(world, canonical=True), SceneSampler(world, world.select("test"))
+    chosen = []
+    for number, kind in enumerate(QUESTIONS):
+        rng = random.Random(f"{seed}/question {number}")
+        while True:
+            scene = sampler.free(rng, 1 if kind == "name" else rng.randint(2, 4))
+            if kind in asker.kinds(scene):
+                break
+        question = asker.ask(rng, scene, kind, truth=number % 2 == 0)
+        chosen.append((scene, question.text, question.answer))
+    return chosen
 
 
-def ask_questions(model, processor, world: "EmojiWorld", seed: int) -> list[Answer]:
-    """The model's answers to `choose_questions`, all in one batch."""
+def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
+    """The model's answers to `choose_questions`, in one batch."""
+    from evotok.data.world.records import image_record
     from evotok.eval.understanding import answer_questions
 
-    records = choose_questions(world, seed)
-    answers = []
-    for record, text in zip(records, answer_questions(model, processor, records), strict=True):
-        question = record["messages"][0]["content"][-1]["text"]
-        answers.append(Answer(record["images"][0], question, text, record["answer"]))
-    return answers
+    chosen = [(picture(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
+    records = [image_record(image, [(text, right)], "question") for image, text, right in chosen]
+    answers = answer_questions(model, processor, records)
+    return [Answer(image, text, said, right) for (image, text, right), said in zip(chosen, answers, strict=True)]
 
 
 def score(answers: list[Answer]) -> str:
@@ -199,7 +199,7 @@ def question_sheet(answers: list[Answer]) -> "Image.Image":
         cells,
         columns=4,
         title="Questions about images",
-        subtitle=f"Emoji in styles and of kinds held out from training, the model's answers: {score(answers)}.",
+        subtitle=f"Icons in styles held out from training; {score(answers)}.",
     )
 
 
@@ -232,25 +232,31 @@ def table(answers: list[Answer]):
     return view
 
 
-def choose_prompts(world: "EmojiWorld", seed: int) -> list[tuple[str, str]]:
-    """Sixteen (prompt, kind): drawings seen in training, and styles that are new for their concept."""
-    from evotok.training.emoji.prompts import caption
+def choose_prompts(world: "World", seed: int) -> list[tuple[str, str]]:
+    """Sixteen (prompt, note): composed scenes, half of them of things in colors that are new for them, and emoji."""
+    from evotok.data.world.prompts import TRAIN_EMOJI_STYLES, Prompter, emoji_prompt
 
     rng = random.Random(seed)
-    prompts = []
-    for split, kind, count in (("train", SEEN, 12), ("new_pair", UNSEEN, 4)):
-        drawings = [d for d in world.drawings(split, familiar=True) if d.concept.group != "symbols"]
-        prompts += [(caption(drawing), kind) for drawing in pick_drawings(rng, drawings, count)]
-    return prompts
+    prompts: list[tuple[str, str]] = []
+    for held_out, note in ((False, SEEN), (True, NEW)):
+        prompter = Prompter(world, canonical=True, held_out=held_out)
+        prompts += [(prompter.sample(rng, kind).text, note) for kind in SCENE_PROMPTS]
+    things = rng.sample([thing.index for thing in world.things if thing.emoji is not None], EMOJI)
+    styles = [TRAIN_EMOJI_STYLES[number % len(TRAIN_EMOJI_STYLES)] for number in range(EMOJI)]
+    return prompts + [
+        (emoji_prompt(world, rng, thing, style, canonical=True), "emoji")
+        for thing, style in zip(things, styles, strict=True)
+    ]
 
 
-def draw_prompts(model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int) -> "Image.Image":
-    """Contact sheet of one picture for each prompt, drawn in one batch."""
+def generation_sheet(
+    model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int
+) -> "Image.Image":
+    """Sheet of one generated image for each prompt, all of one batch."""
     from evotok.eval.generation import generate_images
     from evotok.eval.sheets import GREEN, GREY, Cell, Line, draw_sheet
 
-    colors = {SEEN: GREY, UNSEEN: GREEN}
-    with progress(model.config.vq_config.num_positions, "position", "Drawing") as bar:
+    with progress(model.config.vq_config.num_positions, "position", "Generating") as bar:
         pixels = generate_images(
             model,
             processor,
@@ -261,12 +267,13 @@ def draw_prompts(model, processor, prompts: list[tuple[str, str]], guidance_scal
         )
     images = processor.post_process_image_generation(pixels)
     cells = [
-        Cell(image, [Line(prompt), Line(kind, colors[kind], 15)])
-        for image, (prompt, kind) in zip(images, prompts, strict=True)
+        Cell(image, [Line(prompt), Line(note, GREEN if note == NEW else GREY, 15)])
+        for image, (prompt, note) in zip(images, prompts, strict=True)
     ]
     return draw_sheet(
         cells,
         columns=4,
-        title="Drawn from text",
-        subtitle=f"One try each, classifier-free guidance {guidance_scale:g}.",
+        title="Generated from text",
+        subtitle=f"One sample each, classifier-free guidance {guidance_scale:g}. New combination: no training image "
+        "shows the thing in this color.",
     )

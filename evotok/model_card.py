@@ -1,30 +1,39 @@
-"""The model card of EvoTok-mini, rendered from `results.json` and `config.json` of its folder.
+"""The model card of EvoTok-mini, rendered from the results of `evotok eval` and `config.json` in its folder.
 
-Every measured number in it is one of the file's; what is not measured yet is left out. Results of `evotok eval` that
-lie beside them go in too (`evotok/suite_sections.py`).
+    evotok eval mini assets/evotok-mini --out docs/results/mini
+    python -m evotok.model_card assets/evotok-mini docs/results/mini
+
+The second command copies the results beside the checkpoint and renders `README.md`. Every measured number in the card
+is one of theirs; what is not measured is left out.
 """
 
-import json
-from itertools import pairwise
+import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from evotok.card_results import results_sections
+from evotok.commands.checkpoints import find_checkpoint
 from evotok.commands.files import new_files
+from evotok.eval.suite import read_results, sha256
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
-from evotok.suite_sections import QUESTIONS, by_the_harness, never_seen, read_suites, table
+from evotok.suite_sections import COMMANDS, FILES, MINI, left_out, read_suite, read_suites, table
 
 
 TAGS = ["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text"]
-METADATA = ModelCardData(
-    language="en",
-    license="apache-2.0",
-    library_name="transformers",
-    pipeline_tag="any-to-any",
-    tags=[*TAGS, "emoji"],
-)
-PROMPTS = {"train": "seen in training", "new_pair": "unseen pairs of thing and style"}
+HUB_RESULTS = {  # figure -> task of the Hub, metric, its name
+    "psnr_new_style_depth4": ("image-feature-extraction", "psnr", "PSNR of 4 levels, held-out styles"),
+    "probe_share_16": ("image-feature-extraction", "accuracy", "probe on decoded semantics, share of the teacher's"),
+    "qa_name_new_style": ("visual-question-answering", "accuracy", "name, held-out styles"),
+    "qa_color": ("visual-question-answering", "accuracy", "color of a thing"),
+    "qa_yes_no": ("visual-question-answering", "accuracy", "yes or no"),
+    "qa_count": ("visual-question-answering", "accuracy", "number of things"),
+    "qa_position": ("visual-question-answering", "accuracy", "position"),
+    "geneval_overall": ("text-to-image", "geneval", "GenEval's tasks, seen pairs"),
+    "geneval_overall_held": ("text-to-image", "geneval", "GenEval's tasks, held-out pairs"),
+}
 
 USAGE = """\
 ```python
@@ -38,15 +47,16 @@ processor = AutoProcessor.from_pretrained("assets/evotok-mini")
 to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
 
 # text -> image
-chat = [{"role": "user", "content": "a frog, noto style"}]
+chat = [{"role": "user", "content": "a red heart left of a blue star on a yellow background"}]
 inputs = processor.apply_chat_template(chat, generation_mode="image", **to_tensors)
 generator = torch.Generator().manual_seed(0)
 codes = model.generate(**inputs, generation_mode="image", guidance_scale=7.5, generator=generator)
 image = processor.post_process_image_generation(model.decode_image_tokens(codes))[0]
-image.save("frog.png")
+image.save("heart.png")
 
 # image -> text
-chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]}]
+question = {"type": "text", "text": "What color is the star?"}
+chat = [{"role": "user", "content": [{"type": "image", "image": image}, question]}]
 inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **to_tensors)
 tokens = model.generate(**inputs, max_new_tokens=16)
 print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -57,263 +67,177 @@ codes = model.model.vq_model.encode(inputs["pixel_values"])  # (1, positions, le
 pixels = model.model.vq_model.decode_pixels(codes, depth=2)  # any prefix of the levels
 ```"""
 
+TEMPLATE = """\
+---
+{{ card_data }}
+---
 
-def read_results(path: Path) -> dict[str, Any]:
-    """What a results file holds.
+# EvoTok-mini
 
-    Raises:
-        ValueError: it is not there, or no such file.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict) and isinstance(results.get("sections"), dict):
-            return results
-        reason = "no results of `evotok measure`"
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file: run `evotok measure` on the checkpoint first.") from None
-    except ValueError as error:
-        reason = f"damaged ({error})"
-    raise ValueError(f"{path}: {reason}: delete it and run `evotok measure` again.")
+A small multimodal model that answers questions about images of {{ size }} px and generates such images from text: one
+checkpoint for both. It is EvoTok at a size that trains on two CPU cores, with the code and the order of training of the
+large configuration.
+
+{{ parts }}
+
+## How to use it
+
+{{ usage }}
+
+## The world
+
+48 things in hand-made icon styles, nine colours, scenes of one to four things on a coloured background, and colour
+emoji in five styles. Held out from all training are icon styles (whole families of icon sets), one
+in eight pairs of thing and colour, one in eight pairs of thing and relation, and the emoji style `openmoji`.
+
+## Training
+
+The recipes are in `configs/mini/`; `make mini` runs them in this order.
+
+1. `vision-shapes.yaml`, `vision.yaml`: a `SiglipVisionModel` learns the thing and the colour at every patch, from large
+   black icons to coloured scenes. It takes the place of SigLIP2.
+2. `language.yaml`: a `Qwen2ForCausalLM` with its BPE tokenizer learns the texts of the world. It takes the place of
+   Qwen2.5.
+3. `tokenizer.yaml`: the image tokenizer. Its encoder starts from the vision tower, and a frozen copy of the tower is
+   the teacher of the decoded semantics.
+4. `pretrain.yaml`, `sft.yaml`, `gen.yaml`: the multimodal model, from the tokenizer and the language model: first the
+   semantic projector alone, then answers to questions, then text to image beside questions.
+
+## Results
+
+A target was set before training. {{ met }}
+
+{{ results }}
+
+## Data and licences
+
+The weights are Apache-2.0. They were trained on icons of about 150 sets (MIT, Apache-2.0, CC-BY-4.0, OFL and others)
+and on emoji at 64 px: Noto Emoji (Google, Apache-2.0), Twemoji (Twitter, Inc. and other contributors, CC-BY-4.0) and
+Fluent Emoji, flat and 3D (Microsoft, MIT). OpenMoji (CC-BY-SA-4.0) was only used to measure. All sets, authors and
+licences: `assets/world/LICENSES.md`. EfficientNet-Lite0 (Apache-2.0), which judges single emoji, is not part of this
+checkpoint.
+
+## Limits
+
+- The model knows 48 names, nine colours and the sentences of its recipes, in English. Photographs, other words and open
+  conversation are out of its reach.
+- Scenes from text show one canonical drawing of each thing, {{ thing_size }} px wide, in fixed places.
+- The detector of generated scenes compares with these canonical drawings; it does not measure beauty or likeness to
+  photographs.
+- It was not tested for bias.
+"""
 
 
 def write_card(folder: Path) -> None:
-    """Render `README.md` of a checkpoint from its `results.json`.
+    """Renders `README.md` of a checkpoint from the results beside it.
 
     Raises:
         ValueError: there are no results.
     """
-    results = read_results(folder / "results.json")
+    results = read_suite(folder / FILES[MINI], MINI)
     suites = read_suites(folder, results["checkpoint_sha256"])
-    card = render_card(results, EvoTokConfig.from_pretrained(folder), suites)
     with new_files(folder, overwrite=True) as reserve:
-        reserve("README.md").write_text(card, encoding="utf-8")
+        reserve("README.md").write_text(render_card(suites, EvoTokConfig.from_pretrained(folder)), encoding="utf-8")
 
 
-def render_card(results: dict[str, Any], config: EvoTokConfig, suites: dict[str, dict[str, Any]]) -> str:
+def render_card(suites: dict[str, dict[str, Any]], config: EvoTokConfig) -> str:
     """The card as Markdown with a YAML head, ending in a line break.
 
     Args:
-        suites: what `read_suites` found.
+        suites: what `read_suites` found, that of the suite `mini` among it.
     """
-    parts = [
-        f"---\n{METADATA.to_yaml()}\n---\n\n# EvoTok-mini",
-        _what_it_is(results, config),
-        f"## How to use it\n\n{USAGE}",
-        _training(results),
-        "## What it reaches\n\nA target is what was aimed at before training. Held-out drawings were never trained on.",
-        _tokenizer(results),
-        _questions(results),
-        by_the_harness(suites),
-        _text_to_image(results),
-        never_seen(suites),
-        _how_measured(results),
-        _licences(),
-        _limits(results),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _target(results: dict[str, Any], name: str, digits: int = 2) -> list[str]:
-    """Cells: the target, and whether it is met."""
-    target = results.get(f"{name}_target")
-    return ["", ""] if target is None else [f"{target:.{digits}f}", "yes" if results[name] >= target else "**no**"]
-
-
-def _what_it_is(results: dict[str, Any], config: EvoTokConfig) -> str:
-    vq, text, depth = config.vq_config, config.text_config, config.depth_decoder_config
-    counts = {name: f"{count / 1e6:.1f} M" for name, count in results["parameters"].items()}
-    grid = f"{vq.image_size} px, {vq.grid_size} x {vq.grid_size} positions"
-    codes = (
-        f"{vq.num_codebooks} residual levels of {vq.codebook_size:,} codes, {vq.num_pixel_codebooks} of them for pixels"
+    figures = suites[MINI]["figures"]
+    data = ModelCardData(
+        model_name="EvoTok-mini",
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="any-to-any",
+        tags=TAGS,
+        eval_results=hub_results(figures),
     )
-    layers = f"{text.num_hidden_layers} layers, {text.hidden_size} wide"
-    depth_layers = f"{depth.num_hidden_layers} layers, {depth.hidden_size} wide"
-    rows = [
-        ("image tokenizer", f"{grid}, {codes}", counts["tokenizer"]),
-        ("language model", f"{text.model_type}, {layers}, {text.vocab_size:,} tokens", counts["language_model"]),
-        ("depth decoder", f"{depth_layers}, writes {depth.num_codebooks} codes a position", counts["depth_decoder"]),
-        ("all", "with projectors", counts["all"]),
+    targets = [name for name in figures if f"{name}_target" in figures]
+    met = sum(figures[name] >= figures[f"{name}_target"] for name in targets)
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        size=config.vq_config.image_size,
+        thing_size=config.vq_config.image_size // 2,
+        parts=_parts(suites[MINI], config),
+        usage=USAGE,
+        met=f"{met} of {len(targets)} targets are met.",
+        results=results_sections(suites),
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def hub_results(figures: dict[str, float]) -> list[EvalResult]:
+    """Figures for the Hub's metadata, those that were measured."""
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type="evotok-world",
+            dataset_name="world of EvoTok-mini",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(figures[figure], 4),
+        )
+        for figure, (task, metric, name) in HUB_RESULTS.items()
+        if figure in figures
     ]
-    return f"""\
-A small multimodal model that answers questions about {vq.image_size} px emoji and draws them from text: one checkpoint
-for both, trained from nothing by the recipes of its repository. It is EvoTok at a size at which everything can be tried
-on a laptop: the same code as the large configuration, with smaller numbers.
-
-{table(("part", "size", "parameters"), rows)}"""
 
 
-def _training(results: dict[str, Any]) -> str:
-    data = results["data"]
-    return f"""\
-## How it was trained
-
-`make mini` repeats it, stage by stage, from the recipes in `configs/mini/`:
-
-1. `tokenizer.yaml`: reconstruction, commitment, and the cosine of decoded semantics to features of a frozen
-   EfficientNet-Lite0 (ImageNet), on drawings as they are, moved and scaled ones, and scenes.
-2. `pretrain.yaml`: a language model with a BPE vocabulary of its own learns names, groups and styles from the
-   tokenizer's semantics.
-3. `sft.yaml`: every kind of question, on single emoji and on scenes of one to four.
-4. `gen-pretrain.yaml`: drawing from text with dropped captions for classifier-free guidance, a share of questions
-   kept. Half of the codes shown are exchanged for others, so that the prompt is read.
-5. `gen.yaml`: the same with a fifth of the codes exchanged.
-
-The emoji world has {data["concepts"]:,} things in five styles; the language model learns the names of
-{data["familiar"]:,} of them. Held out: some things altogether (*new concept*), some styles of things that are seen in
-other styles (*new pair*), and all of one style. The rules stand in `assets/emoji/emoji.json`."""
+def _parts(results: dict[str, Any], config: EvoTokConfig) -> str:
+    vq, text, depth = config.vq_config, config.text_config, config.depth_decoder_config
+    grid = f"{vq.image_size} px, {vq.grid_size} x {vq.grid_size} positions"
+    sizes = {
+        "image tokenizer": f"{grid}, {vq.num_codebooks} residual levels of {vq.codebook_size:,} codes, "
+        f"{vq.num_pixel_codebooks} of them for pixels",
+        "language model": f"{text.model_type}, {text.num_hidden_layers} layers, {text.hidden_size} wide, "
+        f"{text.vocab_size:,} tokens",
+        "depth decoder": f"{depth.num_hidden_layers} layers, {depth.hidden_size} wide, {depth.num_codebooks} codes a "
+        "position",
+        "all": "with projectors",
+    }
+    counts = {row["part"]: row["parameters"] for row in results["tables"]["parameters"]}
+    rows = [(part, size, f"{counts[part] / 1e6:.1f} M") for part, size in sizes.items()]
+    return table(("part", "size", "parameters"), rows)
 
 
-def _tokenizer(results: dict[str, Any]) -> str:
-    if "codebook_usage_min" not in results:
-        return ""
-    rows = [
-        [f"PSNR at depth {_depth(name)}, dB", f"{results[name]:.2f}", *_target(results, name, 1)]
-        for name in _by_depth(results, "psnr_new_concept_depth")
-    ]
-    rows += [
-        [f"semantic cosine at depth {_depth(name)}", _share(results[name]), "", ""]
-        for name in _by_depth(results, "semantic_cosine_new_concept_depth")
-    ]
-    average = results["semantic_cosine_new_concept_baseline"]
-    rows.append(["semantic cosine of average features (baseline)", _share(average), "", ""])
-    usage = results["codebook_usage_min"]
-    rows.append(["codes in use, least used level", _share(usage), *_target(results, "codebook_usage_min")])
-    rises = [
-        f"{what} {'rises' if _rises(results, prefix) else '**does not rise**'} with every depth measured"
-        for what, prefix in (("PSNR", "psnr_new_concept_depth"), ("the cosine", "semantic_cosine_new_concept_depth"))
-    ]
-    return f"""\
-### Image tokenizer, {results["psnr_new_concept_n"]:,} drawings of things never seen
+def copy_results(folder: Path, results: Path, weights: list[Path]) -> None:
+    """Copies the `results.json` of a folder of results beside a checkpoint, under the name of its suite.
 
-{table(("", "value", "target", "met"), rows)}
-
-{rises[0]}, {rises[1]}. Usage is counted over {results["codebook_usage_n"]:,} drawings of all splits."""
+    Raises:
+        ValueError: results of another suite than the card shows, unfinished ones, or of other weights.
+    """
+    suite = read_results(results)["suite"]
+    if suite not in FILES:
+        raise ValueError(f"{results}: results of {suite}: the card shows those of {', '.join(COMMANDS)}.")
+    path = results / "results.json"
+    if read_suite(path, suite)["checkpoint_sha256"] != sha256(*weights):
+        raise ValueError(f"{results}: results of other weights than those in {folder}: measure this checkpoint.")
+    with new_files(folder, overwrite=True) as reserve:
+        reserve(FILES[suite]).write_bytes(path.read_bytes())
 
 
-def _by_depth(results: dict[str, Any], prefix: str) -> list[str]:
-    names = [name for name in results if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()]
-    return sorted(names, key=_depth)
+def main(argv: list[str] | None = None) -> int:
+    """Copies results beside a checkpoint and renders its card; the exit code."""
+    parser = argparse.ArgumentParser(description="Render the model card of a checkpoint from results of evotok eval.")
+    parser.add_argument("checkpoint", help="folder of a checkpoint, or mini")
+    parser.add_argument("results", nargs="*", type=Path, help="folders of the suites mini and understanding")
+    options = parser.parse_args(argv)
+    try:
+        checkpoint = find_checkpoint(options.checkpoint)
+        for results in options.results:
+            copy_results(checkpoint.folder, results, checkpoint.weights)
+        write_card(checkpoint.folder)
+        lines = left_out(checkpoint.folder, read_suite(checkpoint.folder / FILES[MINI], MINI)["checkpoint_sha256"])
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    for line in lines:
+        print(line, file=sys.stderr)
+    return 0
 
 
-def _depth(name: str) -> int:
-    return int(name.rpartition("depth")[2])
-
-
-def _rises(results: dict[str, Any], prefix: str) -> bool:
-    values = [results[name] for name in _by_depth(results, prefix)]
-    return all(a < b for a, b in pairwise(values))
-
-
-def _questions(results: dict[str, Any]) -> str:
-    names = [name for name in QUESTIONS if f"{name}_n" in results]
-    if not names:
-        return ""
-    rows = []
-    for name in names:
-        value, baseline = results[name], results[f"{name}_baseline"]
-        beaten = "yes" if value > baseline else "**no**"
-        count = f"{results[f'{name}_n']:,}"
-        rows.append([QUESTIONS[name], count, _share(value), *_target(results, name), _share(baseline), beaten])
-    header = ("question", "n", "accuracy", "target", "met", "commonest answer", "beaten")
-    return f"""\
-### Questions about held-out drawings
-
-{table(header, rows)}
-
-Greedy answers, exact match but for case, space and punctuation."""
-
-
-def _text_to_image(results: dict[str, Any]) -> str:
-    if not results.get("t2i_table"):
-        return ""
-    rows = []
-    for split, prompts in PROMPTS.items():
-        for scale in ("7.5", "1"):
-            name = f"t2i_top5_{split}_cfg{scale}"
-            if name not in results:
-                continue
-            others = (f"t2i_top1_{split}_cfg{scale}", f"{name}_same_style")
-            cells = [_share(results[name]), *_target(results, name), *(_share(results[other]) for other in others)]
-            rows.append([prompts, f"CFG {scale}", f"{results[f'{name}_n']:,}", *cells])
-        top5, top1 = (_share(results[f"t2i_{top}_{split}_ceiling"]) for top in ("top5", "top1"))
-        rows.append([prompts, "the drawings themselves, through the tokenizer", "", top5, "", "", top1, ""])
-    header = ("prompts", "pictures", "n", "top-5", "target", "met", "top-1", "top-5 in that style")
-    return f"""\
-### Text to image
-
-{table(header, rows)}
-
-Prompts name a thing and a style (`a frog, noto style`). A picture counts when its thing is among the five (one) nearest
-of {results["data"]["concepts"]:,}, by cosine of pooled EfficientNet-Lite0 features, in a gallery of all of them in the
-four styles trained on (the last column: in the style asked for only). Chance is {results["t2i_top5_chance"]:.4f}.
-{_guidance_helps(results)}
-
-Top-5 over guidance scales, with the plausibility guard `guidance_min_p` of this checkpoint and without (0, the paper's
-plain guidance):
-
-{_guidance_table(results["t2i_table"])}"""
-
-
-def _guidance_helps(results: dict[str, Any]) -> str:
-    said = []
-    for split, prompts in PROMPTS.items():
-        guided, plain = (results.get(f"t2i_top5_{split}_cfg{scale}") for scale in ("7.5", "1"))
-        if guided is not None and plain is not None:
-            said.append(f"{prompts} {guided:.3f} against {plain:.3f}, {'' if guided > plain else '**not** '}better")
-    return f"CFG 7.5 against CFG 1: {'; '.join(said)}." if said else ""
-
-
-def _guidance_table(cells_measured: list[dict[str, Any]]) -> str:
-    scales = sorted({row["guidance_scale"] for row in cells_measured})
-    cells = {(row["split"], row["guidance_min_p"], row["guidance_scale"]): row for row in cells_measured}
-    rows = []
-    for split, guard in dict.fromkeys((split, guard) for split, guard, _ in cells):
-        found = [cells.get((split, guard, scale)) for scale in scales]
-        shown = ["" if row is None else f"{row['top5']:.3f} (n {row['images']})" for row in found]
-        rows.append([PROMPTS.get(split, split), f"{guard:g}", *shown])
-    return table(("prompts", "guidance_min_p", *(f"CFG {scale:g}" for scale in scales)), rows)
-
-
-def _how_measured(results: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    rows = []
-    for name, section in results["sections"].items():
-        settings = ", ".join(f"{key} {value}" for key, value in section["settings"].items() if value is not None)
-        done = "" if section["finished"] else " (cut off)"
-        rows.append([name + done, settings, str(section["threads"]), f"{section['seconds']:,.0f}"])
-    return f"""\
-### How this was measured
-
-`evotok measure` writes `results.json`, and this card from it. Weights (sha256) `{results["checkpoint_sha256"][:16]}`,
-data `{results["data_sha256"][:16]}`; {versions}.
-
-{table(("section", "settings", "threads", "seconds"), rows)}"""
-
-
-def _licences() -> str:
-    return """\
-## Data and licences
-
-The weights are Apache-2.0. They were trained on art rendered at 64 px: Noto Emoji (Google, Apache-2.0), Twemoji
-(Twitter, Inc. and other contributors, CC-BY-4.0) and Fluent Emoji, flat and 3D (Microsoft, MIT); names and groups are
-emojibase's (MIT). OpenMoji (CC-BY-SA-4.0) was only used to measure. Full attributions: `assets/emoji/LICENSES.md`. The
-frozen EfficientNet-Lite0 (Apache-2.0) that taught the semantics is not part of this checkpoint."""
-
-
-def _limits(results: dict[str, Any]) -> str:
-    return f"""\
-## Limits
-
-- It knows emoji, {results["data"]["familiar"]:,} names and the sentences of its recipes, in English. Photographs,
-  other words and open conversation are out of its reach.
-- It draws one emoji at a time. Of scenes and coloured backgrounds no picture passes `evotok eval emoji-geneval`, and
-  few would after the image tokenizer alone: emoji of 32 px are too small for it (`docs/results/emoji-geneval`).
-- Prompts *seen in training* measure how well drawings were learnt by heart, *unseen pairs* whether anything was
-  understood beyond that.
-- The network that judges pictures is the one that taught the tokenizer its semantics (here its last maps, averaged over
-  the picture): it is no independent judge, and rewards what can be recognised, not what is beautiful.
-- It draws trademarks and faces as the emoji sets do and was not tested for bias."""
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,20 +15,26 @@ import yaml
 
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import new_files
-from evotok.measure import TARGETS
-from evotok.model_card import USAGE, read_results
+from evotok.eval.mini.figures import TARGETS
+from evotok.model_card import USAGE
+from evotok.suite_sections import MINI, read_suite
 
 
 LABELS = {
-    "psnr_new_concept_depth4": "reconstruction of things never seen, PSNR at depth 4, dB",
-    "codebook_usage_min": "codes in use, least used of the 16 levels",
-    "qa_name_new_pair": "names things in a style unseen for them",
-    "qa_group_new_concept": "names the group of things never seen",
-    "qa_color": "names the color",
+    "psnr_new_style_depth4": "reconstruction of scenes in held-out styles, PSNR of 4 levels, dB",
+    "semantic_gain_4_16": "cosine to the teacher, level 16 minus level 4",
+    "probe_gain_4_16": "things read from decoded semantics, level 16 minus level 4",
+    "probe_share_16": "things read from decoded semantics at level 16, share of the teacher's accuracy",
+    "qa_name_new_style": "names one thing in held-out styles",
+    "qa_color": "names the color of a thing",
     "qa_yes_no": "answers yes or no",
     "qa_count": "counts, 1 to 4",
-    "t2i_top5_train_cfg7.5": "draws what it saw in training, top-5 of 1,461 at CFG 7.5",
-    "t2i_top5_new_pair_cfg7.5": "draws unseen pairs of thing and style, top-5 of 1,461 at CFG 7.5",
+    "qa_position": "says where a thing is",
+    "geneval_overall": "GenEval's tasks in the world, seen pairs, CFG 7.5",
+    "geneval_overall_held": "GenEval's tasks in the world, held-out pairs of thing and color, CFG 7.5",
+    "geneval_detector": "the detector on real scenes",
+    "geneval_ceiling": "real scenes after the image tokenizer",
+    "t2i_top5_train_cfg7.5": "emoji in a named style, top-5 of all emoji, CFG 7.5",
 }
 
 
@@ -242,7 +248,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 def blocks() -> dict[str, dict[str, str]]:
     """Every generated block, by document."""
-    results = read_results(find_asset("evotok-mini") / "results.json")
+    results = read_suite(find_asset("evotok-mini") / "results.json", MINI)["figures"]
     trajectory, memory, rates = (json.loads(path.read_text(encoding="utf-8")) for path in (TRAJECTORY, MEMORY, RATES))
     return {
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
+from evotok.data.world.drawings import load_world
+from evotok.data.world.records import corpus
 from evotok.training.text_tokenizer import train_text_tokenizer
 
 
@@ -112,6 +115,30 @@ def parse_command(words: list[str]) -> dict:
 
     [name, *rest] = words
     return typer.main.get_command(root).commands[name].make_context(name, rest).params
+
+
+def save_vision_tower(folder, seed: int = 0) -> None:
+    """A tiny random vision tower for images of the world, as the vision stage saves one."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = SiglipVisionConfig(image_size=64, patch_size=8, vision_use_head=False, **sizes)
+    SiglipVisionModel(config).save_pretrained(folder)
+
+
+def save_language_model(folder, **fields) -> None:
+    """A tiny random language model with a BPE of the world's texts, as the language stage saves one."""
+    tokenizer = train_text_tokenizer(corpus(load_world(), 200), vocab_size=400)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    sizes = {name: value for name, value in TINY_TEXT.items() if name != "model_type"}
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**sizes | {"vocab_size": 448} | ids | fields)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The embedded drawings."""
+    return load_world()
 
 
 @pytest.fixture(scope="session")

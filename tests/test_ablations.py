@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from conftest import save_vision_tower
 
 from evotok.cli import main
 from evotok.commands.evaluate import read_options
+from evotok.data.world.images import WorldImages
 from evotok.eval.orderings import Claim, compare, plainly, spread
 from evotok.eval.probes import linear_probe, retrieval
 from evotok.eval.suites import ablations
 from evotok.eval.suites.ablations import METHOD, ROWS, Options, depends_on
-from evotok.training import taught_images
+from evotok.training import tokenizer_stage
 from evotok.training.arguments import read_recipe
 
 
@@ -44,65 +45,67 @@ def test_the_shipped_budget_has_three_seeds():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """The recipes, with hardly anything to learn, and a teacher calibrated on few images."""
-    monkeypatch.setattr(taught_images, "CALIBRATION_IMAGES", 16)
-    taught_images.calibrated_teacher.cache_clear()
+    """The recipes, with hardly anything to learn, a vision tower of random weights, and no generators."""
+    monkeypatch.setattr(
+        ablations, "generated_share", lambda model, levels, world, steps, seed, folder: levels + steps / 10 + seed / 100
+    )
+    monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     for scale in ("ablations", "mini"):
         (tmp_path / "configs" / scale).mkdir(parents=True)
     for path in (*ROOT.glob("configs/ablations/*.yaml"), ROOT / "configs/mini/tokenizer.yaml"):
         copy = tmp_path / path.relative_to(ROOT)
         tree = yaml.safe_load(path.read_text())
         if path.stem == METHOD:
-            tree["data"]["distinct"] = 16
             tree["training"] |= {"per_device_train_batch_size": 4, "bf16": False}
             tree["model"]["config"] |= {"codebook_size": 16, "pixel_base_channels": 8, "pixel_latent_channels": 8}
-            tree["model"]["config"]["encoder_config"] |= {"hidden_size": 32, "intermediate_size": 32}
-            tree["model"]["config"] |= {"semantic_hidden_size": 32}
+            tree["model"]["config"] |= {"semantic_hidden_size": 24}
         copy.write_text(yaml.safe_dump(tree))
-    yield tmp_path
-    for cache in (taught_images.calibrated_teacher, taught_images.taught_emoji):
-        cache.cache_clear()
+    save_vision_tower(tmp_path / "vision")
+    return tmp_path
 
 
 def evaluate(small, *words) -> int:
-    options = [f"recipes={small / 'configs/ablations'}", f"work={small / 'work'}", "steps=1", "images=12", *words]
+    options = [f"recipes={small / 'configs/ablations'}", f"work={small / 'work'}", f"encoder={small / 'vision'}"]
+    options += ["steps=1", "generator_steps=3", "images=12", *words]
     return main(["eval", "ablations", *options, "--out", str(small / "out"), "--json"])
 
 
 @pytest.fixture
 def order(monkeypatch):
-    """Training -> the samples that it looked at, in order."""
+    """Training -> the samples that it took, in order."""
     seen: dict[str, list[int]] = {}
-    get, train = taught_images.TaughtImages.__getitem__, ablations.train
+    get, train = WorldImages.__getitem__, ablations.train
 
     def noting(self, index):
-        next(reversed(seen.values())).append(index)
+        next(reversed(seen.values())).append((self.seed, index))
         return get(self, index)
 
     def begin(recipe):
         seen[recipe.training["output_dir"]] = []
         train(recipe)
 
-    monkeypatch.setattr(taught_images.TaughtImages, "__getitem__", noting)
+    monkeypatch.setattr(WorldImages, "__getitem__", noting)
     monkeypatch.setattr(ablations, "train", begin)
     return seen
 
 
 def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, order, capsys, monkeypatch):
-    pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("torchmetrics")
     assert evaluate(small, "seeds=1") == 0
     results = json.loads(capsys.readouterr().out)
     first, *others = order.values()
     assert len(first) >= 4 and others == [first] * 4, "the samples come in an order of the seed's"
-    assert results["dtype"] == "float32" and results["data"].keys() == {"emoji", "probed_features", "taught_features"}
+    assert results["dtype"] == "float32" and results["data"].keys() == {"world", "encoder"}
     tables = results["tables"]
     assert [row["L_sem"] for row in tables["table_4"]] == [4, 4, 16]
     assert [row["rFID in the paper"] for row in tables["table_5"]] == [0.66, 0.59, 0.68, 0.55]
-    assert len(tables["orderings"]) == 5 * 3 + 6
-    assert sum(results["figures"][f"orderings {verdict}"] for verdict in ("holds", "undecided", "reversed")) == 21
+    assert len(tables["orderings"]) == 6 * 3 + 6
+    assert sum(results["figures"][f"orderings {verdict}"] for verdict in ("holds", "undecided", "reversed")) == 24
     assert any(note.startswith("Table 4: ") for note in results["notes"])
-    assert all(0 <= row["group"] <= 1 and row["fd"] > 0 for row in tables["runs"])
+    assert all(0 <= row["thing"] <= 1 and 0 <= row["color"] <= 1 and row["fd"] > 0 for row in tables["runs"])
+    assert [row["generated"] for row in tables["runs"]] == [4.3, 16.3, 4.3, 4.3, 4.3]
+    assert [row["GenEval in the paper"] for row in tables["table_4"]] == [0.64, 0.60, 0.67]
+    assert {"thing teacher", "color baseline"} <= results["figures"].keys()
     method, reverse = (
         next(r for r in tables["runs"] if r["row"] == name) for name in ("pixel-to-semantic", "entangled")
     )
@@ -134,17 +137,14 @@ def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, order, capsy
         evaluate(small, "seeds=1", "--restart")
     measured.write_text(whole)
 
-    # Other features of the teacher, or other releases: other rows.
-    taught_images.taught_emoji.cache_clear()
-    stored = {len(load_file(path)["features"]): path for path in (small / "work/teacher-features").iterdir()}
-    for count in (16, 24):  # samples, and drawings that the linear probe is fitted on
-        path = stored[count]
-        whole = path.read_bytes()
-        save_file({"features": load_file(path)["features"] * 2}, path)
-        with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
-            evaluate(small, "seeds=1", "--restart")
-        path.write_bytes(whole)
-        taught_images.taught_emoji.cache_clear()
+    # Another vision tower, another budget of the generator, or other releases: other rows.
+    with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
+        evaluate(small, "seeds=1", "generator_steps=4", "--restart")
+    whole = (small / "vision/model.safetensors").read_bytes()
+    save_vision_tower(small / "vision", seed=1)
+    with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
+        evaluate(small, "seeds=1", "--restart")
+    (small / "vision/model.safetensors").write_bytes(whole)
     monkeypatch.setattr("evotok.__version__", "9")
     with pytest.raises(AssertionError, match="trained again: .*entangled-0-"):
         evaluate(small, "seeds=1", "--restart")
@@ -152,12 +152,12 @@ def test_all_rows_are_trained_once_and_laid_beside_the_paper(small, order, capsy
 
 def test_a_row_depends_on_device_and_releases():
     versions = {"evotok": "1", "torch": "2", "transformers": "3", "python": "4"}
-    own = depends_on({"emoji": "a"}, torch.device("cpu"), versions)
-    assert own == depends_on({"emoji": "a"}, torch.device("cpu", 0), versions | {"python": "5"})
-    others = [depends_on({"emoji": "b"}, torch.device("cpu"), versions)]
-    others.append(depends_on({"emoji": "a"}, torch.device("cuda"), versions))
+    own = depends_on({"world": "a"}, torch.device("cpu"), versions)
+    assert own == depends_on({"world": "a"}, torch.device("cpu", 0), versions | {"python": "5"})
+    others = [depends_on({"world": "b"}, torch.device("cpu"), versions)]
+    others.append(depends_on({"world": "a"}, torch.device("cuda"), versions))
     others += [
-        depends_on({"emoji": "a"}, torch.device("cpu"), versions | {name: "9"})
+        depends_on({"world": "a"}, torch.device("cpu"), versions | {name: "9"})
         for name in ("evotok", "torch", "transformers")
     ]
     assert own not in others
@@ -189,6 +189,7 @@ def test_a_row_that_fails_leaves_those_before_it(small, order, monkeypatch):
         (["recipes=nowhere"], "no such recipe"),
         (["step=3"], "Did you mean 'steps'"),
         (["mini"], "takes no checkpoint"),
+        (["encoder=nowhere"], "encoder=nowhere: no vision tower there: give the folder of one"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(words, message, tmp_path, capsys):
@@ -201,13 +202,13 @@ def test_another_kind_of_recipe_is_refused(small, capsys):
     path = small / "configs/ablations/layers.yaml"
     path.write_text(path.read_text() + "data: {name: folder, path: x}\n")
     assert evaluate(small) == 2
-    assert "layers.yaml: must be of stage tokenizer, on data.name emoji" in capsys.readouterr().err
+    assert "layers.yaml: must be of stage tokenizer, on data.name world" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "data: {distinct: 8}",
+        "data: {mixture: {scene: 1.0}}",
         "loss: {semantic: 1.0}",
         "optimizer: {matrix_learning_rate: 0.01}",
         "training: {output_dir: x, learning_rate: 0.5}",

@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("modeling_evotok", "processing")
-LIBRARY = (*CARRIED, "training", "eval")
+LIBRARY = (*CARRIED, "data", "training", "eval")
 MAY_IMPORT = {
     "modeling_evotok": {"modeling_evotok"},
     "processing": {"processing"},
-    "eval": {"eval", *CARRIED},
+    "data": {"data", *CARRIED},
+    "eval": {"eval", "data", *CARRIED},
     "training": set(LIBRARY),
 }
 OURS = {*LIBRARY, "evotok", "configs", "assets", "tests"}
@@ -62,8 +63,8 @@ def test_arrows(folder):
             assert target is None or target in may, f"{name(path)}:{node.lineno} imports {module}"
 
 
-@pytest.mark.parametrize("folder", ["training", "eval"])
-def test_training_and_eval_import_ours_relatively(folder):
+@pytest.mark.parametrize("folder", ["data", "training", "eval"])
+def test_data_training_and_eval_import_ours_relatively(folder):
     for path in sources(folder):
         for node, module in imported_modules(path):
             absolute = isinstance(node, ast.Import) or not node.level

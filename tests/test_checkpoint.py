@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
-from evotok.training.emoji.world import EmojiWorld
-from evotok.training.tokenizer_data import emoji_pixels
+from evotok.data.world.images import held_out_scenes, scene_pixels
+from evotok.data.world.palette import COLORS
+from evotok.eval.metrics import psnr
+from evotok.eval.mini.figures import TARGETS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,41 +45,33 @@ def test_sizes_are_those_of_the_issue(mini):
 
 
 def test_results_name_every_figure_promised():
-    results = json.loads((MINI / "results.json").read_text())
-    promised = (
-        "psnr_new_concept_depth4",
-        "qa_name_new_pair",
-        "qa_group_new_concept",
-        "qa_color",
-        "qa_yes_no",
-        "qa_count",
-    )
-    for name in (*promised, "t2i_top5_train_cfg7.5", "t2i_top5_new_pair_cfg7.5"):
-        assert results[name] >= 0 and f"{name}_target" in results
+    figures = json.loads((MINI / "results.json").read_text())["figures"]
+    for name in TARGETS:
+        assert figures[name] >= 0 and figures[f"{name}_target"] == TARGETS[name]
 
 
-def test_reconstructions_are_as_good_as_reported(mini):
+def test_reconstructions_are_as_good_as_reported(mini, world):
     model, _ = mini
-    pixels = emoji_pixels(EmojiWorld(), "new_concept", 24)
-    decoded = model.model.vq_model.decode_pixels(model.model.vq_model.encode(pixels)).clamp(-1, 1)
-    error = ((decoded - pixels) / 2).square().mean((1, 2, 3))
-    measured = (-10 * error.log10()).mean().item()
-    assert measured == pytest.approx(json.loads((MINI / "results.json").read_text())["psnr_new_concept_depth4"], abs=2)
+    pixels = scene_pixels(world, held_out_scenes(world, "test", 24))
+    decoded = model.model.vq_model.decode_pixels(model.model.vq_model.encode(pixels))
+    measured = psnr((decoded + 1) / 2, (pixels + 1) / 2).mean().item()
+    figures = json.loads((MINI / "results.json").read_text())["figures"]
+    assert measured == pytest.approx(figures["psnr_new_style_depth4"], abs=1.5)
 
 
 def test_it_reads_and_draws(mini):
     model, processor = mini
     to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    chat = [{"role": "user", "content": "a frog, noto style"}]
+    chat = [{"role": "user", "content": "a red heart"}]
     inputs = processor.apply_chat_template(chat, generation_mode="image", **to_tensors)
     codes = model.generate(**inputs, generation_mode="image", generator=torch.Generator().manual_seed(0))
     assert codes.shape == (1, 64, 4)
     [image] = processor.post_process_image_generation(model.decode_image_tokens(codes))
     assert image.size == (64, 64)
-    content = [{"type": "image", "image": image}, {"type": "text", "text": "Which style is this?"}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What color is the heart?"}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, **to_tensors
     )
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer in {"noto", "twemoji", "fluent flat", "fluent 3d"}
+    assert answer in COLORS

@@ -5,18 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    TrainingArguments,
+)
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
+from evotok.data.world.scenes import CANVAS, PATCH
 from evotok.training.arguments import read_recipe
 from evotok.training.multimodal_stages import TRAINABLE, freeze_all_but
+from evotok.training.planning.plan import find_config, tokenizer_fields
 from evotok.training.sources import SOURCES
 from evotok.training.tokenizer_trainer import TERMS
 
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path for scale in ("mini", "paper") for path in (ROOT / scale).rglob("*.yaml"))
-MINI_TEXT = {"vocab_size": 1536}
 
 
 def names(paths):
@@ -24,8 +31,10 @@ def names(paths):
 
 
 def test_all_stages_ship_at_both_scales():
+    chain = {"vision-shapes", "vision", "language", "tokenizer", "pretrain", "sft", "gen"}
     mini = {path.stem for path in RECIPES if path.parent.name == "mini"}
-    assert mini >= {"tokenizer", "pretrain", "sft", "gen", "dpo"}
+    assert mini >= {*chain, "dpo"}
+    assert {path.stem for path in RECIPES if path.parent.name == "cuda"} == chain
     paper = {path.stem for path in RECIPES if path.parent.name == "paper"}
     assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified", "dpo"}
     assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen", "dpo"}
@@ -37,24 +46,26 @@ def test_recipe_parses_and_builds(path, tmp_path):
     given = {key: value for key, value in recipe.training.items() if key not in ("deepspeed", "bf16")}
     TrainingArguments(**given | {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True})
     scale = path.relative_to(ROOT).parts[0]
-    vq_fields = read_recipe(ROOT / scale / "tokenizer.yaml").model.config
     with torch.device("meta"):
+        if recipe.stage == "vision":
+            tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
+            assert tower.config.image_size == CANVAS and tower.config.patch_size == PATCH
+            return
+        if recipe.stage == "language":
+            assert Qwen2ForCausalLM(Qwen2Config(vocab_size=1024, **recipe.model.config)).num_parameters() < 10e6
+            return
         if recipe.stage == "tokenizer":
-            model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
+            model = EvoTokVQModel(EvoTokVQConfig(**tokenizer_fields(recipe, path)))
             assert set(TERMS) <= set(vars(recipe.loss))
             assert scale != "paper" or sum(p.numel() for p in model.parameters()) == 391_216_267
+            assert scale != "mini" or (model.config.image_size, model.config.num_positions) == (64, 64)
             return
-        fields = read_recipe(ROOT / scale / "pretrain.yaml").model.config
-        if scale == "mini":
-            fields["text_config"] |= MINI_TEXT
-            fields |= dict.fromkeys(
-                ("image_token_id", "image_generation_token_id", "vision_start_token_id", "vision_end_token_id"), 1
-            )
-        model = EvoTokForConditionalGeneration(EvoTokConfig(vq_config=vq_fields, **fields))
+        model = EvoTokForConditionalGeneration(find_config(recipe, path))
     parts = recipe.model.trainable or TRAINABLE[recipe.stage]
     freeze_all_but(model, parts)
     assert not any(p.requires_grad for p in model.model.vq_model.parameters())
     assert any(p.requires_grad for p in model.parameters())
+    assert (model.config.text_config.vocab_size == 1024) == (scale == "mini")
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.relative_to(ROOT).parts[0] == "paper"], ids=lambda p: p.stem)

@@ -52,7 +52,7 @@ def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path
     assert good["records"] == good["rows"] == good["pictures"] == 1 and good["sizes"] == [[40, 30], [40, 30]]
     assert facts["pictures"] == [str(tmp_path / "again" / "image-folder.png")]
     assert main(["data", "check", "configs/mini/sft.yaml"]) == 2
-    assert "data.name is 'emoji'" in capsys.readouterr().err
+    assert "data.name is 'world'" in capsys.readouterr().err
 
 
 def test_preferences_are_shown_with_both_answers(tmp_path, capsys):

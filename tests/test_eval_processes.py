@@ -9,48 +9,35 @@ import subprocess
 import sys
 
 import pytest
+from mini_materials import save_mini
 
 
-pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("sklearn")
 
 SUITES = {
-    "trajectory": ["images=40", "tokens=40", "clusters=3", "batch_size=8"],
-    "unseen": ["sets=[]", "limit=2", "batch_size=1"],
-    "emoji-geneval": ["prompts=2", "batch_size=5"],
+    "trajectory": ["images=40", "probe_scenes=24", "tokens=40", "clusters=3", "batch_size=8"],
+    "mini": [
+        "parts=[tokenizer,questions,composition]",
+        *("scenes=6", "probe_scenes=24", "questions=6", "prompts=2", "batch_size=5"),
+    ],
 }
 SCRIPT = """
 import sys
 
 from evotok.cli import main
-from evotok.eval.suites import emoji_geneval, unseen
-from evotok.training import taught_images
-from evotok.training.emoji.world import EmojiWorld
 
-taught_images.CALIBRATION_IMAGES = unseen.CALIBRATION = 16
-
-
-class SmallWorld(EmojiWorld):
-    def __init__(self):
-        super().__init__()
-        self.familiar = self.familiar[::10]
-
-    def drawings(self, split, familiar=None):
-        return [drawing for drawing in super().drawings(split, familiar) if drawing.concept in self.familiar]
-
-
-emoji_geneval.EmojiWorld = SmallWorld
+checkpoint, out = sys.argv[1:]
 for suite, words in {suites}.items():
-    assert main(["eval", suite, "mini", *words, "--out", f"{{sys.argv[1]}}/{{suite}}"]) == 0
+    assert main(["eval", suite, checkpoint, *words, "--out", f"{{out}}/{{suite}}"]) == 0
 """
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-    script = tmp_path / "script.py"
+def test_two_processes_find_what_one_finds(world, tmp_path):
+    checkpoint, script = save_mini(tmp_path / "runs", world), tmp_path / "script.py"
     script.write_text(SCRIPT.format(suites=SUITES))
     launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
     for folder, launcher in launchers.items():
-        command = [sys.executable, *launcher, str(script), str(tmp_path / folder)]
+        command = [sys.executable, *launcher, str(script), checkpoint, str(tmp_path / folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun has it: sums are added in one order
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -63,7 +50,6 @@ def test_two_processes_find_what_one_finds(tmp_path):
         assert two["data"] == one["data"] and two["pictures"] == one["pictures"]
         tables = {path.name for path in (tmp_path / "one" / suite).glob("*.csv")}
         assert tables and tables == {path.name for path in (tmp_path / "two" / suite).glob("*.csv")}
-    verdicts = [(tmp_path / folder / "emoji-geneval/verdicts.jsonl").read_text() for folder in launchers]
-    assert verdicts[0] == verdicts[1]
-    samples = [(tmp_path / folder / "emoji-geneval/sample.png").read_bytes() for folder in launchers]
-    assert samples[0] == samples[1], "the pictures drawn are the same to the last pixel"
+    for name in ("verdicts_held_out.jsonl", "held_out.png"):
+        one, two = ((tmp_path / folder / "mini" / name).read_bytes() for folder in launchers)
+        assert one == two, "the generated images are the same to the last pixel"

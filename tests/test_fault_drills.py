@@ -27,7 +27,6 @@ from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa:
 from evotok import EvoTokVQModel
 from evotok.training.arguments import read_recipe
 from evotok.training.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
-from evotok.training.emoji.world import EmojiWorld
 from evotok.training.manifest import MANIFEST, find_damage
 from evotok.training.multimodal_stages import build_multimodal
 from evotok.training.train import main
@@ -48,7 +47,7 @@ STAGES = {
         *("unified.yaml", *STEPS, NOISE),
         *("training.per_device_train_batch_size=1", "training.dataloader_num_workers=0"),
     ],
-    "dpo": ["sft.yaml", "stage=dpo", *STEPS, "data.mixture={name: 0.5, yes_no: 0.5}"],
+    "dpo": ["sft.yaml", "stage=dpo", *STEPS, "data.mixture={name: 0.5, yes_no_name: 0.5}"],
 }
 # Under ZeRO-3 the tokenizer's codebooks, which learn by themselves, would be sharded.
 PAIRS = [(stage, engine) for stage in STAGES for engine in ("ddp", "zero2", "zero3")]
@@ -85,13 +84,13 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(recipes):  # noqa: F811
-    """A model to start from, by the dropout it has: else every process would train a text tokenizer first."""
+    """A model to start from, by the dropout it has."""
 
     @functools.cache
     def build(dropout):
         recipe = read_recipe(recipes / "sft.yaml", [f"model.config.depth_decoder_config.hidden_dropout={dropout}"])
         torch.manual_seed(0)
-        for part in build_multimodal(recipe, EmojiWorld()):
+        for part in build_multimodal(recipe):
             part.save_pretrained(recipes / f"start-{dropout}")
         return recipes / f"start-{dropout}"
 

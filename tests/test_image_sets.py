@@ -9,10 +9,10 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from evotok.data.image_files import crop_square
+from evotok.eval.image_sets import folder_images, limited, look_through, open_images
 from evotok.eval.workers import Workers
 from evotok.processing.image_loading_evotok import EvoTokImageError
-from evotok.training.image_sets import folder_images, limited, look_through, open_images
-from evotok.training.tokenizer_data import crop_square
 
 
 def picture(seed: int, size=(40, 30)) -> Image.Image:
@@ -36,8 +36,6 @@ def test_crop_is_the_middle_of_the_shorter_side(tmp_path):
     images = folder_images("a", [tmp_path / "a.png"])
     cropped = np.asarray(images.image(0, 10))
     assert cropped.shape == (10, 10, 3) and (cropped[:, 1:-1] == (255, 0, 0)).all()
-    padded = np.asarray(folder_images("a", [tmp_path / "a.png"], padded=True).image(0, 30))
-    assert (padded[0] == 255).all() and (padded[15, 15] == (255, 0, 0)).all(), "all of it, on white"
 
 
 def test_folder_with_folders(folder):
@@ -46,11 +44,14 @@ def test_folder_with_folders(folder):
     assert images.pixels([0, 3], 16).shape == (2, 3, 16, 16)
 
 
-def test_emoji():
-    images = open_images("emoji:new_concept")
-    assert len(images) == 576 and images.image(0, 64).size == (64, 64)
+def test_world():
+    images = open_images("world:val")
+    assert len(images) == 512 and images.image(0, 64).size == (64, 64)
+    assert images.names[0].startswith("val 0: ") and " background" in images.names[0]
+    assert images.image(3, 64).tobytes() == open_images("world:val").image(3, 64).tobytes()
+    assert images.image(3, 64).tobytes() != open_images("world:test").image(3, 64).tobytes()
     with pytest.raises(ValueError, match="unknown split 'new'"):
-        open_images("emoji:new")
+        open_images("world:new")
 
 
 def test_saved_and_loose_data_sets(tmp_path):

@@ -21,11 +21,10 @@ from lmms_eval.tasks import TaskManager
 
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset, load_multimodal
+from evotok.data.world.evaluation import question_set
+from evotok.data.world.lmms_tasks import TASKS, write_tasks
 from evotok.eval.harness import EvoTokChat, EvoTokSimple, cut_at, generation_options
 from evotok.eval.understanding import answer_questions, score_answers
-from evotok.training.emoji.evaluation import evaluation_set
-from evotok.training.emoji.world import EmojiWorld
-from evotok.training.emoji_tasks import TASKS, write_tasks
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +45,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """The emoji's, and one of choices."""
+    """The world's, and one of choices."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder, QUESTIONS)
     task = yaml.safe_load((folder / "qa_color.yaml").read_text())
@@ -89,15 +88,14 @@ def test_a_checkpoint_that_is_not_there_is_named(tasks):
         evaluate("evotok", tasks, ["qa_color"], model_args="pretrained=nowhere", batch_size=2)
 
 
-def test_answers_are_those_of_generate_and_scores_those_of_measure(tmp_path, capsys):
+def test_answers_are_those_of_generate_and_scores_those_of_the_suite_mini(world, tmp_path, capsys):
     """The whole way: `evotok eval`, the harness, the plugin; the batch is smaller than a task has questions."""
-    words = ["task_folder=emoji", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
+    words = ["task_folder=world", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
     assert main(["eval", "understanding", "mini", *words]) == 0
     results = json.loads(capsys.readouterr().out)
     model, processor = load_multimodal("mini")
-    world = EmojiWorld()
-    for name, (kind, split) in TASKS.items():
-        records = evaluation_set(world, kind, split, QUESTIONS)
+    for name in TASKS:
+        records = question_set(world, name, QUESTIONS)
         expected = answer_questions(model, processor, records, batch_size=1)
         lines = (tmp_path / f"out/answers-{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in lines] == expected, name

@@ -15,9 +15,9 @@ from test_training import ROOT, TRAINING, losses, needs_deepspeed, recipes  # no
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.cli import main as cli
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
+from evotok.data.world.drawings import load_world
+from evotok.data.world.records import WorldRecords
 from evotok.training.collators import EvoTokCollator
-from evotok.training.emoji.dataset import EmojiTrainingSet
-from evotok.training.emoji.world import EmojiWorld
 from evotok.training.multimodal_stages import _load_checkpoint
 from evotok.training.train import main
 from evotok.training.trainer import EvoTokTrainer
@@ -26,10 +26,10 @@ from evotok.training.trainer import EvoTokTrainer
 peft = pytest.importorskip("peft")
 
 MIXTURES = {
-    "pretrain": {"name": 1.0},
-    "sft": {"name": 0.5, "count": 0.5},
+    "pretrain": {"caption": 1.0},
+    "sft": {"scene": 0.5, "emoji": 0.5},
     "gen": {"t2i": 1.0},
-    "unified": {"name": 0.5, "t2i": 0.5},
+    "unified": {"scene": 0.5, "t2i": 0.5},
     "dpo": {"name": 0.5, "count": 0.5},
 }
 IN_FULL = {
@@ -51,8 +51,8 @@ def first(recipes):  # noqa: F811
 @pytest.fixture(scope="module")
 def batch(first):
     """Images given and images written, with targets for both heads."""
-    world = EmojiWorld()
-    records = [EmojiTrainingSet(world, 2, {kind: 1.0})[index] for kind in ("name", "t2i") for index in range(2)]
+    world = load_world()
+    records = [WorldRecords(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
     return EvoTokCollator(EvoTokProcessor.from_pretrained(first))(records)
 
 

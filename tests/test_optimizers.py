@@ -80,3 +80,27 @@ def test_choices_are_checked():
     with pytest.raises(ValueError, match="needs whole matrices"):
         optimizer_choice(OptimizerArguments("muon"), sharded)
     assert isinstance(build()[1], MuonAdamW)
+
+
+@pytest.mark.parametrize("tower", ["vision_tower", "pixel_tower"])
+def test_towers_that_are_trained_already_learn_at_a_share_of_the_rates(tower):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({tower: nn.Linear(6, 4), "mix": nn.Linear(4, 4)})
+    choice, arguments = OptimizerArguments("muon", encoder_scale=0.25), TrainingArguments("out")
+    factory, _ = optimizer_choice(choice, arguments)["optimizer_cls_and_kwargs"]
+    optimizer = factory()(model, **SETTINGS)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = [rates[id(p)] for part in (model["mix"], model[tower]) for p in (part.weight, part.bias)]
+    assert found == pytest.approx([0.02, 1e-3, 0.005, 2.5e-4])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert schedule.get_last_lr() == pytest.approx([0.01, 0.0025, 5e-4, 1.25e-4])
+    before = [p.detach().clone() for p in model.parameters()]
+    model["mix"](model[tower](torch.ones(2, 6))).square().sum().backward()
+    optimizer.step()
+    moved = [(after - start).norm().item() for after, start in zip(model.parameters(), before, strict=True)]
+    assert all(distance > 0 for distance in moved) and moved[1] < 0.5 * moved[3]
+
+
+def test_a_scale_of_the_encoder_needs_muon():
+    with pytest.raises(ValueError, match=r"optimizer\.encoder_scale is for optimizer\.name muon"):
+        optimizer_choice(OptimizerArguments(encoder_scale=0.5), TrainingArguments("out"))

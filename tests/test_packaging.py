@@ -64,10 +64,10 @@ def test_every_data_file_is_packed(metadata, top):
 
 
 def test_installed_paths_of_data_match_those_of_a_checkout():
-    """`training/emoji/world.py` looks two folders up for `assets`: the root of a checkout, or the installed package."""
-    from evotok.training.emoji.world import EmojiWorld
+    """`data/world/drawings.py` looks two folders up for `assets`: the root of a checkout, or the installed package."""
+    from evotok.data.world.drawings import World
 
-    assert EmojiWorld().root == ROOT / "assets" / "emoji"
+    assert World().root == ROOT / "assets" / "world"
 
 
 def test_extras_parse_and_are_pinned(metadata, pins):
@@ -118,6 +118,10 @@ def test_licences_of_embedded_art_are_named():
         line = notice[notice.index(f"assets/emoji/{sheet}") :].split("assets/emoji/", 2)[1]
         assert licence in line, f"{sheet}: NOTICE does not say {licence}"
     assert "EfficientNet-Lite0" in notice
+    licences = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "icons": "CC-BY-3.0"}
+    for path in (ROOT / "assets" / "world").glob("*.webp"):
+        section = notice[notice.index(f"assets/world/{path.name}") :].split("assets/world/", 2)[1]
+        assert licences.get(path.stem, "MIT") in section, f"{path.name}: NOTICE does not name its licence"
 
 
 def test_makefile_has_the_promised_targets():

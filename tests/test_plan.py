@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_language_model
 from drills import Server
 from test_training import needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 from torch import nn
@@ -166,7 +167,9 @@ LORA = "lora={r: 64}"
 )
 def test_a_checkpoint_takes_the_bytes_that_were_planned(server, recipes, tmp_path, engine, lora):  # noqa: F811
     """Within 5%: 3 million parameters on two processes, half of them frozen."""
-    words = ["model.config.text_config.hidden_size=256", "model.config.depth_decoder_config.hidden_size=256"]
+    save_language_model(tmp_path / "language", hidden_size=256)
+    words = [f"model.language_model_checkpoint={tmp_path / 'language'}"]
+    words.append("model.config.depth_decoder_config.hidden_size=256")
     words += ["training.max_steps=1", "training.save_steps=1", f"training.output_dir={tmp_path}"]
     if engine:
         files = {"zero2": CONFIGS / "deepspeed/zero2.json", "zero3": zero3(tmp_path)}
@@ -198,9 +201,18 @@ def test_the_config_is_found_without_any_checkpoint():
 
     path = CONFIGS / "mini/gen.yaml"
     config = find_config(read_recipe(path), path)
-    assert config.text_config.hidden_size == 256 and config.vq_config.image_size == 64
+    assert config.text_config.hidden_size == 256 and config.text_config.vocab_size == 1024
+    assert config.image_token_id < 1024
+    assert config.vq_config.image_size == 64 and config.vq_config.encoder_config.num_hidden_layers == 6
+    assert config.vq_config.semantic_feature_dim == config.vq_config.encoder_config.hidden_size == 192
     with pytest.raises(ValueError, match="no recipe beside it makes it"):
         find_config(read_recipe(path, ["model.checkpoint=nowhere"]), path)
+
+
+def test_stand_ins_are_not_planned():
+    for stage in ("vision", "language"):
+        with pytest.raises(ValueError, match=f"stage {stage} trains a stand-in"):
+            make_plan(CONFIGS / f"mini/{stage}.yaml", [], 1, GPUS["a10"], 0.4)
 
 
 def test_the_command_prints_a_plan(capsys):

@@ -1,8 +1,7 @@
-"""Preferences: pairs as batches, wrong answers about emoji, and the dpo stage, on one process and on two."""
+"""Preferences: pairs as batches, and the dpo stage, on one process and on two."""
 
 import json
 import math
-import random
 
 import pytest
 import torch
@@ -15,9 +14,6 @@ from test_training import KILLED, TRAINING, losses, needs_deepspeed, run, zero3
 from evotok import EvoTokForConditionalGeneration
 from evotok.training.checkpoints import last_complete_checkpoint
 from evotok.training.collators import PreferenceCollator
-from evotok.training.emoji.dataset import EmojiTrainingSet
-from evotok.training.emoji.world import EmojiWorld
-from evotok.training.preferences import PREFERENCE_KINDS, WithRejected, wrong_answer
 from evotok.training.train import main
 
 
@@ -85,34 +81,13 @@ def test_what_is_no_pair_is_refused(processor):
             collator([record])
 
 
-def test_wrong_answers_are_of_the_same_kind():
-    world = EmojiWorld()
-    records = EmojiTrainingSet(world, 400, dict.fromkeys(PREFERENCE_KINDS, 1.0), seed=3)
-    pairs, again = (WithRejected(records, world, seed=5) for _ in range(2))
-    seen = {kind: set() for kind in PREFERENCE_KINDS}
-    for index in range(len(pairs)):
-        record = pairs[index]
-        answer = record["messages"][-1]["content"][0]["text"]
-        assert record["rejected"] != answer and again[index]["rejected"] == record["rejected"]
-        seen[record["kind"]] |= {(answer, record["rejected"])}
-    assert {pair for kind in ("yes_no", "position") for pair in seen[kind]} == {
-        ("yes", "no"), ("no", "yes"), ("left", "right"), ("right", "left"), ("above", "below"), ("below", "above"),
-    }  # fmt: skip
-    assert {rejected for _, rejected in seen["count"]} == {"1", "2", "3", "4"}
-    groups = {concept.name: concept.group for concept in world.familiar}
-    alike = [groups[answer] == groups[rejected] for answer, rejected in seen["name"]]
-    assert 0.4 < sum(alike) / len(alike) < 0.8
-    with pytest.raises(ValueError, match="no wrong answer is known for the kind 'conversation'"):
-        wrong_answer(random.Random(0), world, "conversation", "yes")
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The stage on questions about emoji, from a tiny model that answers at random."""
+    """The stage on questions about scenes, from a tiny model that answers at random."""
     folder = tmp_path_factory.mktemp("dpo")
     for part in build_chat_model():
         part.save_pretrained(folder / "sft")
-    data = {"mixture": {"name": 0.5, "count": 0.3, "yes_no": 0.2}}
+    data = {"mixture": {"name": 0.5, "count": 0.3, "yes_no_name": 0.2}}
     sections = {"model": {"checkpoint": str(folder / "sft")}, "data": data, "training": TRAINING | {"bf16": False}}
     (folder / "dpo.yaml").write_text(yaml.safe_dump({"stage": "dpo"} | sections))
     return folder / "dpo.yaml"
@@ -184,8 +159,8 @@ def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
 def test_mistakes_are_one_line(recipe, tmp_path, capsys):
     for word, message in (
         ("model.checkpoint=null", "preferences are learnt by a model that answers"),
-        ("data.mixture={conversation: 1.0}", "data.mixture: 'conversation' is not one of name,"),
-        ("data.name=llava", "the dpo stage reads 'emoji' or a 'mixture' of preferences"),
+        ("data.mixture={conversation: 1.0}", "unknown kind 'conversation' in the mixture: choose among name,"),
+        ("data.name=llava", "the dpo stage reads 'world' or a 'mixture' of preferences"),
         ("preference.betta=1", "Did you mean 'beta'?"),
     ):
         assert main([str(recipe), f"training.output_dir={tmp_path}", word]) == 2

@@ -12,8 +12,8 @@ from PIL import Image
 
 from evotok.cli import main
 from evotok.eval.generation import round_pixels
+from evotok.eval.image_sets import open_images
 from evotok.eval.metrics import psnr, ssim
-from evotok.training.image_sets import open_images
 
 
 IMAGES = 10
@@ -108,7 +108,7 @@ def test_any_depth(place, results, capsys):
         (["depths=[9]"], "codes of this tokenizer have 4 levels"),
         (["depths=[0]"], "must be 1 or more"),
         (["limit=1"], "at least 2"),
-        (["data=emoji:old"], "unknown split 'old'"),
+        (["data=world:old"], "unknown split 'old'"),
         (["data=nowhere"], "neither a folder with images"),
         (["count=50000"], "11 images, not 50,000: some are missing, or not of it"),
         (["paper={psnr_depth1: high}"], "paper: psnr_depth1 must be a number, not 'high'"),

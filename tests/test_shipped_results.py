@@ -15,18 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "assets/evotok-mini"
 OF_MINI = {  # folder -> suite, configuration
     "trajectory": ("trajectory", None),
-    "emoji-geneval": ("emoji-geneval", None),
-    "understanding-emoji": ("understanding", "configs/eval/understanding-emoji.yaml"),
+    "mini": ("mini", None),
+    "understanding-world": ("understanding", "configs/eval/understanding-world.yaml"),
 }
 
 
-def finished(folder: str, suite: str, config: str | None) -> dict:
+def finished(folder: str, suite: str, config: str | None, dtype: str = "float32") -> dict:
     """What was found, finished and with the options that are shipped."""
     results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
     options = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}").Options
     assert results["suite"] == suite and results["finished"]
     assert results["options"] == vars(read_options(options, suite, config and str(ROOT / config), []))
-    assert results["dtype"] == "float32" and {"torch", "transformers"} < results["versions"].keys()
+    assert results["dtype"] == dtype and {"torch", "transformers"} < results["versions"].keys()
     return results
 
 
@@ -38,15 +38,20 @@ def test_results_are_of_the_embedded_weights(folder):
     )
 
 
-def test_the_harness_found_what_the_card_says():
-    of_card, found = MINI / "understanding.json", ROOT / "docs/results/understanding-emoji/results.json"
-    assert of_card.read_bytes() == found.read_bytes(), "copy it there, and render the card: evotok measure mini --card"
-    results = json.loads(found.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
+def test_the_card_is_of_the_shipped_results(name, folder):
+    found = ROOT / "docs/results" / folder
+    again = f"python -m evotok.model_card mini {found.relative_to(ROOT)}"
+    assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again
+
+
+def test_the_harness_names_its_version():
+    results = json.loads((MINI / "understanding.json").read_text(encoding="utf-8"))
     assert results["versions"]["lmms-eval"] in " ".join(results["notes"])
 
 
 def test_ablations_are_those_of_the_shipped_budget():
-    results = finished("ablations", "ablations", None)
+    results = finished("ablations", "ablations", None, "bfloat16 autocast")
     runs = results["tables"]["runs"]
     seeds = {run["seed"] for run in runs}
     assert len(seeds) >= 3 and len(runs) == 15 == len(ROWS) * len(seeds)

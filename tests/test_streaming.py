@@ -207,7 +207,7 @@ def test_terms_and_what_was_skipped_are_logged_of_all_ranks(tmp_path):
 def test_a_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
     assert main([str(unified), f"training.output_dir={tmp_path}", "training.max_steps=-1"]) == 2
     assert "set training.max_steps" in capsys.readouterr().err
-    assert main([str(unified), "data.name=emoji"]) == 2
+    assert main([str(unified), "data.name=world"]) == 2
     assert "go together" in capsys.readouterr().err
 
 

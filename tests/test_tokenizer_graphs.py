@@ -8,10 +8,10 @@ import torch
 
 from evotok.cli import main
 from evotok.commands.checkpoints import load_tokenizer
+from evotok.data.world.drawings import load_world
+from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.tokenizer_graphs import GRAPHS, export_programs
-from evotok.training.emoji.world import EmojiWorld
 from evotok.training.fingerprint import fingerprint
-from evotok.training.tokenizer_data import emoji_pixels
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def pictures():
     """(5, 3, 64, 64), never seen in training."""
-    return emoji_pixels(EmojiWorld(), "new_concept", 5)
+    return scene_pixels(load_world(), held_out_scenes(load_world(), "val", 5))
 
 
 def expected(tokenizer, pictures) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -17,15 +17,23 @@ from torch import nn
 from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
+from evotok.data.world.drawings import load_world
+from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
+from evotok.eval.teachers import SiglipTeacher, build_lpips
 from evotok.training import tokenizer_trainer
 from evotok.training.arguments import Recipe, read_recipe
 from evotok.training.averages import AveragedTokenizer
-from evotok.training.emoji.world import EmojiWorld
 from evotok.training.losses import adaptive_weight
-from evotok.training.teachers import SiglipTeacher, build_lpips
-from evotok.training.tokenizer_data import emoji_pixels, folder_pixels
-from evotok.training.tokenizer_stage import build_perceptual, build_teacher, build_tokenizer, build_validation
+from evotok.training.tokenizer_data import folder_pixels
+from evotok.training.tokenizer_stage import (
+    HELD_OUT_SCENES,
+    build_images,
+    build_perceptual,
+    build_teacher,
+    build_tokenizer,
+    build_validation,
+)
 from evotok.training.tokenizer_trainer import TokenizerTrainer
 from evotok.training.train import main
 
@@ -133,8 +141,8 @@ def test_two_processes_learn_what_one_does(recipe, tmp_path):
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     for name in ("model", "average", "discriminator"):
         expected, found = (load_file(folder / "checkpoint-4" / f"{name}.safetensors") for folder in (one, two))
-        for key, tensor in expected.items():
-            torch.testing.assert_close(found[key], tensor, atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
+        for key in (key for key in expected if "k_proj.bias" not in key):  # no loss depends on it: rounding moves it
+            torch.testing.assert_close(found[key], expected[key], atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
     counted = load_file(two / "checkpoint-4" / "model.safetensors")["quantizer.codebooks.0.cluster_size"]
     assert counted.sum().item() == pytest.approx(4 * 64 * (1 - 0.99**4), rel=1e-4)  # of the global batch, not a share
     evaluated = [entry for entry in history(one / "checkpoint-4") if "eval_usage_min" in entry][-1]
@@ -201,7 +209,7 @@ def test_the_finished_model_is_the_average_and_validation_is_of_it(whole):
     logged = [entry for entry in history(whole / "checkpoint-6") if "eval_usage_min" in entry]
     assert [entry["step"] for entry in logged] == [3, 6]
     assert (whole / "samples" / "step-0000006.png").is_file()
-    images = emoji_pixels(EmojiWorld(), "new_concept", 128)
+    images = scene_pixels(load_world(), held_out_scenes(load_world(), "val", HELD_OUT_SCENES))
     expected = evaluate_reconstruction(finished, images.split(64), with_ssim=True)
     usage, perplexity = expected.pop("usage"), expected.pop("perplexity")
     assert set(expected) == {"psnr_depth1", "psnr_depth2", "ssim_depth1", "ssim_depth2"}
@@ -292,7 +300,17 @@ def test_evaluation_needs_images(tmp_path):
     recipe = Recipe("tokenizer")
     recipe.data.name = "folder"
     with pytest.raises(ValueError, match=r"give data\.validation_path"):
-        build_validation(recipe, 32, arguments, None)
+        build_validation(recipe, 32, arguments)
+
+
+def test_images_of_the_world_have_one_size(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none")
+    assert len(build_images(Recipe("tokenizer"), arguments, 64)) == 16
+    with pytest.raises(ValueError, match="image_size 32, but images of the embedded world have 64"):
+        build_images(Recipe("tokenizer"), arguments, 32)
+    arguments.max_steps = -1
+    with pytest.raises(ValueError, match="training.max_steps -1: set it"):
+        build_images(Recipe("tokenizer"), arguments, 64)
 
 
 # --- teacher and perceptual networks -------------------------------------------------------------------------------

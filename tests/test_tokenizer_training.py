@@ -3,16 +3,12 @@
 import pytest
 import torch
 
+from evotok.data.world.drawings import load_world
+from evotok.data.world.images import WorldImages
+from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from evotok.training.emoji.world import EmojiWorld
 from evotok.training.losses import semantic_loss, weighted_sum
-from evotok.training.teachers import EfficientNetTeacher
-from evotok.training.tokenizer_data import EmojiImages, FolderImages, emoji_pixels, to_pixels
-
-
-@pytest.fixture(scope="module")
-def world():
-    return EmojiWorld()
+from evotok.training.tokenizer_data import FolderImages, to_pixels
 
 
 def test_semantic_loss_is_one_minus_the_cosine_whatever_the_length():
@@ -49,11 +45,12 @@ def test_discriminator_tells_two_textures_apart():
     assert model(flat).shape[1] == 1 and model(flat).shape[2] > 1
 
 
-def test_teacher_is_frozen_standardised_and_one_vector_a_position(world):
+def test_teacher_is_frozen_standardised_and_one_vector_a_position():
     pytest.importorskip("efficientnet_lite_pytorch")
     teacher = EfficientNetTeacher(grid_size=8).train()
     assert not teacher.model.training and not any(p.requires_grad for p in teacher.parameters())
-    pixels = emoji_pixels(world, "train", 16)
+    images = WorldImages(load_world(), 16)
+    pixels = torch.stack([images[index]["pixel_values"] for index in range(16)])
     teacher.calibrate(pixels)
     features = teacher(pixels)
     assert features.shape == (16, 64, EfficientNetTeacher.FEATURE_DIM)
@@ -61,17 +58,6 @@ def test_teacher_is_frozen_standardised_and_one_vector_a_position(world):
     same = pixels[:2]
     assert teacher.perceptual_distance(same, same).item() == pytest.approx(0, abs=1e-6)
     assert teacher.perceptual_distance(same, same.flip(0)).item() > 0.01
-
-
-def test_emoji_images_are_a_function_of_the_index_and_hold_nothing_back(world):
-    data = EmojiImages(world, 30, seed=3)
-    again = EmojiImages(world, 30, seed=3)
-    for index in (7, 0, 29):
-        pixels = data[index]["pixel_values"]
-        assert pixels.shape == (3, 64, 64) and pixels.min() >= -1 and pixels.max() <= 1
-        assert torch.equal(pixels, again[index]["pixel_values"])
-    assert not torch.equal(data[0]["pixel_values"], EmojiImages(world, 30, seed=4)[0]["pixel_values"])
-    assert {world.split_of(drawing) for drawing in data.drawings} == {"train"}
 
 
 def test_folder_images_are_cropped_squares(tmp_path):

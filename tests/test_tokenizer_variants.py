@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import save_vision_tower
+from transformers import AutoModel
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
-from evotok.training.arguments import read_recipe
-from evotok.training.tokenizer_stage import build_tokenizer, model_class
+from evotok.training.arguments import Recipe, read_recipe
+from evotok.training.tokenizer_stage import model_class
 from evotok.training.tokenizer_variants import VARIANTS
 
 
@@ -124,11 +126,26 @@ def test_saved_and_loaded_it_gives_the_same_codes(variant, pixels, tmp_path):
     assert torch.equal(type(model).from_pretrained(tmp_path).eval().encode(pixels), model.encode(pixels))
 
 
+def test_it_starts_from_a_vision_tower(variant, tmp_path):
+    """Both encoders of `branches` do."""
+    save_vision_tower(tmp_path)
+    sizes = {"codebook_size": 16, "codebook_dim": 8, "num_codebooks": 6, "num_pixel_codebooks": 2}
+    sizes |= {"pixel_channel_multipliers": [1, 1, 1, 1], "pixel_base_channels": 8, "pixel_norm_groups": 2}
+    sizes |= {"semantic_hidden_size": 16, "semantic_num_attention_heads": 2, "semantic_num_hidden_layers": 1}
+    model = VARIANTS[variant].from_pretrained_encoder(str(tmp_path), **sizes)
+    tower = AutoModel.from_pretrained(tmp_path).state_dict()
+    towers = [model.vision_tower] + ([model.pixel_tower] if variant == "branches" else [])
+    for own in towers:
+        assert own.config.num_hidden_layers == 2
+        for name, tensor in own.state_dict().items():
+            assert torch.equal(tensor, tower[name]), name
+    assert model.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 6)
+
+
 def test_a_recipe_names_its_variant():
-    recipe = read_recipe("configs/ablations/layers.yaml")
-    with torch.device("meta"):
-        assert type(build_tokenizer(recipe)) is VARIANTS["layers"]
+    assert model_class(read_recipe("configs/ablations/layers.yaml")) is VARIANTS["layers"]
     assert model_class(read_recipe("configs/ablations/entangled.yaml")) is EvoTokVQModel
+    recipe = Recipe("tokenizer")
     recipe.model.variant = "layer"
     with pytest.raises(ValueError, match=r"model\.variant 'layer' is not one of reversed, layers, branches"):
         model_class(recipe)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
+from conftest import TINY_DEPTH, TINY_VQ, save_language_model
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main as cli
@@ -86,15 +86,16 @@ def zero3(folder):
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory):
-    """Tiny recipes of the stages and a random tokenizer for them to start from."""
+    """Tiny recipes of the stages, a random tokenizer and a random language model for them to start from."""
     folder = tmp_path_factory.mktemp("recipes")
     torch.manual_seed(0)
     tokenizer = EvoTokVQModel(EvoTokVQConfig(**VQ))
     for codebook in tokenizer.quantizer.codebooks:
         codebook.weight.data.normal_()
     tokenizer.save_pretrained(folder / "vq")
-    text = {k: v for k, v in TINY_TEXT.items() if not k.endswith("token_id") and k != "vocab_size"}
-    config = {"text_config": text, "depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
+    save_language_model(folder / "language")
+    parts = {"vq_checkpoint": str(folder / "vq"), "language_model_checkpoint": str(folder / "language")}
+    config = {"depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
     loss = {"perceptual": 0.0, "semantic": 0.0, "adversarial": 0.1, "adversarial_start_step": 2}
     stages = {
         "tokenizer": {
@@ -103,12 +104,12 @@ def recipes(tmp_path_factory):
             "optimizer": {"name": "muon"},
         },
         "gen": {
-            "model": {"vq_checkpoint": str(folder / "vq"), "text_tokenizer_size": 400, "config": config},
+            "model": parts | {"config": config},
             "data": {"mixture": {"t2i": 1.0}, "caption_dropout": 0.1},
         },
         "sft": {
-            "model": {"vq_checkpoint": str(folder / "vq"), "text_tokenizer_size": 400, "config": config},
-            "data": {"mixture": {"name": 0.5, "count": 0.3, "t2i_scene": 0.2}},
+            "model": parts | {"config": config},
+            "data": {"mixture": {"scene": 0.5, "caption": 0.3, "t2i": 0.2}},
         },
     }
     for stage, sections in stages.items():

@@ -1,20 +1,14 @@
 """The suite `understanding` as far as it goes without lmms-eval; the rest is in test_lmms_eval.py."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
-import yaml
-from PIL import Image, ImageChops
 
 from evotok.cli import main
 from evotok.commands.evaluate import read_options
 from evotok.eval.suites import understanding
 from evotok.eval.suites.understanding import Options, check, figures_of
-from evotok.training.emoji.evaluation import evaluation_set
-from evotok.training.emoji.world import EmojiWorld
-from evotok.training.emoji_tasks import TASKS, write_tasks
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +85,7 @@ def test_without_the_harness_nothing_begins(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task_folder": "emoji", "tasks": ["qa_colour"]}, "did you mean 'qa_color'"),
+        ({"task_folder": "world", "tasks": ["qa_colour"]}, "did you mean 'qa_color'"),
         ({"task_folder": "nowhere"}, "task_folder nowhere: no tasks"),
     ],
 )
@@ -105,22 +99,8 @@ def test_a_grader_without_its_key(monkeypatch):
     monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
     monkeypatch.delenv("GRADERS_KEY", raising=False)
     benchmark = {"task": "qa_color", "metrics": ["exact_match"], "judge": "GRADERS_KEY"}
-    options = Options(task_folder="emoji", benchmarks={"colors": benchmark})
+    options = Options(task_folder="world", benchmarks={"colors": benchmark})
     with pytest.raises(ValueError, match=r"colors is graded .* set GRADERS_KEY, or leave qa_color out"):
         check(options, ["mini"])
     monkeypatch.setenv("GRADERS_KEY", "x")
     check(options, ["mini"])
-
-
-def test_emoji_tasks_hold_the_questions_of_measure(tmp_path):
-    write_tasks(tmp_path, 3)
-    assert {path.stem for path in tmp_path.glob("*.yaml")} == set(TASKS)
-    world = EmojiWorld()
-    for name, (kind, split) in TASKS.items():
-        task = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
-        folder = Path(task["dataset_kwargs"]["data_dir"]) / task["test_split"]
-        lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-        for line, record in zip(lines, evaluation_set(world, kind, split, 3), strict=True):
-            assert line["question"] == record["messages"][0]["content"][-1]["text"]
-            assert line["answer"] == record["answer"]
-            assert not ImageChops.difference(Image.open(folder / line["file_name"]), record["images"][0]).getbbox()

@@ -1,7 +1,8 @@
 """Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
 
-stage: tokenizer            # tokenizer | pretrain | sft | gen | unified | dpo
+stage: tokenizer            # vision | language | tokenizer | pretrain | sft | gen | unified | dpo
 gpus: 16                    # that batch and steps are meant for
+max_minutes: 3              # after which the stage ends, for machines that are lent by the minute
 model: {...}                # fields of the model's config, or `checkpoint:` of the stage before
 data: {...}                 # DataArguments
 loss: {...}                 # TokenizerLossArguments (tokenizer stage)
@@ -13,7 +14,7 @@ training: {...}             # transformers.TrainingArguments
 import reprlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .module_names import check_names
@@ -22,7 +23,10 @@ from .trainer_options import check_options
 from .yaml_reading import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
 
 
-STAGES = ("tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+STAGES = ("vision", "language", "tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
 
 
 @dataclass
@@ -36,11 +40,12 @@ class ModelArguments:
     encoder_checkpoint: str | None = None
     """SigLIP2 checkpoint that the tokenizer's encoder starts from."""
     language_model_checkpoint: str | None = None
-    """Causal language model that a multimodal model is built on; built from `config` when left out."""
+    """Causal language model, with its text tokenizer, that a multimodal model is built on."""
     text_tokenizer_size: int | None = None
-    """Train a byte-level BPE of this size on the data's own texts, instead of taking the language model's."""
+    """Tokens of the byte-level BPE that is trained on the world's texts (language stage)."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig` that differ from the paper's."""
+    """Fields that differ from the default: of `SiglipVisionConfig` (vision stage), `Qwen2Config` (language stage),
+    `EvoTokVQConfig` (tokenizer stage) or `EvoTokConfig`."""
     variant: str | None = None
     """Another arrangement of the tokenizer, for ablations: `reversed`, `layers` or `branches`."""
     attn_implementation: str | None = None
@@ -68,11 +73,11 @@ class SourceArguments:
 class DataArguments:
     """What it is trained on."""
 
-    name: str = "emoji"
-    """`emoji` (the embedded world), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
+    name: str = "world"
+    """`world` (the embedded one), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
     `mixture`."""
     path: str | None = None
-    """Folder of images, or LLaVA file."""
+    """Folder of images, LLaVA file, or folder of the world's drawings."""
     sources: list[SourceArguments] = field(default_factory=list)
     """What a `mixture` is drawn from, streamed; `training.max_steps` says how long."""
     pool_batches: int = 32
@@ -80,12 +85,9 @@ class DataArguments:
     image_folder: str | None = None
     """Where the images of a LLaVA file lie; its own folder when left out."""
     mixture: dict[str, float | int] = field(default_factory=dict)
-    """Weights of the kinds of samples (emoji)."""
-    distinct: int | None = None
-    """Go again and again through so many samples, at each of which the teacher looks once, whatever the seed (emoji,
-    tokenizer stage); endless ones when left out."""
+    """Weights of the kinds of samples (world)."""
     block: int = 1
-    """Samples in a row that all draw, or all answer (emoji): batches of one form need little padding. With
+    """Samples in a row that all generate images, or all answer (world): batches of one form need little padding. With
     `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
     """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
@@ -98,7 +100,7 @@ class DataArguments:
     """Prompts drawn as one PNG at every save (gen stage)."""
     validation_path: str | None = None
     """Folder of images, however deep, that are held back and measured every `training.eval_steps` (tokenizer stage);
-    the emoji world holds back drawings of its own."""
+    the embedded world holds back icon families of its own."""
     validation_samples: int = 1000
     """At most so many of them, evenly picked."""
 
@@ -152,6 +154,9 @@ class OptimizerArguments:
     DeepSpeed."""
     matrix_learning_rate: float = 0.02
     """Muon's step, on the same schedule as `training.learning_rate`."""
+    encoder_scale: float = 1.0
+    """Factor on the learning rates of the tokenizer's vision tower, whose weights are trained already (tokenizer stage,
+    `muon`)."""
     average_decay: float = 0.0
     """Share that a moving average of all weights keeps of itself at each step: 0.9999 for long runs, 0.999 for some
     thousand steps, 0 for no average. Validation and the finished model are of the average (tokenizer stage)."""
@@ -165,6 +170,9 @@ class Recipe:
     gpus: int = 1
     """Processes that batch, steps and learning rate are meant for. Any number trains; `evotok plan` takes this one, and
     says what another makes of a step."""
+    max_minutes: float | int | None = None
+    """Training ends with a save after so many minutes, the learning rate at its end; `training.max_steps` may end it
+    before. On one process."""
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     loss: TokenizerLossArguments = field(default_factory=TokenizerLossArguments)
@@ -229,11 +237,16 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if tree["stage"] != "tokenizer" and (decay or validation):
         key = "optimizer.average_decay" if decay else "data.validation_path"
         raise ValueError(f"{path}: {key} is for the tokenizer stage, this is {tree['stage']}: remove it.")
-    config = EvoTokVQConfig if tree["stage"] == "tokenizer" else EvoTokConfig
+    from transformers import Qwen2Config, SiglipVisionConfig
+
+    configs = {"vision": SiglipVisionConfig, "language": Qwen2Config, "tokenizer": EvoTokVQConfig}
+    config = configs.get(tree["stage"], EvoTokConfig)
     refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = build_section(Recipe, tree, str(path))
     if recipe.gpus < 1:
         raise ValueError(f"{path}: gpus {recipe.gpus} is not at least 1: give the number that the batch is meant for.")
+    if recipe.max_minutes is not None and not recipe.max_minutes > 0:
+        raise ValueError(f"{path}: max_minutes {recipe.max_minutes} is not above 0: give minutes, or leave it out.")
     refuse_unknown(recipe.training, (f.name for f in fields(TrainingArguments)), f"{path}: training")
     plain = {f.name: f.type for f in fields(TrainingArguments) if f.type in (*PLAIN, bool | None)}
     check_types(recipe.training, plain, f"{path}: training")
@@ -241,3 +254,15 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     check_names(recipe.lora, f"{path}: lora")
     check_options(recipe, str(path))
     return recipe
+
+
+def num_samples(arguments: "TrainingArguments") -> int:
+    """Samples of an endless data set that all processes together take in `max_steps` steps.
+
+    Raises:
+        ValueError: no number of steps.
+    """
+    if arguments.max_steps < 1:
+        raise ValueError(f"training.max_steps {arguments.max_steps}: set it, the embedded world has no end.")
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return arguments.max_steps * batch

@@ -15,6 +15,8 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from ..data.image_files import resolve_image
+
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -24,7 +26,6 @@ MAX_TURNS = 10_000
 # Line breaks beside the mark are LLaVA's way to set images apart, no part of what is said.
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
 
-_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _PART = {"type": Value("string"), "text": Value("string")}
@@ -219,24 +220,3 @@ def _convert_turn(turn: Any) -> dict:
         if text:
             content.append({"type": "text", "text": text})
     return {"role": ROLES[role], "content": content}
-
-
-def resolve_image(folder: Path, name: str, what: str = "image") -> str:
-    """The path of the file `name` in `folder`: the one way from what a record says to a file that is opened.
-
-    Args:
-        what: it is, for messages.
-
-    Raises:
-        ValueError: if it lies elsewhere: an address, an absolute path, `..`, or a symbolic link that leads out.
-    """
-    folder = folder.resolve()
-    if _ADDRESS.match(name):
-        raise ValueError(f"{what} {name!r} is an address, which is not fetched: download it into {folder}")
-    try:
-        path = (folder / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a name with a null byte, links in a circle
-        raise ValueError(f"{what} {name!r} is no file name ({error}): correct it") from None
-    if not path.is_relative_to(folder) or path == folder:
-        raise ValueError(f"{what} {name!r} lies outside {folder}: move it there, or set the image folder")
-    return str(path)

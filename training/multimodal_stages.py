@@ -15,21 +15,20 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from ..data.world.drawings import load_world
+from ..data.world.records import WorldRecords
 from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.processing_evotok import EvoTokProcessor
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .collators import EvoTokCollator
 from .conversations import load_conversations
-from .emoji.dataset import EmojiTrainingSet
-from .emoji.evaluation import corpus
-from .emoji.world import EmojiWorld
-from .multimodal_data import Indexed, WithCodes
+from .multimodal_data import Indexed
 from .multimodal_trainer import MultimodalTrainer
 from .optimizers import optimizer_choice
 from .streaming import build_stream, record_length
-from .text_tokenizer import train_text_tokenizer
+from .time_box import time_box
 from .trainer_options import check_length
 
 
@@ -80,25 +79,26 @@ def whole_weights(arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
-def build_multimodal(
-    recipe: Recipe, world: EmojiWorld | None
-) -> tuple[EvoTokForConditionalGeneration, EvoTokProcessor]:
+def build_multimodal(recipe: Recipe) -> tuple[EvoTokForConditionalGeneration, EvoTokProcessor]:
     """Model and processor that a recipe starts from: the stage before, or trained parts put together.
 
     Everything is built in fp32; mixed precision is the trainer's business.
+
+    Raises:
+        ValueError: a recipe that names neither the stage before nor both parts.
     """
     arguments = recipe.model
     if arguments.checkpoint:
         return _load_checkpoint(arguments.checkpoint), EvoTokProcessor.from_pretrained(arguments.checkpoint)
     if arguments.vq_checkpoint is None:
         raise ValueError("give the recipe model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).")
+    if arguments.language_model_checkpoint is None:
+        raise ValueError(
+            "model.vq_checkpoint: give model.language_model_checkpoint, a causal language model, beside it."
+        )
     vq_model = EvoTokVQModel.from_pretrained(arguments.vq_checkpoint, dtype=torch.float32)
-    language_model = None
-    if arguments.language_model_checkpoint:
-        language_model = AutoModelForCausalLM.from_pretrained(arguments.language_model_checkpoint, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.language_model_checkpoint)
-    else:
-        tokenizer = train_text_tokenizer(corpus(world or EmojiWorld()), arguments.text_tokenizer_size or 1536)
+    language_model = AutoModelForCausalLM.from_pretrained(arguments.language_model_checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model_checkpoint)
     vq_config = vq_model.config
     processor = EvoTokProcessor.from_parts(
         tokenizer, image_size=vq_config.image_size, num_image_tokens=vq_config.num_positions, **recipe.processor
@@ -106,9 +106,8 @@ def build_multimodal(
     config = build_config(recipe, processor, vq_config, language_model)
     model = EvoTokForConditionalGeneration._from_config(config, dtype=torch.float32)
     model.model.vq_model.load_state_dict(vq_model.state_dict())
-    if language_model is not None:
-        model.model.language_model.load_state_dict(language_model.base_model.state_dict())
-        model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     return model, processor
 
 
@@ -121,15 +120,15 @@ def _load_checkpoint(checkpoint: str) -> EvoTokForConditionalGeneration:
     return merge_adapters(_load_checkpoint(base_of(checkpoint)), checkpoint)
 
 
-def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model=None) -> EvoTokConfig:
-    """The multimodal config of a recipe, with the special tokens where the text tokenizer has them."""
+def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language_model) -> EvoTokConfig:
+    """The multimodal config of a recipe, with the special tokens where the text tokenizer has them.
+
+    Raises:
+        ValueError: a text tokenizer of more tokens than the language model has rows.
+    """
     fields = copy.deepcopy(recipe.model.config)
     tokenizer = processor.tokenizer
-    if language_model is not None:
-        fields["text_config"] = language_model.config.to_dict() | fields.get("text_config", {})
-    else:
-        fields.setdefault("text_config", {})["vocab_size"] = -(-len(tokenizer) // 64) * 64
-        fields["text_config"] |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    fields["text_config"] = language_model.config.to_dict() | fields.get("text_config", {})
     if len(tokenizer) > fields["text_config"]["vocab_size"]:
         raise ValueError(
             f"the text tokenizer has {len(tokenizer)} tokens but the language model's vocabulary only "
@@ -140,11 +139,6 @@ def build_config(recipe: Recipe, processor: EvoTokProcessor, vq_config, language
     fields["vision_start_token_id"] = tokenizer.convert_tokens_to_ids(processor.vision_start_token)
     fields["vision_end_token_id"] = tokenizer.convert_tokens_to_ids(processor.vision_end_token)
     return EvoTokConfig(vq_config=vq_config.to_dict(), **fields)
-
-
-def open_world(recipe: Recipe) -> EmojiWorld | None:
-    """The emoji, if the recipe is about them."""
-    return EmojiWorld(recipe.data.path) if recipe.data.name == "emoji" else None
 
 
 def prepare_model(model: EvoTokForConditionalGeneration, recipe: Recipe) -> None:
@@ -158,44 +152,44 @@ def prepare_model(model: EvoTokForConditionalGeneration, recipe: Recipe) -> None
 def build_dataset(
     recipe: Recipe,
     arguments: TrainingArguments,
-    world: EmojiWorld | None,
     collator: EvoTokCollator,
     vq_model: EvoTokVQModel,
 ) -> Dataset:
     """What the trainer reads: a stream of batches for a mixture, else numbered records."""
     if recipe.data.name != "mixture":
-        return Indexed(build_data(recipe, arguments, world))
+        return Indexed(build_data(recipe, arguments))
     length_of = functools.partial(record_length, num_image_tokens=collator.processor.num_image_tokens)
     return build_stream(recipe, arguments, collator, length_of, vq_model, collator.processor.image_processor)
 
 
-def build_data(recipe: Recipe, arguments: TrainingArguments, world: EmojiWorld | None) -> Dataset:
-    """Records of conversations, each with its `index` for reproducible caption dropout."""
+def build_data(recipe: Recipe, arguments: TrainingArguments) -> Dataset:
+    """Records of conversations.
+
+    Raises:
+        ValueError: data of another stage, or without end and no number of steps.
+    """
     check_length(recipe, arguments.max_steps)
-    if recipe.data.name == "emoji":
-        steps = arguments.max_steps * arguments.gradient_accumulation_steps
-        samples = steps * arguments.train_batch_size * arguments.world_size
-        return EmojiTrainingSet(world, samples, recipe.data.mixture or None, arguments.seed, block=recipe.data.block)
+    if recipe.data.name == "world":
+        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
+        return WorldRecords(world, num_samples(arguments), mixture, arguments.seed, block=recipe.data.block)
     if recipe.data.name == "llava":
         return load_conversations(recipe.data.path, recipe.data.image_folder)
-    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'llava' or a 'mixture'.")
+    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'world', 'llava' or a 'mixture'.")
 
 
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the finished model and its processor lie in `output_dir`. Returns the figures."""
-    world = open_world(recipe)
     with whole_weights(arguments):
-        model, processor = build_multimodal(recipe, world)
+        model, processor = build_multimodal(recipe)
     prepare_model(model, recipe)
     collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
-    data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
-    if world is not None:
-        data = WithCodes(data, model.model.vq_model)
+    data = build_dataset(recipe, arguments, collator, model.model.vq_model)
     if recipe.lora:
         model = add_lora(model, recipe)
     trainer = MultimodalTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         data_collator=collator,
         processing_class=processor,

@@ -9,14 +9,22 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from .arguments import DataArguments, PreferenceArguments, Recipe
+from ..data.world.drawings import load_world
+from ..data.world.preferences import WorldPreferences
+from .arguments import DataArguments, PreferenceArguments, Recipe, num_samples
 from .collators import PreferenceCollator
-from .emoji.dataset import DEFAULT_MIXTURE
-from .multimodal_stages import build_dataset, build_multimodal, lora_config, open_world, prepare_model, whole_weights
+from .multimodal_data import Indexed
+from .multimodal_stages import (
+    build_dataset,
+    build_multimodal,
+    lora_config,
+    prepare_model,
+    whole_weights,
+)
 from .multimodal_trainer import MultimodalTrainer, lend_tokenizer
 from .optimizers import optimizer_choice
-from .preferences import PREFERENCE_KINDS, WithRejected
 from .sources import SOURCES
+from .time_box import time_box
 
 
 try:
@@ -62,12 +70,14 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     if recipe.model.checkpoint is None:
         raise ValueError("model.checkpoint: preferences are learnt by a model that answers: give the stage before.")
     _check_data(recipe.data)
-    world = open_world(recipe)
-    reference = None
+    data = reference = None
+    if recipe.data.name == "world":
+        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
+        data = Indexed(WorldPreferences(world, num_samples(arguments), mixture, arguments.seed))
     with whole_weights(arguments):
-        model, processor = build_multimodal(recipe, world)
+        model, processor = build_multimodal(recipe)
         if not recipe.lora:
-            reference, _ = build_multimodal(recipe, world)
+            reference, _ = build_multimodal(recipe)
     prepare_model(model, recipe)
     if reference is not None:
         prepare_model(reference, recipe)
@@ -75,13 +85,13 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
         # An engine would cast and shard a tokenizer of its own, which its codes would not survive.
         lend_tokenizer(reference.model, model.model.vq_model)
     collator = PreferenceCollator(processor, recipe.data.max_length, seed=arguments.seed)
-    data = build_dataset(recipe, arguments, world, collator, model.model.vq_model)
-    if world is not None:
-        data = WithRejected(data, world, arguments.seed)
+    if data is None:
+        data = build_dataset(recipe, arguments, collator, model.model.vq_model)
     trainer = PreferenceTrainer(
         model=model,
         ref_model=reference,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         data_collator=collator,
         processing_class=processor,
@@ -103,7 +113,5 @@ def _check_data(data: DataArguments) -> None:
                 raise ValueError(
                     f"data.sources: {source.source!r} has no rejected answers: the dpo stage takes {', '.join(known)}."
                 )
-    elif data.name != "emoji":
-        raise ValueError(f"data.name {data.name!r}: the dpo stage reads 'emoji' or a 'mixture' of preferences.")
-    elif unknown := [kind for kind in data.mixture or DEFAULT_MIXTURE if kind not in PREFERENCE_KINDS]:
-        raise ValueError(f"data.mixture: {unknown[0]!r} is not one of {', '.join(PREFERENCE_KINDS)}.")
+    elif data.name != "world":
+        raise ValueError(f"data.name {data.name!r}: the dpo stage reads 'world' or a 'mixture' of preferences.")

@@ -1,70 +1,58 @@
-"""What the emoji world asks of a tokenizer: how much of the pixels, and of the meaning, is left in its codes."""
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+"""Measures tokenizers on scenes of held-out icon styles: how much of the pixels and the meaning is in their codes."""
 
 import torch
 
+from ..data.world.drawings import load_world
+from ..data.world.images import held_out_scenes, patch_labels, to_pixels
+from ..data.world.scenes import render_with_masks
 from ..eval.frechet import FeatureStatistics, frechet_distance
 from ..eval.metrics import feature_cosine, psnr, ssim
-from ..eval.probes import linear_probe, retrieval
-from ..eval.suite import sha256
+from ..eval.probes import linear_probe
+from ..eval.teachers import SiglipTeacher
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
-from .arguments import Recipe
-from .emoji.world import Drawing, EmojiWorld
-from .taught_images import calibrated_teacher, features_sha256, teacher_features, to_bytes
-from .tokenizer_data import to_pixels
-
-
-Item = TypeVar("Item")
 
 
 class Probes:
-    """Held-out drawings, and two questions to the semantics decoded of them.
+    """Measures tokenizers on held-out scenes, and reads things and colours from the semantics that they decode.
 
-    Which *group* is a thing in that was never trained on? A linear probe, fitted on drawings that were, says it. Which
-    *concept* does a drawing show in a style held out? Its nearest neighbour among the concepts' other styles says it.
+    Which thing, and which colour, is at a patch? A linear probe says it of the decoded semantics; it is fitted for each
+    tokenizer in the same way, on scenes of icon families that were trained on.
 
     Args:
-        recipe: of a tokenizer that learns from the emoji world.
-        images: drawings held out that are measured at most, for either question.
-        folder: keeps the teacher's features of them.
+        encoder: folder of the vision tower that tokenizers start from, and that teaches them.
+        data: folder of the world's drawings; the embedded ones when None.
+        images: held-out scenes that are measured; twice as many are for the probes to learn from.
         batch_size: images at a time.
 
     Attributes:
-        drawings: `held_out` (`new_concept`), `taught` to the linear probe, `asked` (`new_pair`), `seen` in training.
-        references: accuracy of the teacher's own features, of the commonest group, of chance.
-        fingerprints: name of the data -> SHA-256; the teacher's features are among it.
+        references: accuracy of the teacher's own features, and of always the commonest answer.
     """
 
-    def __init__(self, recipe: Recipe, images: int, folder: Path, batch_size: int = 64):
-        world = EmojiWorld(recipe.data.path)
-        encoder = recipe.model.config["encoder_config"]
+    def __init__(self, encoder: str, data: str | None, images: int, batch_size: int = 64):
+        world = load_world(data)
         self.batch_size = batch_size
-        self.teacher = calibrated_teacher(recipe.data.path, encoder["image_size"] // encoder["patch_size"])
-        self.drawings = _drawings(world, images)
-        self.pixels = {
-            name: torch.stack([to_pixels(world.image(drawing)) for drawing in drawings])
-            for name, drawings in self.drawings.items()
+        self.teacher = SiglipTeacher.from_pretrained(encoder)
+        scenes = {
+            "taught": held_out_scenes(world, "train", 2 * images),
+            "held_out": held_out_scenes(world, "test", images),
         }
-        self.labels = {
-            name: torch.tensor([_label(world, name, drawing) for drawing in drawings])
-            for name, drawings in self.drawings.items()
-        }
-        said = {name: teacher_features(self.teacher, to_bytes(pixels), folder) for name, pixels in self.pixels.items()}
-        features = {name: own.float() for name, own in said.items()}
+        self.pixels, self.labels = {}, {}
+        for name, own in scenes.items():
+            rendered = [render_with_masks(world, scene) for scene in own]
+            self.pixels[name] = torch.stack([to_pixels(image) for image, _ in rendered])
+            labels = [patch_labels(scene, masks) for scene, (_, masks) in zip(own, rendered, strict=True)]
+            self.labels[name] = {
+                kind: torch.stack([torch.as_tensor(one[kind]) for one in labels]) for kind in ("things", "colors")
+            }
+        features = {name: self._through(self.teacher, pixels) for name, pixels in self.pixels.items()}
         self._target = features["held_out"]
-        self._real = FeatureStatistics.of(self._pooled(self.pixels["held_out"]))
-        accuracies = self._ask({name: own.mean(1) for name, own in features.items()})
-        self.references = {f"{name} teacher": value for name, value in accuracies.items()}
-        self.references["group baseline"] = self.labels["held_out"].bincount().max().item() / len(self._target)
-        self.references["concept baseline"] = 1 / len(self.labels["asked"].unique())
-        self.fingerprints = {
-            "emoji": sha256(*sorted(path for path in world.root.iterdir() if path.is_file())),
-            "probed_features": features_sha256(*said.values()),
-        }
+        self._real = FeatureStatistics.of(self._target.mean(1))
+        self.references = {f"{name} teacher": value for name, value in self._read(features).items()}
+        shown = self.labels["held_out"]["things"]
+        for name, kind in (("thing", "things"), ("color", "colors")):
+            counts = self.labels["held_out"][kind][shown > 0].bincount()
+            self.references[f"{name} baseline"] = (counts.max() / counts.sum()).item()
 
     @torch.inference_mode()
     def measure(self, model: EvoTokVQModel, pixel_levels: int) -> dict[str, float]:
@@ -74,59 +62,39 @@ class Probes:
             pixel_levels: the first levels of the codes, of which pixels are decoded.
 
         Returns:
-            `psnr`, `ssim`, `fd` and `cosine` of the held-out drawings, accuracy on `group` and `concept`, `pixel_bits`
-            (entropy of the pixels' levels at a position, level by level) and the number of `parameters`.
+            `psnr`, `ssim`, `fd` and `cosine` of the held-out scenes, accuracy of `thing` and `color` at their patches,
+            `pixel_bits` (entropy of the pixels' levels at a position, level by level) and the number of `parameters`.
         """
-        means, found = {}, {}
+        semantics, found = {}, {}
         for name, pixels in self.pixels.items():
             codes = self._through(model.encode, pixels.to(model.device))
-            semantics = self._through(model.decode_semantics, codes).cpu()
-            means[name] = semantics.mean(1)
+            semantics[name] = self._through(model.decode_semantics, codes).cpu()
             if name == "held_out":
                 fake = self._through(model.decode_pixels, codes).cpu().clamp(-1, 1)
                 unit = (fake + 1) / 2, (pixels + 1) / 2
                 found["psnr"] = psnr(*unit).mean().item()
                 found["ssim"] = ssim(*unit).mean().item()
-                found["fd"] = frechet_distance(FeatureStatistics.of(self._pooled(fake)), self._real)
-                found["cosine"] = feature_cosine(semantics, self._target).mean().item()
+                pooled = self._through(self.teacher, fake).mean(1)
+                found["fd"] = frechet_distance(FeatureStatistics.of(pooled), self._real)
+                found["cosine"] = feature_cosine(semantics[name], self._target).mean().item()
                 found["pixel_bits"] = _bits(codes[..., :pixel_levels], model.config.codebook_size)
-        return found | self._ask(means) | {"parameters": sum(p.numel() for p in model.parameters())}
+        return found | self._read(semantics) | {"parameters": sum(p.numel() for p in model.parameters())}
 
     def _through(self, function, inputs: torch.Tensor) -> torch.Tensor:
         return torch.cat([function(batch) for batch in inputs.split(self.batch_size)])
 
-    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._through(self.teacher.pooled, pixels.to(self.teacher.mean.device)).cpu()
-
-    def _ask(self, features: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Accuracy on both questions: name of a set of drawings -> (I, S)."""
-        questions = {"group": (linear_probe, "taught", "held_out"), "concept": (retrieval, "seen", "asked")}
-        return {
-            question: answer(features[known], self.labels[known], features[asked], self.labels[asked])
-            for question, (answer, known, asked) in questions.items()
-        }
-
-
-def _drawings(world: EmojiWorld, images: int) -> dict[str, list[Drawing]]:
-    train, asked = world.drawings("train"), evenly(world.drawings("new_pair"), images)
-    concepts = {drawing.concept.index for drawing in asked}
-    return {
-        "held_out": evenly(world.drawings("new_concept"), images),
-        "taught": evenly(train, 2 * images),
-        "asked": asked,
-        "seen": [drawing for drawing in train if drawing.concept.index in concepts],
-    }
+    def _read(self, features: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Accuracy of both probes at patches with a thing: name of a set of scenes -> (I, N, S)."""
+        shown = {name: self.labels[name]["things"] > 0 for name in features}
+        known, asked = (features[name][shown[name]] for name in ("taught", "held_out"))
+        accuracies = {}
+        for name, kind in (("thing", "things"), ("color", "colors")):
+            labels, answers = (self.labels[part][kind][shown[part]] - 1 for part in ("taught", "held_out"))
+            accuracies[name] = linear_probe(known, labels, asked, answers, penalty=_PENALTY)
+        return accuracies
 
 
-def evenly(items: Sequence[Item], limit: int) -> list[Item]:
-    """At most `limit` items, from all over the sequence."""
-    count = min(limit, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
-
-
-def _label(world: EmojiWorld, name: str, drawing: Drawing) -> int:
-    concept = drawing.concept
-    return concept.index if name in ("asked", "seen") else world.groups.index(concept.group)
+_PENALTY = 1e-3  # patches are many: what is fitted needs hardly any
 
 
 def _bits(codes: torch.Tensor, codebook_size: int) -> float:

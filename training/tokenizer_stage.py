@@ -1,21 +1,22 @@
 """The tokenizer stage: build model, teacher and data from a recipe, train, save."""
 
-from pathlib import Path
-
 import torch
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ..data.world.drawings import load_world
+from ..data.world.images import WorldImages, held_out_scenes, scene_pixels
+from ..data.world.scenes import CANVAS
+from ..eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from .arguments import Recipe
+from .arguments import Recipe, num_samples
 from .codebook_restarts import restart_warning
-from .emoji.world import EmojiWorld
 from .optimizers import optimizer_choice
 from .streaming import build_stream
-from .taught_images import TaughtImages, calibrated_teacher, taught_emoji
-from .teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
-from .tokenizer_data import EmojiImages, ImageCollator, emoji_pixels, folder_pixels
+from .time_box import time_box
+from .tokenizer_data import ImageCollator, folder_pixels
 from .tokenizer_trainer import TokenizerTrainer
 from .tokenizer_variants import VARIANTS
 from .trainer_options import check_length
@@ -23,7 +24,8 @@ from .trainer_options import check_length
 
 logger = logging.get_logger(__name__)
 
-FEATURES = "teacher-features"  # folder beside that of the model: trainings on the same samples share it
+HELD_OUT_SCENES = 256
+_CALIBRATION_IMAGES = 512
 
 
 def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
@@ -90,9 +92,31 @@ def build_perceptual(recipe: Recipe, teacher, device: torch.device):
     return teacher.perceptual_distance
 
 
-def build_validation(
-    recipe: Recipe, size: int, arguments: TrainingArguments, world: EmojiWorld | None
-) -> torch.Tensor | None:
+def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) -> Dataset:
+    """What the tokenizer learns from.
+
+    Args:
+        recipe: names the data.
+        arguments: say how many samples are needed, and in which order they come.
+        image_size: side of the images in pixels.
+
+    Raises:
+        ValueError: data of another stage, or the embedded world, whose images are of 64 pixels, at another size.
+    """
+    if recipe.data.name == "world":
+        if image_size != CANVAS:
+            raise ValueError(
+                f"model.config: image_size {image_size}, but images of the embedded world have {CANVAS}: "
+                "set encoder_config.image_size to that, or take other data."
+            )
+        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
+        return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
+    if recipe.data.name == "mixture":
+        return build_stream(recipe, arguments, ImageCollator(image_size, arguments.seed))
+    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'world', 'folder' or a 'mixture', give one.")
+
+
+def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) -> torch.Tensor | None:
     """This process's share of the images that are held back, (I, 3, H, W) in [-1, 1], or None where there are none.
 
     Raises:
@@ -101,60 +125,28 @@ def build_validation(
     rank, world_size = arguments.process_index, arguments.world_size
     if recipe.data.validation_path:
         return folder_pixels(recipe.data.validation_path, size, recipe.data.validation_samples, rank, world_size)
-    if world is not None:
-        return emoji_pixels(world, "new_concept", 128)[rank::world_size]
+    if recipe.data.name == "world":
+        world = load_world(recipe.data.path)
+        return scene_pixels(world, held_out_scenes(world, "val", HELD_OUT_SCENES)[rank::world_size])
     if arguments.eval_strategy != "no":
         raise ValueError("training.eval_strategy: nothing to measure: give data.validation_path, a folder of images.")
     return None
 
 
-def taught_data(recipe: Recipe, grid_size: int, folder: Path) -> tuple[TaughtImages, EfficientNetTeacher]:
-    """The samples of a recipe with `data.distinct`, and their teacher; the same objects when asked again.
-
-    Args:
-        folder: keeps the teacher's features.
-
-    Raises:
-        ValueError: a recipe whose samples no teacher can be asked about once and for all.
-    """
-    data, loss = recipe.data, recipe.loss
-    if data.distinct < 1 or (data.name, loss.teacher) != ("emoji", "efficientnet") or not loss.semantic:
-        raise ValueError(
-            "data.distinct must be 1 or more, of data.name emoji, with loss.teacher efficientnet and loss.semantic "
-            "above 0: correct them, or leave data.distinct out."
-        )
-    images = taught_emoji(data.path, data.distinct, tuple(data.mixture.items()), grid_size, folder)
-    return images, calibrated_teacher(data.path, grid_size)
-
-
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the finished model lies in `output_dir`. Returns the figures, `eval_psnr...` too."""
-    if recipe.data.name not in ("emoji", "mixture"):
-        raise ValueError(
-            f"data.name {recipe.data.name!r}: this stage reads 'emoji', 'folder' or a 'mixture', give one."
-        )
+    check_length(recipe, arguments.max_steps)
     model = build_tokenizer(recipe)
     config = model.config
     if warning := restart_warning(config, arguments.train_batch_size * arguments.world_size):
         logger.warning(warning)
-    samples = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
-    samples *= arguments.world_size
-    world = calibration = teacher = None
-    check_length(recipe, arguments.max_steps)
-    if recipe.data.name == "emoji":
-        world = EmojiWorld(recipe.data.path)
-    if recipe.data.distinct is not None:
-        data, teacher = taught_data(recipe, config.grid_size, Path(arguments.output_dir).parent / FEATURES)
-    elif world is not None:
-        data = EmojiImages(world, samples, recipe.data.mixture or None, arguments.seed)
-        calibration = emoji_pixels(world, "train", 512)
-    else:
-        data = build_stream(recipe, arguments, ImageCollator(config.image_size, arguments.seed))
-    held_out = build_validation(recipe, config.image_size, arguments, world)
-    teacher = teacher or build_teacher(recipe, model, calibration)
+    data = build_images(recipe, arguments, config.image_size)
+    held_out = build_validation(recipe, config.image_size, arguments)
+    teacher = build_teacher(recipe, model, _calibration_images(recipe))
     trainer = TokenizerTrainer(
         model=model,
         args=arguments,
+        callbacks=time_box(recipe, arguments),
         train_dataset=data,
         eval_dataset=data if held_out is not None else None,
         loss_args=recipe.loss,
@@ -170,3 +162,11 @@ def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: s
     held_out_figures = trainer.evaluate()
     trainer.save_model()
     return {"step": result.global_step} | result.metrics | held_out_figures
+
+
+def _calibration_images(recipe: Recipe) -> torch.Tensor | None:
+    """Images of the embedded world for the scales of EfficientNet's channels; None where nothing needs them."""
+    if recipe.data.name != "world" or not recipe.loss.semantic or recipe.loss.teacher != "efficientnet":
+        return None
+    images = WorldImages(load_world(recipe.data.path), _CALIBRATION_IMAGES)
+    return torch.stack([images[index]["pixel_values"] for index in range(len(images))])

@@ -108,6 +108,13 @@ class LayersVQModel(_TwoTrajectoriesVQModel):
 class BranchesVQModel(_TwoTrajectoriesVQModel):
     """Different branches, as TokenFlow has it: two encoders of the same size that share nothing."""
 
+    @classmethod
+    def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> "BranchesVQModel":
+        """As [`EvoTokVQModel.from_pretrained_encoder`]; both encoders start from the checkpoint."""
+        model = super().from_pretrained_encoder(encoder, **config_kwargs)
+        model.pixel_tower.load_state_dict(model.vision_tower.state_dict())
+        return model
+
     def __init__(self, config: EvoTokVQConfig):
         super().__init__(config)
         self.pixel_tower = AutoModel.from_config(config.encoder_config)

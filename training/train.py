@@ -136,7 +136,11 @@ def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
 
 
 def _run_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, Any]:
-    if recipe.stage == "tokenizer":
+    if recipe.stage == "vision":
+        from .vision_stage import train_vision as run
+    elif recipe.stage == "language":
+        from .language_stage import train_language as run
+    elif recipe.stage == "tokenizer":
         from .tokenizer_stage import train_tokenizer as run
     elif recipe.stage == "dpo":
         from .preference_stage import train_preference as run

@@ -49,7 +49,7 @@ _VALIDATION = (
     "greater_is_better",
 )
 _NO_VALIDATION = "this stage validates nothing, `evotok eval` measures checkpoints"
-_TOKENIZER = dict.fromkeys(_LOGITS, "validation is of images, not of logits") | {
+_IMAGES = dict.fromkeys(_LOGITS, "validation is of images, not of logits") | {
     "neftune_noise_alpha": "it is noise on embeddings of text",
     "include_num_input_tokens_seen": "images have no tokens here",
 }
@@ -94,24 +94,24 @@ def check_length(recipe: Any, max_steps: int, where: str = "recipe") -> None:
 
 
 def _refused(recipe: Any) -> Iterator[tuple[str, str]]:
-    tokenizer, training = recipe.stage == "tokenizer", recipe.training
-    tables = [_ANYWHERE, _TOKENIZER if tokenizer else _MULTIMODAL]
+    of_images, training = recipe.stage in ("tokenizer", "vision"), recipe.training
+    tables = [_ANYWHERE, _IMAGES if of_images else _MULTIMODAL]
     if _is_endless(recipe.data):
         tables.append(_ENDLESS)
     if recipe.data.name == "mixture":
         tables.append(_STREAM)
     if recipe.optimizer.name == "muon":
         tables.append(_MUON)
-    if training.get("save_strategy") == "best" and not tokenizer:
+    if training.get("save_strategy") == "best" and not of_images:
         tables.append({"save_strategy": _NO_VALIDATION})
-    if tokenizer and recipe.loss.adversarial and training.get("lr_scheduler_type") in _NEEDS_METRICS:
+    if recipe.stage == "tokenizer" and recipe.loss.adversarial and training.get("lr_scheduler_type") in _NEEDS_METRICS:
         tables.append({"lr_scheduler_type": "the discriminator has no metric to follow"})
     for table in tables:
         yield from table.items()
 
 
 def _is_endless(data: Any) -> bool:
-    return data.name == "mixture" or (data.name == "emoji" and data.distinct is None)
+    return data.name in ("mixture", "world")
 
 
 def _is_neutral(value: Any, default: Any) -> bool:

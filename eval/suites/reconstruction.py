@@ -11,15 +11,15 @@ import torch
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
-from ...training.image_sets import ImageSet, Readable, limited, look_through, open_images
-from ...training.teachers import EfficientNetTeacher
 from ..frechet import FrechetMeter, StatisticsCache
 from ..generation import round_pixels
+from ..image_sets import ImageSet, Readable, limited, look_through, open_images
 from ..metrics import psnr, ssim
 from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
 from ..plots import figure, save
 from ..sheets import Cell, draw_sheet
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints
+from ..teachers import EfficientNetTeacher
 
 
 TAKES = "tokenizer"
@@ -41,8 +41,8 @@ _TITLES = {
 class Options(SuiteOptions):
     """Which images, and which networks compare them."""
 
-    data: str = "emoji:new_concept"
-    """`emoji:<split>`, a folder of images, or a data set: of the Hub, or a folder with one."""
+    data: str = "world:test"
+    """`world:<split>`, a folder of images, or a data set: of the Hub, or a folder with one."""
     split: str = "validation"
     """Of a data set."""
     column: str = ""

@@ -1,6 +1,6 @@
-"""What each level of the trajectory adds: pixels, then meaning (figures 3, 5 and 6 of the paper)."""
+"""What each level of the trajectory adds: pixels, then semantics (figures 3, 5 and 6 of the paper)."""
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,46 +11,60 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...data.image_files import image_files
+from ...data.world.drawings import load_world
+from ...data.world.evaluation import labelled_pixels
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ...training.checkpoints import check_source
-from ...training.emoji.world import Drawing, EmojiWorld
-from ...training.image_sets import ImageSet, folder_images, limited, look_through
-from ...training.taught_images import calibrated_teacher
-from ...training.teachers import EfficientNetTeacher, SiglipTeacher
-from ...training.tokenizer_data import image_files, to_pixels
-from ...training.tokenizer_probes import evenly
 from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
+from ..image_sets import ImageSet, folder_images, limited, look_through
 from ..metrics import feature_cosine, psnr
+from ..mini.tokenizer import fit_probe
+from ..probes import PatchProbe
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
+from ..teachers import SiglipTeacher, check_teacher, find_teacher, teacher_files
 from ..trajectory_pictures import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
 from ..workers import Workers
 
 
 TAKES = "tokenizer"
-EFFICIENTNET = "efficientnet"
 CLUSTER_DEPTHS = (1, 4, 8, 16)  # Fig. 6
 RECONSTRUCTIONS = 8
+SAID = {
+    "psnr": "PSNR",
+    "similarity_pixels": "The similarity of the reconstruction to the original",
+    "similarity_semantics": "The similarity of the decoded semantics to the teacher's",
+    "probe": "The accuracy of the probe",
+}
+PICTURES = {
+    "trajectory.svg": "what pixels and semantics gain by each level",
+    "tsne.svg": "t-SNE of the sums of entries: each position goes from blue to red",
+    "clusters.png": "K-means of the sums of entries, images nearest to the centres",
+    "reconstructions.png": "originals, and their reconstructions from more and more levels",
+}
 
 
 @dataclass
 class Options(SuiteOptions):
-    """What is looked at."""
+    """What is measured and drawn."""
 
-    images: int = 576
-    """Images at most."""
+    images: int = 512
+    """Images at most; of the world as many scenes, and as many single things for the clusters."""
     data: str | None = None
-    """Folder of images; drawings of the emoji world that were never trained on when left out."""
-    teacher: str = EFFICIENTNET
-    """What the tokenizer learnt its semantics from: `efficientnet`, or folder or hub id of a SigLIP checkpoint."""
+    """Folder of images; scenes of the world in held-out styles when left out."""
+    teacher: str = ""
+    """Folder or hub id of the vision tower that the tokenizer was trained with; `vision` beside the checkpoint, or the
+    embedded one, when empty."""
+    probe_scenes: int = 1024
+    """Scenes of trained styles that the probe is fitted on; without `data` only."""
     tokens: int = 150
-    """Positions whose way through the levels is drawn."""
+    """Positions whose path through the levels is drawn."""
     clusters: int = 8
     """Of K-means."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("images", 40), ("tokens", 40), ("clusters", 2)):
+        for name, least in (("images", 40), ("probe_scenes", 1), ("tokens", 40), ("clusters", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
@@ -60,38 +74,40 @@ class Images(NamedTuple):
 
     pixels: torch.Tensor
     """(I, 3, H, W) in [-1, 1]."""
+    things: torch.Tensor | None
+    """(I, N), the labels of the probe; None for a folder."""
+    clustered: torch.Tensor
+    """(J, 3, H, W), the images that are put into clusters."""
     labels: dict[str, list[str]]
-    """What is known of each: its `group`, its dominant `color`; empty for a folder."""
+    """What is known of each of those; empty for a folder."""
     fingerprint: dict[str, str]
 
 
 class Level(NamedTuple):
-    """A batch, decoded of the first levels."""
+    """A batch, decoded from the first levels."""
 
     psnr: torch.Tensor
     """(B,) in dB."""
     embedding: torch.Tensor
-    """(B, E), what the teacher sees in the reconstruction."""
+    """(B, E), the mean over positions of the teacher's features of the reconstruction."""
     cosine: torch.Tensor
-    """(B,), of decoded semantics to the teacher's."""
+    """(B,), of decoded semantics to the teacher's features."""
     latents: torch.Tensor
     """(B, N, C), the sum of the entries."""
+    right: torch.Tensor
+    """(patches,), whether the probe reads the thing of each patch that shows one; empty without a probe."""
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError for a folder without images or with one that cannot be read, a teacher that is not there, or an
     extra that is missing."""
-    needed = {"sklearn": "eval", "matplotlib": "eval"}
-    if options.teacher == EFFICIENTNET:
-        needed["efficientnet_lite_pytorch"] = "mini"
-    else:
-        check_source(options.teacher, "teacher")
-    for package, extra in needed.items():
+    for package in ("sklearn", "matplotlib"):
         if find_spec(package) is None:
-            raise ValueError(f"the package {package} is missing: pip install 'evotok[{extra}]'")
+            raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
     if options.data is not None:
         _check_images(_folder(options), options.clusters)
-    return fingerprints(options, "data", "teacher")
+    files = teacher_files(find_teacher(options.teacher, inputs[0]))
+    return fingerprints(options, "data") | ({"teacher": sha256(*files)} if files else {})
 
 
 def _folder(options: Options) -> ImageSet:
@@ -111,21 +127,18 @@ def _check_images(images: ImageSet, clusters: int) -> None:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Decode every prefix of the codes, and lay side by side what pixels and semantics gain by each level."""
+    """Decodes every prefix of the codes, and compares what pixels and semantics gain by each level."""
     options: Any = evaluation.options
     assert evaluation.load is not None
     model, _ = evaluation.load()
-    config = model.config
-    teacher = _teacher(options, config.grid_size).to(model.device)
-    images = _images(options, config.image_size)
-    batches = images.pixels.split(options.batch_size)
-    target = teacher(batches[0][:1].to(model.device))
-    if target.shape[1:] != (config.num_positions, config.semantic_feature_dim):
-        raise ValueError(
-            f"teacher={options.teacher} gives {tuple(target.shape[1:])} features of an image, the tokenizer decodes "
-            f"{(config.num_positions, config.semantic_feature_dim)}: give the teacher that it learnt from."
-        )
-    found = evaluation.workers.map(lambda batch: _measure(model, teacher, batch), batches, "Trajectory")
+    config, workers = model.config, evaluation.workers
+    teacher = SiglipTeacher.from_pretrained(find_teacher(options.teacher, evaluation.inputs[0])).to(model.device)
+    images, size = _images(options, config.image_size), options.batch_size
+    check_teacher(teacher, model, images.pixels[:1])
+    probe = None if images.things is None else fit_probe(teacher, model.device, load_world(), options, workers)[0]
+    things = itertools.repeat(None) if images.things is None else images.things.split(size)
+    batches = list(zip(images.pixels.split(size), things, strict=False))
+    found = workers.map(lambda batch: _measure(model, teacher, probe, *batch), batches, "Trajectory")
     originals = torch.cat([embedding for embedding, _ in found])
     levels = [
         Level(*(torch.cat(parts) for parts in zip(*(own[depth] for _, own in found), strict=True)))
@@ -133,127 +146,120 @@ def run(evaluation: Evaluation) -> Report:
     ]
     rows = [_row(depth, level, originals) for depth, level in enumerate(levels, 1)]
     depths = [depth for depth in CLUSTER_DEPTHS if depth <= config.num_codebooks]
-    clusters = {depth: cluster(_pool(levels[depth - 1].latents), options.clusters, options.seed) for depth in depths}
+    pooled = workers.map(lambda pixels: _pool(model, pixels, depths), images.clustered.split(size), "Clusters")
+    clusters = {
+        depth: cluster(torch.cat([sums[depth] for sums in pooled]), options.clusters, options.seed) for depth in depths
+    }
     agreement = [
         {"depth": depth} | {name: own.agreement(labels) for name, labels in images.labels.items()}
         for depth, own in clusters.items()
         if images.labels
     ]
-    tables = {"by_depth": rows} | ({"clusters": agreement} if agreement else {})
-    pictures = {
-        "trajectory.svg": "what pixels and semantics gain by each level",
-        "tsne.svg": "t-SNE of the sums of entries: each position walks from blue to red",
-        "clusters.png": "K-means of the sums of entries, images nearest to the centres",
-        "reconstructions.png": "originals, and their reconstructions from more and more levels",
-    }
-    if evaluation.workers.is_main:
+    if workers.is_main:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
         plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
         plot_walks(evaluation.folder, _walks(evaluation.folder, [level.latents for level in levels], options))
         for name, sheet in (
-            ("clusters", cluster_sheet(images.pixels, clusters)),
+            ("clusters", cluster_sheet(images.clustered, clusters)),
             ("reconstructions", _reconstruct(model, images.pixels, rows)),
         ):
             sheet.quantize(256).save(evaluation.folder / f"{name}.png", optimize=True)  # a third of the bytes
-    places = {"depth1": 0, f"depth{config.num_pixel_codebooks}": config.num_pixel_codebooks - 1}
-    places[f"depth{config.num_codebooks}"] = config.num_codebooks - 1
-    figures = {f"{name}_{place}": rows[i][name] for place, i in places.items() for name in rows[0] if name != "depth"}
-    return Report(figures, tables, images.fingerprint, pictures, _notes(options, rows, agreement, config))
-
-
-def _teacher(options: Any, grid_size: int) -> EfficientNetTeacher | SiglipTeacher:
-    if options.teacher == EFFICIENTNET:
-        return calibrated_teacher(None, grid_size)
-    return SiglipTeacher.from_pretrained(options.teacher)
+    places = sorted({1, config.num_pixel_codebooks, config.num_codebooks})
+    figures = {f"{name}_depth{depth}": rows[depth - 1][name] for depth in places for name in rows[0] if name != "depth"}
+    tables = {"by_depth": rows} | ({"clusters": agreement} if agreement else {})
+    return Report(figures, tables, images.fingerprint, PICTURES, _notes(options, rows, agreement, config))
 
 
 def _images(options: Any, size: int) -> Images:
     if options.data is not None:
         folder = _folder(options)
         pixels = folder.pixels(range(len(folder)), size)
-        return Images(pixels, {}, {"images": sha256(*map(Path, folder.names))})
-    world = EmojiWorld()
-    drawings = evenly(world.drawings("new_concept"), options.images)
-    pixels = torch.stack([to_pixels(world.image(drawing)) for drawing in drawings])
-    if pixels.shape[-1] != size:
-        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
-    labels = {
-        "group": [drawing.concept.group for drawing in drawings],
-        "color": [_color(world, drawing) for drawing in drawings],
-    }
+        return Images(pixels, None, pixels, {}, {"images": sha256(*map(Path, folder.names))})
+    world = load_world()
+    if size != world.size:
+        raise ValueError(f"a tokenizer of {size} px, and scenes of {world.size}: give data=FOLDER, images of your own.")
+    scenes = labelled_pixels(world, "test", options.images, seed=options.seed)
+    single = labelled_pixels(world, "test", options.images, single=True, seed=options.seed)
     files = sorted(path for path in world.root.iterdir() if path.is_file())
-    return Images(pixels, labels, {"emoji": sha256(*files)})
-
-
-def _color(world: EmojiWorld, drawing: Drawing) -> str:
-    return world.color(drawing) or "several"
+    return Images(scenes.pixels, scenes.things, single.pixels, single.names(world), {"world": sha256(*files)})
 
 
 @torch.inference_mode()
-def _measure(model: EvoTokVQModel, teacher: Callable, pixels: torch.Tensor) -> tuple[torch.Tensor, list[Level]]:
+def _measure(
+    model: EvoTokVQModel,
+    teacher: SiglipTeacher,
+    probe: PatchProbe | None,
+    pixels: torch.Tensor,
+    things: torch.Tensor | None,
+) -> tuple[torch.Tensor, list[Level]]:
     """Embedding of the originals (B, E), and a `Level` for every depth."""
     pixels = pixels.to(model.device)
     codes, target = model.encode(pixels), teacher(pixels)
     levels = []
     for depth in range(1, model.config.num_codebooks + 1):
-        decoded = model.decode_pixels(codes, depth=depth).clamp(-1, 1)
+        decoded, semantics = model.decode_pixels(codes, depth).clamp(-1, 1), model.decode_semantics(codes, depth)
+        right = torch.zeros(0) if probe is None else probe.right(semantics.float().cpu(), things)
         measured = (
             psnr((decoded + 1) / 2, (pixels + 1) / 2),
-            _embed(teacher, decoded),
-            feature_cosine(model.decode_semantics(codes, depth=depth), target),
+            teacher(decoded).mean(1),
+            feature_cosine(semantics, target),
             model.quantizer.decode_codes(codes[..., :depth]),
+            right,
         )
         levels.append(Level(*(tensor.float().cpu() for tensor in measured)))
-    return _embed(teacher, pixels).float().cpu(), levels
+    return target.mean(1).float().cpu(), levels
 
 
-def _embed(teacher: Callable, pixels: torch.Tensor) -> torch.Tensor:
-    """One vector an image: the features that find images best, or the mean over positions."""
-    return teacher.pooled(pixels) if isinstance(teacher, EfficientNetTeacher) else teacher(pixels).mean(1)
-
-
-def _pool(latents: torch.Tensor) -> torch.Tensor:
-    return latents.mean(1)
+@torch.inference_mode()
+def _pool(model: EvoTokVQModel, pixels: torch.Tensor, depths: list[int]) -> dict[int, torch.Tensor]:
+    """By depth the sums of entries, averaged over the positions, (B, C)."""
+    codes = model.encode(pixels.to(model.device))
+    return {depth: model.quantizer.decode_codes(codes[..., :depth]).mean(1).float().cpu() for depth in depths}
 
 
 def _row(depth: int, level: Level, originals: torch.Tensor) -> dict[str, float]:
     """Figures of one depth. Embeddings are centred: of all images they are too alike for a plain cosine."""
     center = originals.mean(0)
-    return {
+    row = {
         "depth": depth,
         "psnr": level.psnr.mean().item(),
         "fd": frechet_distance(FeatureStatistics.of(level.embedding), FeatureStatistics.of(originals)),
         "similarity_pixels": F.cosine_similarity(level.embedding - center, originals - center).mean().item(),
         "similarity_semantics": level.cosine.mean().item(),
     }
+    return row | ({"probe": level.right.mean().item()} if len(level.right) else {})
 
 
 def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str, float]], config: Any) -> list[str]:
     last, levels = config.num_pixel_codebooks, config.num_codebooks
-    seen = "never trained on" if options.data is None else f"of {options.data}"
+    shown = "scenes in held-out styles" if options.data is None else f"images of {options.data}"
     notes = [
-        "`psnr` and `fd` (Frechet distance over pooled features of the teacher, which is no FID) compare "
-        f"reconstruction and original, images {seen}; `similarity_pixels` is the cosine of their embeddings by the "
-        "teacher, centred on the originals'; `similarity_semantics` is the cosine of decoded semantics and the "
-        f"teacher's features, position by position. Pixels are learnt from {last} levels and semantics from {levels}: "
-        "at other depths a decoder is given what it was never trained on.",
+        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over features of "
+        "the teacher, averaged over an image: no FID. `similarity_pixels` is the cosine of these features, centred on "
+        "the originals'; `similarity_semantics` is that of decoded semantics and the teacher's features, position by "
+        f"position. Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is "
+        "given what it was never trained on.",
     ]
     first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
-    for name, what in (
-        ("similarity_pixels", "similarity of the reconstruction to the original"),
-        ("similarity_semantics", "similarity of the decoded semantics to the teacher's"),
-    ):
+    if "probe" in first:
         notes.append(
-            f"The {what} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and "
-            f"{end[name]:.3f} at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
+            "`probe` is the accuracy of the thing at a patch, by a logistic regression that is fitted on the teacher's "
+            "features of scenes in trained styles and applied to decoded semantics."
         )
+    for name, what in SAID.items():
+        if name in first:
+            notes.append(
+                f"{what} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and "
+                f"{end[name]:.3f} at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
+            )
     if agreement:
+        gains = ", ".join(
+            f"{name} {agreement[0][name]:.3f} to {agreement[-1][name]:.3f}" for name in agreement[0] if name != "depth"
+        )
         notes.append(
-            "`clusters` says how far K-means of the sums of entries, averaged over an image, agrees with what is known "
-            "of the drawings, their group and their dominant colour (adjusted mutual information: 0 by chance, 1 at "
-            f"most). From depth {agreement[0]['depth']} to {agreement[-1]['depth']} it goes from "
-            f"{agreement[0]['group']:.3f} to {agreement[-1]['group']:.3f} for the group and from "
-            f"{agreement[0]['color']:.3f} to {agreement[-1]['color']:.3f} for the colour."
+            "`clusters` is the agreement of K-means of the sums of entries, averaged over an image of one thing, with "
+            "what the image shows (adjusted mutual information: 0 by chance, 1 at most), from depth "
+            f"{agreement[0]['depth']} to {agreement[-1]['depth']}: {gains}."
         )
     return notes
 
@@ -262,11 +268,11 @@ def _share(first: float, middle: float, end: float) -> str:
     """How much of a gain later levels bring."""
     if end <= first:
         return "the levels together bring no gain"
-    return f"{max(0.0, (end - middle) / (end - first)):.0%} of the gain comes after the pixels' levels"
+    return f"{max(0.0, (end - middle) / (end - first)):.0%} of the gain comes after the levels for pixels"
 
 
 def _walks(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarray:
-    """Some positions' way on a plane, (T, D, 2), of D sums (I, N, C), by t-SNE; also `tsne.csv`."""
+    """Paths of some positions on a plane, (T, D, 2), of D sums (I, N, C), by t-SNE; also `tsne.csv`."""
     ways = torch.stack(latents, 2).flatten(0, 1)  # (I x N, D, C)
     generator = torch.Generator().manual_seed(options.seed)
     ways = ways[torch.randperm(len(ways), generator=generator)[: options.tokens]]
@@ -285,7 +291,7 @@ def _walks(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarra
 @torch.inference_mode()
 def _reconstruct(model: EvoTokVQModel, pixels: torch.Tensor, rows: list[dict[str, float]]) -> Image.Image:
     """Some images, decoded of more and more levels, with the mean PSNR of all images beside them."""
-    pixels = torch.stack(evenly(list(pixels), RECONSTRUCTIONS)).to(model.device)
+    pixels = pixels[torch.arange(RECONSTRUCTIONS) * len(pixels) // RECONSTRUCTIONS].to(model.device)
     codes, last = model.encode(pixels), model.config.num_pixel_codebooks
     depths = sorted({1, 2, last, model.config.num_codebooks})
     decoded = {depth: model.decode_pixels(codes, depth=depth) for depth in depths}

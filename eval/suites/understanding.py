@@ -14,14 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...training.emoji_tasks import TASKS as EMOJI_TASKS
-from ...training.emoji_tasks import write_tasks
+from ...data.world.lmms_tasks import TASKS as WORLD_TASKS
+from ...data.world.lmms_tasks import write_tasks
 from ...training.yaml_reading import build_section
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256
 
 
 TAKES = "checkpoint"
-EMOJI = "emoji"
+WORLD = "world"
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Options(SuiteOptions):
     tasks: list[str] = field(default_factory=list)
     """Tasks to ask; empty: all of `task_folder`, or without one those of `benchmarks`."""
     task_folder: str | None = None
-    """Folder of one's own tasks, then the only ones known; `emoji`: the questions of `evotok measure`."""
+    """Folder of one's own tasks, then the only ones known; `world`: the questions of `evotok eval mini`."""
     questions: int | None = None
     """Most questions of each task."""
 
@@ -73,8 +73,8 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     if find_spec("lmms_eval") is None:
         raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
     folder = options.task_folder
-    if folder == EMOJI:
-        known = in_folder = list(EMOJI_TASKS)
+    if folder == WORLD:
+        known = in_folder = list(WORLD_TASKS)
     elif folder and not any(Path(folder).rglob("*.yaml")):
         raise ValueError(f"task_folder {folder}: no tasks (*.yaml) in it: give a folder of tasks for lmms-eval.")
     else:
@@ -94,13 +94,13 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
                 f"{name} is graded by a model behind a key: set {benchmark.judge}, or leave {benchmark.task} out "
                 "with tasks=[...]."
             )
-    return {} if folder == EMOJI else fingerprints(options, "task_folder")
+    return {} if folder == WORLD else fingerprints(options, "task_folder")
 
 
 def run(evaluation: Evaluation) -> Report:
     """Ask and score; the answers are written beside the figures, a file a task."""
     options, folder = evaluation.options, evaluation.options.task_folder
-    if folder == EMOJI:
+    if folder == WORLD:
         folder = str(evaluation.folder / "tasks")
         if evaluation.workers.is_main:
             write_tasks(Path(folder), options.questions or 512, options.seed)

@@ -29,16 +29,22 @@ SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie 
 SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
-    "emoji-geneval": "does a model of the emoji world draw things, counts, colours and places as asked?",
     "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
     "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
+    "mini": "EvoTok-mini on its world: tokenizer by level, questions, GenEval's tasks, emoji",
     "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
     "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
     "understanding": "questions about images, asked and scored by lmms-eval",
-    "unseen": "how a model of the emoji world fares on pictures of other kinds",
 }
 
 
+Config = Annotated[
+    str | None, typer.Option(metavar="FILE", help="YAML with options; configs/eval/SUITE.yaml if there is one")
+]
+Out = Annotated[
+    str | None, typer.Option(metavar="DIR", help="folder of the results; results/SUITE-CHECKPOINT by default")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")]
 WITHOUT_CHECKPOINT = ("ablations", "compare")
 _WIDTH = max(map(len, SUITES))
 EPILOG = "\n".join(["Suites:", *(f"  {name:<{_WIDTH}}  {summary}" for name, summary in SUITES.items())])
@@ -54,13 +60,9 @@ def run(
             autocompletion=complete_checkpoint,
         ),
     ] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML with options; configs/eval/SUITE.yaml if there is one")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="folder of the results; results/SUITE-CHECKPOINT by default")
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")] = False,
+    config: Config = None,
+    out: Out = None,
+    restart: Restart = False,
     as_json: Json = False,
 ) -> None:
     """Measure a checkpoint by a suite: tables, plots and figures in a folder.

@@ -328,29 +328,24 @@ CASES = [
         "evotok measure: 'missing': no such folder. Give a checkpoint: a folder with config.json and *.safetensors.",
     ),
     case(
-        "measure tokenizer",
+        "measure tokenizer parts=[questions] --out out",
         "evotok measure: tokenizer: an image tokenizer alone, which can only encode and decode. Give a full checkpoint, such as mini.",
     ),
     case(
-        "measure model --out results.json",
-        "evotok measure: model: images of 32 px, but the emoji have 64: give a mini model.",
+        "measure model parts=[questions] --out out",
+        "evotok measure: model: images of 32 px, not of 64: give a mini model.",
     ),
     case(
-        "measure model --images 0 --out results.json",
-        "evotok measure: Invalid value for '--images': Input should be greater than or equal to 1 (see evotok measure --help)",
+        "measure model prompts=1 --out out",
+        "evotok measure: prompts=1 must be at least 2: each needs another one to contradict it.",
     ),
     case(
-        "measure model --only everything",
-        "evotok measure: Invalid value for '--only': 'everything' is not one of 'tokenizer', 'qa', 't2i' (see evotok measure --help)",
+        "measure model parts=[everything]",
+        "evotok measure: parts: unknown 'everything': choose among tokenizer, questions, composition, emoji.",
     ),
     case(
-        "measure model --card",
-        "evotok measure: model/results.json: no such file: run `evotok measure` on the checkpoint first.",
-    ),
-    case(
-        "measure ./model --card",
-        "evotok measure: model/results.json: damaged (…): delete it and run `evotok measure` again.",
-        lay=lambda place: place.write("model/results.json", "{"),
+        "measure model teacher=missing",
+        "evotok measure: teacher: missing: no such folder: give the folder or hub id of a vision tower.",
     ),
     case(
         "encode model cut.tif --out new.safetensors",

@@ -86,6 +86,10 @@ CASES = [
     ),
     case("ablations model", "ablations: takes no checkpoint."),
     case("ablations recipes=images", "images/entangled.yaml: no such recipe. The shipped ones are in configs/."),
+    case(
+        "ablations encoder=missing",
+        "encoder=missing: no vision tower there: give the folder of one, such as assets/vision-mini.",
+    ),
     case("compare images", "images: no results.json: give a folder that `evotok eval` wrote."),
     case(
         "reconstruction model data=images --out images",
@@ -98,7 +102,7 @@ CASES = [
         out__results=json.dumps(FINISHED),
     ),
     case(
-        "trajectory model data=images clusters=2 --out out",
+        "trajectory model data=images teacher=org/tower clusters=2 --out out",
         "out: has results of another suite (reconstruction): give a new --out.",
         "with results of another suite in `out`",
         out__results=json.dumps(FINISHED),

@@ -157,17 +157,17 @@ CASES = [
     ),
     case(
         "no stage",
-        "evotok train: recipe.yaml: stage None is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
+        "evotok train: recipe.yaml: stage None is not one of vision, language, tokenizer, pretrain, sft, gen, unified, dpo.",
         "model: {}\n",
     ),
     case(
         "stage that does not exist",
-        "evotok train: recipe.yaml: stage 'tokeniser' is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
+        "evotok train: recipe.yaml: stage 'tokeniser' is not one of vision, language, tokenizer, pretrain, sft, gen, unified, dpo.",
         "stage: tokeniser\n",
     ),
     case(
         "stage that is a list",
-        "evotok train: recipe.yaml: stage ['gen'] is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
+        "evotok train: recipe.yaml: stage ['gen'] is not one of vision, language, tokenizer, pretrain, sft, gen, unified, dpo.",
         "stage: [gen]\n",
     ),
     case(
@@ -177,13 +177,13 @@ CASES = [
     ),
     case(
         "section that is a number",
-        "evotok train: recipe.yaml: unknown key 3. Known keys: data, gpus, lora, loss, model, optimizer, preference, processor, stage, training.",
+        "evotok train: recipe.yaml: unknown key 3. Known keys: data, gpus, lora, loss, max_minutes, model, optimizer, preference, processor, stage, training.",
         START + "3: 4\n",
     ),
     case(
         "key of a section that does not exist",
         "evotok train: recipe.yaml: data: unknown key 'nmae'. Did you mean 'name'?",
-        START + "data: {nmae: emoji}\n",
+        START + "data: {nmae: world}\n",
     ),
     case(
         "key of training that does not exist",
@@ -193,7 +193,7 @@ CASES = [
     case(
         "key that is a number",
         "evotok train: recipe.yaml: data: unknown key 3. Known keys: ….",
-        START + "data: {3: emoji}\n",
+        START + "data: {3: world}\n",
     ),
     case(
         "key of the model's config that does not exist",
@@ -205,8 +205,8 @@ CASES = [
     ),
     case(
         "section that is text",
-        "evotok train: recipe.yaml: data: give keys and values, not 'emoji'.",
-        START + "data: emoji\n",
+        "evotok train: recipe.yaml: data: give keys and values, not 'world'.",
+        START + "data: world\n",
     ),
     case(
         "section that is a list",
@@ -325,7 +325,7 @@ CASES = [
     ),
     case(
         "data that do not exist",
-        "evotok train: data.name 'nothing': this stage reads 'emoji', 'folder' or a 'mixture', give one.",
+        "evotok train: data.name 'nothing': this stage reads 'world', 'folder' or a 'mixture', give one.",
         "stage: tokenizer\ndata: {name: nothing}\ntraining: {output_dir: out}\n",
     ),
     case(
@@ -372,7 +372,7 @@ CASES = [
     ),
     case(
         "override with a stage that does not exist",
-        "evotok train: recipe.yaml: stage 'paint' is not one of tokenizer, pretrain, sft, gen, unified, dpo.",
+        "evotok train: recipe.yaml: stage 'paint' is not one of vision, language, tokenizer, pretrain, sft, gen, unified, dpo.",
         START,
         "stage=paint",
     ),

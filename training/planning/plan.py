@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
@@ -15,6 +15,7 @@ from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..arguments import Recipe, read_recipe
 from ..codebook_restarts import restart_warning
 from ..engines import in_full_precision, read_engine
+from ..language_stage import VOCAB_SIZE, padded_rows
 from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
 from ..sources import SOURCES
 from .gpus import GPUS_A_NODE, Gpu
@@ -24,6 +25,7 @@ from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, prof
 
 # What rows hold on average, beside their images: tokens, and how many of them are learned.
 TEXT_TOKENS = {"understanding": (160, 100), "generation": (60, 2)}
+_STAND_INS = ("vision", "language")
 _KINDS = {
     "pretrain": {"understanding": 1.0},
     "sft": {"understanding": 1.0},
@@ -143,6 +145,8 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
         ValueError: as [`read_recipe`]; a checkpoint to start from that is neither there nor made by a recipe beside it.
     """
     recipe, as_written = read_recipe(path, overrides), read_recipe(path)
+    if recipe.stage in _STAND_INS:
+        raise ValueError(f"{path}: stage {recipe.stage} trains a stand-in that takes minutes: plan another stage.")
     training, gpus = recipe.training, gpus or recipe.gpus
     plan = Plan(recipe, gpu, gpus, mfu)
     plan.stage, plan.offload, bucket = _zero(training.get("deepspeed"))
@@ -155,7 +159,7 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
     tokenizer = recipe.stage == "tokenizer"
     if tokenizer and plan.stage is not None:
         in_full_precision(training)  # refuses what training would
-    model = _plan_tokenizer(plan, micro) if tokenizer else _plan_multimodal(plan, Path(path), micro, half)
+    model = _plan_tokenizer(plan, Path(path), micro) if tokenizer else _plan_multimodal(plan, Path(path), micro, half)
     if tokenizer:
         plan.warning = restart_warning(model.config, micro * gpus)
     hidden = (model.config if tokenizer else model.config.text_config).hidden_size
@@ -194,10 +198,10 @@ def _count(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def _plan_tokenizer(plan: Plan, micro: int) -> nn.Module:
+def _plan_tokenizer(plan: Plan, path: Path, micro: int) -> nn.Module:
     recipe = plan.recipe
     with torch.device("meta"):
-        model = EvoTokVQModel(EvoTokVQConfig(**recipe.model.config))
+        model = EvoTokVQModel(EvoTokVQConfig(**tokenizer_fields(recipe, path)))
     model.set_attn_implementation(ATTENTION)
     plan.parts = {name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()}
     for checkpointing in (False, True):
@@ -284,34 +288,69 @@ def find_config(recipe: Recipe, path: Path) -> EvoTokConfig:
     if checkpoint and (Path(checkpoint) / "config.json").is_file():
         return AutoConfig.from_pretrained(checkpoint)
     if checkpoint:
-        source = _recipe_of(checkpoint, path)
+        source = _must_be_made(checkpoint, path)
         return find_config(read_recipe(source), source)
     fields = json.loads(json.dumps(recipe.model.config))
-    if recipe.model.language_model_checkpoint is None:
-        size = recipe.model.text_tokenizer_size or 1536
-        fields.setdefault("text_config", {}).setdefault("vocab_size", -(-size // 64) * 64)
-        fields["text_config"] |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-        fields |= {
-            "image_token_id": 2, "image_generation_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5,
-        }  # fmt: skip
+    language_model = _pretrained_fields(recipe.model.language_model_checkpoint, path)
+    if language_model:
+        fields["text_config"] = language_model | fields.get("text_config", {})
+        if fields["text_config"]["vocab_size"] < EvoTokConfig.image_token_id:  # those of Qwen2.5 are not among them
+            fields |= {
+                "image_token_id": 2, "image_generation_token_id": 3, "vision_start_token_id": 4,
+                "vision_end_token_id": 5,
+            }  # fmt: skip
     if "vq_config" not in fields:
         fields["vq_config"] = _vq_fields(recipe.model.vq_checkpoint, path)
     return EvoTokConfig(**fields)
+
+
+def tokenizer_fields(recipe: Recipe, path: Path) -> dict[str, Any]:
+    """Fields of the tokenizer's config: those of a recipe, and of the encoder that it starts from without a layer."""
+    encoder = _pretrained_fields(recipe.model.encoder_checkpoint, path)
+    if not encoder:
+        return recipe.model.config
+    encoder |= {"num_hidden_layers": encoder["num_hidden_layers"] - 1, "vision_use_head": False}
+    return {"encoder_config": encoder, "semantic_feature_dim": encoder["hidden_size"]} | recipe.model.config
+
+
+def _pretrained_fields(checkpoint: str | None, path: Path) -> dict[str, Any]:
+    """Fields of a pretrained part's config: of its folder, or of the recipe that will make it; none for what lies on
+    the Hub, which is planned as the paper's own parts, the defaults."""
+    if checkpoint is None:
+        return {}
+    if (Path(checkpoint) / "config.json").is_file():
+        return AutoConfig.from_pretrained(checkpoint).to_dict()
+    source = _recipe_of(checkpoint, path)
+    if source is None:
+        return {}
+    recipe = read_recipe(source)
+    if recipe.stage == "vision":
+        return SiglipVisionConfig(**recipe.model.config).to_dict()
+    ids = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    rows = padded_rows(recipe.model.text_tokenizer_size or VOCAB_SIZE)
+    return Qwen2Config(**recipe.model.config | ids, vocab_size=rows).to_dict()
 
 
 def _vq_fields(checkpoint: str | None, path: Path) -> dict[str, Any]:
     if checkpoint and (Path(checkpoint) / "config.json").is_file():
         return EvoTokVQConfig.from_pretrained(checkpoint).to_dict()
     while checkpoint:
-        source = _recipe_of(checkpoint, path)
+        source = _must_be_made(checkpoint, path)
         recipe = read_recipe(source)
         if recipe.model.config or not recipe.model.checkpoint:
-            return recipe.model.config
+            return tokenizer_fields(recipe, source)
         checkpoint = recipe.model.checkpoint
     return {}
 
 
-def _recipe_of(checkpoint: str, path: Path) -> Path:
+def _must_be_made(checkpoint: str, path: Path) -> Path:
+    source = _recipe_of(checkpoint, path)
+    if source is None:
+        raise ValueError(f"{path}: model.checkpoint {checkpoint!r} is not there, and no recipe beside it makes it.")
+    return source
+
+
+def _recipe_of(checkpoint: str, path: Path) -> Path | None:
     """The recipe beside `path`, or in the folder above, whose output is this checkpoint."""
     for folder in (path.parent, path.parent.parent):
         for other in sorted(folder.glob("*.yaml")):
@@ -321,7 +360,7 @@ def _recipe_of(checkpoint: str, path: Path) -> Path:
                 continue  # not a recipe, or a broken one that is somebody else's to mend
             if recipe.training.get("output_dir") == checkpoint:
                 return other
-    raise ValueError(f"{path}: model.checkpoint {checkpoint!r} is not there, and no recipe beside it makes it.")
+    return None
 
 
 def _kinds(recipe: Recipe) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ...data.image_files import embedded_image
 from .images import webdataset_pair
-from .source import Source, embedded_image, json_row, named_images, to_draw
+from .source import Source, json_row, named_images, to_draw
 
 
 _CAPTIONS = ("caption", "captions", "prompt", "text")

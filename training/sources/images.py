@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .source import Source, embedded_image, to_draw
+from ...data.image_files import embedded_image
+from .source import Source, to_draw
 
 
 def webdataset_pair(row: dict, folder: Path | None) -> dict:

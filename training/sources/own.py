@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..conversations import MAX_TEXT, resolve_image
+from ...data.image_files import resolve_image
+from ..conversations import MAX_TEXT
 from .generation import captioned_parquet
 from .images import webdataset_pair
 from .source import Source, to_draw

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from huggingface_hub import HfFileSystem
 
-from ..conversations import check_length, convert_turns, resolve_image
+from ...data.image_files import resolve_image
+from ..conversations import check_length, convert_turns
 from ..messages import one_line
 from .parquet import read_parquet
 from .rows import Rows, image_rows, json_rows
@@ -127,26 +128,6 @@ def to_answer(identity: Any, turns: Any, images: list) -> dict:
     return {"id": str(identity), "messages": convert_turns(turns, len(images)), "images": images}
 
 
-def embedded_image(value: Any, folder: Path | None) -> dict | str:
-    """The image of a row, as `load_image` takes it: bytes that the row brings, or a file below the folder that it
-    names. An address is never fetched.
-
-    Args:
-        value: bytes, a name, or the `{"bytes", "path"}` of `datasets.Image`; `path` beside bytes is but a name.
-
-    Raises:
-        ValueError: neither, or a name that leads out of the folder, or that there is no folder for.
-    """
-    content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
-    if isinstance(content, (bytes, bytearray)) and content:
-        return {"bytes": bytes(content), "path": name if isinstance(name, str) else None}
-    if not name or not isinstance(name, str):
-        raise ValueError("no image")
-    if folder is None:
-        raise ValueError(f"image {name!r} is a name, but there is no folder of images: set image_folder")
-    return resolve_image(folder, name)
-
-
 def named_images(names: Any, folder: Path | None) -> list[str]:
     """Paths of the images a JSON row names: none, one or a list."""
     if not names:
@@ -159,4 +140,4 @@ def named_images(names: Any, folder: Path | None) -> list[str]:
     return [resolve_image(folder, name) for name in names]
 
 
-__all__ = ["Source", "embedded_image", "json_row", "named_images", "to_answer", "to_draw"]
+__all__ = ["Source", "json_row", "named_images", "to_answer", "to_draw"]

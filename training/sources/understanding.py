@@ -5,8 +5,9 @@ RLAIF-V is not the paper's: preferences, for the stage after.
 
 from pathlib import Path
 
+from ...data.image_files import embedded_image
 from ..conversations import check_length, check_modalities
-from .source import Source, embedded_image, json_row, named_images, to_answer
+from .source import Source, json_row, named_images, to_answer
 
 
 def llava_json(row: dict, folder: Path | None) -> dict:

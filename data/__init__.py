@@ -1,0 +1,1 @@
+"""Data: the embedded world of EvoTok-mini."""

@@ -1,0 +1,1 @@
+"""What the suite `mini` measures: tokenizer, questions, text to image."""

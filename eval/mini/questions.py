@@ -1,0 +1,54 @@
+"""Questions about scenes of held-out styles, answered from codes and from continuous features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...data.world.drawings import World
+from ...data.world.evaluation import question_set
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from ...processing.processing_evotok import EvoTokProcessor
+from ..understanding import answer_questions, score_answers
+from ..workers import Workers
+from .figures import Part
+
+
+def measure_questions(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    world: World,
+    figure: str,
+    options: Any,
+    workers: Workers,
+) -> Part:
+    """Accuracy of one set of questions, beside that of the commonest answer, and with continuous features.
+
+    Args:
+        figure: one of `QUESTION_SETS`.
+        options: those of the suite.
+    """
+    records, size = question_set(world, figure, options.questions, options.seed), options.batch_size
+    batches = [records[start : start + size] for start in range(0, len(records), size)]
+
+    def ask(batch: Sequence[dict[str, Any]], continuous: bool) -> list[str]:
+        return answer_questions(model, processor, batch, len(batch), continuous=continuous)
+
+    given = workers.map(lambda batch: ask(batch, False), batches, figure)
+    answers = [answer for batch in given for answer in batch]
+    given = workers.map(lambda batch: ask(batch, True), batches, f"{figure}, continuous")
+    continuous = [answer for batch in given for answer in batch]
+    scores = score_answers(records, answers)
+    figures = {
+        figure: scores.accuracy,
+        f"{figure}_continuous": score_answers(records, continuous).accuracy,
+        f"{figure}_baseline": scores.baseline,
+        f"{figure}_n": scores.n,
+    }
+    rows = []
+    for kind in dict.fromkeys(record["kind"] for record in records):
+        own = [index for index, record in enumerate(records) if record["kind"] == kind]
+        asked = [records[index] for index in own]
+        of_kind = score_answers(asked, [answers[index] for index in own])
+        without = score_answers(asked, [continuous[index] for index in own])
+        row = {"figure": figure, "question": kind, "n": of_kind.n, "accuracy": of_kind.accuracy}
+        rows.append(row | {"continuous": without.accuracy, "commonest answer": of_kind.baseline})
+    return Part(figures, {"questions": rows})

@@ -1,0 +1,119 @@
+"""The image tokenizer on scenes of held-out styles, level by level: pixels, semantics, and things read from them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...data.world.drawings import World
+from ...data.world.evaluation import labelled_pixels
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...modeling_evotok.quantization_evotok import codebook_usage
+from ..metrics import feature_cosine, psnr
+from ..probes import PatchProbe
+from ..teachers import check_teacher
+from ..workers import Workers
+from .figures import Part
+
+
+PROBE_SPLIT, MEASURED_SPLIT = "train", "test"
+
+
+def measure_tokenizer(
+    tokenizer: EvoTokVQModel, teacher: nn.Module, world: World, options: Any, workers: Workers
+) -> Part:
+    """PSNR of the levels for pixels, cosine to the teacher and accuracy of a probe of all levels, use of codebooks.
+
+    Args:
+        teacher: (B, 3, H, W) -> features (B, N, S).
+        options: those of the suite.
+
+    Raises:
+        ValueError: the teacher's features are of another shape than the decoded semantics.
+    """
+    config, size = tokenizer.config, options.batch_size
+    asked = labelled_pixels(world, MEASURED_SPLIT, options.scenes, seed=options.seed)
+    check_teacher(teacher, tokenizer, asked.pixels[:1])
+    probe, mean = fit_probe(teacher, tokenizer.device, world, options, workers)
+    batches = list(zip(asked.pixels.split(size), asked.things.split(size), strict=True))
+    found = workers.map(lambda batch: _measure(tokenizer, teacher, probe, mean, *batch), batches, "reconstructing")
+    scores = {name: torch.cat([scores[name] for scores, _ in found]).mean().item() for name in found[0][0]}
+    used = codebook_usage(torch.stack([counts for _, counts in found]).sum(0))
+    figures = _figures(scores, config.num_pixel_codebooks, config.num_codebooks)
+    shown = asked.things[asked.things > 0]
+    figures |= {
+        "psnr_new_style_n": options.scenes,
+        "probe_baseline": (shown.bincount().max() / len(shown)).item(),
+        "probe_n": len(shown),
+        "codebook_usage_min": used["usage"].min().item(),
+        "codebook_perplexity_min": used["perplexity"].min().item(),
+    }
+    rows = []
+    for level in range(config.num_codebooks):
+        names = {"psnr": "psnr_new_style", "semantic_cosine": "semantic_cosine", "probe": "probe"}
+        row = {key: scores.get(f"{name}_depth{level + 1}", "") for key, name in names.items()}
+        rows.append({"depth": level + 1} | row | {name: values[level].item() for name, values in used.items()})
+    return Part(figures, {"levels": rows})
+
+
+def fit_probe(
+    teacher: nn.Module, device: torch.device, world: World, options: Any, workers: Workers
+) -> tuple[PatchProbe, torch.Tensor]:
+    """A probe of the thing at a patch, fitted on the teacher's features of scenes in trained styles; and the mean of
+    these features, (N, S).
+
+    Args:
+        options: of a suite, with `probe_scenes`, `batch_size` and `seed`.
+    """
+    known = labelled_pixels(world, PROBE_SPLIT, options.probe_scenes, seed=options.seed)
+    batches = known.pixels.split(options.batch_size)
+    features = workers.map(lambda pixels: teacher(pixels.to(device)).float().cpu(), batches, "teacher's features")
+    features = torch.cat(features)
+    return workers.once(lambda: PatchProbe.fit(features, known.things)), features.mean(0)
+
+
+@torch.inference_mode()
+def _measure(
+    tokenizer: EvoTokVQModel,
+    teacher: nn.Module,
+    probe: PatchProbe,
+    mean: torch.Tensor,
+    pixels: torch.Tensor,
+    things: torch.Tensor,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Scores of a batch, (images or patches,) each, and how often each code is chosen, (D, K)."""
+    config, pixels = tokenizer.config, pixels.to(tokenizer.device)
+    target = teacher(pixels).float().cpu()
+    codes = tokenizer.encode(pixels)
+    scores = {
+        f"psnr_new_style_depth{depth}": psnr((tokenizer.decode_pixels(codes, depth) + 1) / 2, (pixels + 1) / 2).cpu()
+        for depth in range(1, config.num_pixel_codebooks + 1)
+    }
+    decoded = {
+        f"_depth{depth}": tokenizer.decode_semantics(codes, depth) for depth in range(1, config.num_codebooks + 1)
+    }
+    latent = tokenizer.to_latent(tokenizer.vision_tower(pixels).last_hidden_state)
+    decoded["_continuous"] = tokenizer.semantic_decoder(latent)
+    for suffix, features in decoded.items():
+        scores[f"semantic_cosine{suffix}"] = feature_cosine(features.cpu(), target)
+        scores[f"probe{suffix}"] = probe.right(features.float().cpu(), things).float()
+    scores["semantic_cosine_baseline"] = F.cosine_similarity(target, mean, dim=-1).mean(1)
+    scores["probe_teacher"] = probe.right(target, things).float()
+    counts = torch.stack(
+        [level.bincount(minlength=config.codebook_size) for level in codes.flatten(0, 1).T.cpu()]
+    )  # (D, K)
+    return scores, counts
+
+
+def _figures(scores: dict[str, float], pixel_levels: int, levels: int) -> dict[str, float]:
+    """The scores in the order of reading, with the gain of the levels after those for pixels."""
+    groups = ("psnr_new_style", "semantic_cosine", "probe")
+    figures = {name: scores[name] for group in groups for name in scores if name.startswith(f"{group}_")}
+    gain, last = f"{pixel_levels}_{levels}", scores[f"probe_depth{levels}"]
+    for name in ("semantic_cosine", "probe"):
+        risen = scores[f"{name}_depth{levels}"] - scores[f"{name}_depth{pixel_levels}"]
+        figures[f"{name.removesuffix('_cosine')}_gain_{gain}"] = risen
+    teacher = scores["probe_teacher"]
+    figures[f"probe_share_{levels}"] = last / teacher if teacher else 0.0
+    return figures

@@ -1,0 +1,175 @@
+"""The results in the model card of EvoTok-mini: tables of the figures that `evotok eval mini` wrote."""
+
+from typing import Any
+
+from evotok.data.world.evaluation import QUESTION_SETS
+from evotok.data.world.prompts import TASKS
+from evotok.suite_sections import COMMANDS, MINI, by_the_harness, table
+
+
+TOKENIZER = {  # how figures begin -> what they are, and digits; the last number of the name is put in
+    "psnr_new_style_depth": ("PSNR at depth {}, dB", 2),
+    "semantic_gain_": ("gain of the cosine to the teacher, from the levels for pixels to level {}", 3),
+    "probe_gain_": ("gain of the probe's accuracy, from the levels for pixels to level {}", 3),
+    "probe_share_": ("accuracy of the probe at level {}, share of the teacher's", 3),
+}
+CELLS = {  # figures of `geneval_overall` -> what is generated
+    "": "seen pairs, CFG 7.5",
+    "_held": "held-out pairs, CFG 7.5",
+    "_held_no_min_p": "held-out pairs, CFG 7.5 without `guidance_min_p`",
+    "_held_cfg1": "held-out pairs, CFG 1",
+}
+EMOJI = {
+    "t2i_top5_train_cfg7.5": "CFG 7.5",
+    "t2i_top5_train_cfg1": "CFG 1",
+    "t2i_top5_train_ceiling": "the emoji themselves, through the image tokenizer",
+}
+
+
+def results_sections(suites: dict[str, dict[str, Any]]) -> str:
+    """Sections of what was measured, as Markdown.
+
+    Args:
+        suites: suite -> its results, that of `mini` among them.
+    """
+    results = suites[MINI]
+    figures, tables = results["figures"], results["tables"]
+    sections = [
+        _tokenizer(figures, tables),
+        _questions(figures),
+        by_the_harness(suites),
+        _composition(figures, tables),
+        _emoji(figures),
+        _how_measured(results),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _value(figures: dict[str, float], name: str, digits: int = 3) -> str:
+    return f"{figures[name]:.{digits}f}" if name in figures else ""
+
+
+def _judged(figures: dict[str, float], name: str) -> list[str]:
+    """Cells: the target, and whether it is met."""
+    target = figures.get(f"{name}_target")
+    return ["", ""] if target is None else [f"{target:g}", "yes" if figures[name] >= target else "**no**"]
+
+
+def _tokenizer(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> str:
+    if "levels" not in tables:
+        return ""
+    rows = [
+        [
+            said.format(name.rpartition("_")[2].removeprefix("depth")),
+            _value(figures, name, digits),
+            *_judged(figures, name),
+        ]
+        for prefix, (said, digits) in TOKENIZER.items()
+        for name in figures
+        if name.startswith(prefix) and name[-1].isdecimal()
+    ]
+    header = ("depth", "PSNR, dB", "cosine to the teacher", "probe")
+    levels = []
+    for row in tables["levels"]:
+        shown = ((row["psnr"], 2), (row["semantic_cosine"], 3), (row["probe"], 3))
+        levels.append([str(row["depth"]), *("" if value == "" else f"{value:.{digits}f}" for value, digits in shown)])
+    return f"""\
+### Image tokenizer, {figures["psnr_new_style_n"]:,} scenes in held-out styles
+
+{table(("", "value", "target", "met"), rows)}
+
+{table(header, levels)}
+
+The probe reads the thing at a patch from decoded semantics. It is fitted on the features of the vision tower, on which
+its accuracy is {_value(figures, "probe_teacher")}; always the commonest thing: {_value(figures, "probe_baseline")}. The
+cosine of the teacher's mean features is {_value(figures, "semantic_cosine_baseline")}. Of the least used level
+{_value(figures, "codebook_usage_min", 2)} of the codes occur in these scenes."""
+
+
+def _questions(figures: dict[str, float]) -> str:
+    rows = [
+        [asked.asks, f"{figures[f'{name}_n']:,}", _value(figures, name), *_judged(figures, name)]
+        + [_value(figures, f"{name}_continuous"), _value(figures, f"{name}_baseline")]
+        for name, asked in QUESTION_SETS.items()
+        if f"{name}_n" in figures
+    ]
+    if not rows:
+        return ""
+    header = ("question", "n", "accuracy", "target", "met", "continuous features", "commonest answer")
+    return f"""\
+### Questions
+
+{table(header, rows)}
+
+Scenes in held-out styles, but where the table says otherwise. Greedy answers, exact match but for case, space and
+punctuation. *Continuous features*: the same model, given the features of the encoder before quantisation."""
+
+
+def _composition(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> str:
+    if "geneval_overall" not in figures:
+        return ""
+    header = ("task", "seen pairs", "target", "met", "held-out pairs", "target", "met")
+    rows = []
+    for task in ("overall", *TASKS):
+        seen, held = f"geneval_{task}", f"geneval_{task}_held"
+        cells = [_value(figures, seen), *_judged(figures, seen), _value(figures, held), *_judged(figures, held)]
+        rows.append([task.replace("_", " "), *cells])
+    compared = [
+        [said, f"{figures[f'geneval_overall{suffix}_n']:,}", _value(figures, f"geneval_overall{suffix}")]
+        for suffix, said in CELLS.items()
+        if f"geneval_overall{suffix}" in figures
+    ]
+    for suffix, said in (("", "seen"), ("_held", "held-out")):
+        real = f"real scenes of {said} pairs"
+        compared.append([f"{real}: accuracy of the detector", "", _value(figures, f"geneval_detector{suffix}")])
+        compared.append([f"{real} after the image tokenizer", "", _value(figures, f"geneval_ceiling{suffix}")])
+    return f"""\
+### Text to image, GenEval's tasks in the world
+
+{table(header, rows)}
+
+{table(("images", "n", "overall"), compared)}
+
+An image counts when it shows all that its prompt determines (background, things, their number, colours and relation)
+and nothing else, by a detector without learned weights. {_guidance(figures)}"""
+
+
+def _guidance(figures: dict[str, float]) -> str:
+    guided, plain = (figures.get(f"geneval_overall_held{suffix}") for suffix in ("", "_cfg1"))
+    if guided is None or plain is None:
+        return ""
+    better = "better" if guided > plain else "**not** better"
+    return f"CFG 7.5 is {better} than CFG 1 on held-out pairs: {guided:.3f} and {plain:.3f}."
+
+
+def _emoji(figures: dict[str, float]) -> str:
+    rows = []
+    for name, said in EMOJI.items():
+        if name in figures:
+            count = figures.get(f"{name}_n")
+            n, same = "" if count is None else f"{count:,}", _value(figures, f"{name}_same_style")
+            rows.append([said, n, _value(figures, name), *_judged(figures, name), same])
+    if not rows:
+        return ""
+    return f"""\
+### Text to image, single emoji in a named style
+
+{table(("images", "n", "top-5", "target", "met", "top-5 in that style"), rows)}
+
+Prompts name a thing and a style of the training set (`a heart, noto style`). An image counts when its emoji is among
+the five nearest of all emoji in all styles, by pooled features of EfficientNet-Lite0. Chance is
+{_value(figures, "t2i_top5_train_chance")}."""
+
+
+def _how_measured(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    options = ", ".join(
+        f"{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in results["options"].items()
+        if value not in ("", [])
+    )
+    return f"""\
+### How this was measured
+
+`{COMMANDS[MINI]}`, with {options}, on {results["device"]} in {results["dtype"]}. Weights (sha256)
+`{results["checkpoint_sha256"][:16]}`; {versions}."""

@@ -1,0 +1,95 @@
+"""The whole chain of stages on the recipes for a GPU, here on a CPU with a few steps of tiny models."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
+from test_vision_stage import TOWER
+
+from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
+from evotok.data.world.records import corpus
+from evotok.training import language_stage, tokenizer_stage, vision_stage
+from evotok.training.chain import ORDER, main, read_chain
+from evotok.training.checkpoints import last_complete_checkpoint
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs/mini"
+SHORT = ["training.max_steps=2", "training.save_steps=2", "training.per_device_train_batch_size=4"]
+SHORT += ["training.dataloader_num_workers=0", "training.dataloader_prefetch_factor=null", "training.warmup_steps=1"]
+SHORT += [
+    "training.eval_strategy='no'",
+    "training.report_to=none",
+    "training.logging_steps=1",
+    "data.sample_prompts=[]",
+]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder of recipes that differ from those for a GPU in sizes and folders."""
+    monkeypatch.setattr(vision_stage, "_EVALUATED", 4)
+    monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
+    monkeypatch.setattr(language_stage, "corpus", lambda world: corpus(world, 200))
+    text = {k: v for k, v in TINY_TEXT.items() if k not in ("model_type", "vocab_size") and not k.endswith("token_id")}
+    vq = {name: value for name, value in TINY_VQ.items() if name not in ("encoder_config", "semantic_feature_dim")}
+    models = {
+        "vision-shapes": {"config": TOWER},
+        "vision": {"checkpoint": "vision-shapes", "config": TOWER},
+        "language": {"text_tokenizer_size": 400, "config": text},
+        "tokenizer": {"encoder_checkpoint": "vision", "config": vq},
+        "pretrain": {"vq_checkpoint": "tokenizer", "language_model_checkpoint": "language"},
+        "sft": {"checkpoint": "pretrain"},
+        "gen": {"checkpoint": "sft"},
+    }
+    models["pretrain"]["config"] = {"depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
+    (tmp_path / "recipes").mkdir()
+    for name, model in models.items():
+        model = {k: str(tmp_path / "runs" / v) if k.endswith("checkpoint") else v for k, v in model.items()}
+        recipe = {"base": str(CONFIGS / "cuda" / f"{name}.yaml"), "model": model}
+        recipe["training"] = {"output_dir": str(tmp_path / "runs" / name)}
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def test_the_chain_for_a_gpu_trains_every_stage(tiny, capsys):
+    results = tiny / "results"
+    assert main([str(tiny / "recipes"), *SHORT, "--results", str(results)]) == 0
+    assert {path.name for path in results.iterdir()} == set(ORDER)
+    for folder in results.iterdir():
+        assert (folder / "config.json").is_file() and not list(folder.glob("checkpoint-*"))
+    assert isinstance(EvoTokForConditionalGeneration.from_pretrained(results / "gen"), EvoTokForConditionalGeneration)
+    assert EvoTokProcessor.from_pretrained(results / "gen").image_processor.size["height"] == 64
+    [gen] = [path for path in (tiny / "recipes").iterdir() if path.stem not in ORDER[:-1]]
+    (tiny / "again").mkdir()
+    gen.rename(tiny / "again" / gen.name)
+    ended = Path(last_complete_checkpoint(tiny / "runs/gen")).stat().st_mtime_ns
+    assert main([str(tiny / "again"), *SHORT]) == 0, "called again it has nothing to do"
+    assert Path(last_complete_checkpoint(tiny / "runs/gen")).stat().st_mtime_ns == ended
+
+
+def test_recipes_for_a_gpu_are_the_chain_of_the_cpu_in_their_own_folders():
+    cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
+    assert [recipe.stage for recipe in cuda] == ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "gen"]
+    minutes = 0.0
+    for recipe, other in zip(cuda, cpu, strict=True):
+        assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer
+        assert recipe.data.mixture == other.data.mixture and recipe.loss == other.loss
+        assert recipe.training["output_dir"].startswith("runs/mini-cuda/") and recipe.training["bf16"]
+        assert recipe.training["dataloader_num_workers"] > 1
+        batches = [r.training["per_device_train_batch_size"] for r in (recipe, other)]
+        assert batches[0] > batches[1] and recipe.data.block in (1, batches[0])
+        minutes += recipe.max_minutes
+        sources = [value for key, value in vars(recipe.model).items() if key.endswith("checkpoint") and value]
+        made = {earlier.training["output_dir"] for earlier in cuda}
+        assert set(sources) <= made, "what it starts from is made by the chain itself"
+    assert 10 < minutes < 12
+
+
+def test_other_folders_are_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no recipe of a stage (vision-shapes.yaml" in capsys.readouterr().err
+    (tmp_path / "gen.yaml").write_text("stage: gen\ntraining: {output_dir: out}\nmodel: {checkpoint: nowhere}\n")
+    assert main([str(tmp_path)]) == 2
+    assert "model.checkpoint: nowhere: no such folder" in capsys.readouterr().err
+    assert [recipe.stage for recipe in read_chain(tmp_path)] == ["gen"] and "dpo" not in ORDER

@@ -1,0 +1,82 @@
+"""Train the stages of a model one after the other, in one process.
+
+    python -m evotok.training.chain configs/mini
+    python -m evotok.training.chain configs/mini/cuda --results out training.logging_steps=50
+
+A folder has a recipe a stage, of the names in `ORDER`. A chain that was stopped goes on in the stage, and from the
+checkpoint, that it had reached. With `--results` what a stage gives is copied there, checkpoints excepted, as soon as
+it ends.
+"""
+
+import argparse
+import gc
+import shutil
+import sys
+from pathlib import Path
+
+from transformers.utils import logging
+
+from .arguments import Recipe, read_recipe
+from .messages import one_line
+from .train import train
+
+
+logger = logging.get_logger(__name__)
+
+ORDER = ("vision-shapes", "vision", "language", "tokenizer", "pretrain", "sft", "gen")
+
+
+def read_chain(folder: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> list[Recipe]:
+    """The recipes of a folder, in the order of training.
+
+    Args:
+        folder: with YAML files of the names in `ORDER`; others are left alone.
+        overrides: words for all of them, as in [`read_recipe`].
+
+    Raises:
+        ValueError: none there, or one that does not read; as [`read_recipe`].
+    """
+    paths = [path for name in ORDER if (path := Path(folder) / f"{name}.yaml").is_file()]
+    if not paths:
+        raise ValueError(
+            f"{folder}: no recipe of a stage ({', '.join(f'{name}.yaml' for name in ORDER)}): give a folder."
+        )
+    return [read_recipe(path, overrides) for path in paths]
+
+
+def train_chain(recipes: list[Recipe], results: str | Path | None = None) -> None:
+    """Train stage after stage.
+
+    Args:
+        results: folder that what every stage gives is copied to, under the name of its own folder.
+    """
+    for recipe in recipes:
+        found = train(recipe)
+        logger.warning(f"{recipe.stage}: {found['step']} steps, {found.get('train_runtime', 0):.0f} s")
+        if results is not None:
+            copy_result(Path(found["folder"]), Path(results) / Path(found["folder"]).name)
+        gc.collect()  # the next stage wants the device's memory
+
+
+def copy_result(source: Path, target: Path) -> None:
+    """A stage's folder without its checkpoints."""
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "earlier-*"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; exit code 2 for a mistake in a recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="recipes, such as configs/mini")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to all recipes")
+    parser.add_argument("--results", help="folder that every stage's result is copied to")
+    options = parser.parse_intermixed_args(argv)
+    try:
+        train_chain(read_chain(options.folder, options.overrides), options.results)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"{options.folder}: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
