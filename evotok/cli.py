@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from evotok import demo
-from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
+from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
 from evotok.commands import (
     app,
     bench,
@@ -58,8 +58,8 @@ DESCRIPTION = "One model that understands and generates images: chat about image
 EPILOG = f"""\
 Examples:
   evotok demo
-  evotok chat mini --image cat.png --prompt "{EMOJI_QUESTIONS[0]}"
-  evotok generate mini --prompt "{EMOJI_PROMPTS[0]}" --num-images 4 --out frogs
+  evotok chat mini --image cat.png --prompt "{WORLD_QUESTIONS[0]}"
+  evotok generate mini --prompt "{WORLD_PROMPTS[0]}" --num-images 4 --out hearts
   evotok train configs/mini/tokenizer.yaml training.max_steps=100
 
 Exit codes:

@@ -1,20 +1,22 @@
 """What a visitor or a reader tries first: the model does it well, and everybody takes it from one place."""
 
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_world_prompts import Reader
 
-from evotok.app.examples import (
-    EMOJI_PICTURES,
-    EMOJI_PROMPTS,
-    EMOJI_QUESTIONS,
-    find_examples,
-    has_plain_background,
-)
+from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS, find_examples, has_plain_background, world_scenes
 from evotok.cli import COMMANDS, EPILOG
+from evotok.data.world.drawings import EMOJI_STYLES
+from evotok.data.world.prompts import Prompt
+from evotok.data.world.questions import WORDINGS, Asker
+from evotok.data.world.scenes import tidy_scene
+from evotok.eval.scene_detector import SceneDetector, faults
 
 
 ROOT = Path(__file__).parents[1]
@@ -37,19 +39,6 @@ QUESTIONS_OF_TEXTS = (
 SEEDS = 3
 RIGHT = 2
 """Of so many images of a prompt that many are right."""
-NOT_YET = {
-    "a sparkling heart, fluent flat style": "has the style of twemoji",
-    "two frogs on a blue background, noto style": "has no frogs",
-    "What color is the emoji?": "is asked of the rocket, which has no one colour",
-    "Which style is this?": "takes the robot of noto for one of twemoji",
-}
-"""Examples that the embedded model does not do well yet; its successor should, and then they leave this table."""
-
-
-def judged(example, *values):
-    """Parameters of a test of an example, which may fail where that is known."""
-    marks = [pytest.mark.xfail(reason=NOT_YET[example], strict=False)] if example in NOT_YET else []
-    return pytest.param(example, *values, marks=marks, id=example)
 
 
 def found(text, patterns):
@@ -62,25 +51,18 @@ def found(text, patterns):
 def test_documents_and_help_take_their_examples_from_the_page(name):
     if name == "docs/bad_inputs.md":
         return
-    assert found(TEXTS[name], PROMPTS_OF_TEXTS) <= set(EMOJI_PROMPTS)
-    assert found(TEXTS[name], QUESTIONS_OF_TEXTS) <= set(EMOJI_QUESTIONS)
+    assert found(TEXTS[name], PROMPTS_OF_TEXTS) <= set(WORLD_PROMPTS)
+    assert found(TEXTS[name], QUESTIONS_OF_TEXTS) <= set(WORLD_QUESTIONS)
 
 
 def test_examples_are_found_in_documents():
-    assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {EMOJI_PROMPTS[0]}
-    assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {EMOJI_QUESTIONS[0]}
-    assert found(TEXTS["docs/faq.md"], PROMPTS_OF_TEXTS) == set(EMOJI_PROMPTS[:2])
+    assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {WORLD_PROMPTS[0]}
+    assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {WORLD_QUESTIONS[0]}
+    assert found(TEXTS["docs/faq.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
     assert len(found(TEXTS["docs/faq.md"], QUESTIONS_OF_TEXTS)) == 2
 
 
 # --- what the model makes of them ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def world():
-    from evotok.training.emoji.world import EmojiWorld
-
-    return EmojiWorld()
 
 
 @pytest.fixture(scope="module")
@@ -90,65 +72,41 @@ def mini():
     return load_multimodal("mini")
 
 
-@pytest.fixture(scope="module")
-def seen(mini, world):
-    """What the detector of `evotok eval emoji-geneval` sees in images of each prompt."""
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the detector needs the extra `mini`")
+def find_faults(world, prompt, image):
+    """What an image lacks of the prompt of an example; the nearest emoji by pixels stands for an emoji."""
+    if emoji := re.fullmatch(r"an? (\w+), (.*) style", prompt):
+        shown = [(name, style) for style in EMOJI_STYLES for name in range(len(world.emoji_names))]
+        pixels = np.stack([np.asarray(world.emoji_image(*pair)) for pair in shown]).astype(np.float32)
+        nearest, style = shown[np.square(pixels - np.asarray(image)).sum((1, 2, 3)).argmin()]
+        wanted = world.thing(emoji[1]).emoji
+        return [] if nearest == wanted else [f"{world.emoji_names[nearest]} in {EMOJI_STYLES[style]} style"]
+    background, items = Reader(world).read(prompt)
+    upright = " above " in prompt or " below " in prompt
+    scene = tidy_scene(world, [(thing, color) for thing, color, *_ in items], background, upright)
+    kind = "position_background" if re.search(r" (left of|right of|above|below) ", prompt) else "colors"
+    return faults(world, Prompt(kind, prompt, scene), SceneDetector(world)(image))
+
+
+@pytest.mark.parametrize("prompt", WORLD_PROMPTS)
+def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
     from evotok.eval.generation import generate_images
-    from evotok.eval.suites.emoji_geneval import build_detector
 
     model, processor = mini
-    prompts = [prompt for prompt in EMOJI_PROMPTS for _ in range(SEEDS)]
-    images = processor.post_process_image_generation(generate_images(model, processor, prompts, seed=0))
-    detector = build_detector(world, torch.device("cpu"))
-    return [[detector(image) for image in images[n * SEEDS : (n + 1) * SEEDS]] for n in range(len(EMOJI_PROMPTS))]
-
-
-NUMBERS = {"two": 2, "three": 3, "four": 4}
-
-
-def record_of(prompt):
-    """The prompt as a record of the suite."""
-    from evotok.training.emoji.prompts import STYLE_NAMES
-
-    things, style = re.fullmatch(r"(.*), (.*) style", prompt).groups()
-    things, _, background = things.partition(" on a ")
-    article, name = things.split(" ", 1)
-    count = NUMBERS.get(article, 1)
-    record = {"tag": "counting", "prompt": prompt}
-    record |= {"include": [{"class": name if count == 1 else name.removesuffix("s"), "count": count}]}
-    record |= {"exclude": [{"class": record["include"][0]["class"], "count": count + 1}]}
-    record["style"] = next(key for key, said in STYLE_NAMES.items() if said == style)
-    return record | ({"background": background.removesuffix(" background")} if background else {})
-
-
-@pytest.mark.parametrize("prompt", [judged(prompt) for prompt in EMOJI_PROMPTS])
-def test_the_model_generates_what_the_example_asks_for(seen, prompt):
-    from evotok.eval.suites.emoji_geneval import faults
-
-    wrong = [faults(record_of(prompt), sight) for sight in seen[EMOJI_PROMPTS.index(prompt)]]
+    images = generate_images(model, processor, [prompt] * SEEDS, seed=0)
+    wrong = [find_faults(world, prompt, image) for image in processor.post_process_image_generation(images)]
     assert sum(not fault for fault in wrong) >= RIGHT, wrong
 
 
-@pytest.mark.parametrize(
-    ("question", "picture"), [judged(*pair) for pair in zip(EMOJI_QUESTIONS, EMOJI_PICTURES, strict=True)]
-)
-def test_the_model_answers_what_the_example_asks(mini, world, question, picture):
+@pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
+def test_the_model_answers_what_the_example_asks(mini, world, number):
+    from evotok.data.world.records import image_record
+    from evotok.data.world.scenes import render
     from evotok.eval.understanding import answer_questions, normalize_answer
-    from evotok.training.emoji.prompts import STYLE_NAMES
-    from evotok.training.emoji.questions import QUESTIONS, record
-    from evotok.training.emoji.world import Drawing
 
-    name, style = picture
-    drawing = Drawing(next(concept for concept in world.concepts if concept.name == name), style)
-    right = {
-        "name": name,
-        "group": drawing.concept.group,
-        "style": STYLE_NAMES[style],
-        "color": world.color(drawing) or "",
-    }[next(kind for kind, texts in QUESTIONS.items() if question in texts)]
-    asked = record(world.image(drawing), [(question, right)], "name")
-    [said] = answer_questions(*mini, [asked])
+    scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
+    kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])
+    right = Asker(world, canonical=True).ask(random.Random(0), scene, kind).answer
+    [said] = answer_questions(*mini, [image_record(render(world, scene), [(question, right)], kind)])
     assert normalize_answer(said) == normalize_answer(right)
 
 
@@ -158,21 +116,21 @@ def test_the_model_answers_what_the_example_asks(mini, world, question, picture)
 def test_examples_fit_the_model(tmp_path):
     general = find_examples(256, tmp_path)
     assert not general.pictures and not list(tmp_path.iterdir())
-    emoji = find_examples(64, tmp_path)
-    assert len(emoji.pictures) == len(EMOJI_PICTURES)
-    assert all(Image.open(path).size == (64, 64) for path in emoji.pictures)
+    icons = find_examples(64, tmp_path)
+    assert len(icons.pictures) == len(WORLD_QUESTIONS)
+    assert all(Image.open(path).size == (64, 64) for path in icons.pictures)
 
 
-def test_a_model_of_the_emoji_world_knows_its_words_and_no_others(tmp_path):
+def test_a_model_of_the_world_knows_its_words_and_no_others(tmp_path):
     scope = find_examples(64, tmp_path).scope
-    emoji = [Image.open(path) for path in find_examples(64, tmp_path).pictures]
-    assert all(has_plain_background(image) for image in emoji)
-    asked = ("Is this an alien monster?", "Is its group food & drink?", "What emoji is that?")
-    for question in (*EMOJI_QUESTIONS, *asked):
-        assert scope.objection(question, emoji) is None
+    icons = [Image.open(path) for path in find_examples(64, tmp_path).pictures]
+    assert all(has_plain_background(image) for image in icons)
+    asked = ("Is there a red heart?", "Where is the key, relative to the car?", "Which thing is blue?")
+    for question in (*WORLD_QUESTIONS, *asked):
+        assert scope.objection(question, icons) is None
     for question in ("Who painted the Mona Lisa?", "Translate this into French please"):
-        assert "has not learned" in scope.objection(question, emoji)
-    assert scope.warning("two frogs on a blue background, noto style") is None
+        assert "has not learned" in scope.objection(question, icons)
+    assert scope.warning("two hearts on a blue background") is None
     assert "“eiffel”" in scope.warning("the Eiffel tower at night, oil painting")
     noise = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
     assert "photograph" in scope.objection("What is this?", [noise]) and not has_plain_background(noise)

@@ -13,16 +13,23 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from PIL import Image
 
-EMOJI_PROMPTS = (
-    "a frog, noto style",
-    "a pizza, twemoji style",
-    "a rocket, fluent flat style",
-    "a robot, noto style",
-    "a sparkling heart, fluent flat style",
-    "two frogs on a blue background, noto style",
+    from evotok.data.world.scenes import Scene
+
+
+WORLD_PROMPTS = (
+    "a red heart left of a blue star on a yellow background",
+    "three green keys",
+    "a black cloud above a pink car on an orange background",
+    "a purple house and a yellow umbrella on a green background",
+    "a rocket, noto style",
+    "a bell, twemoji style",
 )
-EMOJI_QUESTIONS = ("What is this?", "Which group is this?", "What color is the emoji?", "Which style is this?")
-EMOJI_PICTURES = (("frog", "noto"), ("pizza", "twemoji"), ("rocket", "fluent_flat"), ("robot", "noto"))
+WORLD_QUESTIONS = (
+    "What is this?",
+    "What color is the background?",
+    "How many things are there?",
+    "Describe the picture.",
+)
 PROMPTS = ("a red bicycle leaning on a white wall", "two cats on a sofa", "a bowl of ramen, top view")
 QUESTIONS = ("What is in this image?", "Describe the image in one sentence.", "How many people are there?")
 
@@ -65,8 +72,8 @@ class Scope(NamedTuple):
             return f"This model has not learned {_listed(unknown)}, so it cannot answer this. {self.chat}"
         if not has_plain_background(images[-1]):
             return (
-                "This looks like a photograph. The model has seen only emoji on plain backgrounds, so it cannot say "
-                "what this image shows."
+                "This looks like a photograph. The model has seen only icons and emoji on plain backgrounds, so it "
+                "cannot say what this image shows."
             )
         return None
 
@@ -103,60 +110,76 @@ class Examples(NamedTuple):
 
 
 def find_examples(image_size: int, folder: Path) -> Examples:
-    """Finds examples for a model of images of that size; those of the emoji world have images, written to `folder`."""
-    from evotok.training.emoji.world import Drawing, EmojiWorld
+    """Finds examples for a model of images of that size; those of the world have images, written to `folder`."""
+    from PIL import Image
 
+    from evotok.data.world.drawings import load_world
+    from evotok.data.world.phrases import describe
+    from evotok.data.world.scenes import CANVAS, render
+
+    if image_size != CANVAS:
+        return Examples(PROMPTS, QUESTIONS, [])
     try:
-        world = EmojiWorld()
-    except FileNotFoundError:
+        world = load_world()
+    except FileNotFoundError:  # of an installation without the embedded data
         return Examples(PROMPTS, QUESTIONS, [])
-    if image_size != world.size:
-        return Examples(PROMPTS, QUESTIONS, [])
-    concepts = {concept.name: concept for concept in world.concepts}
     pictures = []
-    for name, style in EMOJI_PICTURES:
-        path = folder / f"{name} {style.replace('_', ' ')}.png"
-        world.image(Drawing(concepts[name], style)).save(path)
+    for scene in world_scenes(world):
+        path = folder / f"{describe(world, scene)}.png"
+        Image.fromarray(render(world, scene)).save(path)
         pictures.append(str(path))
-    return Examples(EMOJI_PROMPTS, EMOJI_QUESTIONS, pictures, emoji_scope(world))
+    return Examples(WORLD_PROMPTS, WORLD_QUESTIONS, pictures, world_scope(world))
 
 
-def emoji_scope(world) -> Scope:
-    """Describes what a model trained on the emoji world knows.
+def world_scenes(world) -> list["Scene"]:
+    """A scene for each of `WORLD_QUESTIONS`, of icons in styles that are held out from training; the first shows one
+    thing.
 
     Args:
-        world: an `EmojiWorld`.
+        world: the embedded `World`.
     """
-    from evotok.training.emoji import prompts, questions
-    from evotok.training.emoji.colors import COLORS
+    from evotok.data.world.images import held_out_scenes
 
-    names = [concept.name for concept in world.concepts]
+    return held_out_scenes(world, "test", 1, single=True) + held_out_scenes(world, "test", len(WORLD_QUESTIONS) - 1)
+
+
+def world_scope(world) -> Scope:
+    """Describes what a model trained on the embedded world knows.
+
+    Args:
+        world: the embedded `World`.
+    """
+    from evotok.data.world import phrases, prompts, questions
+    from evotok.data.world.drawings import EMOJI_STYLES
+    from evotok.data.world.palette import COLORS
+
+    names = [thing.name for thing in world.things]
     texts = [
         *names,
-        *map(prompts.plural, names),
-        *world.groups,
+        *map(phrases.plural, names),
         *COLORS,
-        *prompts.NUMBERS,
-        *prompts.STYLE_NAMES.values(),
-        *(text for texts in questions.QUESTIONS.values() for text in texts),
-        *prompts.PROMPTS,
-        *prompts.PROMPTS_WITHOUT_STYLE,
-        *prompts.SCENE_PROMPTS,
-        "a an and draw left right above below of",
+        *phrases.NUMBERS,
+        *phrases.BETWEEN.values(),
+        *EMOJI_STYLES.values(),
+        *(text for texts in questions.WORDINGS.values() for text in texts),
+        *prompts.WORDINGS,
+        *prompts.BACKGROUND_WORDINGS,
+        *prompts.EMOJI_WORDINGS,
+        "a an and on are draw has have does many number relative top bottom",
     ]
     return Scope(
-        chat=f"It knows emoji: their names, groups, colours, numbers and styles. Ask “{EMOJI_QUESTIONS[0]}”, "
-        f"or write “/draw {EMOJI_PROMPTS[0]}”.",
-        draw=f"It knows {len(names):,} emoji in four styles, alone or several on a coloured background. A prompt is "
-        f"such as “{EMOJI_PROMPTS[0]}”.",
-        inside="It has learned emoji on plain backgrounds; other images are decoded with less detail.",
+        chat=f"It knows {len(names)} things in {len(COLORS)} colors: their names, colors, numbers and places. Ask "
+        f"“{WORLD_QUESTIONS[0]}”, or write “/draw {WORLD_PROMPTS[0]}”.",
+        draw=f"It knows {len(names)} things in {len(COLORS)} colors, one to four on a background, and emoji of them in "
+        f"four styles. A prompt is such as “{WORLD_PROMPTS[0]}”.",
+        inside="It has learned icons and emoji on plain backgrounds; other images are decoded with less detail.",
         words=frozenset(words_of(" ".join(texts))),
         images_only=True,
     )
 
 
 def has_plain_background(image: "Image.Image") -> bool:
-    """Whether most pixels at the border of an image have one colour, as those of an emoji and unlike a photograph's.
+    """Whether most pixels at the border of an image have one colour, as those of an icon and unlike a photograph's.
 
     Args:
         image: RGB.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
+from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.conversation import Conversation
 from evotok.commands.files import safe_name, save_images
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = f"""  evotok chat mini
   evotok chat mini --image cat.png
-  evotok chat mini --image cat.png --prompt "{EMOJI_QUESTIONS[0]}"
-  printf '/draw {EMOJI_PROMPTS[0]}\\n{EMOJI_QUESTIONS[0]}\\n' | evotok chat mini
+  evotok chat mini --image cat.png --prompt "{WORLD_QUESTIONS[0]}"
+  printf '/draw {WORLD_PROMPTS[0]}\\n{WORLD_QUESTIONS[0]}\\n' | evotok chat mini
   evotok chat --server http://127.0.0.1:8000
 In a conversation /help shows what else can be typed."""
 MENU = """\
@@ -147,7 +147,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
         show_preview(image)
     elif command == "/draw":
         if not rest:
-            raise ValueError(f"/draw wants to know what: /draw {EMOJI_PROMPTS[0]}")
+            raise ValueError(f"/draw wants to know what: /draw {WORLD_PROMPTS[0]}")
         seed = random.randrange(2**32)
         image = chat.draw(rest, seed)
         [path] = save_images(out, [(f"{safe_name(rest)}-seed{seed}", image)])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evotok.app.examples import EMOJI_PROMPTS
+from evotok.app.examples import WORLD_PROMPTS
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.files import check_folder, safe_name, save_images
 from evotok.commands.options import (
@@ -23,8 +23,8 @@ from evotok.commands.options import (
 from evotok.commands.terminal import progress, say
 
 
-EXAMPLES = f"""  evotok generate mini --prompt "{EMOJI_PROMPTS[0]}"
-  evotok generate mini --prompt "{EMOJI_PROMPTS[1]}" "{EMOJI_PROMPTS[3]}" --num-images 4 --seed 7 --out images"""
+EXAMPLES = f"""  evotok generate mini --prompt "{WORLD_PROMPTS[0]}"
+  evotok generate mini --prompt "{WORLD_PROMPTS[1]}" "{WORLD_PROMPTS[3]}" --num-images 4 --seed 7 --out images"""
 BATCH = 32
 
 
