@@ -2,14 +2,19 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
+
+
+Teacher = Callable[[torch.Tensor], torch.Tensor]
+"""A vision tower: pixels (I, 3, H, W) in [-1, 1] -> features (I, N, F)."""
 
 
 class AnswerScores(NamedTuple):
@@ -35,7 +40,7 @@ def answer(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
     conversations: Sequence[list[dict[str, Any]]],
-    continuous: bool = False,
+    teacher: Teacher | None = None,
     **options: Any,
 ) -> list[str]:
     """What the model says next in each conversation of one batch.
@@ -43,7 +48,7 @@ def answer(
     Args:
         model: in evaluation mode.
         conversations: messages with images in place, the last one the user's.
-        continuous: use the features of the encoder instead of codes, as [`continuous_features`] gives them.
+        teacher: gives the features of images, instead of their codes, as [`continuous_features`] scales them.
         options: of `generate`.
 
     Raises:
@@ -55,29 +60,33 @@ def answer(
     length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
     if length >= limit:
         raise ValueError(f"a question has {length} tokens, the model reads fewer than {limit}: leave it out.")
-    if continuous and "pixel_values" in inputs:
-        options["mm_encoder_outputs"] = {"image": continuous_features(model, inputs.pop("pixel_values"))}
+    if teacher is not None and "pixel_values" in inputs:
+        options["mm_encoder_outputs"] = {"image": continuous_features(model, teacher, inputs.pop("pixel_values"))}
     tokens = model.generate(**inputs, **options)  # (B, T + new)
     return [text.strip() for text in processor.batch_decode(tokens[:, length:], skip_special_tokens=True)]
 
 
 @torch.inference_mode()
 def continuous_features(
-    model: EvoTokForConditionalGeneration, pixel_values: torch.Tensor
+    model: EvoTokForConditionalGeneration, teacher: Teacher, pixel_values: torch.Tensor
 ) -> BaseModelOutputWithPooling:
-    """Image features as of `get_image_features`, but decoded from the latents before quantisation.
+    """Image features as of `get_image_features`, of a vision tower instead of codes.
+
+    The semantic loss is a cosine (Eq. 6), so that decoded semantics have the direction of the tower's features and a
+    norm of their own: at every position the tower's feature gets that norm.
 
     Args:
+        teacher: the vision tower that the tokenizer was trained with, (I, 3, H, W) -> (I, N, F).
         pixel_values: (I, 3, H, W) in [-1, 1].
 
     Returns:
         `last_hidden_state` (I, N, F) and `pooler_output` (I, N, H).
     """
-    tokenizer = model.model.vq_model
-    latents = tokenizer.to_latent(tokenizer.vision_tower(pixel_values.clamp(-1, 1)).last_hidden_state)  # (I, N, C)
-    semantics = tokenizer.semantic_decoder(latents)
-    projected = model.model.semantic_projector(semantics)
-    return BaseModelOutputWithPooling(last_hidden_state=semantics, pooler_output=projected)
+    norms = model.get_image_features(pixel_values).last_hidden_state.norm(dim=-1, keepdim=True)
+    features = F.normalize(teacher(pixel_values).float(), dim=-1) * norms
+    dtype = next(model.model.semantic_projector.parameters()).dtype
+    projected = model.model.semantic_projector(features.to(dtype))
+    return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
 
 
 def answer_questions(
@@ -86,19 +95,19 @@ def answer_questions(
     records: Sequence[dict[str, Any]],
     batch_size: int = 32,
     max_new_tokens: int = 16,
-    continuous: bool = False,
+    teacher: Teacher | None = None,
 ) -> list[str]:
     """Greedy answers, one a record, in the order of the records.
 
     Args:
         model: in evaluation mode.
         records: `{"messages": [..., assistant turn], "images": [...]}`; the last turn is left for the model to write.
-        continuous: as in [`answer`].
+        teacher: as in [`answer`].
     """
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
         conversations = [prompt_of(record) for record in records[start : start + batch_size]]
-        answers += answer(model, processor, conversations, continuous, do_sample=False, max_new_tokens=max_new_tokens)
+        answers += answer(model, processor, conversations, teacher, do_sample=False, max_new_tokens=max_new_tokens)
     return answers
 
 

@@ -187,12 +187,12 @@ def test_the_detector_and_the_ceiling_are_judged(composition):
 
 
 def test_codes_and_continuous_features_are_scored_beside_each_other(world, monkeypatch):
-    def answers(model, processor, records, batch_size, continuous):
-        return ["nothing" if continuous else record["answer"] for record in records]
+    def answers(model, processor, records, batch_size, teacher):
+        return ["nothing" if teacher else record["answer"] for record in records]
 
     monkeypatch.setattr(questions, "answer_questions", answers)
     options = SimpleNamespace(questions=10, seed=0, batch_size=4)
-    part = measure_questions(None, None, world, "qa_yes_no", options, Workers())
+    part = measure_questions(None, None, world, "qa_yes_no", options, Workers(), torch.nn.Identity())
     assert part.figures == {
         "qa_yes_no": 1.0,
         "qa_yes_no_continuous": 0.0,
@@ -204,23 +204,17 @@ def test_codes_and_continuous_features_are_scored_beside_each_other(world, monke
     ]
 
 
-def test_continuous_features_are_those_of_codes_where_nothing_is_lost():
+def test_continuous_features_have_the_direction_of_the_tower_and_the_norm_of_decoded_semantics():
     model, _ = build_chat_model()
-    tokenizer = model.model.vq_model
-    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        latents = tokenizer.to_latent(tokenizer.vision_tower(pixels).last_hidden_state)
-        for level, codebook in enumerate(tokenizer.quantizer.codebooks):
-            codebook.weight.zero_()
-            if level == 0:
-                codebook.weight[:16] = latents[0]
-        lossless = model.get_image_features(pixels)
-    found = continuous_features(model, pixels)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    decoded = model.get_image_features(pixels)
+    found = continuous_features(model, lambda images: 7 * decoded.last_hidden_state, pixels)
     for name in ("last_hidden_state", "pooler_output"):
-        torch.testing.assert_close(found[name], lossless[name], rtol=1e-3, atol=1e-8)
-    tokenizer.quantizer.codebooks[0].weight.data.mul_(3)
-    coarse = model.get_image_features(pixels).last_hidden_state
-    assert (coarse - found.last_hidden_state).norm() > 0.1 * coarse.norm()
+        torch.testing.assert_close(found[name], decoded[name])
+    other = torch.randn(decoded.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
+    found = continuous_features(model, lambda images: other, pixels).last_hidden_state
+    torch.testing.assert_close(found.norm(dim=-1), decoded.last_hidden_state.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(found, other, dim=-1), torch.ones(2, found.shape[1]))
 
 
 def test_the_probe_reads_patches_that_show_a_thing():

@@ -1,4 +1,4 @@
-"""Questions about scenes of held-out styles, answered from codes and from continuous features."""
+"""Questions about scenes of held-out styles, answered from codes and from features of the vision tower."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from ...data.world.drawings import World
 from ...data.world.evaluation import question_set
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...processing.processing_evotok import EvoTokProcessor
-from ..understanding import answer_questions, score_answers
+from ..understanding import Teacher, answer_questions, score_answers
 from ..workers import Workers
 from .figures import Part
 
@@ -19,22 +19,24 @@ def measure_questions(
     figure: str,
     options: Any,
     workers: Workers,
+    teacher: Teacher,
 ) -> Part:
     """Accuracy of one set of questions, beside that of the commonest answer, and with continuous features.
 
     Args:
         figure: one of `QUESTION_SETS`.
         options: those of the suite.
+        teacher: the vision tower that the tokenizer was trained with.
     """
     records, size = question_set(world, figure, options.questions, options.seed), options.batch_size
     batches = [records[start : start + size] for start in range(0, len(records), size)]
 
-    def ask(batch: Sequence[dict[str, Any]], continuous: bool) -> list[str]:
-        return answer_questions(model, processor, batch, len(batch), continuous=continuous)
+    def ask(batch: Sequence[dict[str, Any]], features: Any = None) -> list[str]:
+        return answer_questions(model, processor, batch, len(batch), teacher=features)
 
-    given = workers.map(lambda batch: ask(batch, False), batches, figure)
+    given = workers.map(ask, batches, figure)
     answers = [answer for batch in given for answer in batch]
-    given = workers.map(lambda batch: ask(batch, True), batches, f"{figure}, continuous")
+    given = workers.map(lambda batch: ask(batch, teacher), batches, f"{figure}, continuous")
     continuous = [answer for batch in given for answer in batch]
     scores = score_answers(records, answers)
     figures = {

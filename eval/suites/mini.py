@@ -10,6 +10,8 @@ import importlib.util
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ...data.world.drawings import World, load_world
 from ...data.world.evaluation import QUESTION_SETS
 from ..mini.emoji import EMOJI_CELLS, EmojiRetrieval
@@ -33,7 +35,7 @@ NOTES = {
     ),
     "questions": (
         "`qa_` are greedy answers to canonical questions, exact match; `_baseline` is always giving the commonest "
-        "answer, `_continuous` the same model with continuous features instead of codes."
+        "answer, `_continuous` the same model with the vision tower's features instead of those of codes."
     ),
     "composition": (
         "`geneval_` is the share of images that show what the prompt says and nothing else: background, things, their "
@@ -91,7 +93,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for part, (package, extra) in needed.items():
         if part in options.parts and importlib.util.find_spec(package) is None:
             raise ValueError(f"{part} needs the package {package}: pip install 'evotok[{extra}]', or leave it out.")
-    if "tokenizer" not in options.parts:
+    if not {"tokenizer", "questions"} & set(options.parts):
         return {}
     files = teacher_files(find_teacher(options.teacher, inputs[0]))
     return {"teacher": sha256(*files)} if files else {}
@@ -106,12 +108,15 @@ def run(evaluation: Evaluation) -> Report:
         size = model.config.vq_config.image_size
         raise ValueError(f"{evaluation.inputs[0]}: images of {size} px, not of {world.size}: give a mini model.")
     evaluation = replace(evaluation, load=lambda: (model, processor))
+    teacher = _teacher(evaluation, model.device) if {"tokenizer", "questions"} & set(options.parts) else None
     kept = Parts(evaluation)
     found: list[Part] = []
     if "tokenizer" in options.parts:
-        found.append(kept.get("tokenizer", lambda: _tokenizer(evaluation, world, model.model.vq_model)))
+        found.append(kept.get("tokenizer", lambda: _tokenizer(evaluation, world, model.model.vq_model, teacher)))
     if "questions" in options.parts:
-        ask = lambda figure: measure_questions(model, processor, world, figure, options, evaluation.workers)  # noqa: E731
+        ask = lambda figure: measure_questions(  # noqa: E731
+            model, processor, world, figure, options, evaluation.workers, teacher
+        )
         found += [kept.get(figure, lambda figure=figure: ask(figure)) for figure in QUESTION_SETS]
     if "composition" in options.parts:
         found += _composition(evaluation, world, kept, model)
@@ -121,9 +126,12 @@ def run(evaluation: Evaluation) -> Report:
     return _report(evaluation, world, model, found)
 
 
-def _tokenizer(evaluation: Evaluation, world: World, tokenizer: Any) -> Part:
-    teacher = SiglipTeacher.from_pretrained(find_teacher(evaluation.options.teacher, evaluation.inputs[0]))
-    teacher = teacher.to(tokenizer.device)
+def _teacher(evaluation: Evaluation, device: torch.device) -> SiglipTeacher:
+    folder = find_teacher(evaluation.options.teacher, evaluation.inputs[0])
+    return SiglipTeacher.from_pretrained(folder).to(device)
+
+
+def _tokenizer(evaluation: Evaluation, world: World, tokenizer: Any, teacher: SiglipTeacher) -> Part:
     return measure_tokenizer(tokenizer, teacher, world, evaluation.options, evaluation.workers)
 
 
