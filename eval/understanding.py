@@ -72,7 +72,7 @@ def continuous_features(
 ) -> BaseModelOutputWithPooling:
     """Image features as of `get_image_features`, of a vision tower instead of codes.
 
-    The semantic loss is a cosine (Eq. 6), so that decoded semantics have the direction of the tower's features and a
+    The semantic loss is a cosine (Sec. 3.2, Eq. 5), so that decoded semantics have the direction of the tower's features and a
     norm of their own: at every position the tower's feature gets that norm.
 
     Args:
