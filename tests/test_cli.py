@@ -317,21 +317,20 @@ def _end():
 
 def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
     """As DeepSpeed's logger does, where it is installed."""
-    from evotok.commands import completion, terminal
+    from evotok.cli import Command, root
+    from evotok.commands import terminal
+    from evotok.commands.options import Json
 
-    def run(options):
+    def run(as_json: Json = False) -> None:
         print("[INFO] a library is there")
-        terminal.say(options, {"a": 1}, ["a line"])
+        terminal.say(as_json, {"a": 1}, ["a line"])
 
-    def add_arguments(parser):
-        terminal.add_json(parser)
-
-    monkeypatch.setattr(completion, "run", run)
-    monkeypatch.setattr(completion, "add_arguments", add_arguments)
-    assert evotok("completion", "--json") == 0
+    monkeypatch.setattr(root, "registered_commands", [*root.registered_commands])
+    root.command("noisy", cls=Command)(run)
+    assert evotok("noisy", "--json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == {"a": 1} and "a library is there" in said.err
-    assert evotok("completion") == 0
+    assert evotok("noisy") == 0
     assert capsys.readouterr().out == "[INFO] a library is there\na line\n"
 
 

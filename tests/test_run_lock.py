@@ -17,9 +17,9 @@ import os, sys, time
 from evotok.training.run_lock import locked
 with locked(sys.argv[1]):
     if len(sys.argv) > 2 and os.fork() == 0:  # as the worker of a loader does
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # at once, beside the parent's line
         time.sleep(60)
-    print("locked", flush=True)
+    os.write(1, b"locked\\n")
     time.sleep(60)
 """
 

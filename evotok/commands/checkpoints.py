@@ -367,5 +367,5 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a stranger's files raise nearly every type there is
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split()).removeprefix(f"{name}: ")[:200] or type(error).__name__
         raise ValueError(f"{name}: cannot be loaded ({reason}). Copy or save the checkpoint again.") from error

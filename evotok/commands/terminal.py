@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 
-# Where JSON goes while stdout is redirected; None is stdout as it is.
-_json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+# Stdout, while it is redirected; None where it is not.
+_real_stdout: ContextVar[TextIO | None] = ContextVar("real_stdout", default=None)
 
 
 @contextmanager
@@ -19,12 +19,12 @@ def stdout_for_json(as_json: Any) -> Iterator[None]:
     if as_json is not True:
         yield
         return
-    token = _json_stream.set(sys.stdout)
+    token = _real_stdout.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        _json_stream.reset(token)
+        _real_stdout.reset(token)
 
 
 def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
@@ -32,10 +32,10 @@ def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iter
     from evotok.training.messages import visible, visible_json
 
     if as_json:
-        print(visible_json(json.dumps(facts, ensure_ascii=False)), file=_json_stream.get())
+        print(visible_json(json.dumps(facts, ensure_ascii=False)), file=_real_stdout.get())
     else:
         for line in lines:
-            print(visible(line))
+            print(visible(line), file=_real_stdout.get())
 
 
 def has_colors(stream: TextIO) -> bool:

@@ -502,7 +502,7 @@ PARTS = [
 
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 CALLS = "{% macro a(n) %}{{ a(n) }}{{ a(n) }}{% endmacro %}{{ a(1) }}"
-FOREIGN_TEMPLATE = "evotok generate: model: cannot be loaded (…: its chat template is not EvoTok's, and could run without end: remove chat_template.jinja, or pass trust_chat_template=True.). Copy or save the checkpoint again."
+FOREIGN_TEMPLATE = "evotok generate: model: cannot be loaded (its chat template is not EvoTok's, and could run without end: remove chat_template.jinja, or pass trust_chat_template=True.). Copy or save the checkpoint again."
 ADAPTERS = {"base_model_name_or_path": "mini", "peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
 
 

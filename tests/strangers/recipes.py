@@ -95,7 +95,11 @@ CASES = [
     ),
     case("tag that no text goes with", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: !!bool x\n"),
     case("tag of a number without digits", "evotok train: recipe.yaml: not YAML: …: correct it.", "gpus: !!int ''\n"),
-    case("day that does not exist", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: 2001-99-99\n"),
+    case(
+        "day that does not exist",
+        "evotok train: recipe.yaml: stage '2001-99-99' is not one of ….",
+        "stage: 2001-99-99\n",
+    ),
     Case(
         "1,200 bases in a row",
         "evotok train: 21.yaml: the base of 21 recipes in a row, over the limit of 20: merge some.",
