@@ -173,6 +173,24 @@ def clusters_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def chain_table() -> str:
+    """Budgets of the stages of EvoTok-mini in the order of training, on CPU cores and on a GPU, as Markdown."""
+    from evotok.training.chain import read_chain
+
+    lines = ["| recipe | steps x samples | on a GPU | minutes on a GPU, at most |", "| --- | --- | --- | --- |"]
+    minutes = 0.0
+    for recipe, gpu in zip(*(read_chain(ROOT / "configs" / folder) for folder in ("mini", "mini/cuda")), strict=True):
+        name = Path(recipe.training["output_dir"]).name
+        minutes += gpu.max_minutes
+        lines.append(f"| `{name}.yaml` | {_budget(recipe)} | {_budget(gpu)} | {gpu.max_minutes:g} |")
+    return "\n".join([*lines, f"| all | | | {minutes:g} |"])
+
+
+def _budget(recipe: Any) -> str:
+    steps, samples = (recipe.training[name] for name in ("max_steps", "per_device_train_batch_size"))
+    return f"{steps:,} x {samples}"
+
+
 def memory_table(rows: list[dict[str, Any]]) -> str:
     """Peak memory as planned and as measured, by case, as Markdown."""
     lines = ["| run | planned, MB | measured, MB | planned beside measured |", "| --- | --- | --- | --- |"]
@@ -247,7 +265,7 @@ def blocks() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
-        "docs/train.md": {"memory": memory_table(memory)},
+        "docs/train.md": {"chain": chain_table(), "memory": memory_table(memory)},
         "docs/engine.md": {"engine": engine_table()},
         "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }

@@ -116,7 +116,8 @@ def test_licences_of_embedded_art_are_named():
     assert f"{len({style['set'] for style in styles})} icon sets" in entries["icons.webp"]
     licences = {"icons.webp": {style["licence"] for style in styles}}
     beside = (world / "LICENSES.md").read_text()
-    licences |= {sheet: {licence} for sheet, licence in re.findall(r"^\| `(\S+\.webp)` \|.*\| (\S+) \|$", beside, re.M)}
+    rows = re.findall(r"^\| `(\S+\.webp)` \|.*\| (\S+) \|$", beside, re.MULTILINE)
+    licences |= {sheet: {licence} for sheet, licence in rows}
     assert licences.keys() == entries.keys()
     for sheet, named in licences.items():
         for licence in named:
