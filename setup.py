@@ -89,7 +89,7 @@ EXTRAS["dev"] = [
 setup(
     name="evotok",
     version=VERSION,
-    description="A unified image tokenizer and a multimodal model that understands and generates images, for Transformers",
+    description="A unified image tokenizer and a model that understands and generates images, for Transformers",
     long_description=README.read_text("utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
