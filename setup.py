@@ -43,7 +43,7 @@ REQUIRED = [
     "typer>=0.29",
 ]
 
-# A plain `pip install` chats, draws, and trains every stage on one machine; the extras are for what only some need.
+# A plain `pip install` chats, generates, and trains every stage on one machine; the extras are for what only some need.
 EXTRAS = {
     # TRL's trainers, LoRA, streams that resume, language models with a SentencePiece tokenizer, curves.
     "train": ["trl>=1.16", "peft>=0.21", "torchdata>=0.11", "sentencepiece>=0.2", "tensorboard>=2.20"],
@@ -89,7 +89,7 @@ EXTRAS["dev"] = [
 setup(
     name="evotok",
     version=VERSION,
-    description="A unified image tokenizer and a multimodal model that reads and draws images, for Transformers",
+    description="A unified image tokenizer and a model that understands and generates images, for Transformers",
     long_description=README.read_text("utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -47,8 +47,8 @@ def render_checkpoint_card(
 
 # {name}
 
-An EvoTok model: it reads images and draws them. Images go in and out as codes of one image tokenizer, whose first
-levels hold an image's pixels and whose whole sum holds its meaning.
+An EvoTok model: it understands and generates images by the codes of one image tokenizer. The first levels of the codes
+hold an image's pixels, the sum of all levels holds its semantics.
 
 {table}
 

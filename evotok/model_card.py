@@ -55,7 +55,7 @@ image = processor.post_process_image_generation(model.decode_image_tokens(codes)
 image.save("heart.png")
 
 # image -> text
-question = {"type": "text", "text": "What color is the star?"}
+question = {"type": "text", "text": "What color is the background?"}
 chat = [{"role": "user", "content": [{"type": "image", "image": image}, question]}]
 inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **to_tensors)
 tokens = model.generate(**inputs, max_new_tokens=16)

@@ -11,8 +11,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import new_files
 from evotok.eval.mini.figures import TARGETS
@@ -63,36 +61,41 @@ DEPTHS_SHOWN = (1, 2, 3, 4, 8, 16)
 DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
     "psnr": ("PSNR, dB", 1),
     "fd": ("Frechet distance", 0),
-    "similarity_pixels": ("meaning of the reconstruction", 3),
-    "similarity_semantics": ("decoded meaning", 3),
+    "similarity_pixels": ("semantics of the reconstruction", 3),
+    "similarity_semantics": ("decoded semantics", 3),
+    "probe": ("things read by the probe", 3),
 }
-NOISELESS = {"t2i_top5_train_cfg7.5": 0.2734375, "t2i_top5_new_pair_cfg7.5": 0.140625}
-"""Of EvoTok-mini's second training, whose only stage of drawing, 1,800 steps, showed every code as it was."""
-# Folders of the tree, in the order of reading, with what they are and the files that speak for themselves.
+CLUSTER_LABELS = {"thing": "with the thing", "color": "with its colour", "background": "with the background"}
+# Folders in the order of reading, with what they are, and whether the tree lists their files.
 TREE = {
-    "evotok": ("the face: public names, command line, demo, measurement, model card", "*.py"),
-    "evotok/commands": ("one file a command, and what they share", "*.py"),
-    "evotok/app": ("the page of `evotok app`", "*.py"),
-    "evotok/serving": ("the server of `evotok serve`", "*.py"),
-    "evotok/conversion": ("checkpoints of the paper's release, and the way back", "*.py"),
-    "modeling_evotok": ("the model; a saved checkpoint carries these files", "*.py"),
-    "processing": ("from text and images to tensors and back; carried too", "*.py"),
-    "training": ("recipes, data, losses, trainers", "*.py"),
-    "training/sources": ("the data sets that the paper names, each behind an adapter", "*.py"),
-    "training/planning": ("what a recipe will cost, before a weight is loaded", "*.py"),
-    "training/emoji": ("the embedded world that EvoTok-mini learns", "*.py"),
-    "eval": ("metrics as pure functions, and what suites share", "*.py"),
-    "eval/suites": ("one file for each suite of `evotok eval`", "*.py"),
-    "eval/benchmarks": ("the engine against a plain reference and the machine's limits", "*.py"),
-    "configs/mini": ("recipes of EvoTok-mini, stage by stage", "*.yaml"),
-    "configs/paper": ("recipes at the paper's size", "*.yaml"),
-    "configs/ablations": ("the rows of the paper's ablations, as differences from the method", "*.yaml"),
-    "configs/eval": ("options of the suites of `evotok eval`", "*.yaml"),
-    "configs/deepspeed": ("how many GPUs share what", ""),
-    "assets/emoji": ("the emoji sheets, with their licences", ""),
-    "assets/evotok-mini": ("the embedded checkpoint, with its figures and card", ""),
-    "docs": ("explanations, guides, notebooks; `make docs` builds them with the API reference", ""),
-    "tests": ("one file a source file, and tests of promises: checkpoints, recipes, documents", ""),
+    "evotok": ("public names, command line, demo, model card", True),
+    "evotok/commands": ("one file a command, and what they share", True),
+    "evotok/app": ("the page of `evotok app`", True),
+    "evotok/serving": ("the server of `evotok serve`", True),
+    "evotok/conversion": ("checkpoints of the paper's release, and the way back", True),
+    "modeling_evotok": ("the model; a saved checkpoint carries these files", True),
+    "processing": ("from text and images to tensors and back; carried too", True),
+    "data": ("images in folders, and the embedded world", True),
+    "data/world": ("drawings, scenes, questions, prompts and splits of the embedded world", True),
+    "training": ("recipes, losses, trainers", True),
+    "training/sources": ("the data sets that the paper names, each behind an adapter", True),
+    "training/planning": ("what a recipe will cost, before a weight is loaded", True),
+    "eval": ("metrics as pure functions, and what suites share", True),
+    "eval/suites": ("one file for each suite of `evotok eval`", True),
+    "eval/mini": ("the parts of the suite `mini`", True),
+    "eval/benchmarks": ("the engine against a plain reference and the machine's limits", True),
+    "configs/mini": ("recipes of EvoTok-mini, stage by stage", False),
+    "configs/mini/cuda": ("the same on one GPU, each with a limit of minutes", False),
+    "configs/paper": ("recipes at the paper's size", False),
+    "configs/ablations": ("the rows of the paper's ablations, as differences from the method", False),
+    "configs/eval": ("options of the suites of `evotok eval`", False),
+    "configs/deepspeed": ("how many GPUs share what", False),
+    "tools": ("what developers run; not installed", True),
+    "assets/world": ("the drawings of the embedded world, with their licences", False),
+    "assets/vision-mini": ("the vision tower that EvoTok-mini starts from", False),
+    "assets/evotok-mini": ("the embedded checkpoint, with its figures and card", False),
+    "docs": ("explanations, guides, notebooks; `make docs` builds them with the API reference", False),
+    "tests": ("one file a source file, and tests of promises: checkpoints, recipes, documents", False),
 }
 
 
@@ -102,13 +105,13 @@ def folders() -> str:
 
 
 def file_tree() -> str:
-    """The folders with the files in them, as a Markdown block: one line each, what a file says of itself."""
+    """The folders of code with their files, as a Markdown block: one line each, what a file says of itself."""
     lines = []
-    for folder, (_, pattern) in TREE.items():
-        if not pattern:
+    for folder, (_, listed) in TREE.items():
+        if not listed:
             continue
         lines.append(f"{folder}/")
-        for path in sorted((ROOT / folder).glob(pattern)):
+        for path in sorted((ROOT / folder).glob("*.py")):
             said = textwrap.shorten(first_sentence(path), 86, placeholder=" ...")
             if path.name != "__init__.py":
                 lines.append(f"    {path.name:<27} {said}")
@@ -116,9 +119,8 @@ def file_tree() -> str:
 
 
 def first_sentence(path: Path) -> str:
-    """What a file says of itself: its docstring, or its first comment, up to the first full stop."""
-    text = path.read_text(encoding="utf-8")
-    said = ast.get_docstring(ast.parse(text)) if path.suffix == ".py" else text.splitlines()[0].lstrip("# ")
+    """The docstring of a file up to the first full stop."""
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     paragraph = " ".join((said or "").partition("\n\n")[0].split())
     return re.split(r"(?<!Eq)(?<!Sec)\. ", paragraph)[0].rstrip(".")
 
@@ -145,7 +147,8 @@ def results_table(results: dict) -> str:
 def depths_table(results: dict[str, Any]) -> str:
     """Figures of the suite `trajectory` by depth, and where their gain comes from, as Markdown."""
     rows = {row["depth"]: row for row in results["tables"]["by_depth"]}
-    lines = [f"| levels | {' | '.join(heading for heading, _ in DEPTH_FIGURES.values())} |", "| --- |" + " --- |" * 4]
+    lines = [f"| levels | {' | '.join(heading for heading, _ in DEPTH_FIGURES.values())} |"]
+    lines.append("| --- |" + " --- |" * len(DEPTH_FIGURES))
     for depth in DEPTHS_SHOWN:
         cells = [f"{rows[depth][name]:.{digits}f}" for name, (_, digits) in DEPTH_FIGURES.items()]
         lines.append(f"| {depth} | {' | '.join(cells)} |")
@@ -161,22 +164,31 @@ def gained(rows: dict[int, dict[str, float]], name: str) -> float:
 
 
 def clusters_table(results: dict[str, Any]) -> str:
-    """How far clusters agree with what is known of the drawings, by depth, as Markdown."""
-    lines = ["| levels | with the group of the thing | with the colour |", "| --- | --- | --- |"]
-    lines += [f"| {r['depth']} | {r['group']:.2f} | {r['color']:.2f} |" for r in results["tables"]["clusters"]]
+    """Agreement of clusters with what the images show, by depth, as Markdown."""
+    lines = [f"| levels | {' | '.join(CLUSTER_LABELS.values())} |", "| --- |" + " --- |" * len(CLUSTER_LABELS)]
+    lines += [
+        f"| {row['depth']} | {' | '.join(f'{row[label]:.2f}' for label in CLUSTER_LABELS)} |"
+        for row in results["tables"]["clusters"]
+    ]
     return "\n".join(lines)
 
 
-def noise_table(results: dict[str, Any]) -> str:
-    """What the mini model draws without noise on the codes and with that of its recipes, as Markdown."""
-    shares = []
-    for stage in ("gen-pretrain", "gen"):
-        recipe = yaml.safe_load((ROOT / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8"))
-        shares.append(f"{recipe['data']['code_noise']:g} in `{stage}.yaml`")
-    lines = ["| `data.code_noise` | what it saw in training | unseen pairs of thing and style |", "| --- | --- | --- |"]
-    for name, figures in (("none", NOISELESS), (", ".join(shares), results)):
-        lines.append(f"| {name} | {' | '.join(f'{figures[key]:.3f}' for key in NOISELESS)} |")
-    return "\n".join(lines)
+def chain_table() -> str:
+    """Budgets of the stages of EvoTok-mini in the order of training, on CPU cores and on a GPU, as Markdown."""
+    from evotok.training.chain import read_chain
+
+    lines = ["| recipe | steps x samples | on a GPU | minutes on a GPU, at most |", "| --- | --- | --- | --- |"]
+    minutes = 0.0
+    for recipe, gpu in zip(*(read_chain(ROOT / "configs" / folder) for folder in ("mini", "mini/cuda")), strict=True):
+        name = Path(recipe.training["output_dir"]).name
+        minutes += gpu.max_minutes
+        lines.append(f"| `{name}.yaml` | {_budget(recipe)} | {_budget(gpu)} | {gpu.max_minutes:g} |")
+    return "\n".join([*lines, f"| all | | | {minutes:g} |"])
+
+
+def _budget(recipe: Any) -> str:
+    steps, samples = (recipe.training[name] for name in ("max_steps", "per_device_train_batch_size"))
+    return f"{steps:,} x {samples}"
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
@@ -253,7 +265,7 @@ def blocks() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
-        "docs/train.md": {"noise": noise_table(results), "memory": memory_table(memory)},
+        "docs/train.md": {"chain": chain_table(), "memory": memory_table(memory)},
         "docs/engine.md": {"engine": engine_table()},
         "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }

@@ -21,7 +21,7 @@ from evotok.cli import main
 gradio = pytest.importorskip("gradio", reason="the page needs the extra `app`")
 pytest.importorskip("httpx")
 
-FROG = list((ORDER | {"prompt": "a frog, noto style"}).values())
+FROG = list((ORDER | {"prompt": "a rocket, noto style"}).values())
 EIGHT = list((ORDER | {"images": 8}).values())
 ROOT = str(Path(__file__).parents[1])
 

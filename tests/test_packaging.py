@@ -109,19 +109,21 @@ def test_matrix_spans_the_transformers_that_are_allowed(metadata, pins):
 
 def test_licences_of_embedded_art_are_named():
     assert "Apache License" in (ROOT / "LICENSE").read_text() and "Version 2.0" in (ROOT / "LICENSE").read_text()
-    notice = (ROOT / "NOTICE").read_text()
-    beside = (ROOT / "assets" / "emoji" / "LICENSES.md").read_text()
-    sheets = json.loads((ROOT / "assets" / "emoji" / "emoji.json").read_text())["styles"]
-    for sheet in sheets.values():
-        assert f"assets/emoji/{sheet}" in notice, sheet
-        licence = re.search(rf"## {re.escape(sheet)}\n(?:.*\n)*?- licence: (\S+)", beside)[1]
-        line = notice[notice.index(f"assets/emoji/{sheet}") :].split("assets/emoji/", 2)[1]
-        assert licence in line, f"{sheet}: NOTICE does not say {licence}"
-    assert "EfficientNet-Lite0" in notice
-    licences = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "icons": "CC-BY-3.0"}
-    for path in (ROOT / "assets" / "world").glob("*.webp"):
-        section = notice[notice.index(f"assets/world/{path.name}") :].split("assets/world/", 2)[1]
-        assert licences.get(path.stem, "MIT") in section, f"{path.name}: NOTICE does not name its licence"
+    notice, world = (ROOT / "NOTICE").read_text(), ROOT / "assets" / "world"
+    entries = dict(re.findall(r"^  assets/world/(\S+\.webp) +(.*(?:\n {4,}.*)*)", notice, re.MULTILINE))
+    assert entries.keys() == {path.name for path in world.glob("*.webp")}
+    styles = json.loads((world / "world.json").read_text())["styles"]
+    assert f"{len({style['set'] for style in styles})} icon sets" in entries["icons.webp"]
+    licences = {"icons.webp": {style["licence"] for style in styles}}
+    beside = (world / "LICENSES.md").read_text()
+    rows = re.findall(r"^\| `(\S+\.webp)` \|.*\| (\S+) \|$", beside, re.MULTILINE)
+    licences |= {sheet: {licence} for sheet, licence in rows}
+    assert licences.keys() == entries.keys()
+    for sheet, named in licences.items():
+        for licence in named:
+            assert licence in entries[sheet], f"{sheet}: NOTICE does not name {licence}"
+    for weights in ("assets/vision-mini", "assets/evotok-mini", "EfficientNet-Lite0"):
+        assert weights in notice
 
 
 def test_makefile_has_the_promised_targets():

@@ -1,16 +1,26 @@
 """README and docs: generated blocks are current, numbers are the model's. Their code is in test_documents.py."""
 
-import csv
 import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-from evotok.readme import DEPTH_FIGURES, MEMORY, RATES, TRAJECTORY, WORKS, blocks, fill, gained
+from evotok.readme import (
+    DEPTH_FIGURES,
+    DEPTHS_SHOWN,
+    MEMORY,
+    RATES,
+    TRAJECTORY,
+    WORKS,
+    blocks,
+    clusters_table,
+    depths_table,
+    fill,
+)
+from evotok.suite_sections import MINI, read_suite
 from evotok.training.planning import rates
 from evotok.training.planning.measure import CASES, MARGIN
 
@@ -32,7 +42,7 @@ def test_a_missing_block_is_named():
 
 def test_the_tree_has_every_folder_and_file_of_code():
     tree, folders = blocks()["README.md"]["tree"], blocks()["README.md"]["folders"]
-    for top in ("evotok", "modeling_evotok", "processing", "training", "eval"):
+    for top in ("evotok", "modeling_evotok", "processing", "data", "training", "eval", "tools"):
         for path in (ROOT / top).rglob("*.py"):
             folder = path.parent.relative_to(ROOT).as_posix()
             assert f"\n{folder}/\n" in tree, f"{folder}: missing in `TREE` of evotok/readme.py"
@@ -72,45 +82,35 @@ def trajectory():
 
 
 def test_the_trajectory_is_of_the_embedded_tokenizer(trajectory):
-    """Its figures are those that `evotok measure` finds for the tokenizer that is there."""
-    measured = json.loads((ROOT / "assets/evotok-mini/results.json").read_text(encoding="utf-8"))
-    assert trajectory["options"]["images"] == measured["psnr_new_concept_n"]
+    """Its figures are those that `evotok eval mini` finds for the tokenizer that is there."""
+    measured = read_suite(ROOT / "assets/evotok-mini/results.json", MINI)["figures"]
+    assert trajectory["options"]["images"] == measured["psnr_new_style_n"]
     rows = {row["depth"]: row for row in trajectory["tables"]["by_depth"]}
     again = "run `evotok eval trajectory mini --out docs/results/trajectory`"
     for depth in (1, 2, 3, 4):
-        assert rows[depth]["psnr"] == pytest.approx(measured[f"psnr_new_concept_depth{depth}"], abs=0.01), again
+        assert rows[depth]["psnr"] == pytest.approx(measured[f"psnr_new_style_depth{depth}"], abs=0.01), again
     for depth in (4, 8, 12, 16):
-        expected = pytest.approx(measured[f"semantic_cosine_new_concept_depth{depth}"], abs=1e-3)
-        assert rows[depth]["similarity_semantics"] == expected, again
+        for name, figure in (("similarity_semantics", "semantic_cosine"), ("probe", "probe")):
+            assert rows[depth][name] == pytest.approx(measured[f"{figure}_depth{depth}"], abs=2e-3), again
 
 
-def test_what_the_page_says_of_the_curves_is_so(trajectory):
-    """Nearly everything comes with the pixels' levels, of meaning, too."""
-    rows = {row["depth"]: row for row in trajectory["tables"]["by_depth"]}
-    assert all(0.85 < gained(rows, name) < 1 for name in DEPTH_FIGURES)
+def test_the_page_says_what_was_measured(trajectory):
     page = (ROOT / "docs/tokenizer.md").read_text(encoding="utf-8")
-    assert f"on {trajectory['options']['images']} emoji" in page and "150 positions" in page
-    assert trajectory["options"]["tokens"] == 150
+    assert f"{trajectory['options']['images']} scenes" in page
+    assert f"{trajectory['options']['tokens']} positions" in page
 
 
-def test_what_the_page_says_of_the_clusters_is_so(trajectory):
-    """They go by colour more than by kind, at depth 16 as at depth 1."""
-    found = trajectory["tables"]["clusters"]
-    assert all(row["color"] > row["group"] for row in found)
-    for label in ("group", "color"):
-        assert np.ptp([row[label] for row in found]) < 0.05
-
-
-def test_what_the_page_says_of_the_ways_is_so():
-    """Most end near their beginning, and the long ones begin at shared entries."""
-    with (TRAJECTORY.parent / "tsne.csv").open(newline="", encoding="utf-8") as file:
-        points = np.array([[float(row["x"]), float(row["y"])] for row in csv.DictReader(file)]).reshape(150, 16, 2)
-    first, last = points[:, 0], points[:, -1]
-    moved = np.linalg.norm(last - first, axis=1)
-    assert np.median(moved) < 0.05 * np.ptp(points, axis=(0, 1)).max()
-    distances = np.linalg.norm(first[:, None] - first[None], axis=2)
-    sharing = (distances < 1).sum(1)
-    assert sharing[moved.argsort()[-12:]].mean() > 2 * sharing.mean()
+def test_tables_of_the_trajectory_show_where_the_gain_is():
+    rows = [{"depth": depth} | dict.fromkeys(DEPTH_FIGURES, 0.1 * depth) for depth in DEPTHS_SHOWN]
+    for row, value in zip(rows, (20, 22, 23, 24, 24.5, 25), strict=True):
+        row["psnr"] = value
+    lines = depths_table({"tables": {"by_depth": rows}}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[5].startswith("| 4 | 24.0 |") and lines[-1].startswith(
+        "| of the change from 1 to 16, by level 4 | 80% | 20%"
+    )
+    clusters = [{"depth": 1, "background": 0.3, "thing": 0.125, "color": 0.2}]
+    assert clusters_table({"tables": {"clusters": clusters}}).splitlines()[-1] == "| 1 | 0.12 | 0.20 | 0.30 |"
 
 
 # --- docs/train.md, docs/data.md --------------------------------------------------------------------------------------

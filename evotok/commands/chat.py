@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = f"""  evotok chat mini
   evotok chat mini --image cat.png
   evotok chat mini --image cat.png --prompt "{WORLD_QUESTIONS[0]}"
-  printf '/draw {WORLD_PROMPTS[0]}\\n{WORLD_QUESTIONS[0]}\\n' | evotok chat mini
+  printf '/draw {WORLD_PROMPTS[0]}\\n{WORLD_QUESTIONS[1]}\\n' | evotok chat mini
   evotok chat --server http://127.0.0.1:8000
 In a conversation /help shows what else can be typed."""
 MENU = """\

@@ -50,7 +50,7 @@ class Rate(NamedTuple):
 
 
 def encode_mini(images: int = 1024) -> Rate:
-    """The embedded tokenizer, on drawings of 64 pixels."""
+    """The embedded tokenizer, on images of 64 pixels."""
     processor = EvoTokProcessor.from_pretrained(_MINI)
     model = EvoTokForConditionalGeneration.from_pretrained(_MINI)
     return _encode(model.model.vq_model, processor.image_processor, images, 64)
