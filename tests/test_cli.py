@@ -15,11 +15,13 @@ from conftest import TINY_VQ, build_tiny_model, parse_command
 from PIL import Image
 
 from evotok import EvoTokConfig, EvoTokProcessor
-from evotok.cli import COMMANDS, main
+from evotok.cli import COMMANDS, Command, main, root
 from evotok.commands.checkpoints import load_tokenizer
 from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
+from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
+from evotok.commands.terminal import say
 from evotok.training.arguments import read_recipe
 from evotok.training.fingerprint import fingerprint
 from evotok.training.messages import visible
@@ -317,21 +319,17 @@ def _end():
 
 def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
     """As DeepSpeed's logger does, where it is installed."""
-    from evotok.commands import completion, terminal
 
-    def run(options):
+    def run(as_json: Json = False):
         print("[INFO] a library is there")
-        terminal.say(options, {"a": 1}, ["a line"])
+        say(as_json, {"a": 1}, ["a line"])
 
-    def add_arguments(parser):
-        terminal.add_json(parser)
-
-    monkeypatch.setattr(completion, "run", run)
-    monkeypatch.setattr(completion, "add_arguments", add_arguments)
-    assert evotok("completion", "--json") == 0
+    monkeypatch.setattr(root, "registered_commands", [])
+    root.command("noisy", cls=Command)(run)
+    assert evotok("noisy", "--json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == {"a": 1} and "a library is there" in said.err
-    assert evotok("completion") == 0
+    assert evotok("noisy") == 0
     assert capsys.readouterr().out == "[INFO] a library is there\na line\n"
 
 
