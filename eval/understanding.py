@@ -72,8 +72,8 @@ def continuous_features(
 ) -> BaseModelOutputWithPooling:
     """Image features as of `get_image_features`, of a vision tower instead of codes.
 
-    The semantic loss is a cosine (Sec. 3.2, Eq. 5), so that decoded semantics have the direction of the tower's features and a
-    norm of their own: at every position the tower's feature gets that norm.
+    The semantic loss is a cosine (Sec. 3.2, Eq. 5), so that decoded semantics have the direction of the tower's
+    features and a norm of their own: at every position the tower's feature gets that norm.
 
     Args:
         teacher: the vision tower that the tokenizer was trained with, (I, 3, H, W) -> (I, N, F).
