@@ -329,6 +329,11 @@ CASES = [
         "stage: tokenizer\ndata: {name: nothing}\ntraining: {output_dir: out}\n",
     ),
     case(
+        "data of another stage",
+        "evotok train: data.name 'folder': this stage reads 'world', 'llava' or a 'mixture', give one.",
+        "stage: sft\ndata: {name: folder, path: a}\ntraining: {output_dir: out}\n",
+    ),
+    case(
         "override without value",
         "evotok train: override 'training.max_steps' is not of the form section.key=value: write it so.",
         START,
