@@ -118,7 +118,7 @@ def run_command(_: Place, words: list[str]) -> str:
 
 # A message says what to do, or what is right.
 _MEND = re.compile(
-    r"\b(add|check|choose|converts|copy|correct|crop|did you mean|download|encode|give|has|install|known keys|make|mend|merge|move|must|name|"
+    r"\b(add|check|choose|clip|converts|copy|correct|crop|did you mean|download|encode|give|has|install|known keys|make|mend|merge|move|must|name|"
     r"not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten|shipped|should|takes|use|whole number|write)\b|expected",
     re.IGNORECASE,
 )

@@ -312,7 +312,7 @@ GOOD = [
     forged_case("empty text", "an empty turn", user("")),
     forged_case("content that is None", "an empty turn", [{"role": "user", "content": None}]),
     forged_case("content without parts", "an empty turn", [{"role": "user", "content": []}]),
-    forged_case("keys that nobody knows", "they are ignored", [{"role": "user", "content": "a", "tool_calls": [1]}]),
+    forged_case("keys that nobody knows", "they are ignored", [{"role": "user", "content": "a", "weight": 1}]),
 ]
 
 

@@ -95,7 +95,11 @@ CASES = [
     ),
     case("tag that no text goes with", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: !!bool x\n"),
     case("tag of a number without digits", "evotok train: recipe.yaml: not YAML: …: correct it.", "gpus: !!int ''\n"),
-    case("day that does not exist", "evotok train: recipe.yaml: not YAML: …: correct it.", "stage: 2001-99-99\n"),
+    case(
+        "day that does not exist",
+        "evotok train: recipe.yaml: stage '2001-99-99' is not one of ….",
+        "stage: 2001-99-99\n",
+    ),
     Case(
         "1,200 bases in a row",
         "evotok train: 21.yaml: the base of 21 recipes in a row, over the limit of 20: merge some.",
@@ -296,17 +300,17 @@ CASES = [
     case(
         "size of the model that is text",
         "evotok train: model.config: …",
-        START + "model: {config: {codebook_size: many}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {codebook_size: many}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "more levels for pixels than there are",
         "evotok train: model.config: …",
-        START + "model: {config: {num_pixel_codebooks: 99}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {num_pixel_codebooks: 99}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "encoder that does not exist",
         "evotok train: Unrecognized model type for subconfig: nothing. Should contain one of …",
-        START + "model: {config: {encoder_config: {model_type: nothing}}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {encoder_config: {model_type: nothing}}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "checkpoint that is missing",
