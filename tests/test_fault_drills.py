@@ -261,8 +261,7 @@ def test_a_group_is_kept_out_of_the_folder_of_another_run(server, words, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SLOW_BUT_DDP)
 def test_a_group_whose_pictures_are_gone_does_not_go_on_with_the_last_ones(server, words, corpus, tmp_path, engine):  # noqa: F811
     """In the middle of a step; none of its processes ends as if it had trained to the end."""
     shutil.copytree(corpus / "pictures", tmp_path / "pictures")

@@ -21,7 +21,7 @@ from ..modeling_evotok.configuration_evotok import EvoTokConfig
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.processing_evotok import EvoTokProcessor
-from .arguments import Recipe, num_samples
+from .arguments import DataArguments, Recipe, num_samples
 from .collators import EvoTokCollator
 from .conversations import load_conversations
 from .multimodal_data import Indexed
@@ -162,23 +162,29 @@ def build_dataset(
     return build_stream(recipe, arguments, collator, length_of, vq_model, collator.processor.image_processor)
 
 
+def check_data(data: DataArguments) -> None:
+    """Raises ValueError for data of another stage."""
+    if data.name not in ("world", "llava", "mixture"):
+        raise ValueError(f"data.name {data.name!r}: this stage reads 'world', 'llava' or a 'mixture', give one.")
+
+
 def build_data(recipe: Recipe, arguments: TrainingArguments) -> Dataset:
     """Records of conversations.
 
     Raises:
         ValueError: data of another stage, or without end and no number of steps.
     """
+    check_data(recipe.data)
     check_length(recipe, arguments.max_steps)
     if recipe.data.name == "world":
         world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
         return WorldRecords(world, num_samples(arguments), mixture, arguments.seed, block=recipe.data.block)
-    if recipe.data.name == "llava":
-        return load_conversations(recipe.data.path, recipe.data.image_folder)
-    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'world', 'llava' or a 'mixture'.")
+    return load_conversations(recipe.data.path, recipe.data.image_folder)
 
 
 def train_multimodal(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the finished model and its processor lie in `output_dir`. Returns the figures."""
+    check_data(recipe.data)  # before a model is built, which may take long
     with whole_weights(arguments):
         model, processor = build_multimodal(recipe)
     prepare_model(model, recipe)

@@ -11,7 +11,7 @@ from ..data.world.scenes import CANVAS
 from ..eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ..modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from .arguments import Recipe, num_samples
+from .arguments import DataArguments, Recipe, num_samples
 from .codebook_restarts import restart_warning
 from .optimizers import optimizer_choice
 from .streaming import build_stream
@@ -92,6 +92,12 @@ def build_perceptual(recipe: Recipe, teacher, device: torch.device):
     return teacher.perceptual_distance
 
 
+def check_data(data: DataArguments) -> None:
+    """Raises ValueError for data of another stage."""
+    if data.name not in ("world", "mixture"):  # a folder is a mixture of one by now
+        raise ValueError(f"data.name {data.name!r}: this stage reads 'world', 'folder' or a 'mixture', give one.")
+
+
 def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) -> Dataset:
     """What the tokenizer learns from.
 
@@ -103,6 +109,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
     Raises:
         ValueError: data of another stage, or the embedded world, whose images are of 64 pixels, at another size.
     """
+    check_data(recipe.data)
     if recipe.data.name == "world":
         if image_size != CANVAS:
             raise ValueError(
@@ -111,9 +118,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
             )
         world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
         return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
-    if recipe.data.name == "mixture":
-        return build_stream(recipe, arguments, ImageCollator(image_size, arguments.seed))
-    raise ValueError(f"data.name {recipe.data.name!r}: this stage reads 'world', 'folder' or a 'mixture', give one.")
+    return build_stream(recipe, arguments, ImageCollator(image_size, arguments.seed))
 
 
 def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) -> torch.Tensor | None:
@@ -135,6 +140,7 @@ def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) ->
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
     """Train as the recipe says; the finished model lies in `output_dir`. Returns the figures, `eval_psnr...` too."""
+    check_data(recipe.data)  # before a model is built, which may take long
     check_length(recipe, arguments.max_steps)
     model = build_tokenizer(recipe)
     config = model.config

@@ -300,17 +300,17 @@ CASES = [
     case(
         "size of the model that is text",
         "evotok train: model.config: …",
-        START + "model: {config: {codebook_size: many}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {codebook_size: many}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "more levels for pixels than there are",
         "evotok train: model.config: …",
-        START + "model: {config: {num_pixel_codebooks: 99}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {num_pixel_codebooks: 99}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "encoder that does not exist",
         "evotok train: Unrecognized model type for subconfig: nothing. Should contain one of …",
-        START + "model: {config: {encoder_config: {model_type: nothing}}}\ntraining: {output_dir: out}\n",
+        START + "model: {config: {encoder_config: {model_type: nothing}}}\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "checkpoint that is missing",
@@ -331,6 +331,11 @@ CASES = [
         "data that do not exist",
         "evotok train: data.name 'nothing': this stage reads 'world', 'folder' or a 'mixture', give one.",
         "stage: tokenizer\ndata: {name: nothing}\ntraining: {output_dir: out}\n",
+    ),
+    case(
+        "data of another stage",
+        "evotok train: data.name 'folder': this stage reads 'world', 'llava' or a 'mixture', give one.",
+        "stage: sft\ndata: {name: folder, path: a}\ntraining: {output_dir: out}\n",
     ),
     case(
         "override without value",
