@@ -72,7 +72,7 @@ def test_chat_templates_are_saved(processor, template, tmp_path):
     processor.save_pretrained(tmp_path)
     assert (tmp_path / "chat_template.jinja").is_file()
     assert (tmp_path / "additional_chat_templates").is_dir() == isinstance(template, dict)
-    loaded = EvoTokProcessor.from_pretrained(tmp_path)
+    loaded = EvoTokProcessor.from_pretrained(tmp_path, trust_chat_template=True)
     assert loaded.chat_template == loaded.tokenizer.chat_template == template
 
 

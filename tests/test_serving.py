@@ -310,6 +310,18 @@ def test_bad_requests_leave_the_server_as_it_was(served):
     )
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}", "FILE://localhost{}", "data:image/png;base64,{}"])
+def test_no_file_of_the_machine_is_opened(served, monkeypatch, tmp_path, form):
+    """Not even one that is an image: whoever may ask is not whoever may read the server's disk."""
+    noise().save(tmp_path / "secret.png")
+    opened, open_file = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda source, *args, **kwargs: opened.append(source) or open_file(source))
+    monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: pytest.fail(f"{path} was opened"))
+    body = json.dumps(shown(form.format(tmp_path / "secret.png"))).encode()
+    assert post(served, CHAT, body)[0] == 400
+    assert not opened
+
+
 def test_a_form_of_another_site_is_refused(served):
     status, answered = post(served, CHAT, json.dumps({"messages": HELLO}).encode(), **{"Content-Type": "text/plain"})
     assert status == 415 and answered["error"]["code"] == "unsupported_media_type"
