@@ -104,6 +104,7 @@ setup(
     entry_points={
         "console_scripts": ["evotok = evotok.cli:main"],
         "lmms_eval.models": ["evotok = evotok.lmms_eval_plugin:manifest"],
+        "vllm.general_plugins": ["evotok = evotok.vllm:register"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -3,9 +3,11 @@
 import http.client
 import itertools
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -399,7 +401,11 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--host", "0.0.0.0", "--api-key", "ké"], "printable ASCII"),
         (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen at 192.0.2.1:8000"),
         (["--max-images", "20"], "more than --max-batch 16"),
-        (["--engine", "vllm"], "'vllm' is not one of 'transformers'"),
+        (["--engine", "llama"], "'llama' is not one of 'transformers', 'vllm'"),
+        (["--engine-option", "dtype"], "--engine-option dtype: give NAME=VALUE"),
+        (["--engine-option", "a b=1"], "give NAME=VALUE"),
+        (["--engine-option", "a=[", "--engine", "vllm"], "give NAME=VALUE"),
+        (["--engine-option", "dtype=float32"], "the engine transformers has none"),
         (["--port", "70000"], "65535"),
     ],
 )
@@ -408,6 +414,23 @@ def test_mistakes_of_the_command_are_told_before_the_model_is_loaded(words, mess
     assert main(["serve", "mini", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_the_command_says_that_vllm_is_not_installed(capsys):
+    assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
+    assert "vLLM is not installed: docs/serving.md says how" in capsys.readouterr().err
+
+
+def test_half_a_head_is_not_waited_for(parts, monkeypatch):
+    monkeypatch.setattr("evotok.connections.TimedConnection.head_seconds", 0.3)
+    with running(parts) as served:
+        for text in (b"", b"POST /v1/chat/compl", b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"):
+            address = urlsplit(served.url)
+            with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+                connection.sendall(text)
+                assert connection.recv(4096) == b"", text
+        assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3).usage
 
 
 def test_the_command_listens_at_loopback_without_a_key_by_default(monkeypatch):
