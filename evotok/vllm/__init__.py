@@ -13,9 +13,9 @@ Reading images needs this module and `model` alone (`vllm serve CHECKPOINT`); ge
 
 def register() -> None:
     """Registers configuration, processor and model; vLLM calls it in each of its processes."""
-    import evotok  # noqa: F401 - its import tells the Auto classes of Transformers
-
     from vllm import ModelRegistry
+
+    import evotok  # noqa: F401 - its import tells the Auto classes of Transformers
 
     name = "EvoTokForConditionalGeneration"
     ModelRegistry.register_model(name, f"evotok.vllm.model:{name}")

@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from transformers import GenerationConfig
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.checkpoints import find_checkpoint
 from evotok.inference import read_chat, read_image_prompt
-from evotok.modeling_evotok.generation_evotok import image_generation_config
 from evotok.modeling_evotok.image_settings_evotok import read_settings
 from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 from evotok.serving.engine import (
@@ -34,14 +40,6 @@ from evotok.serving.engine import (
 )
 from evotok.serving.metrics import Metrics
 from evotok.vllm.drawing import KEY, SETTINGS, Row
-
-from transformers import GenerationConfig
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 
 
 if TYPE_CHECKING:
@@ -158,21 +156,23 @@ class VllmEngine(Engine):
 
     async def generate_images(self, request: ImageRequest) -> GeneratedImages:
         """Generates images, each of them in a batch with whatever else there is."""
-        inputs = await self._read(read_image_prompt, self._model, self._processor, request.prompt, request.negative_prompt)
-        settings = read_settings(image_generation_config(self._config), self._generation, dict(request.sampling))
+        inputs = await self._read(
+            read_image_prompt, self._model, self._processor, request.prompt, request.negative_prompt
+        )
+        settings = read_settings(self._generation, None, dict(request.sampling))
         values = {name: settings[name] for name in SETTINGS}
         try:
             EvoTokCodeSampler(**values)
         except ValueError as error:
             raise RequestError(str(error)) from error
-        prompts = [inputs[name][0].tolist() for name in ("input_ids", "negative_prompt_ids")]
+        ids = [inputs[name][0].tolist() for name in ("input_ids", "negative_prompt_ids")]
         rows = [Row(uuid.uuid4().hex, True, seed, tuple(values.values())) for seed in request.seeds]
-        codes = await _gather([self._draw(row, prompts) for row in rows])
+        codes = await _gather([self._draw(row, ids) for row in rows])
         [files, *_] = await self._call("decode_images", codes)
         size = self.image_size, self.image_size
         images = [Image.frombytes("RGB", size, file) for file in files]
         self._metrics.images.inc(len(images))
-        return GeneratedImages(images, len(prompts[0]), self._config.vq_config.num_positions * len(images))
+        return GeneratedImages(images, len(ids[0]), self._config.vq_config.num_positions * len(images))
 
     def close(self) -> None:
         """Ends vLLM's processes."""
@@ -230,12 +230,10 @@ class VllmEngine(Engine):
         )
         # After the prompt all tokens are equal, whatever the codes: no other request may take its blocks for its own.
         prompt = {"prompt_token_ids": prompt_ids, "cache_salt": f"{row.image}-{row.is_conditional}"}
-        last = None
-        async for last in self._run(prompt, params):
-            pass
-        if last is None or last.outputs[0].finish_reason != "length":
+        [output] = [output async for output in self._run(prompt, params)]
+        if output.outputs[0].finish_reason != "length":
             raise EngineError("vLLM ended this image early.")
-        return [[int(found[level].logprob) for level in levels] for found in last.outputs[0].logprobs]
+        return [[int(found[level].logprob) for level in levels] for found in output.outputs[0].logprobs]
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
         """What every worker answers."""

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-
-from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
-from evotok.vllm.drawing import Drawings, RowStep
-
 from vllm.model_executor.models.transformers import (
     MultiModalDummyInputsBuilder,
     MultiModalProcessingInfo,
@@ -21,6 +17,9 @@ from vllm.model_executor.models.transformers import (
 from vllm.model_executor.models.transformers.causal import CausalMixin
 from vllm.model_executor.models.transformers.multimodal import MultiModalMixin
 from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
+from evotok.vllm.drawing import Drawings, RowStep
 
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ length by more than their prompts do.
 from collections.abc import Iterable
 from typing import Any
 
-from evotok.vllm.drawing import read_row
-
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+
+from evotok.vllm.drawing import read_row
 
 
 class EvoTokScheduler(Scheduler):
@@ -32,8 +32,7 @@ class EvoTokScheduler(Scheduler):
         if self.max_num_running_reqs < 2 or slots < 2 * self.max_model_len:
             raise ValueError(
                 f"A guided image takes two requests of {self.max_model_len} tokens at most, but there is room for "
-                f"{self.max_num_running_reqs} requests and {slots} tokens: raise max_num_seqs or the KV cache, or lower "
-                "max_model_len."
+                f"{self.max_num_running_reqs} requests and {slots} tokens: raise max_num_seqs or the KV cache."
             )
         self._held_token = self.vllm_config.model_config.hf_config.image_token_id
         self._halves: dict[str, Request] = {}
@@ -50,9 +49,7 @@ class EvoTokScheduler(Scheduler):
         super().add_request(other)
         return super().add_request(request)
 
-    def finish_requests(
-        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         """Ends requests from outside, and with a row of an image its other row."""
         if request_ids is None:
             self._halves.clear()

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
 
 from evotok.processing.image_arrays_evotok import convert_to_images
 from evotok.vllm.drawing import Row, RowStep, read_row
-
-from vllm.platforms import current_platform
 
 
 if current_platform.is_cpu():
