@@ -65,11 +65,10 @@ def measure(server: "Server", questions: int, images: int, repeats: int) -> Row:
     """Figures of one server: the best of the runs."""
     chats = [question(number) for number in range(questions)]
     prompts = [{"prompt": f"a frog, number {number}", "seed": number} for number in range(images)]
-    ask, generate = (lambda body: server.ask(body)), (lambda body: server.generate(body))
-    at_once(ask, chats)
-    at_once(generate, prompts[:2])
-    asked = min((at_once(ask, chats) for _ in range(repeats)), key=lambda found: found[0])
-    generated = min((at_once(generate, prompts) for _ in range(repeats)), key=lambda found: found[0])
+    at_once(server.ask, chats)
+    at_once(server.generate, prompts[:2])
+    asked = min((at_once(server.ask, chats) for _ in range(repeats)), key=lambda found: found[0])
+    generated = min((at_once(server.generate, prompts) for _ in range(repeats)), key=lambda found: found[0])
     return {
         "questions": questions,
         "questions_per_second": questions / asked[0],

@@ -27,7 +27,8 @@ SUITES = {
 
 def run(
     suite: Annotated[
-        Literal["quantizer", "depth", "generate", "loss", "serve", "train"], typer.Argument(metavar="SUITE", help="what to time")
+        Literal["quantizer", "depth", "generate", "loss", "serve", "train"],
+        typer.Argument(metavar="SUITE", help="what to time"),
     ],
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")

@@ -9,7 +9,7 @@ vLLM is not among the requirements of this package, see docs/serving.md.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -156,23 +156,41 @@ class VllmEngine(Engine):
 
     async def generate_images(self, request: ImageRequest) -> GeneratedImages:
         """Generates images, each of them in a batch with whatever else there is."""
-        inputs = await self._read(
-            read_image_prompt, self._model, self._processor, request.prompt, request.negative_prompt
-        )
-        settings = read_settings(self._generation, None, dict(request.sampling))
-        values = {name: settings[name] for name in SETTINGS}
-        try:
-            EvoTokCodeSampler(**values)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
-        ids = [inputs[name][0].tolist() for name in ("input_ids", "negative_prompt_ids")]
-        rows = [Row(uuid.uuid4().hex, True, seed, tuple(values.values())) for seed in request.seeds]
-        codes = await _gather([self._draw(row, ids) for row in rows])
+        conversation = [{"role": "user", "content": [{"type": "text", "text": request.prompt}]}]
+        given = conversation, request.negative_prompt, request.seeds
+        codes, tokens = await self.generate_codes(*given, **dict(request.sampling))
         [files, *_] = await self._call("decode_images", codes)
         size = self.image_size, self.image_size
         images = [Image.frombytes("RGB", size, file) for file in files]
         self._metrics.images.inc(len(images))
-        return GeneratedImages(images, len(ids[0]), self._config.vq_config.num_positions * len(images))
+        return GeneratedImages(images, tokens, self._config.vq_config.num_positions * len(images))
+
+    async def generate_codes(
+        self, messages: list[dict[str, Any]], negative_prompt: str, seeds: Sequence[int], **sampling: Any
+    ) -> tuple[list[list[list[int]]], int]:
+        """Generates the codes of images.
+
+        Args:
+            messages: what is asked for, as the chat template reads it, with PIL images or without.
+            seeds: one for each image.
+            sampling: arguments of `generate(generation_mode="image")`; what is left out is the checkpoint's own.
+
+        Returns:
+            Codes (M, N, L), and the tokens of the prompt.
+
+        Raises:
+            RequestError: the prompt does not fit into the context, or a setting is out of its range.
+            EngineError: vLLM has ended, or the model's scores are not finite.
+        """
+        try:
+            settings = read_settings(self._generation, None, dict(sampling))
+            values = {name: settings[name] for name in SETTINGS}
+            EvoTokCodeSampler(**values)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        prompts, tokens = await self._read(self._read_image_prompts, messages, negative_prompt)
+        rows = [Row(uuid.uuid4().hex, True, seed, tuple(values.values())) for seed in seeds]
+        return await _gather([self._draw(row, prompts) for row in rows]), tokens
 
     def close(self) -> None:
         """Ends vLLM's processes."""
@@ -183,11 +201,24 @@ class VllmEngine(Engine):
     def _read_chat(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
         """A prompt of vLLM, and how many tokens there is room for."""
         inputs, room = read_chat(self._model, self._processor, messages)
+        return self._to_prompt(messages, inputs["input_ids"], add_generation_prompt=True), room
+
+    def _read_image_prompts(
+        self, messages: list[dict[str, Any]], negative_prompt: str
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Both prompts of an image, and the tokens of the first."""
+        inputs = read_image_prompt(self._model, self._processor, messages, negative_prompt)
+        prompt = self._to_prompt(messages, inputs["input_ids"], generation_mode="image")
+        negative = {"prompt_token_ids": inputs["negative_prompt_ids"][0].tolist()}
+        return [prompt, negative], inputs["input_ids"].shape[1]
+
+    def _to_prompt(self, messages: list[dict[str, Any]], ids: torch.Tensor, **template: Any) -> dict[str, Any]:
+        """A prompt of vLLM; where there are images in it, their places are filled in there."""
         images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
         if not images:
-            return {"prompt_token_ids": inputs["input_ids"][0].tolist()}, room
-        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return {"prompt": text, "multi_modal_data": {"image": images}}, room
+            return {"prompt_token_ids": ids[0].tolist()}
+        text = self._processor.apply_chat_template(messages, tokenize=False, **template)
+        return {"prompt": text, "multi_modal_data": {"image": images}}
 
     async def _read(self, read: Callable, *content: Any) -> Any:
         """Reads a prompt in the one thread that may use the processor's tokenizer."""
@@ -207,16 +238,16 @@ class VllmEngine(Engine):
         finally:
             self._open -= 1
 
-    async def _draw(self, row: Row, prompts: list[list[int]]) -> list[list[int]]:
+    async def _draw(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
         """Codes (N, L) of an image."""
         rows = [row, row._replace(is_conditional=False)] if row.is_guided else [row]
-        outputs = await _gather([self._draw_row(row, ids) for row, ids in zip(rows, prompts, strict=False)])
+        outputs = await _gather([self._draw_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)])
         codes = outputs[0]
         if len(codes) != self._config.vq_config.num_positions or min(map(min, codes)) < 0:
             raise EngineError("The model's scores of codes are NaN or infinite, so no image was generated.")
         return codes
 
-    async def _draw_row(self, row: Row, prompt_ids: list[int]) -> list[list[int]]:
+    async def _draw_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:
         levels = list(range(self._config.vq_config.num_pixel_codebooks))
         params = SamplingParams(
             max_tokens=self._config.vq_config.num_positions,
@@ -229,7 +260,7 @@ class VllmEngine(Engine):
             extra_args={KEY: row.to_dict()},
         )
         # After the prompt all tokens are equal, whatever the codes: no other request may take its blocks for its own.
-        prompt = {"prompt_token_ids": prompt_ids, "cache_salt": f"{row.image}-{row.is_conditional}"}
+        prompt = prompt | {"cache_salt": f"{row.image}-{row.is_conditional}"}
         [output] = [output async for output in self._run(prompt, params)]
         if output.outputs[0].finish_reason != "length":
             raise EngineError("vLLM ended this image early.")
