@@ -56,6 +56,7 @@ def serve(
     """Serves the page over a model inside the context; what visitors uploaded is deleted at its end.
 
     Args:
+        model: an EvoTok model; or a `ServerClient`, with `processor` None.
         listener: bound socket, which is closed at the end.
         hosts: names by which visitors may call this machine, beside `localhost` and addresses in numbers.
         share: also make a public address, through Gradio's servers.
