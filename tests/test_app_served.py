@@ -7,7 +7,7 @@ from conftest import build_chat_model
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 pytest.importorskip("openai")
 
-from served import noise, running, wait_for
+from served import noise, running
 
 from evotok.app.chat import answer
 from evotok.app.draw import Order, draw

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_VLLM_SEED = 2**63
+MAX_IMAGES = 64
+"""Most in one conversation; the server's own limit is lower, and vLLM tries as many at its start."""
 CPU_CACHE_BYTES = 2**32
 """Most that the keys and values take by default where there is no GPU, whose memory vLLM shares out itself."""
 
@@ -67,7 +69,10 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mappin
     config = EvoTokConfig.from_pretrained(found.folder)
     processor = EvoTokProcessor.from_pretrained(found.folder)
     arguments = engine_arguments(str(found.folder), config, max_batch) | dict(options or {})
-    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    try:
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except TypeError as error:  # an argument that vLLM has not
+        raise ValueError(f"--engine-option: {error}") from error
     return VllmEngine(engine, config, processor, GenerationConfig.from_pretrained(found.folder), max_batch, metrics)
 
 
@@ -79,7 +84,7 @@ def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[
         "model": folder,
         "max_model_len": length,
         "max_num_seqs": rows,
-        "limit_mm_per_prompt": {"image": max(1, length // positions)},
+        "limit_mm_per_prompt": {"image": min(MAX_IMAGES, max(1, length // positions))},
         "scheduler_cls": "evotok.vllm.scheduler.EvoTokScheduler",
         "worker_cls": "evotok.vllm.worker.EvoTokWorker",
         "async_scheduling": False,

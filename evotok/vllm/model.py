@@ -55,7 +55,8 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
             depth, quantizer = self.config.depth_decoder_config, self.model.vq_model.quantizer
             device = self.device_config.device
             every = torch.arange(depth.codebook_size, device=device)[:, None].expand(-1, depth.num_codebooks)
-            codebooks = quantizer.embed(every).transpose(0, 1).contiguous()  # (L, K, C)
+            with torch.no_grad():
+                codebooks = quantizer.embed(every).transpose(0, 1).contiguous()  # (L, K, C)
             self._drawings = Drawings(self.depth_decoder, codebooks, self.config.vq_config.num_positions)
         return self._drawings
 
