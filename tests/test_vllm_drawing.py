@@ -53,7 +53,7 @@ class Sequence:
             self.codes.append(codes)
         elif is_complete:
             self.computed -= 1
-            self.cache.crop(self.computed)
+            self.cache.crop(-1)
 
 
 @torch.no_grad()
