@@ -401,7 +401,7 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--host", "0.0.0.0", "--api-key", "ké"], "printable ASCII"),
         (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen at 192.0.2.1:8000"),
         (["--max-images", "20"], "more than --max-batch 16"),
-        (["--engine", "llama"], "'llama' is not one of 'transformers', 'vllm'"),
+        (["--engine", "other"], "'other' is not one of 'transformers', 'vllm'"),
         (["--engine-option", "dtype"], "--engine-option dtype: give NAME=VALUE"),
         (["--engine-option", "a b=1"], "give NAME=VALUE"),
         (["--engine-option", "a=[", "--engine", "vllm"], "give NAME=VALUE"),

@@ -7,6 +7,7 @@ one starts. All get the same requests in the same order, from as many threads as
 import base64
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from .meters import MIB, Setting
 from .report import Row
 
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT = "mini"
 QUESTION = "What is this?"
 START_SECONDS, REQUEST_SECONDS = 300, 600
@@ -46,7 +49,7 @@ def run(setting: Setting) -> list[Row]:
     rows = []
     for name, words in ENGINES.items():
         if name == "vllm" and find_spec("vllm") is None:
-            print("vLLM is not installed here, and not timed.", file=sys.stderr)
+            logger.warning("vLLM is not installed here, and not timed.")
             continue
         batch = [] if "--max-batch" in words else ["--max-batch", str(max(questions, images))]
         with running([*words, *batch, "--queue", str(2 * questions), "--timeout", str(REQUEST_SECONDS)]) as server:
@@ -108,7 +111,7 @@ class Server:
     """A running server, and what is asked of it."""
 
     def __init__(self, process: subprocess.Popen, port: int):
-        self._process, self._port = process, port
+        self._process, self.port = process, port
 
     def ask(self, body: dict[str, Any]) -> float:
         """Seconds to the first text of an answer, which is read to its end."""
@@ -128,7 +131,7 @@ class Server:
         Raises:
             ValueError: the server refuses the request.
         """
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_SECONDS)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
         started = time.perf_counter()
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
@@ -145,16 +148,21 @@ class Server:
 
         Pages that they share count for each of them.
         """
-        return sum(_peak_of(process) for process in _family(self._process.pid))
+        return sum(_peak_of(process) for process in self.processes())
+
+    def processes(self) -> list[int]:
+        """Process ids of the server and all that it started."""
+        return family(self._process.pid)
 
 
-def _family(process: int) -> list[int]:
+def family(process: int) -> list[int]:
+    """Process ids of a process and all that descend from it (Linux; none elsewhere)."""
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
         children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
     except OSError:
         return []
-    return [process, *(member for child in children for member in _family(child))]
+    return [process, *(member for child in children for member in family(child))]
 
 
 def _peak_of(process: int) -> int:
