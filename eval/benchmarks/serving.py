@@ -20,7 +20,8 @@ from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "mini"
 QUESTION = "What is this?"
-START_SECONDS, REQUEST_SECONDS = 300, 600
+START_SECONDS, REQUEST_SECONDS = 600, 600
 SIZES = {"full": (64, 32), "tiny": (4, 2)}
 """Questions and images at once."""
 ENGINES = {
@@ -182,21 +183,21 @@ def running(words: Sequence[str]) -> Iterator[Server]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "evotok.cli", "serve", CHECKPOINT, "--port", str(port), *words]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    try:
-        _wait_for(process, port)
-        yield Server(process, port)
-    finally:
-        process.terminate()
+    with TemporaryFile() as log:  # no pipe: one that nobody reads is full some day
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stderr.close()
+            _wait_for(process, port, log)
+            yield Server(process, port)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def _wait_for(process: subprocess.Popen, port: int) -> None:
+def _wait_for(process: subprocess.Popen, port: int, log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         connection = HTTPConnection("127.0.0.1", port, timeout=5)
@@ -208,6 +209,6 @@ def _wait_for(process: subprocess.Popen, port: int) -> None:
             time.sleep(0.2)
         finally:
             connection.close()
-    process.kill()
-    said = process.stderr.read().decode(errors="replace").strip().splitlines()
+    log.seek(0)
+    said = log.read().decode(errors="replace").strip().splitlines()
     raise ValueError(f"the server does not start: {said[-1] if said else 'it says nothing'}")
