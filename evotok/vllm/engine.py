@@ -7,7 +7,6 @@ vLLM is not among the requirements of this package, see docs/serving.md.
 """
 
 import asyncio
-import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +43,6 @@ from evotok.vllm.drawing import KEY, SETTINGS, Row
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-logger = logging.getLogger(__name__)
 
 MAX_VLLM_SEED = 2**63
 MAX_IMAGES = 64
