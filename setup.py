@@ -57,6 +57,9 @@ EXTRAS = {
     "app": ["gradio>=6.31"],
     # `evotok serve`.
     "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"],
+    # `evotok serve --engine vllm`, but for vLLM: it asks for an older Transformers than this package, and pip refuses
+    # the two together; docs/serving.md says how they are installed.
+    "vllm": ["fastapi>=0.136", "uvicorn>=0.54", "prometheus_client>=0.26"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
@@ -104,6 +107,7 @@ setup(
     entry_points={
         "console_scripts": ["evotok = evotok.cli:main"],
         "lmms_eval.models": ["evotok = evotok.lmms_eval_plugin:manifest"],
+        "vllm.general_plugins": ["evotok = evotok.vllm:register"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

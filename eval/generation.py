@@ -29,6 +29,7 @@ def generate_images(
     guidance_min_p: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     **sampling: Any,
 ) -> torch.Tensor:
     """One picture a prompt, as 8-bit pixels.
@@ -37,6 +38,7 @@ def generate_images(
         model: in evaluation mode.
         guidance_min_p: the checkpoint's own when None.
         seed: of the one generator that all batches draw from; the same pictures need the same `batch_size` too.
+        seeds: of each picture, which then depends on no other and on no `batch_size`; instead of `seed`.
         sampling: more arguments of `generate(generation_mode="image")`, such as `temperature` or `top_p`.
 
     Returns:
@@ -49,9 +51,12 @@ def generate_images(
         raise ValueError("No prompts: give at least one.")
     if guidance_min_p is not None:
         sampling["guidance_min_p"] = guidance_min_p
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator: Any = torch.Generator(model.device).manual_seed(seed)
     pictures = []
     for start in range(0, len(prompts), batch_size):
+        if seeds is not None:
+            own = seeds[start : start + batch_size]
+            generator = [torch.Generator(model.device).manual_seed(one) for one in own]
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
         inputs = processor.apply_chat_template(
             turns, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt"

@@ -1,7 +1,7 @@
-"""Pictures of a benchmark's prompts in a folder, each drawn once, whoever draws it.
+"""Pictures of a benchmark's prompts in a folder, each generated once, whoever generates it.
 
-A batch is what is drawn from one generator. Which pictures are in it and how the generator is begun depend on the list
-of pictures and the options alone: so a run that was cut off and one of many processes draw what one process draws.
+The seed of a picture depends on its place in the list of pictures and the options alone: so a run that was cut off, one
+of many processes, and servers that run the model generate what one process does.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -22,13 +22,15 @@ from .suite import Evaluation, SuiteOptions
 
 
 DRAWN = "drawn.json"
-_SETTINGS = ("seed", "batch_size", "guidance_scale", "guidance_min_p")
+SERVED_AT_ONCE = 8
+"""Pictures asked of servers between two steps of the progress bar, for each request that they have open."""
+_SETTINGS = ("seed", "guidance_scale", "guidance_min_p")
 _FORMATS = {".png": {"format": "PNG"}, ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0}}
 
 
 @dataclass
 class DrawingOptions(SuiteOptions):
-    """What a suite that draws can be told; another `batch_size` gives other pictures."""
+    """What a suite that generates pictures can be told."""
 
     images: int = 4
     """Pictures of each prompt."""
@@ -37,6 +39,9 @@ class DrawingOptions(SuiteOptions):
     guidance_min_p: float | None = None
     """Least probability, as a share of the best code's, from which on guidance may choose a code; the checkpoint's own
     when left out."""
+    engine: str | None = None
+    """Addresses of servers that run the checkpoint (`evotok serve`), with commas between them, to generate the pictures
+    by; in this process when left out."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,46 +86,55 @@ def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]])
     missing = []
     for folder, pictures in folders.items():
         check_pictures(folder / picture.file for picture in pictures if (folder / picture.file).exists())
-        for index, start in enumerate(range(0, len(pictures), options.batch_size)):
-            batch = pictures[start : start + options.batch_size]
-            if not all((folder / picture.file).exists() for picture in batch):
-                missing.append((folder, index, batch))
+        for index, picture in enumerate(pictures):
+            if not (folder / picture.file).exists():
+                missing.append(Order(picture.prompt, picture_seed(options.seed, index), folder / picture.file))
     workers.wait()  # until all have looked
     if missing:
-        _draw(evaluation, missing)
+        _draw(evaluation, missing, list(folders))
     return ", ".join(sorted({dtype for folder in folders for dtype in _read_note(folder).get("dtypes", [])}))
 
 
-def _draw(evaluation: Evaluation, missing: Sequence[tuple[Path, int, Sequence[Wanted]]]) -> None:
-    """Batches, each with its folder and its number there."""
+class Order(NamedTuple):
+    """A picture that is missing."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+def _draw(evaluation: Evaluation, missing: Sequence[Order], folders: Sequence[Path]) -> None:
+    """Generates pictures, in this process or by servers."""
     options, workers = evaluation.options, evaluation.workers
-    model, processor = evaluation.load()
+    sampling = {"guidance_scale": options.guidance_scale, "guidance_min_p": options.guidance_min_p}
+    if evaluation.servers is not None:
+        size, dtype = SERVED_AT_ONCE * evaluation.servers.at_once, "served"
+
+        def draw(batch: Sequence[Order]) -> None:
+            values = {name: value for name, value in sampling.items() if value is not None}
+            orders = [(order.prompt, order.seed) for order in batch]
+            for index, image in evaluation.servers.generate_images(orders, **values):
+                save_whole(image, batch[index].path)
+    else:
+        model, processor = evaluation.load()
+        size, dtype = options.batch_size, str(model.dtype).removeprefix("torch.")
+
+        def draw(batch: Sequence[Order]) -> None:
+            prompts, seeds = [order.prompt for order in batch], [order.seed for order in batch]
+            pixels = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
+            for image, order in zip(processor.post_process_image_generation(pixels), batch, strict=True):
+                save_whole(image, order.path)
+
     if workers.is_main:
-        for folder in {folder for folder, _, _ in missing}:
+        for folder in folders:
             note = _read_note(folder)
-            dtypes = {*note.get("dtypes", []), str(model.dtype).removeprefix("torch.")}
-            _write_note(folder, note | {"dtypes": sorted(dtypes)})
-
-    def draw(item: tuple[Path, int, Sequence[Wanted]]) -> None:
-        folder, index, batch = item
-        pixels = generate_images(
-            model,
-            processor,
-            [picture.prompt for picture in batch],
-            options.guidance_scale,
-            options.guidance_min_p,
-            batch_size=len(batch),
-            seed=batch_seed(options.seed, index),
-        )
-        for image, picture in zip(processor.post_process_image_generation(pixels), batch, strict=True):
-            save_whole(image, folder / picture.file)
-
-    workers.map(draw, missing, "pictures")
+            _write_note(folder, note | {"dtypes": sorted({*note.get("dtypes", []), dtype})})
+    workers.map(draw, [missing[start : start + size] for start in range(0, len(missing), size)], "pictures")
     workers.wait()
 
 
-def batch_seed(seed: int, index: int) -> int:
-    """Of the generator of a batch: neighbours share nothing."""
+def picture_seed(seed: int, index: int) -> int:
+    """Of a picture's generator: neighbours share nothing."""
     return random.Random(f"{seed}/{index}").getrandbits(63)
 
 

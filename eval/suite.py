@@ -82,6 +82,9 @@ class Evaluation:
     """Of what figures depend on."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint's weights."""
+    servers: Any = None
+    """Servers that run the checkpoint, with the method `generate_images` and how many requests they have open,
+    `at_once`; None where this process generates."""
 
 
 def sha256(*paths: Path) -> str:
@@ -172,7 +175,8 @@ def begin(folder: Path, circumstances: dict[str, Any], restart: bool) -> dict[st
         raise ValueError(f"{folder}: has results of another checkpoint ({other}): {mend}")
     for key in ("options", "files"):
         earlier, now = before.get(key, {}), circumstances[key]
-        changed = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
+        names = sorted({*earlier, *now} - {"engine"})  # who generated pictures makes none of them another
+        changed = [name for name in names if earlier.get(name) != now.get(name)]
         if changed:
             raise ValueError(f"{folder}: has results of other {key} ({', '.join(changed)}): {mend}")
     return before if before["finished"] else None

@@ -77,14 +77,19 @@ def read_chat(model, processor, messages: list[dict[str, Any]]) -> tuple["BatchF
     return inputs, limit - length
 
 
-def read_image_prompt(model, processor, prompt: str, negative_prompt: str = "") -> "BatchFeature":
+def read_image_prompt(
+    model, processor, prompt: str | list[dict[str, Any]], negative_prompt: str = ""
+) -> "BatchFeature":
     """Reads a prompt and its negative prompt into what `generate(generation_mode="image")` takes.
+
+    Args:
+        prompt: text, or a conversation, which may hold images.
 
     Raises:
         ValueError: one of them leaves no room for the image in the model's context.
     """
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": prompt}],
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
         generation_mode="image",
         negative_prompt=negative_prompt,
         tokenize=True,

@@ -17,6 +17,7 @@ Defaults are the paper's sizes (256 px, SigLIP2-large encoder, 16 levels of 32,7
 field, so that the mini model differs from the paper's by its `config.json` alone.
 """
 
+import sys
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -31,6 +32,16 @@ _AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_evotok.EvoTokForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_evotok.EvoTokForConditionalGeneration",
 }
+
+if "evotok" not in sys.modules:  # else the package has done it
+    # `transformers serve` loads what these tables name, and reads images of what the first one names, and nothing else.
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("evotok", "EvoTokForConditionalGeneration")
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("evotok", "EvoTokForConditionalGeneration")
 
 
 @auto_docstring(

@@ -41,6 +41,8 @@ IMAGE_GENERATION_DEFAULTS = {
     "image_top_k": 900,
     "image_top_p": 0.96,
 }
+# Of text: greedy for whoever gives no temperature. Servers read the temperature alone, and sample at 1 without one.
+TEXT_GENERATION_DEFAULTS = {"do_sample": True, "temperature": 0.0}
 CACHES = ("static", "dynamic")
 # Of the call, not of how codes are drawn.
 _CALL = {
@@ -80,12 +82,13 @@ _NEUTRAL = {"typical_p": 1, "num_beams": 1, "num_beam_groups": 1, "repetition_pe
 
 
 def image_generation_config(config) -> GenerationConfig:
-    """The generation config of a new [`EvoTokForConditionalGeneration`]: special tokens of the language model, image
-    sampling values, and image placeholders banned from text."""
+    """The generation config of a new [`EvoTokForConditionalGeneration`]: special tokens of the language model, sampling
+    values of images and of text, and image placeholders banned from text."""
     text_config = config.text_config
     tokens = {name: getattr(text_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     placeholders = [config.image_token_id, config.image_generation_token_id]
-    return GenerationConfig(**tokens, suppress_tokens=placeholders, **IMAGE_GENERATION_DEFAULTS)
+    defaults = IMAGE_GENERATION_DEFAULTS | TEXT_GENERATION_DEFAULTS
+    return GenerationConfig(**tokens, suppress_tokens=placeholders, **defaults)
 
 
 def read_settings(own: GenerationConfig, given: GenerationConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -135,4 +138,10 @@ def _is_neutral(name: str, value: Any) -> bool:
     return value is None or (known and (value is False or (name in _NEUTRAL and value == _NEUTRAL[name])))
 
 
-__all__ = ["CACHES", "IMAGE_GENERATION_DEFAULTS", "image_generation_config", "read_settings"]
+__all__ = [
+    "CACHES",
+    "IMAGE_GENERATION_DEFAULTS",
+    "TEXT_GENERATION_DEFAULTS",
+    "image_generation_config",
+    "read_settings",
+]

@@ -126,6 +126,8 @@ class EvoTokModel(EvoTokPreTrainedModel, EvoTokInputsMixin):
         "vq_model.pixel_decoder",
         "vq_model.semantic_decoder",
     ]
+    # A whole checkpoint has them, and engines that build this model for reading refuse what has no place.
+    _keys_to_ignore_on_load_unexpected = [r"^depth_decoder\."]
 
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)

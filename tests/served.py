@@ -13,6 +13,7 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
+from evotok.connections import TimedConnection
 from evotok.serving.app import build_app
 from evotok.serving.limits import Limits
 from evotok.serving.metrics import Metrics
@@ -40,7 +41,8 @@ def running(
     metrics = Metrics()
     engine = TransformersEngine(*parts, max_batch, metrics)
     app = build_app(engine, "tiny", limits or Limits(), metrics, api_key, hosts)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    config = uvicorn.Config(app, http=TimedConnection, host="127.0.0.1", port=0, log_level="error")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

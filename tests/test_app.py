@@ -392,8 +392,8 @@ def test_the_limits_are_those_of_the_documents():
 
 def test_the_command_listens_at_loopback_and_shares_nothing_by_default():
     values = parse_command(["app"])
-    assert (values["checkpoint"], values["host"]) == ("mini", "127.0.0.1")
-    assert not any(values[name] for name in ("port", "allow_host", "share"))
+    assert values["host"] == "127.0.0.1"
+    assert not any(values[name] for name in ("checkpoint", "server", "port", "allow_host", "share"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from evotok.cli import main
 from evotok.commands.bench import SUITES
-from evotok.eval.benchmarks import depth, generation, meters, quantizer
+from evotok.eval.benchmarks import depth, generation, meters, quantizer, serving
 from evotok.eval.benchmarks.meters import Setting
 
 
@@ -27,7 +27,7 @@ ROWS = {
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "serve"])
 def test_rows_are_printed_and_written(suite, tmp_path, capsys):
     path, dtype = tmp_path / "new" / "rows.json", "float32" if suite in ("generate", "depth") else "bfloat16"
     words = [
@@ -53,6 +53,17 @@ def test_rows_are_printed_and_written(suite, tmp_path, capsys):
         assert ROWS[suite][row["name"]] | {"threads", "dtype", "device", "size", "machine"} <= set(row)
         assert row.get("equal", True) is True
         assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
+
+
+def test_a_server_is_timed_by_what_its_clients_see(monkeypatch):
+    """One of the three, from its start to its end."""
+    pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+    monkeypatch.setattr(serving, "ENGINES", {"transformers_batch": serving.ENGINES["transformers_batch"]})
+    [row] = serving.run(TINY)
+    assert row["name"] == "transformers_batch" and (row["questions"], row["images"]) == (4, 2)
+    assert 0 < row["first_token_seconds_median"] <= row["first_token_seconds_last"]
+    assert row["questions_per_second"] > 0 and row["images_per_second"] > 0
+    assert row["peak_memory_mib"] > 100 or sys.platform != "linux"
 
 
 def test_rows_for_programs(capsys):

@@ -118,12 +118,12 @@ HEAD = b"POST /gradio_api/upload HTTP/1.1\r\nhost: localhost\r\ncontent-type: mu
 
 @pytest.mark.parametrize("text", [b"", b"GET / HT", HEAD], ids=["nothing", "half a line", "half a head"])
 def test_half_a_head_is_not_waited_for(served, monkeypatch, text):
-    monkeypatch.setattr("evotok.app.server.HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("evotok.app.server.Connection.head_seconds", 0.3)
     assert half(served, text) == b""
 
 
 def test_half_a_second_head_is_not_waited_for(served, monkeypatch):
-    monkeypatch.setattr("evotok.app.server.HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("evotok.app.server.Connection.head_seconds", 0.3)
     with socket.create_connection(("127.0.0.1", served.port), timeout=4) as connection:
         connection.sendall(b"GET /robots.txt HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -140,7 +140,7 @@ def test_half_a_body_is_not_waited_for(served, monkeypatch, path):
 
 
 def test_one_address_has_only_so_many_connections(served, visit, monkeypatch):
-    monkeypatch.setattr("evotok.app.server.CONNECTIONS_OF_ADDRESS", 8)
+    monkeypatch.setattr("evotok.app.server.Connection.most_of_address", 8)
     with ExitStack() as stack:
         held = []
         for _ in range(30):

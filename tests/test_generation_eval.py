@@ -85,6 +85,16 @@ def test_greedy_pictures_do_not_depend_on_the_batch(chat_model):
     torch.testing.assert_close(together, alone, rtol=0, atol=1 / 127)  # a step of 8 bits, where sums are rounded
 
 
+def test_a_picture_with_a_seed_of_its_own_depends_on_no_other(chat_model):
+    prompts = ["a cat", "a dog, the red one", "this"]
+    together = generate_images(*chat_model, prompts, 2.0, seeds=[5, 6, 7])
+    apart = generate_images(*chat_model, prompts, 2.0, batch_size=2, seeds=[5, 6, 7])
+    [alone] = generate_images(*chat_model, prompts[1:2], 2.0, seeds=[6])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1 / 127)
+    torch.testing.assert_close(together[1], alone, rtol=0, atol=1 / 127)
+    assert not torch.equal(together, generate_images(*chat_model, prompts, 2.0, seeds=[5, 6, 8]))
+
+
 def test_settings_reach_the_sampler(chat_model):
     with pytest.raises(ValueError, match="guidance_min_p=3"):
         generate_images(*chat_model, ["a cat"], guidance_min_p=3)

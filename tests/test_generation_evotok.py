@@ -330,6 +330,27 @@ def test_text_is_plain_transformers_generation(tiny_model, fresh_model, pixels):
     assert not torch.isin(text, torch.tensor([IMAGE, DRAW])).any()
 
 
+def test_text_is_greedy_until_sampling_is_asked_for(tiny_model, tmp_path):
+    """As servers have it: temperature 0 is the default, and saved; another one, or `do_sample`, samples."""
+
+    def answer(**asked) -> list[int]:
+        torch.manual_seed(0)
+        return tiny_model.generate(PROMPT, max_new_tokens=12, min_new_tokens=12, **asked)[0].tolist()
+
+    greedy, sampled = answer(do_sample=False), answer(do_sample=True)
+    assert greedy != sampled
+    for asked in ({}, {"temperature": 0}, {"temperature": None}, {"do_sample": True, "temperature": 0.0}):
+        assert answer(**asked) == greedy, asked
+    assert answer(generation_config=GenerationConfig()) == greedy
+    assert answer(generation_config=copy.deepcopy(tiny_model.generation_config)) == greedy
+    assert answer(temperature=1.0) == answer(generation_config=GenerationConfig(do_sample=True)) == sampled
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        answer(num_return_sequences=2)
+    tiny_model.generation_config.save_pretrained(tmp_path)  # which checks it more strictly than a call does
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.do_sample, saved.temperature) == (True, 0.0)
+
+
 def test_text_modes_of_transformers(tiny_model, pixels):
     ids = torch.tensor([[3, START, *[IMAGE] * POSITIONS, END, 4]])
     arguments = {"max_new_tokens": 6, "do_sample": False, "pixel_values": pixels[:1]}

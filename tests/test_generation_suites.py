@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_chat_model
@@ -11,7 +12,7 @@ from PIL import Image
 
 import evotok.eval.prompts as prompts_module
 from evotok.cli import main
-from evotok.commands.checkpoints import find_asset
+from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.eval.genai_bench import means, read_prompts, read_skills
 from evotok.eval.geneval import TASKS
 from evotok.eval.prompts import rewritten
@@ -88,6 +89,24 @@ def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch, 
     write_lines(tmp_path / "evaluation_metadata.jsonl", records)
     assert geneval(shelf, out, f"prompts={prompts}") == 2
     assert "has results of other files (prompts): give a new folder" in capsys.readouterr().err
+
+
+def test_geneval_by_running_servers(shelf, tmp_path, monkeypatch):
+    """The same pictures and figures, and no model is loaded here."""
+    pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+    from served import running
+
+    assert geneval(shelf, tmp_path / "here") == 0
+    with running(load_multimodal(str(shelf / "tiny"))) as served:
+        monkeypatch.setattr("evotok.commands.checkpoints.load_multimodal", pytest.fail)
+        assert geneval(shelf, tmp_path / "there", f"engine={served.url}, {served.url}/v1") == 0
+    here, there = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("here", "there"))
+    assert here["figures"] == there["figures"] and (here["dtype"], there["dtype"]) == ("float32", "served")
+    for path in (tmp_path / "here").rglob("samples/*.png"):
+        other = tmp_path / "there" / path.relative_to(tmp_path / "here")
+        difference = np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other))
+        assert abs(difference).max() <= 1, "where sums are rounded"
+    assert geneval(shelf, tmp_path / "there") == 0, "results are those of whoever generated them"
 
 
 @pytest.mark.parametrize(

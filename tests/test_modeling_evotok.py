@@ -408,3 +408,11 @@ def test_bad_codes_and_sizes(tiny_model, pixels):
         tiny_model(torch.tensor([SEEN]), pixel_values=pixels[:1, :, :16, :16])
     with pytest.raises(ValueError, match="exactly one"):
         tiny_model()
+
+
+def test_the_base_model_passes_over_the_depth_decoder_of_a_whole_checkpoint(tiny_model, tmp_path):
+    """Engines that read images build the base model, and refuse weights that have no place in it."""
+    tiny_model.save_pretrained(tmp_path)
+    base, info = EvoTokModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not [name for name in info["unexpected_keys"] if name.startswith("depth_decoder")]
+    assert not info["missing_keys"] and isinstance(base, EvoTokModel)

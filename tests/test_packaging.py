@@ -14,7 +14,7 @@ from packaging.version import Version
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = {"app", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "onnx", "serve", "train"}
+EXTRAS = {"app", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "onnx", "serve", "train", "vllm"}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def test_licences_of_embedded_art_are_named():
 
 def test_makefile_has_the_promised_targets():
     text = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-hf", "test-matrix", "test-lmms", "test-fid", "lint", "docs", "mini", "clean"):
+    tests = ("test", "test-hf", "test-matrix", "test-lmms", "test-vllm", "test-fid")
+    for target in ("demo", *tests, "lint", "docs", "mini", "clean"):
         assert re.search(rf"^{target}:", text, re.MULTILINE), target
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import build_chat_model
 from PIL import Image
@@ -57,6 +58,10 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
 
 
+def pixels(folder):
+    return {name: np.asarray(Image.open(folder / name)).astype(int) for name in content(folder)}
+
+
 def test_geneval_layout(draw, tmp_path):
     assert draw(tmp_path / "a") == 6
     write_metadata(tmp_path / "a/pictures", [{"prompt": prompt} for prompt in PROMPTS])
@@ -80,8 +85,45 @@ def test_what_is_there_is_not_drawn_again_and_what_is_not_is_the_same(draw, tmp_
     before = content(tmp_path)
     assert draw(tmp_path) == 0
     (tmp_path / "pictures/00001/samples/0001.png").unlink()
-    assert draw(tmp_path) == 2, "its batch, for the sake of the generator"
+    assert draw(tmp_path) == 1
     assert content(tmp_path) == before
+
+
+def test_the_size_of_a_batch_changes_no_picture(draw, tmp_path):
+    draw(tmp_path / "a")
+    draw(tmp_path / "b", batch_size=5)
+    for name, file in pixels(tmp_path / "a").items():
+        assert abs(file - pixels(tmp_path / "b")[name]).max() <= 1, "where sums are rounded"
+
+
+class Served:
+    """What `ServerPool` is to a suite, over a model in this process."""
+
+    at_once = 1
+
+    def __init__(self, parts):
+        self.parts, self.orders = parts, []
+
+    def generate_images(self, orders, **settings):
+        for index in reversed(range(len(orders))):
+            prompt, seed = orders[index]
+            self.orders.append(prompt)
+            found = pictures.generate_images(*self.parts, [prompt], seeds=[seed], **settings)
+            yield index, self.parts[1].post_process_image_generation(found)[0]
+
+
+def test_servers_generate_what_this_process_would(draw, chat_model, tmp_path):
+    draw(tmp_path / "a")
+    options = DrawingOptions(images=2, seed=3, engine="http://somewhere")
+    servers = Served(chat_model)
+    evaluation = Evaluation(options, ["tiny"], tmp_path / "b", Workers(), None, servers=servers)
+    for missing in (6, 1):
+        assert draw_missing(evaluation, {"pictures": in_numbered_folders(PROMPTS, 2)}) == "served"
+        assert len(servers.orders) == missing
+        for name, file in pixels(tmp_path / "a").items():
+            assert abs(file - pixels(tmp_path / "b")[name]).max() <= 1
+        servers.orders.clear()
+        (tmp_path / "b/pictures/00001/samples/0001.png").unlink()
 
 
 @pytest.mark.parametrize("count", [2, 3])

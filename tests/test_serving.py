@@ -3,9 +3,11 @@
 import http.client
 import itertools
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -310,6 +312,18 @@ def test_bad_requests_leave_the_server_as_it_was(served):
     )
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}", "FILE://localhost{}", "data:image/png;base64,{}"])
+def test_no_file_of_the_machine_is_opened(served, monkeypatch, tmp_path, form):
+    """Not even one that is an image: whoever may ask is not whoever may read the server's disk."""
+    noise().save(tmp_path / "secret.png")
+    opened, open_file = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda source, *args, **kwargs: opened.append(source) or open_file(source))
+    monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: pytest.fail(f"{path} was opened"))
+    body = json.dumps(shown(form.format(tmp_path / "secret.png"))).encode()
+    assert post(served, CHAT, body)[0] == 400
+    assert not opened
+
+
 def test_a_form_of_another_site_is_refused(served):
     status, answered = post(served, CHAT, json.dumps({"messages": HELLO}).encode(), **{"Content-Type": "text/plain"})
     assert status == 415 and answered["error"]["code"] == "unsupported_media_type"
@@ -387,7 +401,11 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--host", "0.0.0.0", "--api-key", "ké"], "printable ASCII"),
         (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen at 192.0.2.1:8000"),
         (["--max-images", "20"], "more than --max-batch 16"),
-        (["--engine", "vllm"], "'vllm' is not one of 'transformers'"),
+        (["--engine", "other"], "'other' is not one of 'transformers', 'vllm'"),
+        (["--engine-option", "dtype"], "--engine-option dtype: give NAME=VALUE"),
+        (["--engine-option", "a b=1"], "give NAME=VALUE"),
+        (["--engine-option", "a=[", "--engine", "vllm"], "give NAME=VALUE"),
+        (["--engine-option", "dtype=float32"], "the engine transformers has none"),
         (["--port", "70000"], "65535"),
     ],
 )
@@ -396,6 +414,23 @@ def test_mistakes_of_the_command_are_told_before_the_model_is_loaded(words, mess
     assert main(["serve", "mini", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_the_command_says_that_vllm_is_not_installed(capsys):
+    assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
+    assert "vLLM is not installed: docs/serving.md says how" in capsys.readouterr().err
+
+
+def test_half_a_head_is_not_waited_for(parts, monkeypatch):
+    monkeypatch.setattr("evotok.connections.TimedConnection.head_seconds", 0.3)
+    with running(parts) as served:
+        for text in (b"", b"POST /v1/chat/compl", b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"):
+            address = urlsplit(served.url)
+            with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+                connection.sendall(text)
+                assert connection.recv(4096) == b"", text
+        assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3).usage
 
 
 def test_the_command_listens_at_loopback_without_a_key_by_default(monkeypatch):

@@ -14,7 +14,8 @@
 """The chat template of EvoTok, and the checks that conversations go through before it is rendered.
 
 Text is data: a special token typed by a user (`<|image_pad|>`, `<|im_start|>`) must not become one. Such a marker gets
-a space after its first character, so that the tokenizer sees plain text and the reader sees what was meant.
+a space after its first character, so that the tokenizer sees plain text and the reader sees what was meant. The
+template itself does so, for whoever renders it without this code: a bare tokenizer, vLLM, `transformers serve`.
 """
 
 import re
@@ -25,26 +26,38 @@ from .image_loading_evotok import SOURCE_KEYS, EvoTokImageError, find_source
 
 
 # ChatML with the images of a message in place. `system_prompt` and `generation_mode` are template variables.
+# `markers` is filled in from the tokenizer. Engines find out whether content is a list from the loop `part in content`.
 CHAT_TEMPLATE = """\
+{%- set markers = [] %}
+{%- macro plain(text) %}
+    {%- set kept = namespace(text=text) %}
+    {%- for marker in markers %}
+        {%- set kept.text = kept.text.replace(marker, marker[0] + ' ' + marker[1:]) %}
+    {%- endfor %}
+    {{- kept.text }}
+{%- endmacro %}
 {%- macro render(content, placeholder) %}
     {%- if content is string %}
-        {{- content }}
-    {%- else %}
-        {%- for part in content or [] %}
+        {{- plain(content) }}
+    {%- elif content %}
+        {%- set joined = namespace(text='') %}
+        {%- for part in content %}
             {%- if part['type'] == 'text' %}
-                {{- part['text'] }}
+                {%- set joined.text = joined.text + part['text'] %}
             {%- else %}
-                {{- '<|vision_start|>' + placeholder + '<|vision_end|>' }}
+                {{- plain(joined.text) + '<|vision_start|>' + placeholder + '<|vision_end|>' }}
+                {%- set joined.text = '' %}
             {%- endif %}
         {%- endfor %}
+        {{- plain(joined.text) }}
     {%- endif %}
 {%- endmacro %}
 {{- bos_token or '' }}
 {%- if system_prompt and messages[0]['role'] != 'system' %}
-    {{- '<|im_start|>system\\n' + system_prompt + '<|im_end|>\\n' }}
+    {{- '<|im_start|>system\\n' + plain(system_prompt) + '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {{- '<|im_start|>' + plain(message['role']) + '\\n' }}
     {%- if message['role'] == 'assistant' %}
         {%- generation %}
             {{- render(message['content'], '<|image_gen|>') + '<|im_end|>' }}
@@ -61,6 +74,26 @@ CHAT_TEMPLATE = """\
     {%- endif %}
 {%- endif %}
 """
+# Checkpoints have it that were saved before the template protected itself.
+_FORMER_RENDER = """\
+{%- macro render(content, placeholder) %}
+    {%- if content is string %}
+        {{- content }}
+    {%- else %}
+        {%- for part in content or [] %}
+            {%- if part['type'] == 'text' %}
+                {{- part['text'] }}
+            {%- else %}
+                {{- '<|vision_start|>' + placeholder + '<|vision_end|>' }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+"""
+_TURNS = CHAT_TEMPLATE[CHAT_TEMPLATE.index("{{- bos_token") :]
+_FORMER_TEMPLATE = _FORMER_RENDER + re.sub(r"plain\((system_prompt|message\['role'\])\)", r"\1", _TURNS)
+_LITERAL = r"'(?:[^'\\]|\\.)*'"
+_MARKERS = re.compile(rf"\{{%- set markers = \[(?:{_LITERAL}(?:, {_LITERAL})*)?\] %\}}\n")
 
 # A token of the template stands between quotes in its code.
 _PLAIN_TOKEN = re.compile(r"[^\s'\"\\{}%#]{1,64}")
@@ -77,24 +110,29 @@ def build_chat_template(
     vision_start_token: str,
     vision_end_token: str,
     framed: bool = True,
+    markers: Sequence[str] = (),
 ) -> str:
     """The chat template with these tokens.
 
     Args:
         framed (`bool`): whether images given stand between start and end tokens, as images written do; those of the
             paper's release do not.
+        markers (`Sequence[str]`): special tokens that text must not forge, from [`list_control_tokens`].
 
     Raises:
         ValueError: a token that would be code of the template.
     """
-    tokens = {
-        "<|image_pad|>": image_token,
-        "<|image_gen|>": image_generation_token,
-        "<|vision_start|>": vision_start_token,
-        "<|vision_end|>": vision_end_token,
-    }
-    template = CHAT_TEMPLATE
-    for default, token in tokens.items():
+    tokens = image_token, image_generation_token, vision_start_token, vision_end_token
+    quoted = ", ".join("'" + marker.encode("unicode_escape").decode().replace("'", "\\'") + "'" for marker in markers)
+    template = _fill(CHAT_TEMPLATE, tokens, framed)
+    return template.replace("set markers = []", f"set markers = [{quoted}]", 1)
+
+
+def _fill(template: str, names: Sequence[str], framed: bool) -> str:
+    """Puts the tokens of `build_chat_template` into a template."""
+    image_token, _, vision_start_token, vision_end_token = names
+    defaults = "<|image_pad|>", "<|image_gen|>", "<|vision_start|>", "<|vision_end|>"
+    for default, token in zip(defaults, names, strict=True):
         if not isinstance(token, str) or not _PLAIN_TOKEN.fullmatch(token):
             raise ValueError(f"{str(token)[:80]!r} should be a token such as {default!r}.")
         template = template.replace(default, token)
@@ -104,11 +142,25 @@ def build_chat_template(
     return template.replace(around, f"(placeholder if placeholder == '{image_token}' else {around})")
 
 
+def is_framed_template(template: Any, *tokens: str) -> bool | None:
+    """Whether images given stand between start and end tokens in a template of [`build_chat_template`], now or in
+    former versions, with these four tokens and any markers; None for any other template."""
+    unmarked = _MARKERS.sub("{%- set markers = [] %}\n", template, count=1) if isinstance(template, str) else template
+    for framed in (True, False):
+        if unmarked in (_fill(CHAT_TEMPLATE, tokens, framed), _fill(_FORMER_TEMPLATE, tokens, framed)):
+            return framed
+    return None
+
+
+def list_control_tokens(tokenizer: Any) -> list[str]:
+    """Special tokens of `tokenizer` that text must not forge, the longest first."""
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted((token for token in tokens if len(token.strip()) > 1), key=lambda token: (-len(token), token))
+
+
 def build_control_pattern(tokenizer: Any) -> re.Pattern:
     """Matches every special token of `tokenizer`, the longest first."""
-    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = sorted((token for token in tokens if len(token.strip()) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+    return re.compile("|".join(map(re.escape, list_control_tokens(tokenizer))) or "(?!)")
 
 
 def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tuple[list[list[dict]], bool]:
@@ -195,4 +247,12 @@ def _neutralize(text: str, control_pattern: re.Pattern) -> str:
     return control_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-__all__ = ["CHAT_TEMPLATE", "ROLES", "build_chat_template", "build_control_pattern", "prepare_conversations"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "ROLES",
+    "build_chat_template",
+    "build_control_pattern",
+    "is_framed_template",
+    "list_control_tokens",
+    "prepare_conversations",
+]

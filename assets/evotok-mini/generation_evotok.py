@@ -19,8 +19,9 @@
 
 Sampling values of images live in `generation_config` beside those of text and never mix with them: `guidance_scale` and
 `guidance_min_p`, which mean nothing for text, and `image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`,
-because text has its own `do_sample` and so on. In image mode the arguments of a call are named without the prefix; what
-becomes of every other field is said in `image_settings_evotok`.
+because text has its own `do_sample` and so on: `temperature=0`, the likeliest token, unless a call asks for another
+temperature, or for `do_sample=True`, which then is at 1. In image mode the arguments of a call are named without the
+prefix; what becomes of every other field is said in `image_settings_evotok`.
 
 Shapes: B prompts, n images per prompt, M = B x n images, R = M or, guided, 2M rows [conditional; unconditional],
 T prompt length, N positions, L levels, H width, K codebook size, C codebook width.
@@ -95,10 +96,26 @@ class EvoTokGenerationMixin(GenerationMixin):
         if "guidance_scale" not in kwargs:  # the saved one is for images: here it would run the model twice per token
             if generation_config is None:
                 kwargs["guidance_scale"] = None
-            elif generation_config.guidance_scale is None:
-                generation_config = copy.deepcopy(generation_config)
+            elif generation_config.guidance_scale in (None, self.generation_config.guidance_scale):
+                generation_config = copy.deepcopy(generation_config)  # pipelines and servers give a copy of the saved
                 generation_config.guidance_scale = 1.0
         return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any):
+        """As in Transformers, but temperature 0 is no error: it takes the likeliest token, unless sampling is asked for
+        and no temperature is."""
+        if kwargs.get("temperature") is None:
+            kwargs.pop("temperature", None)
+        asked = kwargs.get("do_sample") is True
+        if generation_config is not None and generation_config.temperature is None:
+            asked = asked or generation_config.do_sample is True
+        asked = asked and "temperature" not in kwargs
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if prepared.temperature == 0:
+            prepared.do_sample, prepared.temperature = asked and prepared.do_sample, 1.0
+            if (prepared.num_return_sequences or 1) > 1:
+                prepared.validate()  # greedy copies of one answer are an error there
+        return prepared, model_kwargs
 
     @torch.no_grad()
     def generate_images(

@@ -31,7 +31,13 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import AddedToken, TextInput
 from transformers.utils import auto_docstring, is_torchvision_available, logging
 
-from .chat_template_evotok import build_chat_template, build_control_pattern, prepare_conversations
+from .chat_template_evotok import (
+    build_chat_template,
+    build_control_pattern,
+    is_framed_template,
+    list_control_tokens,
+    prepare_conversations,
+)
 from .image_arrays_evotok import check_unit_range, convert_to_images
 from .image_loading_evotok import flatten_images, load_image
 
@@ -85,8 +91,10 @@ class EvoTokProcessor(ProcessorMixin):
         self.vision_end_token = vision_end_token
         self.system_prompt = system_prompt
         self.allow_remote_images = allow_remote_images
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or self.own_template())
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self._prepare_tokenizer()
+        if not chat_template:
+            self.chat_template = self.own_template()
 
     def _prepare_tokenizer(self):
         """Adds the special tokens that are missing and looks up the ids."""
@@ -118,7 +126,10 @@ class EvoTokProcessor(ProcessorMixin):
             ValueError: another chat template lies in the checkpoint.
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        if not trust_chat_template and "chat_template" not in kwargs and not processor._is_own(processor.chat_template):
+        framed = processor._is_framed(processor.chat_template)
+        if framed is not None:  # whatever version of EvoTok saved it
+            processor.chat_template = processor.tokenizer.chat_template = processor.own_template(framed)
+        elif not trust_chat_template and "chat_template" not in kwargs:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: "
                 "remove chat_template.jinja, or pass trust_chat_template=True."
@@ -127,11 +138,14 @@ class EvoTokProcessor(ProcessorMixin):
 
     def own_template(self, framed: bool = True) -> str:
         """EvoTok's chat template with this processor's tokens, see `build_chat_template`."""
-        tokens = self.image_token, self.image_generation_token, self.vision_start_token, self.vision_end_token
-        return build_chat_template(*tokens, framed=framed)
+        return build_chat_template(*self._template_tokens, framed=framed, markers=list_control_tokens(self.tokenizer))
 
-    def _is_own(self, template: Any) -> bool:
-        return template in (self.own_template(), self.own_template(framed=False))
+    def _is_framed(self, template: Any) -> bool | None:
+        return is_framed_template(template, *self._template_tokens)
+
+    @property
+    def _template_tokens(self) -> tuple[str, str, str, str]:
+        return self.image_token, self.image_generation_token, self.vision_start_token, self.vision_end_token
 
     @classmethod
     def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":
@@ -185,8 +199,11 @@ class EvoTokProcessor(ProcessorMixin):
         return inputs
 
     def save_pretrained(self, save_directory: str, **kwargs):
-        """As in Transformers, but saving leaves no trace on the processor: the map to the carried code, written into
-        it on the way, is not read back either."""
+        """As in Transformers, with the special tokens in the chat template that the tokenizer has now; and without the
+        map to the carried code, which is written into the processor on the way, and is not read back either."""
+        framed = self._is_framed(self.chat_template)
+        if framed is not None:
+            self.chat_template = self.own_template(framed)
         try:
             return super().save_pretrained(save_directory, **kwargs)
         finally:
@@ -329,7 +346,7 @@ class EvoTokProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, **kwargs)
         except Exception as error:
             template = kwargs.get("chat_template") or self.chat_template
-            if self._is_own(template) and not isinstance(error, TemplateError):
+            if self._is_framed(template) is not None and not isinstance(error, TemplateError):
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"The chat template cannot be rendered ({reason}): repair it, or leave it out.") from error

@@ -1,7 +1,9 @@
-"""The tab Chat: questions about images, answered word by word."""
+"""The tab Chat: questions about images, answered word by word, by a model here or by a server."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 from transformers import StoppingCriteriaList, TextIteratorStreamer
@@ -11,6 +13,7 @@ from evotok.app.limits import MAX_IMAGES, MAX_NEW_TOKENS, TIME_LIMIT, check_text
 from evotok.app.running import Stop, steps
 from evotok.commands.conversation import Conversation, without_objections
 from evotok.inference import read_chat
+from evotok.serving.client import ServerClient
 
 
 def answer(
@@ -28,6 +31,7 @@ def answer(
     model cannot answer it is not asked: the answer says why.
 
     Args:
+        model: in evaluation mode; or a `ServerClient`, with `processor` None.
         images: shown with the question, after those pending.
         scope: what the model can answer.
 
@@ -46,7 +50,25 @@ def answer(
         conversation.messages, conversation.pending = [*asked, reply], []
         yield objection
         return
-    inputs, room = read_chat(model, processor, without_objections(asked))
+    messages = without_objections(asked)
+    pieces = _served(model, messages, seconds) if processor is None else _generated(model, processor, messages, seconds)
+    reply = {"type": "text", "text": ""}
+    conversation.messages, conversation.pending = [*asked, {"role": "assistant", "content": [reply]}], []
+    yield ""
+    try:
+        for piece in pieces:
+            reply["text"] += piece
+            yield reply["text"]
+    except Exception:
+        conversation.messages, conversation.pending = before.messages, before.pending
+        raise
+    reply["text"] = reply["text"].strip() or "(no answer)"
+    yield reply["text"]
+
+
+def _generated(model, processor, messages: list[dict[str, Any]], seconds: float) -> Iterator[str]:
+    """Text as the model generates it; raises ValueError at once for messages that do not fit into its context."""
+    inputs, room = read_chat(model, processor, messages)
     stop = Stop(seconds)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
@@ -58,15 +80,13 @@ def answer(
             stopping_criteria=StoppingCriteriaList([stop]),
         )
 
-    reply = {"type": "text", "text": ""}
-    conversation.messages, conversation.pending = [*asked, {"role": "assistant", "content": [reply]}], []
-    yield ""
-    try:
-        for piece in steps(work, streamer, stop):
-            reply["text"] += piece
-            yield reply["text"]
-    except Exception:
-        conversation.messages, conversation.pending = before.messages, before.pending
-        raise
-    reply["text"] = reply["text"].strip() or "(no answer)"
-    yield reply["text"]
+    return steps(work, streamer, stop)
+
+
+def _served(client: ServerClient, messages: list[dict[str, Any]], seconds: float) -> Iterator[str]:
+    """Text as it arrives from a server, which stops when nobody reads any more."""
+    end = time.monotonic() + seconds
+    for piece in client.chat(messages, MAX_NEW_TOKENS):
+        yield piece
+        if time.monotonic() > end:
+            return

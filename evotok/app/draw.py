@@ -1,4 +1,4 @@
-"""The tab Draw: images from text, shown while they are written."""
+"""The tab Draw: images from text, shown while they are written; those of a server when they are finished."""
 
 import random
 import time
@@ -11,6 +11,7 @@ from PIL import Image
 from evotok.app.limits import TIME_LIMIT, check_number, check_text
 from evotok.app.running import CodeIteratorStreamer, Stop, steps
 from evotok.inference import read_image_prompt
+from evotok.serving.client import ServerClient
 
 
 MAX_IMAGES = 8
@@ -65,11 +66,17 @@ def read_seed(text: str | int | None) -> int | str | None:
 def draw(model, processor, order: Order, seconds: float = TIME_LIMIT) -> Iterator[Drawing]:
     """The images again and again while they are written; the last time finished, unless the time was up.
 
+    Args:
+        model: in evaluation mode; or a `ServerClient`, with `processor` None.
+
     Raises:
         ValueError: no prompt, one that is too long, or a number out of its range.
     """
     order = _check(order)
     seed = random.randrange(MAX_SEED + 1) if order.seed is None else order.seed
+    if processor is None:
+        yield _draw_by_server(model, order, seed)
+        return
     inputs = read_image_prompt(model, processor, order.prompt, order.negative_prompt)
     stop = Stop(seconds)
     streamer = CodeIteratorStreamer(stop)
@@ -98,6 +105,17 @@ def draw(model, processor, order: Order, seconds: float = TIME_LIMIT) -> Iterato
     if len(written) < total and written:
         images = preview(model, processor, torch.stack(written, dim=1))
         yield Drawing(images, len(written), total, time.monotonic() - started, seed)
+
+
+def _draw_by_server(client: ServerClient, order: Order, seed: int) -> Drawing:
+    settings = {
+        "negative_prompt": order.negative_prompt,
+        "guidance_scale": order.guidance_scale,
+        "temperature": order.temperature,
+    }
+    started = time.monotonic()
+    images = client.generate_images(order.prompt, seed, order.num_images, **settings)
+    return Drawing(images, 1, 1, time.monotonic() - started, seed)
 
 
 def _check(order: Order) -> Order:

@@ -21,6 +21,7 @@ from evotok.app.examples import Examples, find_examples
 from evotok.app.inside import Inspection, inspect, swap
 from evotok.app.limits import QUEUE_LENGTH, STATE_SECONDS, check_number, open_upload
 from evotok.commands.conversation import Conversation, rewind
+from evotok.serving.client import ServerClient
 from evotok.training.messages import one_line
 
 
@@ -43,12 +44,13 @@ AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden
 
 
 def build_page(model, processor, folder: Path) -> gr.Blocks:
-    """Builds the page over a model and its processor.
+    """Builds the page over a model and its processor, or over a `ServerClient` and None, which look inside nothing.
 
     Args:
         folder: for the images of the examples.
     """
-    examples = find_examples(model.config.vq_config.image_size, folder)
+    is_served = processor is None
+    examples = find_examples(model.image_size if is_served else model.config.vq_config.image_size, folder)
     with gr.Blocks(title="EvoTok", analytics_enabled=False, delete_cache=(STATE_SECONDS, STATE_SECONDS)) as page:
         gr.Markdown(_headline(model), elem_id="title")
         with gr.Tabs() as tabs:
@@ -56,8 +58,9 @@ def build_page(model, processor, folder: Path) -> gr.Blocks:
                 conversation, transcript = _chat_tab(model, processor, examples)
             with gr.Tab("Draw", id="draw"):
                 drawn, chosen, ask, look = _draw_tab(model, processor, examples)
-            with gr.Tab("Look inside", id="inside"):
-                source = _inside_tab(model, processor, examples)
+            if not is_served:
+                with gr.Tab("Look inside", id="inside"):
+                    source = _inside_tab(model, processor, examples)
 
         def ask_about(drawn: Drawing | None, chosen: int, state: Conversation | None) -> tuple:
             state = state or Conversation()
@@ -65,12 +68,15 @@ def build_page(model, processor, folder: Path) -> gr.Blocks:
             return gr.Tabs(selected="chat"), state, _transcript(state, transcript.GRADIO_CACHE)
 
         ask.click(_friendly(ask_about), [drawn, chosen, conversation], [tabs, conversation, transcript], **DECODING)
-        look.click(_friendly(_look_into), [drawn, chosen], [tabs, source], **DECODING)
+        if not is_served:
+            look.click(_friendly(_look_into), [drawn, chosen], [tabs, source], **DECODING)
     page.queue(max_size=QUEUE_LENGTH, api_open=False)
     return page
 
 
 def _headline(model) -> str:
+    if isinstance(model, ServerClient):
+        return f"# EvoTok\nOne model that understands and generates images.\n\n`{model.model}` at `{model.url}`"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     size = f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
     config = model.config.vq_config
@@ -255,7 +261,10 @@ def _draw_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State,
             )  # fmt: skip
             with gr.Row(elem_classes="buttons"):
                 ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask", interactive=False)
-                look = gr.Button("Look inside it", size="sm", min_width=120, scale=0, elem_id="look", interactive=False)
+                look = gr.Button(
+                    "Look inside it", size="sm", min_width=120, scale=0, elem_id="look", interactive=False,
+                    visible=processor is not None,
+                )  # fmt: skip
         with gr.Column(min_width=280, elem_id="draw-settings"):
             guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
             count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])

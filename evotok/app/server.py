@@ -11,7 +11,6 @@ import socket
 import tempfile
 import threading
 import time
-from asyncio import TimerHandle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +18,15 @@ from typing import Any, NamedTuple
 
 import fastapi
 import gradio as gr
-import h11
 import uvicorn
 from starlette.middleware import Middleware
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from evotok.app.gate import Gate
 from evotok.app.limits import CONNECTIONS, CONNECTIONS_OF_ADDRESS, HEAD_SECONDS, MAX_UPLOAD_BYTES
 from evotok.app.page import build_page
 from evotok.app.theme import CSS, HEAD, THEME
 from evotok.app.visitors import Visitors
+from evotok.connections import TimedConnection
 
 
 START_SECONDS = 60
@@ -44,43 +42,11 @@ class Served(NamedTuple):
     shared_url: str | None = None
 
 
-class Connection(H11Protocol):
-    """A connection that is closed unless the head of each request comes in time; one address has only so many."""
+class Connection(TimedConnection):
+    """A connection to the page."""
 
-    _timer: TimerHandle | None = None
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        address = self.client[0] if self.client else None
-        of_address = sum(bool(other.client) and other.client[0] == address for other in self.connections)
-        if of_address > CONNECTIONS_OF_ADDRESS:
-            transport.abort()
-        else:
-            self._watch_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_timer()
-
-    def _watch_head(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_waiting)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _close_if_waiting(self) -> None:
-        self._timer = None
-        if self.conn.their_state is h11.IDLE:
-            self.transport.close()
+    head_seconds = HEAD_SECONDS
+    most_of_address = CONNECTIONS_OF_ADDRESS
 
 
 @contextmanager
@@ -90,6 +56,7 @@ def serve(
     """Serves the page over a model inside the context; what visitors uploaded is deleted at its end.
 
     Args:
+        model: an EvoTok model; or a `ServerClient`, with `processor` None.
         listener: bound socket, which is closed at the end.
         hosts: names by which visitors may call this machine, beside `localhost` and addresses in numbers.
         share: also make a public address, through Gradio's servers.

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
-from evotok.commands.options import Checkpoint
+from evotok.commands.options import CHECKPOINT
 
 
 EXAMPLES = """  evotok app
   evotok app runs/mini/gen --port 8080
+  evotok app --server http://127.0.0.1:8000
   evotok app --host 0.0.0.0          for everybody in the network"""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = range(7860, 7960)
@@ -21,7 +22,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def run(
-    checkpoint: Checkpoint = "mini",
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen at")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=65535, help="port; the first free one from 7860 by default")
@@ -30,16 +31,36 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME", help="name that visitors call the page by, behind a reverse proxy; may repeat"),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")
+    ] = None,
     share: Annotated[bool, typer.Option("--share", help="a public address as well, through Gradio's servers")] = False,
 ) -> None:
-    """Serve a page in your browser: chat about images, generate them, look inside their codes."""
-    find_checkpoint(checkpoint)
+    """Serve a page in your browser: chat about images, generate them, look inside their codes.
+
+    CHECKPOINT is mini by default.
+    """
+    if checkpoint is not None and server is not None:
+        raise ValueError("give a CHECKPOINT or the --server of a model that runs, not both.")
+    if server is None:
+        find_checkpoint(checkpoint or "mini")
     with listen(host, port) as listener:  # from now on: nobody takes the port while the model is loaded
         try:
             import gradio  # noqa: F401 - looked for before the model is loaded
         except ImportError:
             raise ImportError("the page needs Gradio: pip install 'evotok[app]'") from None
-        model, processor = load_multimodal(checkpoint)
+        if server is None:
+            model, processor = load_multimodal(checkpoint or "mini")
+        else:
+            from evotok.serving.client import ServerClient
+
+            model, processor = ServerClient(server, api_key), None
         from evotok.app.server import serve
 
         if host not in LOOPBACK:

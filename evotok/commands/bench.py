@@ -13,19 +13,22 @@ from evotok.commands.terminal import say
 
 EXAMPLES = """  evotok bench quantizer --threads 2
   evotok bench generate --dtype float32 --json generate.json
-  evotok bench loss --size tiny"""
+  evotok bench loss --size tiny
+  evotok bench serve --repeats 1        # with vLLM where it is installed"""
 SUITES = {
     "quantizer": "quantizer",
     "depth": "depth",
     "generate": "generation",
     "loss": "losses",
+    "serve": "serving",
     "train": "training",
 }
 
 
 def run(
     suite: Annotated[
-        Literal["quantizer", "depth", "generate", "loss", "train"], typer.Argument(metavar="SUITE", help="what to time")
+        Literal["quantizer", "depth", "generate", "loss", "serve", "train"],
+        typer.Argument(metavar="SUITE", help="what to time"),
     ],
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")

@@ -1,13 +1,14 @@
 """`evotok eval`: a suite of measurements on a checkpoint, into a folder of its own."""
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +19,13 @@ from evotok.commands.recipes import find_recipe
 from evotok.commands.terminal import say
 
 
+if TYPE_CHECKING:
+    from evotok.serving.pool import ServerPool
+
 EXAMPLES = """  evotok eval reconstruction mini
   evotok eval trajectory runs/mini/gen --out results/trajectory
   evotok eval compare results/reconstruction-a results/reconstruction-b
+  evotok eval geneval evotok-7b prompts=evaluation_metadata.jsonl ... engine=http://a:8000,http://b:8000
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
 SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie there, too
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
@@ -127,7 +132,8 @@ def _measure(
         with _begun(out, circumstances) if workers.is_main else nullcontext():
             workers.wait()
             known = {key: circumstances[key] for key in ("versions", "checkpoint_sha256")}
-            report = suite.run(Evaluation(settings, inputs, out, workers, load, files, **known))
+            evaluation = Evaluation(settings, inputs, out, workers, load, files, **known, servers=_servers(settings))
+            report = suite.run(evaluation)
         circumstances["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
             results = _write(out, circumstances, report)
@@ -135,6 +141,16 @@ def _measure(
         return None, []
     lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
     return results, [*lines, f"{out / 'README.md'}"]
+
+
+def _servers(settings: Any) -> "ServerPool | None":
+    """The servers of the option `engine`."""
+    addresses = getattr(settings, "engine", None)
+    if addresses is None:
+        return None
+    from evotok.serving.pool import ServerPool
+
+    return ServerPool([url.strip() for url in addresses.split(",")], os.environ.get("EVOTOK_API_KEY"))
 
 
 def read_options(cls: type, suite: str, config: str | None, words: list[str]) -> Any:

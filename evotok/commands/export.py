@@ -80,9 +80,13 @@ def run(
 
 def _set_sampling(generation_config, processor, sampling: dict[str, Any]) -> None:
     """The values that the command line gives, and the unconditional prompt: pipelines know no other than the saved."""
+    from evotok.modeling_evotok.image_settings_evotok import TEXT_GENERATION_DEFAULTS
+
     for name, value in sampling.items():
         if value is not None:
             setattr(generation_config, name, value)
+    if generation_config.do_sample is None and generation_config.temperature is None:  # trained by a former version
+        generation_config.update(**TEXT_GENERATION_DEFAULTS)
     silence = [{"role": "user", "content": ""}]
     inputs = processor.apply_chat_template(silence, generation_mode="image", tokenize=True, return_dict=True)
     generation_config.image_negative_prompt_ids = list(inputs["negative_prompt_ids"][0])

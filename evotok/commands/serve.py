@@ -1,7 +1,8 @@
 """`evotok serve`: an OpenAI-compatible server that chats about images and generates them."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from evotok.commands.options import Checkpoint
 
 EXAMPLES = """  evotok serve mini
   evotok serve runs/mini/gen --port 8080 --max-batch 32
+  evotok serve evotok-7b --engine vllm --max-batch 64 --engine-option tensor_parallel_size=2
   EVOTOK_API_KEY=... evotok serve evotok-7b --host 0.0.0.0
   evotok chat --server http://127.0.0.1:8000"""
 
@@ -41,9 +43,13 @@ def run(
             metavar="NAME",
             callback=check_engine,
             autocompletion=complete_engine,
-            help="what runs the model; there is one so far",
+            help="what runs the model: transformers, in this process, or vllm, if it is installed",
         ),
     ] = "transformers",
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="of vLLM's engine, such as tensor_parallel_size=2; may repeat"),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key that clients must send"),
@@ -71,6 +77,7 @@ def run(
 ) -> None:
     """Serve a checkpoint through OpenAI's interface: chat about images, streamed, and image generation."""
     found = find_checkpoint(checkpoint)
+    options = _read_engine_options(engine_option or ())
     _check_access(host, api_key, allow_anonymous)
     max_images = min(8, max_batch) if max_images is None else max_images
     if max_images > max_batch:
@@ -98,7 +105,28 @@ def run(
         metrics = Metrics()
         name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
         hosts = LOOPBACK if host in LOOPBACK and api_key is None else None
-        serve(ENGINES[engine](checkpoint, max_batch, metrics), name, limits, metrics, listener, api_key, hosts)
+        loaded = ENGINES[engine](checkpoint, max_batch, metrics, options)
+        serve(loaded, name, limits, metrics, listener, api_key, hosts)
+
+
+def _read_engine_options(words: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE`, whose value is YAML: a number, a word, true, or {a: 1}.
+
+    Raises:
+        ValueError: something else.
+    """
+    import yaml
+
+    options = {}
+    for word in words:
+        name, is_given, value = word.partition("=")
+        try:
+            if not is_given or not name.isidentifier():
+                raise ValueError
+            options[name] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise ValueError(f"--engine-option {word}: give NAME=VALUE, such as tensor_parallel_size=2.") from None
+    return options
 
 
 def _check_access(host: str, api_key: str | None, allow_anonymous: bool) -> None:

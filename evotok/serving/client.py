@@ -1,4 +1,4 @@
-"""A client of a running server for `evotok chat --server`, with the standard library alone."""
+"""A client of a running server, for commands that take `--server` or `engine=`, with the standard library alone."""
 
 import base64
 import http.client
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TIMEOUT_SECONDS = 600.0
+BUSY = (429, 502, 503, 504)
+"""Statuses of a server, or of a proxy before it, that say nothing of the request."""
 _NO_SERVER = "this is no server of OpenAI's interface: give another --server."
+
+
+class BusyServerError(ValueError):
+    """A server that cannot answer now, because it is full or not there: another one may, or the same one later."""
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -45,7 +51,8 @@ class ServerClient:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._opener = build_opener(_NoRedirects)
         try:
-            self.model = self._json("/v1/models")["data"][0]["id"]
+            found = self._json("/v1/models")["data"][0]
+            self.model, self.image_size = found["id"], found.get("image_size")
         except (KeyError, IndexError, TypeError):
             raise ValueError(f"{self.url}: {_NO_SERVER}") from None
 
@@ -67,35 +74,43 @@ class ServerClient:
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
 
-    def generate_image(self, prompt: str, seed: int) -> "Image.Image":
-        """Generates one image with the server's own settings.
+    def generate_image(self, prompt: str, seed: int, **settings: Any) -> "Image.Image":
+        """Generates one image.
+
+        Args:
+            settings: fields of the request such as `guidance_scale`; those left out are the server's.
 
         Raises:
-            ValueError: what the server refuses, in its words.
+            ValueError: what the server refuses, in its words; `BusyServerError` where it only cannot answer now.
         """
+        return self.generate_images(prompt, seed, 1, **settings)[0]
+
+    def generate_images(self, prompt: str, seed: int, count: int, **settings: Any) -> list["Image.Image"]:
+        """Generates images of one prompt, the seeds `seed`, `seed + 1` and so on; raises as `generate_image`."""
         from evotok.processing.image_loading_evotok import load_image
 
-        body = {"model": self.model, "prompt": prompt, "seed": seed, "response_format": "b64_json"}
-        found = self._json("/v1/images/generations", body)
-        return load_image(base64.b64decode(found["data"][0]["b64_json"]))
+        body = {"model": self.model, "prompt": prompt, "seed": seed, "n": count, "response_format": "b64_json"}
+        found = self._json("/v1/images/generations", body | settings)
+        return [load_image(base64.b64decode(item["b64_json"])) for item in found["data"]]
 
     def _json(self, path: str, body: dict[str, Any] | None = None) -> Any:
         with self._open(path, body) as response:
             try:
                 return json.load(response)
             except (ValueError, OSError, http.client.HTTPException):
-                raise ValueError(f"{self.url}: {_NO_SERVER}") from None
+                raise BusyServerError(f"{self.url}: {_NO_SERVER}") from None
 
     def _open(self, path: str, body: dict[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         try:
             return self._opener.open(Request(self.url + path, data, self._headers), timeout=TIMEOUT_SECONDS)
         except HTTPError as error:
-            raise ValueError(f"{self.url}: {_reason(error)}") from None
+            kind = BusyServerError if error.code in BUSY else ValueError
+            raise kind(f"{self.url}: {_reason(error)}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-            raise ValueError(
+            raise BusyServerError(
                 f"{self.url}: no server answers ({reason}): start one with `evotok serve`, or give another --server."
             ) from None
 

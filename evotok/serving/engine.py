@@ -5,7 +5,7 @@ A request is aborted by closing its iterator or cancelling its task: no engine m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 
@@ -114,17 +114,36 @@ class Engine(ABC):
         """Ends what runs; requests that are still open fail."""
 
 
-def load_transformers(checkpoint: str, max_batch: int, metrics: "Metrics") -> Engine:
+def load_transformers(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapping[str, Any]) -> Engine:
     """Loads a checkpoint for batched generation with Transformers in this process.
 
     Raises:
-        ValueError: no such checkpoint, or one that cannot be loaded.
+        ValueError: no such checkpoint, or one that cannot be loaded; options, of which there are none.
     """
+    if options:
+        raise ValueError(f"--engine-option {next(iter(options))}: the engine transformers has none: leave it out.")
     from evotok.commands.checkpoints import load_multimodal
     from evotok.serving.transformers_engine import TransformersEngine
 
     return TransformersEngine(*load_multimodal(checkpoint), max_batch, metrics)
 
 
-ENGINES: dict[str, Callable[[str, int, "Metrics"], Engine]] = {"transformers": load_transformers}
-"""Name -> function of checkpoint, largest batch and metrics."""
+def load_vllm(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapping[str, Any]) -> Engine:
+    """Starts vLLM with a checkpoint in processes of its own.
+
+    Raises:
+        ValueError: no such checkpoint, or one that vLLM cannot serve.
+        ImportError: vLLM is not installed.
+    """
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        raise ImportError("vLLM is not installed: docs/serving.md says how, or take --engine transformers") from None
+    from evotok.vllm.engine import load_vllm as load
+
+    return load(checkpoint, max_batch, metrics, options)
+
+
+Loader = Callable[[str, int, "Metrics", Mapping[str, Any]], Engine]
+ENGINES: dict[str, Loader] = {"transformers": load_transformers, "vllm": load_vllm}
+"""Name -> function of checkpoint, largest batch, metrics and options of the engine's own."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from evotok.connections import TimedConnection
 from evotok.serving.app import build_app
 from evotok.serving.engine import Engine
 from evotok.serving.limits import Limits
@@ -42,6 +43,7 @@ def serve(
     """
     config = uvicorn.Config(
         build_app(engine, model, limits, metrics, api_key, hosts),
+        http=TimedConnection,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,0 +1,210 @@
+"""Images that an engine generates along with other requests: whose a row of the batch is, and the codes of a step.
+
+An image is one request, or with guidance two that share nothing but its codes. Every position of it is one step:
+
+    hidden states of all rows that draw -> depth decoder -> codes, level by level -> their sum, next input of both rows
+
+The engine knows the token `image_generation_token_id` alone, at each of N positions. A row whose partner is not in the
+same step is held: it is drawn in a later one, and no result depends on which.
+
+Shapes: R rows, H width of the language model, N positions, L levels, K codebook size, C codebook width.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from evotok.modeling_evotok.image_settings_evotok import IMAGE_GENERATION_DEFAULTS
+from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
+from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
+
+
+KEY = "evotok_image"
+"""Of a request's extra arguments (`SamplingParams.extra_args`): a `Row` as a dict."""
+SETTINGS = tuple(name.removeprefix("image_") for name in IMAGE_GENERATION_DEFAULTS)
+
+
+class Row(NamedTuple):
+    """One of the rows of an image.
+
+    Args:
+        image: name of the image; that of both rows of a guided one.
+        is_conditional: False for the row of the negative prompt.
+        seed: of the image.
+        settings: values of `SETTINGS`, all of them.
+    """
+
+    image: str
+    is_conditional: bool
+    seed: int
+    settings: tuple[float | int | bool | None, ...]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the image has two rows."""
+        return self.settings[SETTINGS.index("guidance_scale")] != 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `read_row` reads."""
+        return self._asdict() | {"settings": list(self.settings)}
+
+
+def read_row(extra_args: Mapping[str, Any] | None) -> Row | None:
+    """The row that a request is, or None for a request of text."""
+    content = (extra_args or {}).get(KEY)
+    return None if content is None else Row(**content | {"settings": tuple(content["settings"])})
+
+
+class RowStep(NamedTuple):
+    """What a step computes of one row.
+
+    Args:
+        index: in the batch.
+        row: whose it is.
+        first_token: of the batch's tokens, the first one of this row.
+        first_position: position of the image that this token is; below 0 it is of the prompt.
+        count: tokens in this step.
+        is_complete: whether they are all that there are yet, so that the next position can be drawn.
+    """
+
+    index: int
+    row: Row
+    first_token: int
+    first_position: int
+    count: int
+    is_complete: bool
+
+    @property
+    def next_position(self) -> int:
+        """Position that the last of its tokens predicts."""
+        return self.first_position + self.count
+
+
+class _Image:
+    """Codes of an image so far, their sums, and its generator."""
+
+    def __init__(self, seed: int, positions: int, width: int, device: torch.device):
+        self.features = torch.zeros(positions, width, device=device)  # (N, C)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+
+class _GroupedSampler:
+    """Draws one code for each row, by the settings of the row's image.
+
+    Args:
+        groups: indices of rows, and the sampler of all of them: [conditional; unconditional] where it is guided.
+    """
+
+    def __init__(self, groups: Sequence[tuple[torch.LongTensor, EvoTokCodeSampler]]):
+        self.groups = groups
+
+    def __call__(self, logits: torch.Tensor) -> torch.LongTensor:
+        """(R, K) -> (R,) int64."""
+        codes = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+        for rows, sampler in self.groups:
+            codes[rows] = sampler(logits[rows])
+        return codes
+
+
+class Drawings:
+    """The images that are being drawn, by name.
+
+    Args:
+        depth_decoder: in evaluation mode, on the device of the language model.
+        codebooks: (L, K, C) entries of the levels that are drawn, float32.
+        positions: N.
+    """
+
+    def __init__(self, depth_decoder: EvoTokDepthDecoder, codebooks: torch.Tensor, positions: int):
+        self._decoder, self._codebooks, self._positions = depth_decoder, codebooks, positions
+        self._images: dict[str, _Image] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forgets all images but these."""
+        for name in self._images.keys() - names:
+            del self._images[name]
+
+    def inputs(self, steps: Sequence[RowStep]) -> tuple[torch.LongTensor, torch.Tensor] | None:
+        """The tokens of a step that are positions of images, and the sums of their codes.
+
+        Returns:
+            (T,) indices of the batch's tokens, (T, C); None when there are none.
+        """
+        tokens, features = [], []
+        for step in steps:
+            start, stop = max(step.first_position, 0), step.next_position
+            if stop > start:
+                first = step.first_token + start - step.first_position
+                tokens += range(first, first + stop - start)
+                features.append(self._images[step.row.image].features[start:stop])
+        return (torch.tensor(tokens, device=features[0].device), torch.cat(features)) if tokens else None
+
+    @torch.no_grad()
+    def draw(self, steps: Sequence[RowStep], hidden: torch.Tensor) -> list[torch.LongTensor | None]:
+        """Draws the next position of every image whose rows are all complete in this step.
+
+        Args:
+            steps: of all rows that draw.
+            hidden: (R, H) of the last token of each of them.
+
+        Returns:
+            For each step its codes (L,), int64, -1 where the model's scores were not finite; None for a row that is
+            held, or not complete.
+        """
+        pairs = self._pair(steps)
+        drawn: list[torch.LongTensor | None] = [None] * len(steps)
+        if not pairs:
+            return drawn
+        order = [index for pair in pairs for index in pair]
+        groups = self._group(pairs, steps, hidden.device)
+        codes, features = self._decoder.generate_codes(hidden[order], self._codebooks, _GroupedSampler(groups))
+        for rows, sampler in groups:
+            if sampler.failed:
+                codes[rows] = -1
+        for row, index in enumerate(order):
+            step = steps[index]
+            self._images[step.row.image].features[step.next_position] = features[row]
+            drawn[index] = codes[row]
+        return drawn
+
+    def _pair(self, steps: Sequence[RowStep]) -> list[tuple[int, ...]]:
+        """Indices of the rows of each image that can be drawn, the conditional row first."""
+        complete: dict[str, dict[bool, int]] = {}
+        for index, step in enumerate(steps):
+            if step.is_complete and 0 <= step.next_position < self._positions:
+                complete.setdefault(step.row.image, {})[step.row.is_conditional] = index
+        return [
+            (rows[True], rows[False]) if len(rows) == 2 else (rows[True],)
+            for rows in complete.values()
+            if len(rows) == 2 or (True in rows and not steps[rows[True]].row.is_guided)
+        ]
+
+    def _group(
+        self, pairs: Sequence[tuple[int, ...]], steps: Sequence[RowStep], device: torch.device
+    ) -> list[tuple[torch.LongTensor, EvoTokCodeSampler]]:
+        """Rows of equal settings, in the order of `pairs` one after another."""
+        groups: dict[tuple, list[tuple[int, ...]]] = {}
+        generators: dict[tuple, list[torch.Generator]] = {}
+        position = 0
+        for pair in pairs:
+            row = steps[pair[0]].row
+            if row.image not in self._images:
+                width = self._codebooks.shape[-1]
+                self._images[row.image] = _Image(row.seed, self._positions, width, self._codebooks.device)
+            groups.setdefault(row.settings, []).append(tuple(range(position, position + len(pair))))
+            generators.setdefault(row.settings, []).append(self._images[row.image].generator)
+            position += len(pair)
+        found = []
+        for settings, members in groups.items():
+            rows = torch.tensor([rows[kind] for kind in range(len(members[0])) for rows in members], device=device)
+            sampler = EvoTokCodeSampler(
+                **dict(zip(SETTINGS, settings, strict=True)),
+                generator=generators[settings],
+                failed=torch.zeros((), dtype=torch.bool, device=device),
+            )
+            found.append((rows, sampler))
+        return found

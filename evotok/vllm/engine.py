@@ -1,0 +1,291 @@
+"""The engine `vllm` of `evotok serve`: vLLM's continuous batching behind the interface of `evotok.serving`.
+
+    chat     one request of vLLM; prompts are rendered here, so that what a conversation may hold is checked as ever
+    images   one request an image, two with guidance; codes come back as logprobs, and the worker decodes them
+
+vLLM is not among the requirements of this package, see docs/serving.md.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from evotok import EvoTokConfig, EvoTokProcessor
+from evotok.commands.checkpoints import find_checkpoint
+from evotok.inference import read_chat, read_image_prompt
+from evotok.modeling_evotok.image_settings_evotok import read_settings
+from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
+from evotok.serving.engine import (
+    ChatRequest,
+    Engine,
+    EngineError,
+    GeneratedImages,
+    ImageRequest,
+    RequestError,
+    TextPiece,
+)
+from evotok.serving.metrics import Metrics
+from evotok.vllm.drawing import KEY, SETTINGS, Row
+
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+MAX_VLLM_SEED = 2**63
+MAX_IMAGES = 64
+"""Most in one conversation; the server's own limit is lower, and vLLM tries as many at its start."""
+CPU_CACHE_BYTES = 2**32
+"""Most that the keys and values take by default where there is no GPU, whose memory vLLM shares out itself."""
+
+
+def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mapping[str, Any] | None = None) -> Engine:
+    """Starts vLLM with a checkpoint.
+
+    Args:
+        options: arguments of vLLM's engine (`AsyncEngineArgs`), which count before those that are set here.
+
+    Raises:
+        ValueError: no such checkpoint, or one with adapters, or what vLLM refuses.
+    """
+    found = find_checkpoint(checkpoint)
+    if found.base is not None:
+        raise ValueError(f"{checkpoint}: adapters on another checkpoint: merge them with `evotok export`.")
+    config = EvoTokConfig.from_pretrained(found.folder)
+    processor = EvoTokProcessor.from_pretrained(found.folder)
+    arguments = engine_arguments(str(found.folder), config, max_batch) | dict(options or {})
+    try:
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except TypeError as error:  # an argument that vLLM has not
+        raise ValueError(f"--engine-option: {error}") from error
+    return VllmEngine(engine, config, processor, GenerationConfig.from_pretrained(found.folder), max_batch, metrics)
+
+
+def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[str, Any]:
+    """Arguments of vLLM's engine, without which it could not generate images, or would serve others than asked for."""
+    text, positions = config.text_config, config.vq_config.num_positions
+    rows, length = 2 * max_batch, text.max_position_embeddings  # a guided image is two rows
+    arguments = {
+        "model": folder,
+        "max_model_len": length,
+        "max_num_seqs": rows,
+        "limit_mm_per_prompt": {"image": min(MAX_IMAGES, max(1, length // positions))},
+        "scheduler_cls": "evotok.vllm.scheduler.EvoTokScheduler",
+        "worker_cls": "evotok.vllm.worker.EvoTokWorker",
+        "async_scheduling": False,
+        "logprobs_mode": "raw_logits",
+        "max_logprobs": max(20, config.vq_config.num_pixel_codebooks),
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * 4 * length * rows
+        arguments |= {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": min(cache, CPU_CACHE_BYTES),
+        }
+    return arguments
+
+
+class VllmEngine(Engine):
+    """Sends requests to vLLM, which batches them token by token.
+
+    Args:
+        engine: with the arguments of `engine_arguments`.
+        config, processor, generation: of its checkpoint.
+        max_batch: conversations, or images, at once, which the figures of waiting requests go by.
+        metrics: that are kept up.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncLLM,
+        config: EvoTokConfig,
+        processor: EvoTokProcessor,
+        generation: GenerationConfig,
+        max_batch: int,
+        metrics: Metrics,
+    ):
+        self._engine, self._config, self._processor, self._generation = engine, config, processor, generation
+        self._metrics = metrics
+        self.image_size = config.vq_config.image_size
+        # What reads prompts asks a model for this alone.
+        self._model = SimpleNamespace(config=config, device=torch.device("cpu"))
+        self._reader = ThreadPoolExecutor(1, "evotok-reader")
+        self._open, self._is_closed = 0, False
+        metrics.watch(lambda: max(0, self._open - max_batch), lambda: min(self._open, max_batch))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether vLLM runs."""
+        return not self._is_closed and not self._engine.errored
+
+    def fit_image(self, image: Image.Image) -> Image.Image:
+        """Resizes an input image as the image processor does; what it makes of the result is the same as of `image`."""
+        pixels = self._processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        return self._processor.post_process_image_generation(pixels)[0]
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
+        """Generates an answer."""
+        prompt, room = await self._read(self._read_chat, request.messages)
+        params = SamplingParams(
+            max_tokens=min(request.max_tokens, room),
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            seed=None if request.seed is None else request.seed % MAX_VLLM_SEED,
+            output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        )
+        tokens = 0
+        async for output in self._run(prompt, params):
+            [answer] = output.outputs
+            tokens += len(answer.token_ids)
+            self._metrics.tokens.inc(len(answer.token_ids))
+            yield TextPiece(answer.text, answer.finish_reason, len(output.prompt_token_ids or ()), tokens)
+
+    async def generate_images(self, request: ImageRequest) -> GeneratedImages:
+        """Generates images, each of them in a batch with whatever else there is."""
+        conversation = [{"role": "user", "content": [{"type": "text", "text": request.prompt}]}]
+        given = conversation, request.negative_prompt, request.seeds
+        codes, tokens = await self.generate_codes(*given, **dict(request.sampling))
+        [files, *_] = await self._call("decode_images", codes)
+        size = self.image_size, self.image_size
+        images = [Image.frombytes("RGB", size, file) for file in files]
+        self._metrics.images.inc(len(images))
+        return GeneratedImages(images, tokens, self._config.vq_config.num_positions * len(images))
+
+    async def generate_codes(
+        self, messages: list[dict[str, Any]], negative_prompt: str, seeds: Sequence[int], **sampling: Any
+    ) -> tuple[list[list[list[int]]], int]:
+        """Generates the codes of images.
+
+        Args:
+            messages: what is asked for, as the chat template reads it, with PIL images or without.
+            seeds: one for each image.
+            sampling: arguments of `generate(generation_mode="image")`; what is left out is the checkpoint's own.
+
+        Returns:
+            Codes (M, N, L), and the tokens of the prompt.
+
+        Raises:
+            RequestError: the prompt does not fit into the context, or a setting is out of its range.
+            EngineError: vLLM has ended, or the model's scores are not finite.
+        """
+        try:
+            settings = read_settings(self._generation, None, dict(sampling))
+            values = {name: settings[name] for name in SETTINGS}
+            EvoTokCodeSampler(**values)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        prompts, tokens = await self._read(self._read_image_prompts, messages, negative_prompt)
+        rows = [Row(uuid.uuid4().hex, True, seed, tuple(values.values())) for seed in seeds]
+        return await _gather([self._draw(row, prompts) for row in rows]), tokens
+
+    def close(self) -> None:
+        """Ends vLLM's processes."""
+        self._is_closed = True
+        self._engine.shutdown()
+        self._reader.shutdown(wait=False)
+
+    def _read_chat(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+        """A prompt of vLLM, and how many tokens there is room for."""
+        inputs, room = read_chat(self._model, self._processor, messages)
+        return self._to_prompt(messages, inputs["input_ids"], add_generation_prompt=True), room
+
+    def _read_image_prompts(
+        self, messages: list[dict[str, Any]], negative_prompt: str
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Both prompts of an image, and the tokens of the first."""
+        inputs = read_image_prompt(self._model, self._processor, messages, negative_prompt)
+        prompt = self._to_prompt(messages, inputs["input_ids"], generation_mode="image")
+        negative = {"prompt_token_ids": inputs["negative_prompt_ids"][0].tolist()}
+        return [prompt, negative], inputs["input_ids"].shape[1]
+
+    def _to_prompt(self, messages: list[dict[str, Any]], ids: torch.Tensor, **template: Any) -> dict[str, Any]:
+        """A prompt of vLLM; where there are images in it, their places are filled in there."""
+        images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+        if not images:
+            return {"prompt_token_ids": ids[0].tolist()}
+        text = self._processor.apply_chat_template(messages, tokenize=False, **template)
+        return {"prompt": text, "multi_modal_data": {"image": images}}
+
+    async def _read(self, read: Callable, *content: Any) -> Any:
+        """Reads a prompt in the one thread that may use the processor's tokenizer."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, read, *content)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
+    async def _run(self, prompt: dict[str, Any], params: SamplingParams) -> AsyncIterator[Any]:
+        """Outputs of one request of vLLM, which is aborted when nobody reads them any more."""
+        self._open += 1
+        try:
+            async for output in self._engine.generate(prompt, params, uuid.uuid4().hex):
+                yield output
+        except EngineDeadError as error:
+            raise EngineError("vLLM has ended; its log says why.") from error
+        finally:
+            self._open -= 1
+
+    async def _draw(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
+        """Codes (N, L) of an image."""
+        rows = [row, row._replace(is_conditional=False)] if row.is_guided else [row]
+        outputs = await _gather([self._draw_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)])
+        codes = outputs[0]
+        if len(codes) != self._config.vq_config.num_positions or min(map(min, codes)) < 0:
+            raise EngineError("The model's scores of codes are NaN or infinite, so no image was generated.")
+        return codes
+
+    async def _draw_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:
+        levels = list(range(self._config.vq_config.num_pixel_codebooks))
+        params = SamplingParams(
+            max_tokens=self._config.vq_config.num_positions,
+            temperature=0.0,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=len(levels),
+            logprob_token_ids=levels,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: row.to_dict()},
+        )
+        # After the prompt all tokens are equal, whatever the codes: no other request may take its blocks for its own.
+        prompt = prompt | {"cache_salt": f"{row.image}-{row.is_conditional}"}
+        [output] = [output async for output in self._run(prompt, params)]
+        if output.outputs[0].finish_reason != "length":
+            raise EngineError("vLLM ended this image early.")
+        return [[int(found[level].logprob) for level in levels] for found in output.outputs[0].logprobs]
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        """What every worker answers."""
+        try:
+            return await self._engine.collective_rpc(method, args=args)
+        except EngineDeadError as error:
+            raise EngineError("vLLM has ended; its log says why.") from error
+
+    async def count_images(self) -> int:
+        """Images that the workers keep anything of."""
+        return max(await self._call("count_images"))
+
+
+async def _gather(work: "list[Coroutine[Any, Any, Any]]") -> list[Any]:
+    """Results in order; the first failure, or a cancellation, cancels all."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

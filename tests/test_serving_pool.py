@@ -1,0 +1,96 @@
+"""Several running servers that share the images of an evaluation."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from conftest import build_chat_model
+
+
+pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+pytest.importorskip("openai")
+
+from served import running
+
+from evotok.eval.generation import generate_images
+from evotok.serving import pool as pool_module
+from evotok.serving.client import BusyServerError
+from evotok.serving.pool import ServerPool
+
+
+ORDERS = [("a red cat", 1), ("a dog, please", 2), ("a red cat", 3), ("the blue one", 4), ("a dog", 5)]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return build_chat_model()
+
+
+@pytest.fixture(scope="module")
+def served(parts):
+    with running(parts) as server:
+        yield server
+
+
+class Overloaded(BaseHTTPRequestHandler):
+    """Lists a model, and answers nothing else than that it is full."""
+
+    image_size = 32
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "tiny", "image_size": self.image_size}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(429, {"error": {"message": "64 requests are open"}})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def overloaded():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Overloaded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_images_are_those_of_their_seeds_whoever_generates_them(parts, served, overloaded, monkeypatch):
+    monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.05)
+    pool = ServerPool([served.url, overloaded, f"{served.url}/v1"], at_once=2)
+    assert pool.at_once == 6
+    found = dict(pool.generate_images(ORDERS, guidance_scale=3.0, top_k=10))
+    prompts, seeds = zip(*ORDERS, strict=True)
+    pixels = generate_images(*parts, prompts, 3.0, seeds=seeds, top_k=10)
+    for index, image in enumerate(parts[1].post_process_image_generation(pixels)):
+        assert abs(np.asarray(image).astype(int) - np.asarray(found[index])).max() <= 1, "where sums are rounded"
+
+
+def test_servers_that_never_answer_are_given_up(overloaded, monkeypatch):
+    monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.2)
+    with pytest.raises(BusyServerError, match="64 requests are open"):
+        list(ServerPool([overloaded]).generate_images(ORDERS))
+
+
+def test_what_a_server_refuses_ends_the_work(served):
+    with pytest.raises(ValueError, match="guidance_scale"):
+        list(ServerPool([served.url]).generate_images(ORDERS, guidance_scale=-1.0))
+
+
+def test_servers_of_other_models_are_refused(served, overloaded, monkeypatch):
+    monkeypatch.setattr(Overloaded, "image_size", 64)
+    with pytest.raises(ValueError, match="servers of different models"):
+        ServerPool([served.url, overloaded])
+    with pytest.raises(ValueError, match="no server answers"):
+        ServerPool([served.url, "http://127.0.0.1:9"])
