@@ -30,7 +30,6 @@ def recipe_of(words, *more):
         "loss.discriminator_channels=16",
         "optimizer.name=trainer",
         "training.seed=5",
-        "training.optim=adafactor",
         "training.lr_scheduler_type=cosine",
     ],
 )
