@@ -152,7 +152,7 @@ sys.exit(code)
         (["convert", "mini", "--to-reference", "--out", "red.png"], 2, "this is there already"),
         (["eval", "reconstrution", "mini"], 2, "Did you mean 'reconstruction'?"),
         (["eval", "reconstruction", "mini", "--config", "nowhere.yaml"], 2, "no such recipe"),
-        (["measure", "--only", "everything"], 2, "not one of"),
+        (["measure", "mni"], 2, "Did you mean 'mini'?"),
         (["bench", "quantizer", "--size", "paper"], 2, "takes full or tiny"),
         (["app", "--host", "no such host"], 2, "cannot listen"),
     ],
@@ -181,7 +181,7 @@ COMPLETED = [
     ("evotok decode --de", "--depth"),
     ("evotok export mini --out a --dtype fl", "float16 float32"),
     ("evotok chat mi", "mini"),
-    ("evotok train configs/mini/tokenizer", "configs/mini/tokenizer-semantics.yaml configs/mini/tokenizer.yaml"),
+    ("evotok train configs/mini/tokenizer", "configs/mini/tokenizer.yaml"),
     ("evotok train configs/mini/gen.yaml training.max_s", "training.max_steps="),
     ("evotok plan configs/mini/gen.yaml --gpu rtx", "rtx3090 rtx4090"),
 ]
