@@ -68,13 +68,22 @@ def read_chat(model, processor, messages: list[dict[str, Any]]) -> tuple["BatchF
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
-    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
+    return inputs, room_after(inputs["input_ids"].shape[1], model.config)
+
+
+def room_after(length: int, config) -> int:
+    """How many tokens an answer may have after a conversation of `length` tokens.
+
+    Raises:
+        ValueError: none.
+    """
+    limit = config.text_config.max_position_embeddings
     if length >= limit:
         raise ValueError(
             f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
             "fewer images, or begin anew."
         )
-    return inputs, limit - length
+    return limit - length
 
 
 def read_image_prompt(

@@ -121,6 +121,8 @@ class TransformersEngine(Engine):
 
     def fit_image(self, image: "Image.Image") -> "Image.Image":
         """Resizes an input image as the image processor does; what it makes of the result is the same as of `image`."""
+        if image.size == (self.image_size, self.image_size) and image.mode == "RGB":
+            return image
         pixels = self._processor.image_processor([image], return_tensors="pt")["pixel_values"]
         return self._processor.post_process_image_generation(pixels)[0]
 

@@ -25,7 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.checkpoints import find_checkpoint
-from evotok.inference import read_chat, read_image_prompt
+from evotok.inference import read_image_prompt, room_after
 from evotok.modeling_evotok.image_settings_evotok import read_settings
 from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 from evotok.serving.engine import (
@@ -135,6 +135,8 @@ class VllmEngine(Engine):
 
     def fit_image(self, image: Image.Image) -> Image.Image:
         """Resizes an input image as the image processor does; what it makes of the result is the same as of `image`."""
+        if image.size == (self.image_size, self.image_size) and image.mode == "RGB":
+            return image
         pixels = self._processor.image_processor([image], return_tensors="pt")["pixel_values"]
         return self._processor.post_process_image_generation(pixels)[0]
 
@@ -201,26 +203,25 @@ class VllmEngine(Engine):
         self._reader.shutdown(wait=False)
 
     def _read_chat(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
-        """A prompt of vLLM, and how many tokens there is room for."""
-        inputs, room = read_chat(self._model, self._processor, messages)
-        return self._to_prompt(messages, inputs["input_ids"], add_generation_prompt=True), room
+        """A prompt of vLLM, which fills in the places of images, and how many tokens there is room for."""
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids, images = self._processor.tokenizer.encode(text, add_special_tokens=False), _images_of(messages)
+        room = room_after(len(ids) + len(images) * (self._processor.num_image_tokens - 1), self._config)
+        if not images:
+            return {"prompt_token_ids": ids}, room
+        return {"prompt": text, "multi_modal_data": {"image": images}}, room
 
     def _read_image_prompts(
         self, messages: list[dict[str, Any]], negative_prompt: str
     ) -> tuple[list[dict[str, Any]], int]:
         """Both prompts of an image, and the tokens of the first."""
         inputs = read_image_prompt(self._model, self._processor, messages, negative_prompt)
-        prompt = self._to_prompt(messages, inputs["input_ids"], generation_mode="image")
+        prompt: dict[str, Any] = {"prompt_token_ids": inputs["input_ids"][0].tolist()}
+        if images := _images_of(messages):
+            text = self._processor.apply_chat_template(messages, tokenize=False, generation_mode="image")
+            prompt = {"prompt": text, "multi_modal_data": {"image": images}}
         negative = {"prompt_token_ids": inputs["negative_prompt_ids"][0].tolist()}
         return [prompt, negative], inputs["input_ids"].shape[1]
-
-    def _to_prompt(self, messages: list[dict[str, Any]], ids: torch.Tensor, **template: Any) -> dict[str, Any]:
-        """A prompt of vLLM; where there are images in it, their places are filled in there."""
-        images = [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
-        if not images:
-            return {"prompt_token_ids": ids[0].tolist()}
-        text = self._processor.apply_chat_template(messages, tokenize=False, **template)
-        return {"prompt": text, "multi_modal_data": {"image": images}}
 
     async def _read(self, read: Callable, *content: Any) -> Any:
         """Reads a prompt in the one thread that may use the processor's tokenizer."""
@@ -278,6 +279,10 @@ class VllmEngine(Engine):
     async def count_images(self) -> int:
         """Images that the workers keep anything of."""
         return max(await self._call("count_images"))
+
+
+def _images_of(messages: list[dict[str, Any]]) -> list[Image.Image]:
+    return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
 async def _gather(work: "list[Coroutine[Any, Any, Any]]") -> list[Any]:
