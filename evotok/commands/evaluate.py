@@ -2,10 +2,9 @@
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -82,8 +81,7 @@ def run(
         find_checkpoint(names[0])
     _read_tree(suite, config, words)
     folder = check_folder(out or Path("results") / _default_name(suite, names))
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where DeepSpeed says that it is there
-        results, lines = _measure(suite, names, words, config, folder, restart)
+    results, lines = _measure(suite, names, words, config, folder, restart)
     if results is not None:
         say(as_json, results, lines)
 
