@@ -15,8 +15,8 @@ from evotok.inference import TextSampling, answer_batch, read_chat
 pytest.importorskip("fastapi", reason="the server of Transformers needs the extra `serve`")
 openai = pytest.importorskip("openai")
 
+from ports import free_port  # noqa: E402
 from served import ask, noise  # noqa: E402
-from test_serving_process import free_port  # noqa: E402
 
 
 START_SECONDS = 120
