@@ -115,7 +115,7 @@ test-lmms: .venv-lmms/.ready
 	@touch $@
 
 test-vllm: .venv-vllm/.ready
-	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest tests/test_vllm_engine.py tests/test_vllm_drawing.py
+	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest tests/test_vllm_engine.py tests/test_vllm_generation.py
 
 # vLLM has a torch of its own, so nothing is shared with .venv. It asks for an older Transformers than EvoTok needs and
 # runs with this one; torchvision and its like come as builds for CUDA, which a torch for CPUs cannot import.
@@ -139,7 +139,7 @@ test-fid: .venv-fid/.ready
 	@touch $@
 
 test-triton: .venv-triton/.ready
-	@PYTHONPATH='$(abspath .venv-triton)' $(BIN)/python -m pytest tests/test_search_triton_evotok.py
+	@PYTHONPATH='$(abspath .venv-triton)' $(BIN)/python -m pytest tests/test_nearest_code_triton_evotok.py
 
 # Beside .venv, not in it: torch for CUDA brings its own, and of 290 MB the tests of nothing else need any.
 .venv-triton/.ready: $(VENV)/.ready-dev

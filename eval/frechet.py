@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .files import whole_file
-from .workers import Workers
+from ..data.atomic_files import whole_file
+from ..data.processes import Workers
 
 
 @dataclass

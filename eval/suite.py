@@ -27,7 +27,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from .workers import Workers
+from ..data.processes import Workers
 
 
 RESULTS = "results.json"

@@ -116,7 +116,7 @@ class Group(TyperGroup):
         except (ValueError, OSError, ImportError) as error:
             if ctx.params["traceback"]:
                 raise
-            from evotok.training.messages import one_line
+            from evotok.data.errors import one_line
 
             print(f"{ctx.command_path} {ctx.invoked_subcommand}: {one_line(error)}", file=sys.stderr)
             return 2
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _describe(error: Any) -> str:
     """One line for a mistake in the words of the command line."""
-    from evotok.training.messages import printable
+    from evotok.data.errors import printable
 
     command = error.ctx.command_path if getattr(error, "ctx", None) else "evotok"
     message = error.format_message().replace("Value error, ", "")

@@ -127,7 +127,7 @@ def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.
     import torch
 
     from evotok.eval.metrics import psnr
-    from evotok.eval.sheets import Cell, draw_sheet
+    from evotok.eval.plotting.sheets import Cell, draw_sheet
 
     pixels = processor.image_processor(originals, return_tensors="pt")["pixel_values"].to(model.device)
     tokenizer = model.model.vq_model
@@ -186,7 +186,7 @@ def score(answers: list[Answer]) -> str:
 
 def question_sheet(answers: list[Answer]) -> "Image.Image":
     """Sheet of the images with question, answer and, where the answer is wrong, the right one."""
-    from evotok.eval.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
+    from evotok.eval.plotting.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
 
     cells = []
     for answer in answers:
@@ -253,8 +253,8 @@ def generation_sheet(
     model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int
 ) -> "Image.Image":
     """Sheet of one generated image for each prompt, all of one batch."""
-    from evotok.eval.generation import generate_images
-    from evotok.eval.sheets import GREEN, GREY, Cell, Line, draw_sheet
+    from evotok.eval.plotting.sheets import GREEN, GREY, Cell, Line, draw_sheet
+    from evotok.eval.text_to_image.retrieval import generate_images
 
     with progress(model.config.vq_config.num_positions, "position", "Generating") as bar:
         pixels = generate_images(

@@ -1,8 +1,8 @@
 """What `lmms-eval --model evotok --model_args pretrained=CHECKPOINT` makes: a checkpoint to be asked."""
 
 from evotok.commands.checkpoints import load_multimodal
+from evotok.data.processes import Workers
 from evotok.eval.harness import EvoTokChat, EvoTokSimple
-from evotok.eval.workers import Workers
 
 
 class FromCheckpoint:

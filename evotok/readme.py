@@ -78,7 +78,7 @@ TREE = {
     "data": ("images in folders, and the embedded world", True),
     "data/world": ("drawings, scenes, questions, prompts and splits of the embedded world", True),
     "training": ("recipes, losses, trainers", True),
-    "training/sources": ("the data sets that the paper names, each behind an adapter", True),
+    "data/sources": ("the data sets that the paper names, each behind an adapter", True),
     "training/planning": ("what a recipe will cost, before a weight is loaded", True),
     "eval": ("metrics as pure functions, and what suites share", True),
     "eval/suites": ("one file for each suite of `evotok eval`", True),
@@ -233,7 +233,7 @@ def _engine_line(row: dict[str, Any]) -> str:
 
 def sources_table() -> str:
     """The data sets that a mixture can be drawn from, as Markdown."""
-    from evotok.training.sources import SOURCES
+    from evotok.data.sources import SOURCES
 
     lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
     for source in SOURCES.values():

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from evotok.data.codes.fingerprint import fingerprint
 from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from evotok.training.fingerprint import fingerprint
 
 
 # name -> (method of the tokenizer, name of the input, name of the output)

@@ -2,7 +2,7 @@
 
 from transformers import TextStreamer
 
-from evotok.training.messages import visible
+from evotok.data.errors import visible
 
 
 class VisibleStreamer(TextStreamer):

@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from .image_generation_evotok import EvoTokImageWriter
 from .image_settings_evotok import IMAGE_GENERATION_DEFAULTS, image_generation_config, read_settings
-from .image_writing_evotok import EvoTokImageWriter
 from .sampling_evotok import EvoTokCodeSampler
 
 

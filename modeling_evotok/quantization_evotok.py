@@ -30,7 +30,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_evotok import EvoTokVQConfig
-from .search_evotok import is_finite, search_nearest
+from .nearest_code_evotok import is_finite, search_nearest
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:

@@ -7,7 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.data.world.drawings import load_world
 from evotok.data.world.records import corpus
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 torch.set_num_threads(1)

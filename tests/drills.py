@@ -23,8 +23,8 @@ from ports import free_port
 
 
 # What cannot be imported, because an extra is not there, is passed over.
-_PRELOADED = ["evotok.training.train", "evotok.training.multimodal_stages", "evotok.training.tokenizer_stage"]
-_PRELOADED += ["evotok.training.preference_stage"]
+_PRELOADED = ["evotok.training.train", "evotok.training.multimodal.stages", "evotok.training.tokenizer.stage"]
+_PRELOADED += ["evotok.training.multimodal.preferences"]
 _PRELOADED += ["torchdata.stateful_dataloader", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
 _TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
 _GRACE = 60.0  # seconds that the others have to notice that one of them is gone
@@ -142,7 +142,7 @@ def find_starts(run: Path, report: Path) -> None:
     from accelerate import PartialState
     from test_manifest import spoil
 
-    from evotok.training.checkpoints import agreed_checkpoint
+    from evotok.training.resuming.checkpoints import agreed_checkpoint
 
     state, found = PartialState(cpu=True), {}
     newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
@@ -206,7 +206,7 @@ def _prepare(harm: Harm) -> None:
 
 
 def _spoil_a_loss(spoil: Spoil) -> None:
-    from evotok.training.multimodal_trainer import MultimodalTrainer
+    from evotok.training.multimodal.trainer import MultimodalTrainer
 
     compute = MultimodalTrainer.compute_loss
 
@@ -269,7 +269,7 @@ def _die_while_writing(kill: Kill) -> None:
 
 
 def _watch(folder: Path, rank: int) -> None:
-    from evotok.training.multimodal_trainer import MultimodalTrainer
+    from evotok.training.multimodal.trainer import MultimodalTrainer
 
     folder.mkdir(parents=True, exist_ok=True)
     prepare = MultimodalTrainer._prepare_inputs

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from evotok.eval.geneval import TASKS
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.eval.text_to_image.geneval import TASKS
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 CLASSES = ("cat", "dog", "mouse")

@@ -6,7 +6,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokProcessor
 from evotok.data.world.records import corpus
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 LEVELS, PIXEL_LEVELS = TINY_VQ["num_codebooks"], TINY_VQ["num_pixel_codebooks"]

@@ -12,12 +12,12 @@ from conftest import save_vision_tower
 from evotok.cli import main
 from evotok.commands.evaluate import read_options
 from evotok.data.world.images import WorldImages
-from evotok.eval.orderings import Claim, compare, plainly, spread
 from evotok.eval.probes import linear_probe, retrieval
-from evotok.eval.suites import ablations
-from evotok.eval.suites.ablations import METHOD, ROWS, Options, depends_on
-from evotok.training import tokenizer_stage
-from evotok.training.arguments import read_recipe
+from evotok.training.ablations import suite as ablations
+from evotok.training.ablations.orderings import Claim, compare, plainly, spread
+from evotok.training.ablations.suite import METHOD, ROWS, Options, depends_on
+from evotok.training.recipes import read_recipe
+from evotok.training.tokenizer import stage as tokenizer_stage
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ from conftest import POSITIONS, build_chat_model, parse_command
 from PIL import Image
 
 from evotok.app.chat import answer
-from evotok.app.draw import UNWRITTEN, Drawing, Order, draw, preview, read_seed
 from evotok.app.examples import ANYTHING
+from evotok.app.generate import UNWRITTEN, Drawing, Order, draw, preview, read_seed
 from evotok.app.inside import inspect, swap
 from evotok.app.limits import (
     MAX_CHARACTERS,

@@ -9,8 +9,8 @@ import pytest
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.app.draw import preview
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
+from evotok.app.generate import preview
 from evotok.commands.app import listen
 
 
@@ -170,7 +170,7 @@ def test_drawing_stops_and_draws_again_however_long_a_step_takes(visit, monkeypa
         time.sleep(1)
         return preview(*args)
 
-    monkeypatch.setattr("evotok.app.draw.preview", slow)
+    monkeypatch.setattr("evotok.app.generate.preview", slow)
     page = visit("Draw")
     page.locator("#prompt textarea").fill("a pizza")
     page.locator("#count input[type=number]").fill("8")

@@ -82,7 +82,7 @@ def test_a_fault_of_ours_is_told_without_a_traceback_and_the_page_serves_on(visi
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("evotok.app.draw.preview", fail)
+        patch.setattr("evotok.app.generate.preview", fail)
         last = visitor.ask("draw-go", ROCKET, session="unlucky")[-1]
     assert not last["success"]
     check_harmless(str(last))
@@ -123,10 +123,10 @@ sys.path.insert(0, {tests!r})
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a shell's background
 from conftest import build_chat_model
-import evotok.app.draw, evotok.commands.app, time
+import evotok.app.generate, evotok.commands.app, time
 evotok.commands.app.load_multimodal = lambda name: build_chat_model()
-preview = evotok.app.draw.preview
-evotok.app.draw.preview = lambda *args: (time.sleep(1), preview(*args))[1]
+preview = evotok.app.generate.preview
+evotok.app.generate.preview = lambda *args: (time.sleep(1), preview(*args))[1]
 from evotok.cli import main
 sys.exit(main(["app"]))
 """

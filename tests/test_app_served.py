@@ -10,7 +10,7 @@ pytest.importorskip("openai")
 from served import noise, running
 
 from evotok.app.chat import answer
-from evotok.app.draw import Order, draw
+from evotok.app.generate import Order, draw
 from evotok.cli import main
 from evotok.commands.conversation import Conversation
 from evotok.serving.client import ServerClient

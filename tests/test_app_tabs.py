@@ -15,8 +15,8 @@ from strangers.page import ORDER, Visitor, check_harmless
 pytest.importorskip("gradio", reason="the page needs the extra `app`")
 pytest.importorskip("httpx")
 
-from evotok.app.draw import Drawing
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
+from evotok.app.generate import Drawing
 from evotok.app.server import serve
 from evotok.commands.app import listen
 

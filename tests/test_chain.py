@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
-from test_vision_stage import TOWER
+from test_backbones_vision import TOWER
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.data.world.records import corpus
-from evotok.training import language_stage, tokenizer_stage, vision_stage
+from evotok.training.backbones import language as language_stage
+from evotok.training.backbones import vision as vision_stage
 from evotok.training.chain import ORDER, main, read_chain
-from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.resuming.checkpoints import last_complete_checkpoint
+from evotok.training.tokenizer import stage as tokenizer_stage
 
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/mini"

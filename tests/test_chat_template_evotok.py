@@ -6,7 +6,7 @@ from PIL import Image
 
 from evotok import EvoTokProcessor
 from evotok.processing.chat_template_evotok import build_chat_template, is_framed_template
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 SHOW = {"type": "image", "image": Image.new("RGB", (16, 16), "red")}

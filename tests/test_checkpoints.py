@@ -9,8 +9,8 @@ from test_manifest import spoil
 from test_streaming import torchrun
 from test_training import losses, recipes  # noqa: F401 - a fixture
 
-from evotok.training.checkpoints import agreed_checkpoint, last_complete_checkpoint, rotate_checkpoints
-from evotok.training.manifest import MANIFEST, begin_manifest, finish_manifest, hash_share
+from evotok.training.resuming.checkpoints import agreed_checkpoint, last_complete_checkpoint, rotate_checkpoints
+from evotok.training.resuming.manifest import MANIFEST, begin_manifest, finish_manifest, hash_share
 from evotok.training.train import main
 
 

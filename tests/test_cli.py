@@ -21,10 +21,10 @@ from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
 from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
-from evotok.training.arguments import read_recipe
-from evotok.training.fingerprint import fingerprint
-from evotok.training.messages import visible
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.data.codes.fingerprint import fingerprint
+from evotok.data.errors import visible
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
+from evotok.training.recipes import read_recipe
 
 
 ROOT = str(Path(__file__).parents[1])

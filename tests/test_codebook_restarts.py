@@ -9,9 +9,9 @@ from test_training import recipes  # noqa: F401 - a fixture
 from evotok import EvoTokVQConfig
 from evotok.cli import main
 from evotok.modeling_evotok.quantization_evotok import EvoTokCodebook
-from evotok.training.arguments import read_recipe
-from evotok.training.codebook_restarts import restart_warning
 from evotok.training.planning.plan import tokenizer_fields
+from evotok.training.recipes import read_recipe
+from evotok.training.tokenizer.codebook_restarts import restart_warning
 from evotok.training.train import train
 
 
@@ -51,7 +51,7 @@ def test_a_plan_and_a_training_say_so(recipes, tmp_path, monkeypatch, caplog, ca
     words = ["training.per_device_train_batch_size=1", "model.config.codebook_restart_threshold=3.0"]
     assert main(["plan", str(recipes / "tokenizer.yaml"), *words, "--gpus", "1"]) == 0
     assert "most are replaced at every step" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr("evotok.training.tokenizer_stage.build_images", _stop)
+    monkeypatch.setattr("evotok.training.tokenizer.stage.build_images", _stop)
     with pytest.raises(KeyError, match="as far as the data"):
         train(read_recipe(recipes / "tokenizer.yaml", [*words, f"training.output_dir={tmp_path}"]))
     assert "most are replaced at every step" in caplog.text

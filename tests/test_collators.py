@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from evotok import EvoTokProcessor
+from evotok.data.collators import EvoTokCollator, pixels_of
+from evotok.data.conversations import load_conversations
 from evotok.processing import image_loading_evotok
-from evotok.training.collators import EvoTokCollator, pixels_of
-from evotok.training.conversations import load_conversations
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 SIZE, POSITIONS = 16, 4

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.processing_utils import ProcessingKwargs
 
 from evotok import EvoTokProcessor
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 SIZE, POSITIONS = 16, 4

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evotok.training.checkpoints import check_source
-from evotok.training.config_checks import check_configs, check_counts
+from evotok.training.resuming.checkpoints import check_source
+from evotok.training.resuming.config_checks import check_configs, check_counts
 
 
 MINI = Path(__file__).resolve().parents[1] / "assets" / "evotok-mini"

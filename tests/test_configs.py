@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
+from evotok.data.sources import SOURCES
 from evotok.data.world.scenes import CANVAS, PATCH
-from evotok.training.arguments import read_recipe
-from evotok.training.multimodal_stages import TRAINABLE, freeze_all_but
+from evotok.training.multimodal.stages import TRAINABLE, freeze_all_but
 from evotok.training.planning.plan import find_config, tokenizer_fields
-from evotok.training.sources import SOURCES
-from evotok.training.tokenizer_trainer import TERMS
+from evotok.training.recipes import read_recipe
+from evotok.training.tokenizer.trainer import TERMS
 
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"

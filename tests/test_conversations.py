@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
+from evotok.data.conversations import load_conversations, read_conversations
 from evotok.data.image_files import resolve_image
 from evotok.processing.image_loading_evotok import load_image
-from evotok.training.conversations import load_conversations, read_conversations
 
 
 ASK = {"from": "human", "value": "<image>\nWhat is this?"}

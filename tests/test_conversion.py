@@ -38,8 +38,8 @@ from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQMode
 from evotok.cli import main
 from evotok.conversion.sizes import Choices, depth_decoder_config, tokenizer_config
 from evotok.conversion.sources import DEPTH_DECODER, TOKENIZER, Piece
-from evotok.training import text_tokenizer
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones import text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 TOWER, DEPTH, PROJECTOR = "model.vision_tower.vision_tower.", "model.vision_tower.rqtransformer.", "model.mm_projector."

@@ -21,7 +21,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 from evotok.cli import main
 from evotok.commands.evaluate import read_options
-from evotok.training.arguments import read_recipe
+from evotok.training.recipes import read_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]

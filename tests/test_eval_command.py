@@ -11,10 +11,10 @@ import pytest
 
 from evotok.cli import main
 from evotok.commands.evaluate import SUITES, WITHOUT_CHECKPOINT, read_options
+from evotok.data.processes import Workers
 from evotok.eval import suite
 from evotok.eval.suite import Report, SuiteOptions, as_json, begin, fingerprints, markdown_table
 from evotok.eval.suites import compare
-from evotok.eval.workers import Workers
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from evotok.data.world.drawings import EMOJI_STYLES
 from evotok.data.world.prompts import Prompt
 from evotok.data.world.questions import WORDINGS, Asker
 from evotok.data.world.scenes import tidy_scene
-from evotok.eval.scene_detector import SceneDetector, faults
+from evotok.eval.text_to_image.scene_detector import SceneDetector, faults
 
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def find_faults(world, prompt, image):
 
 @pytest.mark.parametrize("prompt", WORLD_PROMPTS)
 def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
-    from evotok.eval.generation import generate_images
+    from evotok.eval.text_to_image.retrieval import generate_images
 
     model, processor = mini
     images = generate_images(model, processor, [prompt] * SEEDS, seed=0)

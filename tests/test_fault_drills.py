@@ -26,12 +26,12 @@ from test_streaming import corpus, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 
 from evotok import EvoTokVQModel
-from evotok.training.arguments import read_recipe
-from evotok.training.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
-from evotok.training.last_good import MAX_BARREN
-from evotok.training.manifest import MANIFEST, find_damage
-from evotok.training.multimodal_stages import build_multimodal
-from evotok.training.run_lock import locked
+from evotok.data.streams.last_good import MAX_BARREN
+from evotok.training.multimodal.stages import build_multimodal
+from evotok.training.recipes import read_recipe
+from evotok.training.resuming.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
+from evotok.training.resuming.manifest import MANIFEST, find_damage
+from evotok.training.resuming.run_lock import locked
 
 
 STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_train_batch_size=2"]

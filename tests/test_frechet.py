@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from evotok.data.processes import Workers
 from evotok.eval.frechet import FeatureStatistics, FrechetMeter, StatisticsCache, frechet_distance
-from evotok.eval.workers import Workers
 
 
 def statistics(features: torch.Tensor) -> FeatureStatistics:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from conftest import build_chat_model
 
-from evotok.eval.generation import Gallery, generate_images, retrieval_ranks, round_pixels, standardize, topk
+from evotok.eval.text_to_image.retrieval import (
+    Gallery,
+    generate_images,
+    retrieval_ranks,
+    round_pixels,
+    standardize,
+    topk,
+)
 
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]

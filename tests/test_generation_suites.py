@@ -10,14 +10,14 @@ from conftest import build_chat_model
 from geneval_materials import geneval_records, save_color_model, save_detector, save_rewriter, write_lines
 from PIL import Image
 
-import evotok.eval.prompts as prompts_module
+import evotok.eval.text_to_image.prompt_rewriter as prompts_module
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset, load_multimodal
-from evotok.eval.genai_bench import means, read_prompts, read_skills
-from evotok.eval.geneval import TASKS
-from evotok.eval.prompts import rewritten
-from evotok.eval.vqascore import QUESTION, VQAScorer
-from evotok.eval.workers import Workers
+from evotok.data.processes import Workers
+from evotok.eval.text_to_image.genai_bench import means, read_prompts, read_skills
+from evotok.eval.text_to_image.geneval import TASKS
+from evotok.eval.text_to_image.prompt_rewriter import rewritten
+from evotok.eval.text_to_image.vqascore import QUESTION, VQAScorer
 
 
 MINI = find_asset("evotok-mini")
@@ -77,7 +77,7 @@ def test_geneval_measures_again_over_its_pictures(shelf, tmp_path, monkeypatch, 
     out, prompts = tmp_path / "out", shutil.copy(shelf / "evaluation_metadata.jsonl", tmp_path)
     assert geneval(shelf, out, f"prompts={prompts}") == 0
     before = json.loads((out / "results.json").read_text())["figures"]
-    monkeypatch.setattr("evotok.eval.pictures.generate_images", None)
+    monkeypatch.setattr("evotok.eval.text_to_image.images.generate_images", None)
     assert geneval(shelf, out, f"prompts={prompts}", "--restart") == 0
     results = json.loads((out / "results.json").read_text())
     assert results["figures"] == before and results["dtype"] == "float32", "although no model was loaded"

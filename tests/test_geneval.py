@@ -8,8 +8,8 @@ import torch
 from geneval_materials import geneval_records, save_color_model, save_detector, write_lines
 from PIL import Image, ImageDraw
 
-from evotok.eval.detectors import COLOR_PROMPTS, ColorClassifier, InstanceDetector, cut_out
-from evotok.eval.geneval import (
+from evotok.eval.text_to_image.detectors import COLOR_PROMPTS, ColorClassifier, InstanceDetector, cut_out
+from evotok.eval.text_to_image.geneval import (
     COLORS,
     CONFIDENCE,
     COUNTING_CONFIDENCE,

@@ -10,8 +10,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from evotok.data.image_files import crop_square
-from evotok.eval.image_sets import folder_images, limited, look_through, open_images
-from evotok.eval.workers import Workers
+from evotok.data.image_sets import folder_images, limited, look_through, open_images
+from evotok.data.processes import Workers
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
 

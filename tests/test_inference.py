@@ -5,7 +5,7 @@ import torch
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.eval.generation import generate_images
+from evotok.eval.text_to_image.retrieval import generate_images
 from evotok.eval.understanding import answer
 from evotok.inference import (
     RowSampler,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evotok.training.last_good import LastGood
+from evotok.data.streams.last_good import LastGood
 
 
 def test_a_barren_batch_repeats_the_last_good_sample_for_a_while():

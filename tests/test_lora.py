@@ -15,10 +15,10 @@ from test_training import ROOT, TRAINING, losses, needs_deepspeed, recipes  # no
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.cli import main as cli
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
+from evotok.data.collators import EvoTokCollator
 from evotok.data.world.drawings import load_world
 from evotok.data.world.records import WorldRecords
-from evotok.training.collators import EvoTokCollator
-from evotok.training.multimodal_stages import _load_checkpoint
+from evotok.training.multimodal.stages import _load_checkpoint
 from evotok.training.train import main
 from evotok.training.trainer import EvoTokTrainer
 

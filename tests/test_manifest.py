@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evotok.training.manifest import (
+from evotok.training.resuming.manifest import (
     MANIFEST,
     UNFINISHED,
     begin_manifest,

@@ -11,6 +11,7 @@ from mini_materials import save_mini
 from PIL import Image
 
 from evotok.cli import main
+from evotok.data.processes import Workers
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
 from evotok.data.world.scenes import render
@@ -19,13 +20,12 @@ from evotok.eval.mini import emoji, generation, questions
 from evotok.eval.mini.figures import TARGETS, Part, Parts, with_targets
 from evotok.eval.mini.generation import Cell, Composition, composition_cells
 from evotok.eval.mini.questions import measure_questions
-from evotok.eval.pictures import save_whole
 from evotok.eval.probes import PatchProbe
 from evotok.eval.suite import Evaluation
 from evotok.eval.suites import mini
 from evotok.eval.teachers import find_teacher, teacher_files
+from evotok.eval.text_to_image.images import save_whole
 from evotok.eval.understanding import continuous_features
-from evotok.eval.workers import Workers
 
 
 pytest.importorskip("sklearn")

@@ -13,14 +13,14 @@ from test_sources import TEXT_TURNS, TURNS, picture, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
-from evotok.training.arguments import DataArguments, SourceArguments
-from evotok.training.last_good import MAX_BARREN
-from evotok.training.mixture import Part, RecordStream, _Reader
-from evotok.training.sources.parquet import read_parquet
-from evotok.training.sources.rows import Rows
-from evotok.training.sources.tars import read_tar
-from evotok.training.streaming import ResumableLoader, open_part, open_parts, record_length
-from evotok.training.tokenizer_data import ImageCollator
+from evotok.data.image_datasets import ImageCollator
+from evotok.data.sources.parquet import read_parquet
+from evotok.data.sources.rows import Rows
+from evotok.data.sources.tars import read_tar
+from evotok.data.streams.last_good import MAX_BARREN
+from evotok.data.streams.mixture import Part, RecordStream, _Reader
+from evotok.data.streams.streaming import ResumableLoader, open_part, open_parts, record_length
+from evotok.training.recipes import DataArguments, SourceArguments
 
 
 def rows_of(values, shards=1):
@@ -257,7 +257,7 @@ def test_batches_hold_rows_of_like_length():
 
 
 def test_record_length_counts_images_in_full():
-    from evotok.training.sources.source import to_answer
+    from evotok.data.sources.source import to_answer
 
     assert record_length(to_answer(1, TURNS, ["x"]), num_image_tokens=16) == 16 + len("What colour?Red.") // 4
     assert record_length(to_answer(1, TEXT_TURNS, []), num_image_tokens=16) < 16

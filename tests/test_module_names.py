@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from evotok.training.module_names import check_names
+from evotok.training.multimodal.module_names import check_names
 
 
 OURS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

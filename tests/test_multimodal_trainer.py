@@ -11,7 +11,7 @@ from test_loss_terms_evotok import ROWS, build_learner, inputs_of
 from test_training import ROOT, needs_deepspeed
 from transformers import Trainer, TrainingArguments
 
-from evotok.training.multimodal_trainer import MultimodalTrainer
+from evotok.training.multimodal.trainer import MultimodalTrainer
 from evotok.training.train import prepare_process
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from evotok.training.arguments import OptimizerArguments
 from evotok.training.optimizers import MuonAdamW, is_matrix, optimizer_choice
+from evotok.training.recipes import OptimizerArguments
 
 
 SETTINGS = {"matrix_lr": 0.02, "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}

@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from bombs import little_memory
 
-from evotok.training.sources.limits import MAX_LIST
-from evotok.training.sources.parquet import read_parquet
+from evotok.data.sources.limits import MAX_LIST
+from evotok.data.sources.parquet import read_parquet
 
 
 def write(path, table, **kwargs):

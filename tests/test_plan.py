@@ -197,7 +197,7 @@ def test_an_average_of_the_weights_is_counted():
 
 
 def test_the_config_is_found_without_any_checkpoint():
-    from evotok.training.arguments import read_recipe
+    from evotok.training.recipes import read_recipe
 
     path = CONFIGS / "mini/gen.yaml"
     config = find_config(read_recipe(path), path)

@@ -10,8 +10,8 @@ import pytest
 from test_checkpoints import Recorder, steps
 from test_training import recipes  # noqa: F401 - a fixture
 
-from evotok.training.checkpoints import agreed_checkpoint
-from evotok.training.manifest import find_damage
+from evotok.training.resuming.checkpoints import agreed_checkpoint
+from evotok.training.resuming.manifest import find_damage
 from evotok.training.train import main
 
 

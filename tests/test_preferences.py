@@ -12,8 +12,8 @@ from test_streaming import history, torchrun
 from test_training import KILLED, TRAINING, losses, needs_deepspeed, run, zero3
 
 from evotok import EvoTokForConditionalGeneration
-from evotok.training.checkpoints import last_complete_checkpoint
-from evotok.training.collators import PreferenceCollator
+from evotok.data.collators import PreferenceCollator
+from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
 
 

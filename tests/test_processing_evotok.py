@@ -9,7 +9,7 @@ from transformers import LlamaTokenizer, Qwen2Tokenizer
 
 from evotok import EvoTokProcessor
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
 SIZE, POSITIONS = 16, 4

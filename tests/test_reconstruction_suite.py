@@ -11,9 +11,9 @@ from conftest import build_tiny_model
 from PIL import Image
 
 from evotok.cli import main
-from evotok.eval.generation import round_pixels
-from evotok.eval.image_sets import open_images
+from evotok.data.image_sets import open_images
 from evotok.eval.metrics import psnr, ssim
+from evotok.eval.text_to_image.retrieval import round_pixels
 
 
 IMAGES = 10

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from evotok.training.run_lock import locked
+from evotok.training.resuming.run_lock import locked
 
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import os, sys, time
-from evotok.training.run_lock import locked
+from evotok.training.resuming.run_lock import locked
 with locked(sys.argv[1]):
     if len(sys.argv) > 2 and os.fork() == 0:  # as the worker of a loader does
         os.write(1, f"{os.getpid()}\\n".encode())  # at once, beside the parent's line

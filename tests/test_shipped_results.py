@@ -8,7 +8,7 @@ import pytest
 
 from evotok.commands.evaluate import read_options
 from evotok.eval.suite import sha256
-from evotok.eval.suites.ablations import ROWS
+from evotok.training.ablations.suite import ROWS
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
+from evotok.data.sources import SOURCES
+from evotok.data.sources.parquet import read_parquet
+from evotok.data.sources.rows import DAMAGED, Rows
+from evotok.data.streams.streaming import open_part
 from evotok.processing.image_loading_evotok import load_image
-from evotok.training.arguments import SourceArguments
-from evotok.training.sources import SOURCES
-from evotok.training.sources.parquet import read_parquet
-from evotok.training.sources.rows import DAMAGED, Rows
-from evotok.training.streaming import open_part
+from evotok.training.recipes import SourceArguments
 
 
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -262,7 +262,7 @@ def test_the_hub_is_listed_and_its_files_are_shards(monkeypatch):
                 raise ConnectionError("no network")
             return ["datasets/pixparse/cc12m-wds/1.tar", "datasets/pixparse/cc12m-wds/0.tar"]
 
-    monkeypatch.setattr("evotok.training.sources.source.HfFileSystem", Hub)
+    monkeypatch.setattr("evotok.data.sources.source.HfFileSystem", Hub)
     rows, folder = SOURCES["cc12m"].open()
     assert rows.shards == ["hf://datasets/pixparse/cc12m-wds/0.tar", "hf://datasets/pixparse/cc12m-wds/1.tar"]
     assert folder is None

@@ -27,13 +27,13 @@ from strangers.materials import POSITIONS, codes_of, good_codes
 
 from evotok.commands.codes import read_codes
 from evotok.commands.files import safe_name
+from evotok.data.conversations import read_conversations
 from evotok.data.image_files import resolve_image
+from evotok.data.sources.parquet import read_parquet
+from evotok.data.sources.rows import DAMAGED, Rows
+from evotok.data.sources.tars import read_tar
 from evotok.processing.image_loading_evotok import load_image
-from evotok.training.arguments import read_recipe
-from evotok.training.conversations import read_conversations
-from evotok.training.sources.parquet import read_parquet
-from evotok.training.sources.rows import DAMAGED, Rows
-from evotok.training.sources.tars import read_tar
+from evotok.training.recipes import read_recipe
 
 
 EXAMPLES = 30  # of each property, in every run of the tests

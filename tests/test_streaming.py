@@ -18,9 +18,9 @@ from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a f
 from transformers import Trainer
 
 from evotok import EvoTokForConditionalGeneration
-from evotok.training.checkpoints import last_complete_checkpoint
-from evotok.training.last_good import MAX_BARREN
-from evotok.training.multimodal_stages import _load_checkpoint
+from evotok.data.streams.last_good import MAX_BARREN
+from evotok.training.multimodal.stages import _load_checkpoint
+from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from evotok.training.text_tokenizer import SPECIAL_TOKENS, train_text_tokenizer
+from evotok.training.backbones.text_tokenizer import SPECIAL_TOKENS, train_text_tokenizer
 
 
 LABELS = ["grinning squinting face", "smiling cat with heart-eyes", "face with tears of joy", "Côte d’Ivoire", "tiger"]

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerControl, TrainerState, TrainingArguments, get_cosine_schedule_with_warmup
 
 from evotok.training import time_box as module
-from evotok.training import tokenizer_stage
-from evotok.training.arguments import Recipe, read_recipe
-from evotok.training.checkpoints import last_complete_checkpoint
+from evotok.training.recipes import Recipe, read_recipe
+from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.time_box import TimeBox, time_box
+from evotok.training.tokenizer import stage as tokenizer_stage
 from evotok.training.train import main
 
 

@@ -8,10 +8,10 @@ import torch
 
 from evotok.cli import main
 from evotok.commands.checkpoints import load_tokenizer
+from evotok.data.codes.fingerprint import fingerprint
 from evotok.data.world.drawings import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.tokenizer_graphs import GRAPHS, export_programs
-from evotok.training.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")

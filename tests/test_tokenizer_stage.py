@@ -17,16 +17,16 @@ from torch import nn
 from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
+from evotok.data.image_datasets import folder_pixels
 from evotok.data.world.drawings import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.teachers import SiglipTeacher, build_lpips
-from evotok.training import tokenizer_trainer
-from evotok.training.arguments import Recipe, read_recipe
-from evotok.training.averages import AveragedTokenizer
-from evotok.training.losses import adaptive_weight
-from evotok.training.tokenizer_data import folder_pixels
-from evotok.training.tokenizer_stage import (
+from evotok.training.recipes import Recipe, read_recipe
+from evotok.training.tokenizer import trainer as tokenizer_trainer
+from evotok.training.tokenizer.ema import AveragedTokenizer
+from evotok.training.tokenizer.losses import adaptive_weight
+from evotok.training.tokenizer.stage import (
     HELD_OUT_SCENES,
     build_images,
     build_perceptual,
@@ -34,7 +34,7 @@ from evotok.training.tokenizer_stage import (
     build_tokenizer,
     build_validation,
 )
-from evotok.training.tokenizer_trainer import TokenizerTrainer
+from evotok.training.tokenizer.trainer import TokenizerTrainer
 from evotok.training.train import main
 
 

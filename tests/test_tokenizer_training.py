@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from evotok.data.image_datasets import FolderImages, to_pixels
 from evotok.data.world.drawings import load_world
 from evotok.data.world.images import WorldImages
 from evotok.eval.teachers import EfficientNetTeacher
-from evotok.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from evotok.training.losses import semantic_loss, weighted_sum
-from evotok.training.tokenizer_data import FolderImages, to_pixels
+from evotok.training.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+from evotok.training.tokenizer.losses import semantic_loss, weighted_sum
 
 
 def test_semantic_loss_is_one_minus_the_cosine_whatever_the_length():

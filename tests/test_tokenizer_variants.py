@@ -6,9 +6,9 @@ from conftest import save_vision_tower
 from transformers import AutoModel
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
-from evotok.training.arguments import Recipe, read_recipe
-from evotok.training.tokenizer_stage import model_class
-from evotok.training.tokenizer_variants import VARIANTS
+from evotok.training.recipes import Recipe, read_recipe
+from evotok.training.tokenizer.stage import model_class
+from evotok.training.tokenizer.variants import VARIANTS
 
 
 def build(variant: str) -> EvoTokVQModel:

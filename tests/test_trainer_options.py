@@ -5,11 +5,11 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
+from evotok.data.yaml_files import _parse
 from evotok.training import trainer_options
-from evotok.training.arguments import read_recipe
-from evotok.training.multimodal_stages import build_data
+from evotok.training.multimodal.stages import build_data
+from evotok.training.recipes import read_recipe
 from evotok.training.train import training_arguments
-from evotok.training.yaml_reading import _parse
 
 
 MIXTURE = {"name": "mixture", "sources": [{"source": "llava-next", "path": "a"}]}

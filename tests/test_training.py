@@ -16,8 +16,8 @@ from ports import free_port
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main as cli
-from evotok.training.checkpoints import last_complete_checkpoint
-from evotok.training.manifest import begin_manifest, finish_manifest, hash_share
+from evotok.training.resuming.checkpoints import last_complete_checkpoint
+from evotok.training.resuming.manifest import begin_manifest, finish_manifest, hash_share
 from evotok.training.train import main
 
 

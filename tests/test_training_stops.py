@@ -11,7 +11,7 @@ from test_training import losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
 from evotok.training import trainer as trainer_module
-from evotok.training.checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
+from evotok.training.resuming.checkpoints import last_complete_checkpoint, room_on_disk, whole_or_none
 from evotok.training.train import main
 
 

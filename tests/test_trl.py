@@ -6,7 +6,7 @@ from conftest import build_chat_model
 from datasets import Dataset, Image, List
 from test_sources import picture
 
-from evotok.training.collators import EvoTokCollator
+from evotok.data.collators import EvoTokCollator
 
 
 trl = pytest.importorskip("trl", reason="the extra `train`")

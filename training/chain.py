@@ -16,8 +16,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .arguments import Recipe, read_recipe
-from .messages import one_line
+from ..data.errors import one_line
+from .recipes import Recipe, read_recipe
 from .train import train
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from .arguments import OptimizerArguments
+from .recipes import OptimizerArguments
 
 
 # Tables and classifiers look their rows up one by one; latents must not run away from their codebooks.

@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from .arguments import Recipe
+from .recipes import Recipe
 
 
 class TimeBox(TrainerCallback, ExportableState):

@@ -17,13 +17,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from ..eval.files import sync_files
-from .arguments import Recipe, read_recipe
-from .checkpoints import agreed_checkpoint, check_engine, check_source, prepare_engine, put_aside
-from .engines import in_full_precision
-from .messages import one_line
-from .resume import compare_recipe
-from .run_lock import locked
+from ..data.atomic_files import sync_files
+from ..data.errors import one_line
+from .deepspeed_configs import in_full_precision
+from .recipes import Recipe, read_recipe
+from .resuming.checkpoints import agreed_checkpoint, check_engine, check_source, prepare_engine, put_aside
+from .resuming.recipe_changes import compare_recipe
+from .resuming.run_lock import locked
 
 
 logger = logging.get_logger(__name__)
@@ -74,7 +74,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
     try:
         if recipe.stage == "dpo":
-            from .preference_stage import preference_arguments
+            from .multimodal.preferences import preference_arguments
 
             return preference_arguments(recipe.preference, given)
         return TrainingArguments(**given)
@@ -137,15 +137,15 @@ def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
 
 def _run_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, Any]:
     if recipe.stage == "vision":
-        from .vision_stage import train_vision as run
+        from .backbones.vision import train_vision as run
     elif recipe.stage == "language":
-        from .language_stage import train_language as run
+        from .backbones.language import train_language as run
     elif recipe.stage == "tokenizer":
-        from .tokenizer_stage import train_tokenizer as run
+        from .tokenizer.stage import train_tokenizer as run
     elif recipe.stage == "dpo":
-        from .preference_stage import train_preference as run
+        from .multimodal.preferences import train_preference as run
     else:
-        from .multimodal_stages import train_multimodal as run
+        from .multimodal.stages import train_multimodal as run
     try:
         return run(recipe, arguments, resume_from)
     except StrictDataclassError as error:

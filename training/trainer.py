@@ -11,18 +11,18 @@ from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .arguments import Recipe
-from .checkpoints import (
+from ..data.streams.mixture import RecordStream
+from ..data.streams.streaming import ResumableLoader
+from .recipes import Recipe
+from .resuming.checkpoints import (
     last_complete_checkpoint,
     room_on_disk,
     rotate_checkpoints,
     tell_groups_apart,
     whole_or_none,
 )
-from .manifest import begin_manifest, discard, finish_manifest, hash_share
-from .mixture import RecordStream
-from .resume import keeping_settings, write_recipe
-from .streaming import ResumableLoader
+from .resuming.manifest import begin_manifest, discard, finish_manifest, hash_share
+from .resuming.recipe_changes import keeping_settings, write_recipe
 
 
 class ThroughputBar(ProgressCallback):

@@ -2,8 +2,8 @@
 
 import torch
 
-from ...modeling_evotok.captured_steps_evotok import EvoTokCapturedStep
 from ...modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
+from ...modeling_evotok.cuda_graph_evotok import EvoTokCapturedStep
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
 from .report import Row, comparison

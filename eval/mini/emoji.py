@@ -11,10 +11,10 @@ from ...data.world.evaluation import emoji_prompt_set
 from ...data.world.images import to_pixels
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import load_image
-from ..generation import Gallery
-from ..pictures import in_numbered_folders
 from ..suite import Evaluation
 from ..teachers import EfficientNetTeacher
+from ..text_to_image.images import in_numbered_folders
+from ..text_to_image.retrieval import Gallery
 from .figures import Part
 from .generation import Cell, draw_cell, through
 

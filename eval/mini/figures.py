@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...data.atomic_files import whole_file
 from ...data.world.prompts import TASKS
-from ..files import whole_file
 from ..suite import Evaluation
 
 

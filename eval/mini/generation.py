@@ -14,11 +14,11 @@ from ...data.world.prompts import TASKS, Prompt
 from ...data.world.scenes import render
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import convert_to_images, load_image
-from ..geneval import scores
-from ..pictures import DrawingOptions, Wanted, draw_missing, in_numbered_folders
-from ..scene_detector import SceneDetector, contradict, faults
 from ..suite import Evaluation
-from ..verdicts import sample_sheet, write_verdicts
+from ..text_to_image.geneval import scores
+from ..text_to_image.images import DrawingOptions, Wanted, draw_missing, in_numbered_folders
+from ..text_to_image.scene_detector import SceneDetector, contradict, faults
+from ..text_to_image.verdicts import sample_sheet, write_verdicts
 from .figures import Part
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...data.processes import Workers
 from ...data.world.drawings import World
 from ...data.world.evaluation import labelled_pixels
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -13,7 +14,6 @@ from ...modeling_evotok.quantization_evotok import codebook_usage
 from ..metrics import feature_cosine, psnr
 from ..probes import PatchProbe
 from ..teachers import check_teacher
-from ..workers import Workers
 from .figures import Part
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..plots import figure, save
+from ..plotting.style import figure, save
 from ..suite import RESULTS, Evaluation, Report, SuiteOptions, read_results, sha256
 
 

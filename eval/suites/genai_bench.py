@@ -11,11 +11,11 @@ from pathlib import Path
 from transformers import AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
-from ..genai_bench import HEADLINES, PAPER, means, pick_evenly, read_prompts, read_skills
-from ..pictures import Wanted, draw_missing
-from ..prompts import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
 from ..suite import Evaluation, Report, fingerprints
-from ..vqascore import QUESTION, VQAScorer, answer_tokens
+from ..text_to_image.genai_bench import HEADLINES, PAPER, means, pick_evenly, read_prompts, read_skills
+from ..text_to_image.images import Wanted, draw_missing
+from ..text_to_image.prompt_rewriter import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
+from ..text_to_image.vqascore import QUESTION, VQAScorer, answer_tokens
 
 
 TAKES = "checkpoint"

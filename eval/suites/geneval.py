@@ -11,12 +11,12 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
-from ..detectors import ColorClassifier, InstanceDetector, benchmark_names
-from ..geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
-from ..pictures import draw_missing, in_numbered_folders, write_metadata
-from ..prompts import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
 from ..suite import Evaluation, Report, fingerprints
-from ..verdicts import sample_sheet, write_verdicts
+from ..text_to_image.detectors import ColorClassifier, InstanceDetector, benchmark_names
+from ..text_to_image.geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
+from ..text_to_image.images import draw_missing, in_numbered_folders, write_metadata
+from ..text_to_image.prompt_rewriter import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
+from ..text_to_image.verdicts import sample_sheet, write_verdicts
 
 
 TAKES = "checkpoint"

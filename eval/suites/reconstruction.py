@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from ...data.image_sets import ImageSet, Readable, limited, look_through, open_images
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
 from ..frechet import FrechetMeter, StatisticsCache
-from ..generation import round_pixels
-from ..image_sets import ImageSet, Readable, limited, look_through, open_images
 from ..metrics import psnr, ssim
 from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
-from ..plots import figure, save
-from ..sheets import Cell, draw_sheet
+from ..plotting.sheets import Cell, draw_sheet
+from ..plotting.style import figure, save
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 from ..teachers import EfficientNetTeacher
+from ..text_to_image.retrieval import round_pixels
 
 
 TAKES = "tokenizer"

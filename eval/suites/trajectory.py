@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...data.image_files import image_files
+from ...data.image_sets import ImageSet, folder_images, limited, look_through
+from ...data.processes import Workers
 from ...data.world.drawings import load_world
 from ...data.world.evaluation import labelled_pixels
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
-from ..image_sets import ImageSet, folder_images, limited, look_through
 from ..metrics import feature_cosine, psnr
 from ..mini.tokenizer import fit_probe
+from ..plotting.trajectory import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
 from ..probes import PatchProbe
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
 from ..teachers import SiglipTeacher, check_teacher, find_teacher, teacher_files
-from ..trajectory_pictures import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
-from ..workers import Workers
 
 
 TAKES = "tokenizer"

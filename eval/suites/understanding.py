@@ -16,7 +16,7 @@ from typing import Any
 
 from ...data.world.lmms_tasks import TASKS as WORLD_TASKS
 from ...data.world.lmms_tasks import write_tasks
-from ...training.yaml_reading import build_section
+from ...data.yaml_files import build_section
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256
 
 

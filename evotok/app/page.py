@@ -16,13 +16,13 @@ from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 from evotok.app.chat import answer
-from evotok.app.draw import MAX_IMAGES, Drawing, Order, draw, read_seed
 from evotok.app.examples import Examples, find_examples
+from evotok.app.generate import MAX_IMAGES, Drawing, Order, draw, read_seed
 from evotok.app.inside import Inspection, inspect, swap
 from evotok.app.limits import QUEUE_LENGTH, STATE_SECONDS, check_number, open_upload
 from evotok.commands.conversation import Conversation, rewind
+from evotok.data.errors import one_line
 from evotok.serving.client import ServerClient
-from evotok.training.messages import one_line
 
 
 SHOWN_SIDE = 320

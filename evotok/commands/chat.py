@@ -63,8 +63,8 @@ def run(
         raise ValueError("give either a CHECKPOINT, such as mini, or the --server of a model that runs.")
     if checkpoint is not None:
         find_checkpoint(checkpoint)
+    from evotok.data.errors import one_line
     from evotok.processing.image_loading_evotok import load_image
-    from evotok.training.messages import one_line
 
     if as_json and prompt is None:
         raise ValueError("--json goes with --prompt: a conversation is for people.")
@@ -128,8 +128,8 @@ def _next_line() -> str | None:
 
 def _follow(chat: "Chat", line: str, out: str) -> bool:
     """Do what one line says; whether it ends the conversation."""
+    from evotok.data.errors import visible
     from evotok.processing.image_loading_evotok import load_image
-    from evotok.training.messages import visible
 
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -209,7 +209,7 @@ class Chat:
         return answer
 
     def _generate(self, prompt: str, seed: int) -> "Image.Image":
-        from evotok.eval.generation import generate_images
+        from evotok.eval.text_to_image.retrieval import generate_images
 
         scale = self.model.generation_config.guidance_scale
         guidance = {} if scale is None else {"guidance_scale": scale}

@@ -33,8 +33,8 @@ def run(
     """
     check_folder(out)
     path, words = check_recipe(recipe, overrides or ())
-    from evotok.training.arguments import read_recipe
-    from evotok.training.messages import one_line, visible
+    from evotok.data.errors import one_line, visible
+    from evotok.training.recipes import read_recipe
 
     data = read_recipe(path, words).data
     if data.name != "mixture":
@@ -64,10 +64,10 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     """What the first records of a source are, and cells with the first pictures."""
     from itertools import islice
 
+    from evotok.data.errors import one_line, why_no_record
+    from evotok.data.sources import SOURCES
+    from evotok.data.streams.streaming import open_part
     from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
-    from evotok.training.messages import one_line, why_no_record
-    from evotok.training.sources import SOURCES
-    from evotok.training.streaming import open_part
 
     part, info = open_part(source)
     adapter = SOURCES.get(source.source)
@@ -156,7 +156,7 @@ def _shown(image: Any) -> Any:
 
 
 def _sheet(name: str, cells: list) -> Any:
-    from evotok.eval.sheets import Cell, Line, draw_sheet
+    from evotok.eval.plotting.sheets import Cell, Line, draw_sheet
 
     drawn = [Cell(image, [Line(text[:60]) for _, text in texts[:2]]) for image, texts in cells]
     return draw_sheet(drawn, columns=4, title=f"First pictures of {Path(name).name}")

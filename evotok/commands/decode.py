@@ -37,8 +37,8 @@ def run(
 
     import torch
 
+    from evotok.data.codes.fingerprint import fingerprint
     from evotok.processing.image_loading_evotok import convert_to_images
-    from evotok.training.fingerprint import fingerprint
 
     model, _ = load_tokenizer(checkpoint)
     if content.tokenizer != fingerprint(model):

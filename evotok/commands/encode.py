@@ -36,7 +36,7 @@ def run(
             load_image(path)  # says what is wrong with it, before torch is imported
     import numpy as np
 
-    from evotok.training.fingerprint import fingerprint
+    from evotok.data.codes.fingerprint import fingerprint
 
     model, image_processor = load_tokenizer(checkpoint)
     batches = []

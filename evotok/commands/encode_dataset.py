@@ -16,7 +16,7 @@ EXAMPLES = """  evotok encode-dataset mini --source image-folder --path pictures
 
 def run(
     checkpoint: TokenizerCheckpoint,
-    source: Annotated[str, typer.Option(metavar="NAME", help="a data set of training/sources/")],
+    source: Annotated[str, typer.Option(metavar="NAME", help="a data set of data/sources/")],
     out: Annotated[
         str,
         typer.Option(
@@ -36,10 +36,10 @@ def run(
     import torch
     from tqdm import tqdm
 
-    from evotok.training.arguments import SourceArguments
-    from evotok.training.encoding import CorpusEncoder
-    from evotok.training.sources import SOURCES
-    from evotok.training.streaming import open_part
+    from evotok.data.codes.encoding import CorpusEncoder
+    from evotok.data.sources import SOURCES
+    from evotok.data.streams.streaming import open_part
+    from evotok.training.recipes import SourceArguments
 
     if source in SOURCES and SOURCES[source].task == "understanding":
         raise ValueError(f"--source {source}: conversations about images; codes are of pictures to be drawn.")

@@ -96,8 +96,8 @@ def _measure(
     """What the folder holds in the end, and the lines that say it; nothing on processes that did not write it."""
     import evotok
     from evotok.commands.checkpoints import load_multimodal, load_tokenizer
+    from evotok.data.processes import Workers
     from evotok.eval.suite import Evaluation, begin, sha256, versions
-    from evotok.eval.workers import Workers
 
     suite = importlib.import_module(f"evotok.eval.suites.{name.replace('-', '_')}")
     settings = read_options(suite.Options, name, config, words)
@@ -157,7 +157,7 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
     Raises:
         ValueError: no such file, an unknown option, or a value of the wrong type.
     """
-    from evotok.training.yaml_reading import build_section
+    from evotok.data.yaml_files import build_section
 
     tree, where = _read_tree(suite, config, words)
     return build_section(cls, tree, where)
@@ -165,7 +165,7 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
 
 def _read_tree(suite: str, config: str | None, words: list[str]) -> tuple[dict[str, Any], str]:
     """The options as YAML says them, not checked yet, and the name of the file that they are from."""
-    from evotok.training.yaml_reading import override, read_tree
+    from evotok.data.yaml_files import override, read_tree
 
     path = find_recipe(config or f"configs/eval/{suite}.yaml")
     has_file = config or path.is_file()

@@ -150,7 +150,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: `folder` is a file, or has files in it.
     """
-    from evotok.eval.files import move_synced, sync_files
+    from evotok.data.atomic_files import move_synced, sync_files
 
     folder = check_new_folder(folder)
     part = folder.with_name(folder.name + ".part")

@@ -31,7 +31,7 @@ def check_recipe(name: str, overrides: Iterable[str], to_train: bool = False) ->
         ValueError: no such recipe or checkpoint, no YAML, or an override of another form.
     """
     from evotok.commands.checkpoints import HUB_ID, checkpoint_folder
-    from evotok.training.yaml_reading import override, read_tree
+    from evotok.data.yaml_files import override, read_tree
 
     path, overrides = find_recipe(name), list(overrides)
     if not path.is_file() and (near := _near_recipes(name)):

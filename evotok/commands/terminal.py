@@ -29,7 +29,7 @@ def stdout_for_json(as_json: Any) -> Iterator[None]:
 
 def say(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
     """Print the outcome of a command: `facts` as JSON, or `lines`, without the control characters of untrusted text."""
-    from evotok.training.messages import visible, visible_json
+    from evotok.data.errors import visible, visible_json
 
     if as_json:
         print(visible_json(json.dumps(facts, ensure_ascii=False)), file=_real_stdout.get())

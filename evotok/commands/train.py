@@ -46,8 +46,8 @@ def run(
     with waiting("Loading"):
         from transformers.utils import logging
 
-        from evotok.training.arguments import read_recipe
-        from evotok.training.checkpoints import last_complete_checkpoint
+        from evotok.training.recipes import read_recipe
+        from evotok.training.resuming.checkpoints import last_complete_checkpoint
         from evotok.training.train import train
 
         content = read_recipe(path, words)

@@ -38,7 +38,7 @@ from evotok.serving.engine import (
     TextPiece,
 )
 from evotok.serving.metrics import Metrics
-from evotok.vllm.drawing import KEY, SETTINGS, Row
+from evotok.vllm.generation import KEY, SETTINGS, Row
 
 
 if TYPE_CHECKING:

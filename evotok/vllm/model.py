@@ -19,7 +19,7 @@ from vllm.model_executor.models.transformers.multimodal import MultiModalMixin
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
-from evotok.vllm.drawing import Drawings, RowStep
+from evotok.vllm.generation import Drawings, RowStep
 
 
 if TYPE_CHECKING:

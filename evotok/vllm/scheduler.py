@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from evotok.vllm.drawing import read_row
+from evotok.vllm.generation import read_row
 
 
 class EvoTokScheduler(Scheduler):

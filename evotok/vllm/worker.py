@@ -7,7 +7,7 @@ import torch
 from vllm.platforms import current_platform
 
 from evotok.processing.image_arrays_evotok import convert_to_images
-from evotok.vllm.drawing import Row, RowStep, read_row
+from evotok.vllm.generation import Row, RowStep, read_row
 
 
 if current_platform.is_cpu():

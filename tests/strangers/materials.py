@@ -22,8 +22,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.codes import Codes, write_codes
-from evotok.training.fingerprint import fingerprint
-from evotok.training.text_tokenizer import train_text_tokenizer
+from evotok.data.codes.fingerprint import fingerprint
+from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 from strangers.case import SECRET, Place
 from strangers.page import ORDER, Visitor
 
@@ -86,7 +86,7 @@ class Materials:
     @functools.cached_property
     def trained(self) -> Path:
         """Folder of a run of two steps: `recipe.yaml`, its `pictures`, and `run` with a checkpoint of the second."""
-        from evotok.training.arguments import read_recipe
+        from evotok.training.recipes import read_recipe
         from evotok.training.train import train
 
         folder = self.folder / "trained"

@@ -5,7 +5,7 @@ import os
 
 from PIL import Image
 
-from evotok.training.conversations import load_conversations
+from evotok.data.conversations import load_conversations
 from strangers.case import Case, Group, Place
 
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from evotok.data.codes.shards import FORMAT, open_codes
+from evotok.data.errors import one_line
+from evotok.data.image_datasets import ImageCollator, folder_pixels
+from evotok.data.sources import SOURCES
+from evotok.data.streams.mixture import Part
 from evotok.processing.image_loading_evotok import load_image
-from evotok.training.codes import FORMAT, open_codes
-from evotok.training.messages import one_line
-from evotok.training.mixture import Part
-from evotok.training.sources import SOURCES
-from evotok.training.tokenizer_data import ImageCollator, folder_pixels
 from strangers.case import Case, Group, Place, run_command
 from strangers.images import noise, saved
 

@@ -26,7 +26,7 @@ from ...eval.benchmarks.report import keep_row
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..multimodal_stages import TRAINABLE, freeze_all_but, whole_weights
+from ..multimodal.stages import TRAINABLE, freeze_all_but, whole_weights
 from .memory import Engine, estimate
 from .profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
 
@@ -152,9 +152,9 @@ def measure(case: Case) -> float:
 
 def _run(case: Case, folder: Path) -> None:
     """One process of a case."""
-    from ..arguments import Recipe, TokenizerLossArguments
-    from ..multimodal_trainer import MultimodalTrainer
-    from ..tokenizer_trainer import TokenizerTrainer
+    from ..multimodal.trainer import MultimodalTrainer
+    from ..recipes import Recipe, TokenizerLossArguments
+    from ..tokenizer.trainer import TokenizerTrainer
     from ..train import training_arguments
 
     class Watched(TokenizerTrainer if case.tokenizer else MultimodalTrainer):

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
 
+from ...data.sources import SOURCES
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..arguments import Recipe, read_recipe
-from ..codebook_restarts import restart_warning
-from ..engines import in_full_precision, read_engine
-from ..language_stage import VOCAB_SIZE, padded_rows
-from ..multimodal_stages import PARTS, TRAINABLE, add_lora, freeze_all_but
-from ..sources import SOURCES
+from ..backbones.language import VOCAB_SIZE, padded_rows
+from ..deepspeed_configs import in_full_precision, read_engine
+from ..multimodal.stages import PARTS, TRAINABLE, add_lora, freeze_all_but
+from ..recipes import Recipe, read_recipe
+from ..tokenizer.codebook_restarts import restart_warning
 from .gpus import GPUS_A_NODE, Gpu
 from .memory import Engine, Memory, checkpoint_bytes, communication, estimate
 from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, profile_step, run_multimodal, run_tokenizer

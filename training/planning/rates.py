@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...data.codes.encoding import CorpusEncoder
+from ...data.codes.shards import ShardInfo, ShardWriter, open_codes, to_record
+from ...data.collators import EvoTokCollator
+from ...data.streams.mixture import RecordStream
+from ...data.streams.streaming import open_part
 from ...eval.benchmarks.report import keep_row
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
-from ..arguments import SourceArguments
-from ..codes import ShardInfo, ShardWriter, open_codes, to_record
-from ..collators import EvoTokCollator
-from ..encoding import CorpusEncoder
-from ..mixture import RecordStream
-from ..streaming import open_part
+from ..recipes import SourceArguments
 
 
 _MINI = Path(__file__).resolve().parents[2] / "assets" / "evotok-mini"

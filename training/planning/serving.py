@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from ..arguments import read_recipe
+from ..recipes import read_recipe
 from .plan import TEXT_TOKENS, find_config
 
 

@@ -1,0 +1,170 @@
+"""Detects things, colours, places and the background in generated images of the world, without learned weights.
+
+An image of a text-to-image prompt shows canonical drawings of one size on the lattice of patches: each window of the
+lattice is compared with each drawing in each colour on each background, and those that explain most of the image are
+taken, one after the other, as long as they do not overlap. What stays unexplained is reported too.
+
+Shapes: P windows of the lattice, K masks, A pixels of a window.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ...data.world.drawings import World
+from ...data.world.palette import COLORS, RGB, nearest_color
+from ...data.world.prompts import Prompt
+from ...data.world.scenes import CANVAS, PATCH, TIDY_SIZE, Item, Scene, relation, scaled_mask
+
+
+BLURS = (0.0, 0.8, 1.6)
+"""Standard deviations, in pixels, of the Gaussians that drawings are compared under: image tokenizers blur edges."""
+PRESENT = 0.3
+"""A thing is there when it explains at least this share of the energy that it would have in a perfect image,"""
+EXPLAINED = 0.5
+"""and at least this share of what differs from the background in its window."""
+SMALLEST_BACKGROUND = 0.08
+"""Share of the pixels that a background has at least; four things leave more than this."""
+OFF = 90.0
+"""Distance of 8-bit colours from which on a pixel is not explained,"""
+STRAY = 5
+"""and side of the smallest square of such pixels that counts as something else, in pixels."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is detected in an image."""
+
+    background: str
+    """Name of the palette."""
+    items: tuple[Item, ...]
+    """The things; `drawing` is the canonical one."""
+    stray: bool
+    """Whether the image shows something else besides."""
+
+
+class SceneDetector:
+    """Finds canonical drawings on the lattice.
+
+    Args:
+        world: the drawings.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+        drawings = [thing.canonical for thing in world.things]
+        masks = [Image.fromarray(scaled_mask(world, drawing, TIDY_SIZE)) for drawing in drawings]
+        blurred = [mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask for blur in BLURS for mask in masks]
+        self.flat = np.stack([np.asarray(mask, dtype=np.float32).ravel() / 255 for mask in blurred])  # (K, A)
+        self.mass = np.square(self.flat).sum(1)  # (K,)
+        corners = range(0, CANVAS - TIDY_SIZE + 1, PATCH)
+        self.corners = np.array([(x, y) for y in corners for x in corners])  # (P, 2)
+
+    def __call__(self, image: Image.Image | np.ndarray) -> Sight:
+        """Detects what an RGB image shows.
+
+        Args:
+            image: 64x64 pixels; an array is (64, 64, 3) uint8.
+
+        Raises:
+            ValueError: an image of another size.
+        """
+        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float32)
+        if pixels.shape != (CANVAS, CANVAS, 3):
+            raise ValueError(f"an image of shape {pixels.shape}: give one of {CANVAS} x {CANVAS} pixels in RGB.")
+        shares = np.bincount(nearest_color(pixels).ravel(), minlength=len(COLORS)) / CANVAS**2
+        candidates = np.flatnonzero(shares >= min(SMALLEST_BACKGROUND, shares.max()))
+        explanations = [(background, *self._explain(pixels, background)) for background in candidates]
+        background, items, left = min(explanations, key=lambda explanation: np.square(explanation[2]).sum())
+        return Sight(COLORS[background], tuple(items), _has_square(np.linalg.norm(left, axis=0) > OFF))
+
+    def _explain(self, pixels: np.ndarray, background: int) -> tuple[list[Item], np.ndarray]:
+        """Things on this background, and what they leave of the image, (3, 64, 64)."""
+        contrast = RGB - RGB[background]  # (9, 3)
+        left = (pixels - RGB[background]).transpose(2, 0, 1).copy()
+        energy = np.square(contrast).sum(1)[:, None, None] * self.mass  # (9, 1, K)
+        energy[background] = np.inf
+        free, items = self.corners, []
+        while len(free):
+            views = np.lib.stride_tricks.sliding_window_view(left, (TIDY_SIZE, TIDY_SIZE), (1, 2))
+            windows = views[:, free[:, 1], free[:, 0]].reshape(3, len(free), -1)  # (3, P, A)
+            overlap = windows @ self.flat.T  # (3, P, K)
+            gain = 2 * np.tensordot(contrast, overlap, 1) - energy  # (9, P, K): squared error that it removes
+            differs = np.square(windows).sum((0, 2))[:, None]
+            there = (gain >= PRESENT * energy) & (gain >= EXPLAINED * differs)
+            if not there.any():
+                break
+            # What a window would leave counts against it: between two things it may explain more than on either.
+            best = np.where(there, 2 * gain - differs, -np.inf).argmax()
+            color, place, mask = np.unravel_index(best, gain.shape)
+            (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]
+            drawn = self.flat[mask].reshape(TIDY_SIZE, TIDY_SIZE)
+            left[:, y : y + TIDY_SIZE, x : x + TIDY_SIZE] -= contrast[color][:, None, None] * drawn
+            items.append(Item(thing.index, thing.canonical, COLORS[color], x, y, TIDY_SIZE))
+            free = free[np.abs(free - (x, y)).max(1) >= TIDY_SIZE]
+        return items, left
+
+
+def _has_square(off: np.ndarray) -> bool:
+    """Whether a mask (H, W) has a square of `STRAY` pixels a side that is all set."""
+    return bool(np.lib.stride_tricks.sliding_window_view(off, (STRAY, STRAY)).all((2, 3)).any())
+
+
+def faults(world: World, prompt: Prompt, sight: Sight) -> list[str]:
+    """What an image lacks of its prompt or has beside it, in words; nothing for a right one.
+
+    All that the prompt determines is compared: things, their number and colours, the relation of two where the prompt
+    states one, and the background.
+    """
+    wrong = []
+    if sight.background != prompt.scene.background:
+        wrong.append(f"background {sight.background}, not {prompt.scene.background}")
+    wanted, found = prompt.scene.kinds, Counter((item.thing, item.color) for item in sight.items)
+    for thing, color in dict.fromkeys([*wanted, *found]):
+        if found[thing, color] != wanted.get((thing, color), 0):
+            count = f"{found[thing, color]} of {wanted.get((thing, color), 0)}"
+            wrong.append(f"{color} {world.things[thing].name}: {count}")
+    if sight.stray:
+        wrong.append("something else")
+    if not wrong and prompt.kind.startswith("position"):
+        first, second = prompt.scene.items
+        seen = {(item.thing, item.color): item for item in sight.items}
+        is_, should = (relation(a, b) for a, b in ((seen[_kind(first)], seen[_kind(second)]), (first, second)))
+        if is_ != should:
+            wrong.append(f"{is_ or 'no clear relation'}, not {should}")
+    return wrong
+
+
+def _kind(item: Item) -> tuple[int, str]:
+    return item.thing, item.color
+
+
+def contradict(prompt: Prompt, other: Prompt) -> Prompt:
+    """A prompt that an image of `prompt` must not pass: the scene is changed in what its task is about.
+
+    Args:
+        other: of the same kind, to take a thing from.
+    """
+    scene, (*rest, last) = prompt.scene, prompt.scene.items
+    if prompt.kind == "counting":
+        items = (last,) * (len(scene.items) + (1 if len(scene.items) < 4 else -1))
+    elif prompt.kind.startswith("position"):
+        first, second = scene.items
+        items = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
+    elif prompt.kind == "color_attribution" and last.color != rest[0].color:
+        items = (replace(rest[0], color=last.color), replace(last, color=rest[0].color))
+    elif prompt.kind in ("colors", "color_attribution"):
+        items = (*rest, replace(last, color=_another(last.color, scene.background)))
+    else:
+        shown = {item.thing for item in scene.items}
+        strange = next((item for item in other.scene.items if item.thing not in shown), None)
+        items = (*rest, replace(last, thing=strange.thing)) if strange else tuple(rest)
+    return replace(prompt, scene=Scene(scene.background, tuple(items)))
+
+
+def _another(color: str, background: str) -> str:
+    """The next colour of the palette that is not the background."""
+    following = COLORS[COLORS.index(color) + 1 :] + COLORS
+    return next(name for name in following if name not in (color, background))

@@ -1,0 +1,141 @@
+"""The small generator that tokenizers are compared by: its labels, what it has of a tokenizer, and how it is scored."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from conftest import TINY_VQ
+
+from evotok import EvoTokVQConfig, EvoTokVQModel
+from evotok.data.world.images import scene_pixels
+from evotok.data.world.palette import COLORS
+from evotok.data.world.splits import is_new_color_pair
+from evotok.training.ablations import generator as tokenizer_generator
+from evotok.training.ablations.generator import (
+    PROMPTS,
+    SCENES,
+    Label,
+    LabelGenerator,
+    LabelledCodes,
+    generated_share,
+    learnt_positions,
+    nearest_share,
+    split_labels,
+)
+from evotok.training.tokenizer.variants import VARIANTS
+
+
+@pytest.fixture
+def build():
+    """A tiny tokenizer of images of the world, or a variant of it, whose codebooks spread."""
+
+    def build(variant=None):
+        torch.manual_seed(0)
+        encoder = TINY_VQ["encoder_config"] | {"image_size": 64}
+        model = VARIANTS.get(variant, EvoTokVQModel)(EvoTokVQConfig(**TINY_VQ | {"encoder_config": encoder})).eval()
+        for name, tensor in model.state_dict().items():
+            if ".codebooks." in name and name.endswith("weight"):
+                tensor.normal_()
+        return model
+
+    return build
+
+
+def test_labels_are_disjoint_always_the_same_and_without_held_out_pairs(world):
+    taught, asked = split_labels(world)
+    assert (len(taught), len(asked)) == (SCENES, PROMPTS) and not set(taught) & set(asked)
+    assert (taught, asked) == split_labels(world)
+    for label in [*taught, *asked]:
+        assert label.color != label.background and not is_new_color_pair(label.thing, COLORS[label.color])
+    assert {label.thing for label in taught} == set(range(len(world.things)))
+    scene = Label(3, 0, 4).scene(world)
+    assert (scene.background, [(i.thing, i.color, i.x, i.y, i.size) for i in scene.items]) == (
+        "blue",
+        [(3, "red", 16, 16, 32)],
+    )
+
+
+def test_every_position_is_learnt_and_those_of_the_thing_most_often():
+    learnt = [learnt_positions(number, 8) for number in range(6)]
+    counts = Counter(position for positions in learnt for position in positions)
+    inside = {8 * row + column for row in range(2, 6) for column in range(2, 6)}
+    assert {position for position, count in counts.items() if count == 6} == inside
+    assert len(counts) == 64 and {count for position, count in counts.items() if position not in inside} == {1}
+    assert learnt_positions(7, 8) == learnt[1] and len(learnt[0]) == 24
+
+
+def test_samples_are_codes_of_positions():
+    labels, codes = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.arange(2 * 64 * 2).view(2, 64, 2)
+    data = LabelledCodes(labels, codes)
+    assert len(data) == 48
+    for index in (0, 17, 30, 47):
+        row = data[index]
+        number = labels.tolist().index(row["labels"].tolist())
+        assert row["codes"].tolist() == codes[number, row["positions"]].tolist()
+
+
+@pytest.mark.parametrize(("variant", "levels"), [(None, 2), ("reversed", 4), ("layers", 2), ("branches", 2)])
+def test_it_has_the_codebooks_of_the_pixels(build, variant, levels):
+    tokenizer = build(variant)
+    model = LabelGenerator(tokenizer, levels, 48)
+    codes = tokenizer.encode(torch.rand(2, 3, 64, 64) * 2 - 1)[..., :levels]
+    summed = sum(table[own] for table, own in zip(model.codebooks, codes.unbind(-1), strict=True))
+    source = tokenizer.pixel_quantizer if variant in ("layers", "branches") else tokenizer.quantizer
+    torch.testing.assert_close(summed, source.decode_codes(codes))
+    loss = model(torch.tensor([[0, 1, 2], [47, 8, 0]]), torch.tensor([0, 63]), codes[:, 5])["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(32), rel=0.5)
+    assert model.shape_embed.weight.grad[[0, 47 * 64 + 63]].abs().sum(1).min() > 0
+    assert model.generate(torch.tensor([[0, 1, 2]])).shape == (1, 64, levels)
+
+
+def test_a_scene_is_right_if_none_is_nearer(world):
+    labels = [Label(thing, color, 8) for thing, color in ((0, 0), (7, 3), (20, 5), (33, 7))]
+    scenes = scene_pixels(world, [label.scene(world) for label in labels])
+    assert nearest_share(world, labels, scenes) == 1.0
+    assert nearest_share(world, labels, scenes + 0.2 * torch.randn_like(scenes)) == 1.0
+    assert nearest_share(world, labels, scenes.roll(1, 0)) == 0.0
+    other = scene_pixels(world, [label._replace(color=1).scene(world) for label in labels])
+    assert nearest_share(world, labels, torch.cat([scenes[:2], other[2:]])) == 0.5
+
+
+@pytest.mark.parametrize(("variant", "levels"), [(None, 2), ("reversed", 4)])
+def test_it_is_trained_and_asked(build, world, monkeypatch, tmp_path, variant, levels):
+    monkeypatch.setattr(tokenizer_generator, "SCENES", 6)
+    monkeypatch.setattr(tokenizer_generator, "PROMPTS", 3)
+    seen = []
+
+    def noting(world, labels, images):
+        seen.append((labels, images))
+        return 0.25
+
+    monkeypatch.setattr(tokenizer_generator, "nearest_share", noting)
+    tokenizer = build(variant)
+    before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
+    for seed in (0, 0, 1):
+        assert generated_share(tokenizer, levels, world, 2, seed, tmp_path) == 0.25
+    [(labels, first), (_, again), (_, other)] = seen
+    assert labels == split_labels(world)[1] and first.shape == (3, 3, 64, 64) and first.abs().max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tokenizer.state_dict().items())
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_it_learns(build, world, monkeypatch, tmp_path):
+    """From few labels, by heart."""
+    monkeypatch.setattr(tokenizer_generator, "SCENES", 4)
+    monkeypatch.setattr(tokenizer_generator, "PROMPTS", 2)
+    tokenizer, (taught, _) = build(), split_labels(world)
+    monkeypatch.setattr(tokenizer_generator, "split_labels", lambda world: (taught, taught))
+    pixels = scene_pixels(world, [label.scene(world) for label in taught])
+    expected = tokenizer.decode_pixels(tokenizer.encode(pixels)).clamp(-1, 1)
+    shares = []
+    monkeypatch.setattr(
+        tokenizer_generator,
+        "nearest_share",
+        lambda world, labels, images: shares.append(torch.isclose(images, expected, atol=1e-4).float().mean()),
+    )
+    for steps in (1, 60):
+        generated_share(tokenizer, 2, world, steps, 0, tmp_path)
+    assert shares[1] > 0.9 > shares[0]

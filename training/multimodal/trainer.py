@@ -1,0 +1,137 @@
+"""Trainer of the language-model stages: logs both losses, keeps the tokenizer in fp32, draws samples."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from transformers.modeling_utils import unwrap_model
+
+from ...eval.plotting.sheets import Cell, Line, draw_sheet
+from ...modeling_evotok.modeling_evotok import EvoTokModel
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ..trainer import EvoTokTrainer
+from .code_noise import add_code_noise
+
+
+_TERMS = ("text_loss", "image_loss")
+
+
+def lend_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
+    """From now on `model` uses this tokenizer, and has none among its modules."""
+    del model.vq_model
+    object.__setattr__(model, "vq_model", vq_model)
+
+
+class MultimodalTrainer(EvoTokTrainer):
+    """`Trainer` for `EvoTokForConditionalGeneration`.
+
+    Images become codes before the model sees them, and an engine (DeepSpeed) never sees the tokenizer: it would
+    cast it to half precision, by which 4% of the codes change, and shard it, so that processes whose batches hold
+    different kinds of samples would wait for each other without end. It is saved with the model all the same.
+
+    Args:
+        sample_prompts: prompts drawn as one PNG at every save.
+        code_noise: as in [`~training.code_noise.add_code_noise`].
+    """
+
+    def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), code_noise: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        if code_noise:
+            add_code_noise(self._inner(self.model).model.pixel_projector, code_noise)
+        self.sample_prompts = list(sample_prompts)
+        self.vq_model = self._inner(self.model).model.vq_model
+        self._hides_tokenizer = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self._hides_tokenizer:
+            lend_tokenizer(self._inner(self.model).model, self.vq_model.float().to(self.args.device))
+
+    @staticmethod
+    def _inner(model):
+        model = unwrap_model(model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        levels = self.vq_model.config.num_pixel_codebooks
+        if "pixel_values" in inputs:
+            inputs["image_codes"] = self.vq_model.encode(inputs.pop("pixel_values"))
+        if "generation_pixel_values" in inputs:
+            inputs["generation_codes"] = self.vq_model.encode(inputs.pop("generation_pixel_values"))[..., :levels]
+        return inputs
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Text targets and positions of images written, (2,), of all processes and accumulated batches: each divides
+        the loss of its kind, so that no mean is one of means, however rows are split."""
+        if not batch_samples or "labels" not in batch_samples[0] or not self.model_accepts_loss_kwargs:
+            return None
+        count = self._inner(self.model).count_targets
+        counts = sum(count(batch["input_ids"], batch["labels"], batch.get("shift_labels")) for batch in batch_samples)
+        counts = counts.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own weighted sum; its two terms, and the image loss of every level, are logged beside it."""
+        if num_items_in_batch is not None:
+            names = ("num_items_in_batch", "num_image_positions_in_batch")
+            inputs = inputs | dict(zip(names, num_items_in_batch.unbind(), strict=True))
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # Shares of the processes add up to the loss, but their gradients will be averaged.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if model.training:
+            self._note_losses(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_losses(self, outputs) -> None:
+        self.note_terms({name: outputs[name] for name in _TERMS if outputs.get(name) is not None})
+        levels = outputs.get("image_level_losses")
+        if levels is not None:
+            self.note_terms({f"image_loss_level{level}": loss for level, loss in enumerate(levels, start=1)})
+
+    def _sum_up_processes(self):
+        """As in [`EvoTokTrainer`], but the losses of the model are shares of one mean, which add up within a step."""
+        mine = {}
+        for name, noted in self._terms.items():
+            if name.startswith(_TERMS):
+                shares = torch.stack([share.float() for _, share in noted]).tolist()
+                mine[name] = list(zip([step for step, _ in noted], shares, strict=True))
+        steps = defaultdict(Counter)
+        for theirs in gather_object([mine]):
+            for name, shares in theirs.items():
+                for step, share in shares:
+                    steps[name][step] += share
+        of = 1 if self.args.average_tokens_across_devices else self.args.world_size  # means, that is
+        means = {name: sum(sums.values()) / len(sums) / of for name, sums in steps.items()}
+        return super()._sum_up_processes() | means
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self._hides_tokenizer and state_dict is not None:
+            weights = self.vq_model.state_dict(prefix="model.vq_model.")
+            state_dict = state_dict | {name: tensor.clone() for name, tensor in weights.items()}
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.sample_prompts and self.is_world_process_zero() and not self.is_deepspeed_enabled:
+            self._draw_samples(Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:07d}.png")
+
+    def _draw_samples(self, path: Path) -> None:
+        model, processor = self._inner(self.model), self.processing_class
+        conversations = [[{"role": "user", "content": prompt}] for prompt in self.sample_prompts]
+        inputs = processor.apply_chat_template(
+            conversations,
+            generation_mode="image",
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.args.device)
+        generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
+        codes = model.generate(**inputs, generation_mode="image", generator=generator)
+        images = processor.post_process_image_generation(model.decode_image_tokens(codes))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, self.sample_prompts, strict=True)]
+        draw_sheet(cells, columns=4, title=f"Step {self.state.global_step:,}").save(path)
