@@ -27,7 +27,7 @@ units that truncate included. Let b be the coarse best and w the true nearest. |
 the distance to b, which the coarse score gives up to its own error: E + u coarse_b < 0.013 r^2, so that
 r = 1.2 (|x| + d_b^) covers it. Now c_w <= c_b, and rounding keeps order: coarse_w <= (1 + 1.01 u) coarse_b + 2 E.
 
-On a GPU all of it is kernels of Triton where it is installed, see `nearest_code_triton_evotok`; torch does them elsewhere.
+On a GPU with Triton, the kernels of `nearest_code_triton_evotok` do all of it; elsewhere torch does.
 
 Shapes: M vectors, R of them in a block, C codebook width, K codebook size, G = K / 16 groups, P pairs of group and row.
 """

@@ -14,8 +14,8 @@
 """The search as three kernels for GPUs: no score of a single entry reaches memory.
 
 How many groups a row looks at again is known to the device alone: nothing waits for it, and every shape is fixed, so
-that a CUDA graph can hold the search. The bound that makes it exact is that of `nearest_code_evotok`, whose names and numbers
-are used here; 0.53125 is the share of its o, 2^-8 and 2^-23 are its roundings.
+that a CUDA graph can hold the search. The bound that makes it exact is that of `nearest_code_evotok`, whose names and
+numbers are used here; 0.53125 is the share of its o, 2^-8 and 2^-23 are its roundings.
 
 Group g has the entries g, G + g, 2 G + g and so on: its minimum is that of whole tiles, element by element.
 

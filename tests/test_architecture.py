@@ -58,9 +58,8 @@ def top_folder(module: str) -> str | None:
 def test_arrows(folder):
     for path in sources(folder):
         for node, module in imported_modules(path):
-            target, suite = top_folder(module), path.is_relative_to(ROOT / "eval/suites")
-            may = MAY_IMPORT[folder] | ({"training"} if suite else set())  # a suite brings its data; nobody imports it
-            assert target is None or target in may, f"{name(path)}:{node.lineno} imports {module}"
+            target = top_folder(module)
+            assert target is None or target in MAY_IMPORT[folder], f"{name(path)}:{node.lineno} imports {module}"
 
 
 @pytest.mark.parametrize("folder", ["data", "training", "eval"])

@@ -20,13 +20,13 @@ from test_streaming import torchrun
 from transformers import SiglipImageProcessorPil
 
 from evotok.cli import main as cli
+from evotok.data.arguments import DataArguments, SourceArguments
 from evotok.data.codes.encoding import CorpusEncoder
 from evotok.data.codes.fingerprint import fingerprint, preparation
 from evotok.data.codes.shards import ShardInfo, ShardWriter, check_tokenizer, open_codes, to_record
 from evotok.data.collators import EvoTokCollator
 from evotok.data.streams.streaming import open_part, open_parts
 from evotok.training.planning import rates
-from evotok.training.recipes import DataArguments, SourceArguments
 from evotok.training.train import main as train
 
 

@@ -13,6 +13,7 @@ from test_sources import TEXT_TURNS, TURNS, picture, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
+from evotok.data.arguments import DataArguments, SourceArguments
 from evotok.data.image_datasets import ImageCollator
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import Rows
@@ -20,7 +21,6 @@ from evotok.data.sources.tars import read_tar
 from evotok.data.streams.last_good import MAX_BARREN
 from evotok.data.streams.mixture import Part, RecordStream, _Reader
 from evotok.data.streams.streaming import ResumableLoader, open_part, open_parts, record_length
-from evotok.training.recipes import DataArguments, SourceArguments
 
 
 def rows_of(values, shards=1):

@@ -24,7 +24,8 @@ from evotok.modeling_evotok import nearest_code_triton_evotok as kernels
 
 calls = []
 nearest_code_evotok._kernels = lambda device, dim: calls.append(dim) or kernels.search
-nearest_code_evotok._coarse_dtype = lambda device: torch.float32  # the interpreter cannot multiply bfloat16, only round to it
+# The interpreter cannot multiply bfloat16, only round to it.
+nearest_code_evotok._coarse_dtype = lambda device: torch.float32
 kernels._BLOCK = 20
 for case, (vectors, codebook) in CASES.items():
     vectors = vectors[:200:8]

@@ -9,12 +9,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
+from evotok.data.arguments import SourceArguments
 from evotok.data.sources import SOURCES
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import DAMAGED, Rows
 from evotok.data.streams.streaming import open_part
 from evotok.processing.image_loading_evotok import load_image
-from evotok.training.recipes import SourceArguments
 
 
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ...training.recipes import DataArguments, Recipe, SourceArguments
+from ..arguments import DataArguments, SourceArguments
 from ..codes.shards import ShardInfo, check_tokenizer, open_codes, to_record
 from ..errors import one_line
 from ..sources import SOURCES
@@ -71,7 +71,7 @@ def open_parts(data: DataArguments, vq_model: EvoTokVQModel | None = None, image
 
 
 def build_stream(
-    recipe: Recipe,
+    data: DataArguments,
     arguments: TrainingArguments,
     collate: Callable[[list[dict]], dict[str, Any]],
     length_of: Callable[[dict], int] | None = None,
@@ -86,14 +86,14 @@ def build_stream(
     if arguments.max_steps <= 0:
         raise ValueError("a stream of samples never ends: set training.max_steps.")
     return RecordStream(
-        open_parts(recipe.data, vq_model, image_processor),
+        open_parts(data, vq_model, image_processor),
         collate,
         batch_size=arguments.train_batch_size,
         length_of=length_of,
         seed=arguments.seed,
         rank=arguments.process_index,
         world_size=arguments.world_size,
-        pool_batches=recipe.data.pool_batches,
+        pool_batches=data.pool_batches,
     )
 
 

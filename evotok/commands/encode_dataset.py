@@ -36,10 +36,10 @@ def run(
     import torch
     from tqdm import tqdm
 
+    from evotok.data.arguments import SourceArguments
     from evotok.data.codes.encoding import CorpusEncoder
     from evotok.data.sources import SOURCES
     from evotok.data.streams.streaming import open_part
-    from evotok.training.recipes import SourceArguments
 
     if source in SOURCES and SOURCES[source].task == "understanding":
         raise ValueError(f"--source {source}: conversations about images; codes are of pictures to be drawn.")

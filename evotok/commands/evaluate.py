@@ -30,7 +30,7 @@ SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie 
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
 )
-SUITES = {  # name -> summary; the module is `eval/suites/<name>.py`, with _ for -
+SUITES = {  # name -> summary
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
     "compare": "folders of results beside each other",
     "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
@@ -50,6 +50,7 @@ Out = Annotated[
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")]
 WITHOUT_CHECKPOINT = ("ablations", "compare")
+_MODULES = {"ablations": "evotok.training.ablations.suite"}  # it trains; the others are in `eval/suites/`
 _WIDTH = max(map(len, SUITES))
 EPILOG = "\n".join(["Suites:", *(f"  {name:<{_WIDTH}}  {summary}" for name, summary in SUITES.items())])
 
@@ -86,6 +87,11 @@ def run(
         say(as_json, results, lines)
 
 
+def suite_module(name: str) -> str:
+    """Returns the import path of the module of a suite."""
+    return _MODULES.get(name, f"evotok.eval.suites.{name.replace('-', '_')}")
+
+
 def _default_name(suite: str, names: list[str]) -> str:
     return suite if suite in WITHOUT_CHECKPOINT else f"{suite}-{Path(names[0]).name}".rstrip("-")
 
@@ -99,7 +105,7 @@ def _measure(
     from evotok.data.processes import Workers
     from evotok.eval.suite import Evaluation, begin, sha256, versions
 
-    suite = importlib.import_module(f"evotok.eval.suites.{name.replace('-', '_')}")
+    suite = importlib.import_module(suite_module(name))
     settings = read_options(suite.Options, name, config, words)
     circumstances: dict[str, Any] = {"suite": name, "checkpoint": None, "checkpoint_sha256": None}
     load, files = None, {}

@@ -9,13 +9,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from ...data.arguments import DataArguments
 from ...data.collators import PreferenceCollator
 from ...data.conversation_datasets import Indexed
 from ...data.sources import SOURCES
 from ...data.world.drawings import load_world
 from ...data.world.preferences import WorldPreferences
 from ..optimizers import optimizer_choice
-from ..recipes import DataArguments, PreferenceArguments, Recipe, num_samples
+from ..recipes import PreferenceArguments, Recipe, num_samples
 from ..time_box import time_box
 from .stages import build_dataset, build_multimodal, lora_config, prepare_model, whole_weights
 from .trainer import MultimodalTrainer, lend_tokenizer

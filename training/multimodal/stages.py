@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from ...data.arguments import DataArguments
 from ...data.collators import EvoTokCollator
 from ...data.conversation_datasets import Indexed
 from ...data.conversations import load_conversations
@@ -26,7 +27,7 @@ from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
 from ..optimizers import optimizer_choice
-from ..recipes import DataArguments, Recipe, num_samples
+from ..recipes import Recipe, num_samples
 from ..time_box import time_box
 from ..trainer_options import check_length
 from .trainer import MultimodalTrainer
@@ -159,7 +160,7 @@ def build_dataset(
     if recipe.data.name != "mixture":
         return Indexed(build_data(recipe, arguments))
     length_of = functools.partial(record_length, num_image_tokens=collator.processor.num_image_tokens)
-    return build_stream(recipe, arguments, collator, length_of, vq_model, collator.processor.image_processor)
+    return build_stream(recipe.data, arguments, collator, length_of, vq_model, collator.processor.image_processor)
 
 
 def check_data(data: DataArguments) -> None:

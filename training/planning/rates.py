@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...data.arguments import SourceArguments
 from ...data.codes.encoding import CorpusEncoder
 from ...data.codes.shards import ShardInfo, ShardWriter, open_codes, to_record
 from ...data.collators import EvoTokCollator
@@ -30,7 +31,6 @@ from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
-from ..recipes import SourceArguments
 
 
 _MINI = Path(__file__).resolve().parents[2] / "assets" / "evotok-mini"

@@ -5,6 +5,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ...data.arguments import DataArguments
 from ...data.image_datasets import ImageCollator, folder_pixels
 from ...data.streams.streaming import build_stream
 from ...data.world.drawings import load_world
@@ -14,7 +15,7 @@ from ...eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..optimizers import optimizer_choice
-from ..recipes import DataArguments, Recipe, num_samples
+from ..recipes import Recipe, num_samples
 from ..time_box import time_box
 from ..trainer_options import check_length
 from .codebook_restarts import restart_warning
@@ -118,7 +119,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
             )
         world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
         return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
-    return build_stream(recipe, arguments, ImageCollator(image_size, arguments.seed))
+    return build_stream(recipe.data, arguments, ImageCollator(image_size, arguments.seed))
 
 
 def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) -> torch.Tensor | None:
