@@ -16,7 +16,7 @@ from transformers import (
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
 from evotok.data.sources import SOURCES
 from evotok.data.world.scenes import CANVAS, PATCH
-from evotok.training.multimodal.stages import TRAINABLE, freeze_all_but
+from evotok.training.multimodal.stages import freeze_all_but, trainable_parts
 from evotok.training.planning.plan import find_config, tokenizer_fields
 from evotok.training.recipes import read_recipe
 from evotok.training.tokenizer.trainer import TERMS
@@ -61,7 +61,7 @@ def test_recipe_parses_and_builds(path, tmp_path):
             assert scale != "mini" or (model.config.image_size, model.config.num_positions) == (64, 64)
             return
         model = EvoTokForConditionalGeneration(find_config(recipe, path))
-    parts = recipe.model.trainable or TRAINABLE[recipe.stage]
+    parts = trainable_parts(recipe)
     freeze_all_but(model, parts)
     assert not any(p.requires_grad for p in model.model.vq_model.parameters())
     assert any(p.requires_grad for p in model.parameters())

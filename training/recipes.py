@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.arguments import DataArguments, SourceArguments, build_sources
 from ..data.yaml_files import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
-from ..modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from .multimodal.module_names import check_names
 from .recipe_ranges import check_ranges
+from .stages import STAGES
 from .trainer_options import check_options
 
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-STAGES = ("vision", "language", "tokenizer", "pretrain", "sft", "gen", "unified", "dpo")
 
 
 @dataclass
@@ -175,10 +173,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if tree["stage"] != "tokenizer" and (decay or validation):
         key = "optimizer.average_decay" if decay else "data.validation_path"
         raise ValueError(f"{path}: {key} is for the tokenizer stage, this is {tree['stage']}: remove it.")
-    from transformers import Qwen2Config, SiglipVisionConfig
-
-    configs = {"vision": SiglipVisionConfig, "language": Qwen2Config, "tokenizer": EvoTokVQConfig}
-    config = configs.get(tree["stage"], EvoTokConfig)
+    config = STAGES[tree["stage"]].load("config")
     refuse_unknown(tree["model"].config, (f.name for f in fields(config)), f"{path}: model.config")
     recipe = build_section(Recipe, tree, str(path))
     if recipe.gpus < 1:

@@ -19,11 +19,11 @@ from transformers.utils import logging
 
 from ..data.atomic_files import sync_files
 from ..data.errors import one_line
-from .deepspeed_configs import in_full_precision
 from .recipes import Recipe, read_recipe
 from .resuming.checkpoints import agreed_checkpoint, check_engine, check_source, prepare_engine, put_aside
 from .resuming.recipe_changes import compare_recipe
 from .resuming.run_lock import locked
+from .stages import STAGES
 
 
 logger = logging.get_logger(__name__)
@@ -52,11 +52,6 @@ def prepare_process(deepspeed: bool) -> None:
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """TrainingArguments of a recipe, with what this project always wants."""
     given = dict(recipe.training)
-    if recipe.stage == "tokenizer" and given.get("deepspeed"):
-        if recipe.loss.adversarial and recipe.loss.adversarial_adaptive:
-            # DeepSpeed takes the gradients that are compared for the step's backward pass.
-            raise ValueError("loss.adversarial_adaptive: not under DeepSpeed: set it to false, or leave DeepSpeed out.")
-        given = in_full_precision(given)
     prepare_process(bool(given.get("deepspeed")))
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
@@ -73,13 +68,14 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         given["ignore_data_skip"] = True  # a stream goes on from its own state
     given.setdefault("report_to", "tensorboard" if _has_tensorboard() else "none")
     try:
-        if recipe.stage == "dpo":
-            from .multimodal.preferences import preference_arguments
-
-            return preference_arguments(recipe.preference, given)
-        return TrainingArguments(**given)
+        return STAGES[recipe.stage].load("arguments")(recipe, given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training: {error}: correct the recipe.") from error
+
+
+def plain_arguments(recipe: Recipe, fields: dict[str, Any]) -> TrainingArguments:
+    """Builds the TrainingArguments of a stage that needs no others."""
+    return TrainingArguments(**fields)
 
 
 def _has_tensorboard() -> bool:
@@ -136,18 +132,8 @@ def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
 
 
 def _run_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, Any]:
-    if recipe.stage == "vision":
-        from .backbones.vision import train_vision as run
-    elif recipe.stage == "language":
-        from .backbones.language import train_language as run
-    elif recipe.stage == "tokenizer":
-        from .tokenizer.stage import train_tokenizer as run
-    elif recipe.stage == "dpo":
-        from .multimodal.preferences import train_preference as run
-    else:
-        from .multimodal.stages import train_multimodal as run
     try:
-        return run(recipe, arguments, resume_from)
+        return STAGES[recipe.stage].load("run")(recipe, arguments, resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
     except RuntimeError as error:  # of a worker that was killed, or whose error cannot be made again

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
+from .stages import STAGES
+
 
 _ANYWHERE = {
     "label_smoothing_factor": "the losses are plain cross-entropies",
@@ -94,7 +96,7 @@ def check_length(recipe: Any, max_steps: int, where: str = "recipe") -> None:
 
 
 def _refused(recipe: Any) -> Iterator[tuple[str, str]]:
-    of_images, training = recipe.stage in ("tokenizer", "vision"), recipe.training
+    of_images, training = STAGES[recipe.stage].of_images, recipe.training
     tables = [_ANYWHERE, _IMAGES if of_images else _MULTIMODAL]
     if _is_endless(recipe.data):
         tables.append(_ENDLESS)

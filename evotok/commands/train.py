@@ -18,17 +18,6 @@ EXAMPLES = """  evotok train configs/mini/tokenizer.yaml
   torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/gen.yaml"""
 
 
-# What is usually done with the model of a stage.
-_NEXT = {
-    "tokenizer": "evotok eval reconstruction {folder}",
-    "pretrain": "train the stage sft with model.checkpoint={folder}",
-    "sft": "evotok chat {folder}",
-    "gen": "evotok export {folder} --out DIR",
-    "unified": "evotok export {folder} --out DIR",
-    "dpo": "evotok export {folder} --out DIR",
-}
-
-
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -67,7 +56,9 @@ def _report(facts: dict[str, Any]) -> str:
     folder, step = facts["folder"], facts["step"]
     if not facts["already_finished"]:
         return f"{folder}: step {step}, mean loss {facts['train_loss']:.4g}"
-    following = _NEXT[facts["stage"]].format(folder=folder)
+    from evotok.training.stages import STAGES
+
+    following = STAGES[facts["stage"]].following.format(folder=folder)
     return (
         f"{folder}: already finished at step {step}. Next: {following}; "
         "or train further with a larger training.max_steps, or from the start with --restart"

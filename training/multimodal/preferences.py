@@ -16,7 +16,7 @@ from ...data.sources import SOURCES
 from ...data.world.drawings import load_world
 from ...data.world.preferences import WorldPreferences
 from ..optimizers import optimizer_choice
-from ..recipes import PreferenceArguments, Recipe, num_samples
+from ..recipes import Recipe, num_samples
 from ..time_box import time_box
 from .stages import build_dataset, build_multimodal, lora_config, prepare_model, whole_weights
 from .trainer import MultimodalTrainer, lend_tokenizer
@@ -51,9 +51,9 @@ class PreferenceTrainer(MultimodalTrainer, DPOTrainer):
         """None: TRL's is of a model of text, and `evotok export` writes one."""
 
 
-def preference_arguments(preference: PreferenceArguments, training: dict[str, Any]) -> DPOConfig:
+def preference_arguments(recipe: Recipe, fields: dict[str, Any]) -> DPOConfig:
     """TRL's form of `TrainingArguments`; what a recipe leaves out is as in every other stage."""
-    return DPOConfig(**{"bf16": False, "gradient_checkpointing": False} | vars(preference) | training)
+    return DPOConfig(**{"bf16": False, "gradient_checkpointing": False} | vars(recipe.preference) | fields)
 
 
 def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:

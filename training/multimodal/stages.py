@@ -28,6 +28,7 @@ from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
 from ..optimizers import optimizer_choice
 from ..recipes import Recipe, num_samples
+from ..stages import STAGES
 from ..time_box import time_box
 from ..trainer_options import check_length
 from .trainer import MultimodalTrainer
@@ -40,13 +41,11 @@ PARTS = {
     "lm_head": "lm_head",
     "depth_decoder": "depth_decoder",
 }
-TRAINABLE = {
-    "pretrain": ["semantic_projector"],
-    "sft": ["semantic_projector", "language_model", "lm_head"],
-    "gen": ["pixel_projector", "depth_decoder", "language_model", "lm_head"],
-    "unified": list(PARTS),
-    "dpo": ["semantic_projector", "language_model", "lm_head"],
-}
+
+
+def trainable_parts(recipe: Recipe) -> list[str]:
+    """Returns the names of the parts that learn: those of the recipe, or the stage's own."""
+    return recipe.model.trainable or list(STAGES[recipe.stage].trainable)
 
 
 def freeze_all_but(model: EvoTokForConditionalGeneration, parts: list[str]) -> None:
@@ -147,7 +146,7 @@ def prepare_model(model: EvoTokForConditionalGeneration, recipe: Recipe) -> None
     if recipe.model.attn_implementation:  # not the tokenizer's: its codes must not move
         for part in (model.model.language_model, model.depth_decoder):
             part.set_attn_implementation(recipe.model.attn_implementation)
-    freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+    freeze_all_but(model, trainable_parts(recipe))
 
 
 def build_dataset(
@@ -222,7 +221,7 @@ def lora_config(recipe: Recipe):
     """Low-rank adapters on the language model; projectors and depth decoder learn in full."""
     from peft import LoraConfig
 
-    parts = recipe.model.trainable or TRAINABLE[recipe.stage]
+    parts = trainable_parts(recipe)
     fields = {
         "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         "modules_to_save": [name for name in parts if name not in ("language_model", "lm_head")],

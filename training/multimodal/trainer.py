@@ -32,7 +32,7 @@ class MultimodalTrainer(EvoTokTrainer):
 
     Args:
         sample_prompts: prompts drawn as one PNG at every save.
-        code_noise: as in [`~training.code_noise.add_code_noise`].
+        code_noise: as in [`add_code_noise`].
     """
 
     def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), code_noise: float = 0.0, **kwargs):

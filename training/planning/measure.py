@@ -26,7 +26,8 @@ from ...eval.benchmarks.report import keep_row
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..multimodal.stages import TRAINABLE, freeze_all_but, whole_weights
+from ..multimodal.stages import freeze_all_but, whole_weights
+from ..stages import STAGES
 from .memory import Engine, estimate
 from .profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
 
@@ -128,7 +129,7 @@ def _build(case: Case, dtype: torch.dtype) -> PreTrainedModel:
     if case.tokenizer:
         return EvoTokVQModel._from_config(small_tokenizer(), dtype=dtype)
     model = EvoTokForConditionalGeneration._from_config(small_config(), dtype=dtype)
-    freeze_all_but(model, TRAINABLE["unified"])
+    freeze_all_but(model, list(STAGES["unified"].trainable))
     return model
 
 

@@ -15,8 +15,9 @@ from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..backbones.language import VOCAB_SIZE, padded_rows
 from ..deepspeed_configs import in_full_precision, read_engine
-from ..multimodal.stages import PARTS, TRAINABLE, add_lora, freeze_all_but
+from ..multimodal.stages import PARTS, add_lora, freeze_all_but, trainable_parts
 from ..recipes import Recipe, read_recipe
+from ..stages import STAGES
 from ..tokenizer.codebook_restarts import restart_warning
 from .gpus import GPUS_A_NODE, Gpu
 from .memory import Engine, Memory, checkpoint_bytes, communication, estimate
@@ -25,14 +26,6 @@ from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, prof
 
 # What rows hold on average, beside their images: tokens, and how many of them are learned.
 TEXT_TOKENS = {"understanding": (160, 100), "generation": (60, 2)}
-_STAND_INS = ("vision", "language")
-_KINDS = {
-    "pretrain": {"understanding": 1.0},
-    "sft": {"understanding": 1.0},
-    "gen": {"generation": 1.0},
-    "unified": {"understanding": 0.5, "generation": 0.5},
-    "dpo": {"understanding": 1.0},
-}
 _TOKENIZER_PARTS = {
     "encoder": "vision_tower",
     "to_latent": "to_latent",
@@ -100,7 +93,9 @@ class Plan:
         engine = self._engine_on(gpus, stage)
         memory = estimate(engine, self._profiles[checkpointing])
         outside = 4.0 * self._outside(stage)
-        if self.recipe.stage == "dpo" and not self.recipe.lora:  # the model as it was, with the same tokenizer
+        if (
+            STAGES[self.recipe.stage].compares_answers and not self.recipe.lora
+        ):  # the model as it was, with the same tokenizer
             tokenizer, _ = self.parts["image tokenizer"]
             width = 4 if stage is None else engine.width
             outside += width * (self.parameters - tokenizer) / (gpus if stage == 3 else 1)
@@ -118,7 +113,7 @@ class Plan:
         """Bytes that each of so many GPUs sends, for one batch of its own."""
         engine = self._engine_on(gpus, stage)
         # What preferences are compared with reads them as well: another model, or this one without its adapters.
-        forwards = 2 if self.recipe.stage == "dpo" else 1
+        forwards = 2 if STAGES[self.recipe.stage].compares_answers else 1
         return communication(engine.parameters, engine.trainable, stage or 0, gpus, engine.kept_width, forwards)
 
     @property
@@ -145,8 +140,8 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
         ValueError: as [`read_recipe`]; a checkpoint to start from that is neither there nor made by a recipe beside it.
     """
     recipe, as_written = read_recipe(path, overrides), read_recipe(path)
-    if recipe.stage in _STAND_INS:
-        raise ValueError(f"{path}: stage {recipe.stage} trains a stand-in that takes minutes: plan another stage.")
+    if STAGES[recipe.stage].plan is None:
+        raise ValueError(f"{path}: the stage {recipe.stage} takes minutes: plan another stage.")
     training, gpus = recipe.training, gpus or recipe.gpus
     plan = Plan(recipe, gpu, gpus, mfu)
     plan.stage, plan.offload, bucket = _zero(training.get("deepspeed"))
@@ -159,7 +154,7 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
     tokenizer = recipe.stage == "tokenizer"
     if tokenizer and plan.stage is not None:
         in_full_precision(training)  # refuses what training would
-    model = _plan_tokenizer(plan, Path(path), micro) if tokenizer else _plan_multimodal(plan, Path(path), micro, half)
+    model = STAGES[recipe.stage].load("plan")(plan, Path(path), micro, half)
     if tokenizer:
         plan.warning = restart_warning(model.config, micro * gpus)
     hidden = (model.config if tokenizer else model.config.text_config).hidden_size
@@ -198,7 +193,12 @@ def _count(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def _plan_tokenizer(plan: Plan, path: Path, micro: int) -> nn.Module:
+def plan_tokenizer(plan: Plan, path: Path, micro: int, half: bool) -> nn.Module:
+    """Counts parameters, memory and operations of the tokenizer stage into `plan`; its weights stay in fp32.
+
+    Returns:
+        The model on the meta device.
+    """
     recipe = plan.recipe
     with torch.device("meta"):
         model = EvoTokVQModel(EvoTokVQConfig(**tokenizer_fields(recipe, path)))
@@ -214,12 +214,21 @@ def _plan_tokenizer(plan: Plan, path: Path, micro: int) -> nn.Module:
     return model
 
 
-def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Module:
+def plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Module:
+    """Counts parameters, memory and operations of a multimodal stage into `plan`.
+
+    Args:
+        micro: rows of one batch on one GPU.
+        half: whether weights are in bfloat16.
+
+    Returns:
+        The model on the meta device, without adapters.
+    """
     recipe = plan.recipe
     config = find_config(recipe, path)
     with torch.device("meta"):
         model = EvoTokForConditionalGeneration(config)
-        freeze_all_but(model, recipe.model.trainable or TRAINABLE[recipe.stage])
+        freeze_all_but(model, trainable_parts(recipe))
         counted = {"image tokenizer": model.model.vq_model} | {
             name.replace("_", " "): model.get_submodule(part) for name, part in PARTS.items()
         }
@@ -235,7 +244,7 @@ def _plan_multimodal(plan: Plan, path: Path, micro: int, half: bool) -> nn.Modul
     model.train()
     positions = config.vq_config.num_positions
     kinds = _kinds(recipe)
-    answers = 2 if recipe.stage == "dpo" else 1  # rows of a sample
+    answers = 2 if STAGES[recipe.stage].compares_answers else 1  # rows of a sample
     for kind, share in kinds.items():
         text, labels = TEXT_TOKENS[kind]
         rows = Rows(1, positions + text, labels, int(kind == "understanding"), int(kind == "generation"))
@@ -366,7 +375,7 @@ def _recipe_of(checkpoint: str, path: Path) -> Path | None:
 def _kinds(recipe: Recipe) -> dict[str, float]:
     """Shares of the samples that are understood and that are drawn."""
     if recipe.data.name != "mixture":
-        return _KINDS[recipe.stage]
+        return dict(STAGES[recipe.stage].tasks)
     weights: dict[str, float] = {}
     for source in recipe.data.sources:
         adapter = SOURCES.get(source.source)

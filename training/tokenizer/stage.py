@@ -1,5 +1,7 @@
 """The tokenizer stage: build model, teacher and data from a recipe, train, save."""
 
+from typing import Any
+
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -14,6 +16,7 @@ from ...data.world.scenes import CANVAS
 from ...eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ..deepspeed_configs import in_full_precision
 from ..optimizers import optimizer_choice
 from ..recipes import Recipe, num_samples
 from ..time_box import time_box
@@ -137,6 +140,20 @@ def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) ->
     if arguments.eval_strategy != "no":
         raise ValueError("training.eval_strategy: nothing to measure: give data.validation_path, a folder of images.")
     return None
+
+
+def tokenizer_arguments(recipe: Recipe, fields: dict[str, Any]) -> TrainingArguments:
+    """Builds the TrainingArguments of this stage, in full precision under DeepSpeed.
+
+    Raises:
+        ValueError: an adaptive adversarial weight under DeepSpeed; or as [`in_full_precision`].
+    """
+    if fields.get("deepspeed"):
+        if recipe.loss.adversarial and recipe.loss.adversarial_adaptive:
+            # DeepSpeed takes the gradients that are compared for the step's backward pass.
+            raise ValueError("loss.adversarial_adaptive: not under DeepSpeed: set it to false, or leave DeepSpeed out.")
+        fields = in_full_precision(fields)
+    return TrainingArguments(**fields)
 
 
 def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:

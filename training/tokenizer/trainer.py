@@ -43,8 +43,8 @@ class TokenizerTrainer(EvoTokTrainer):
     The discriminator learns with the weights' schedule and warm-up, counted from its own start. Weights, their average
     and the discriminator are in every checkpoint; the finished model is the average, where there is one.
 
-    Under DeepSpeed (ZeRO-1 or 2, see [`~training.engines.in_full_precision`]) the engine shards the weights' optimizer
-    and gradients; codebooks, average and discriminator are the same on every process and none of its business.
+    Under DeepSpeed (ZeRO-1 or 2, see `training/deepspeed_configs.py`) the engine shards the optimizer of the weights and
+    their gradients; codebooks, average and discriminator are the same on every process and none of its business.
 
     Args:
         loss_args: weights of the terms and what they need.
