@@ -164,11 +164,11 @@ mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.training.chain $(subst -,/,configs/$(MINI)) $(if $(RESULTS),--results '$(RESULTS)')
 	$(BIN)/evotok export runs/$(MINI)/gen --out assets/evotok-mini --guidance-min-p 0.3
 	$(BIN)/evotok eval mini mini --out docs/results/mini --restart
-	$(BIN)/python -m evotok.model_card mini docs/results/mini
+	$(BIN)/python -m evotok.cards.mini mini docs/results/mini
 	$(BIN)/evotok eval trajectory mini --out docs/results/trajectory --restart
 	$(BIN)/evotok demo --out demo
 	cp demo/text_to_image.png demo/reconstructions.png assets/evotok-mini/
-	$(BIN)/python -m evotok.readme
+	$(BIN)/python -m tools.fill_documents
 
 clean:
 	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-vllm .venv-fid .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache

@@ -26,8 +26,8 @@ from evotok.data.codes.fingerprint import fingerprint, preparation
 from evotok.data.codes.shards import ShardInfo, ShardWriter, check_tokenizer, open_codes, to_record
 from evotok.data.collators import EvoTokCollator
 from evotok.data.streams.streaming import open_part, open_parts
-from evotok.training.planning import rates
 from evotok.training.train import main as train
+from tools import measure_rates as rates
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from conftest import build_chat_model
 from huggingface_hub import ModelCard
 
 from evotok import EvoTokConfig, EvoTokVQConfig
+from evotok.cards.mini import HUB_RESULTS, USAGE, main, render_card, write_card
+from evotok.cards.sections import COMMANDS, FILES, HARNESS, MINI, left_out, read_suite, read_suites
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
 from evotok.eval.mini.figures import TARGETS, with_targets
 from evotok.eval.suite import sha256
-from evotok.model_card import HUB_RESULTS, USAGE, main, render_card, write_card
-from evotok.suite_sections import COMMANDS, FILES, HARNESS, MINI, left_out, read_suite, read_suites
 
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "evotok-mini"
@@ -208,7 +208,7 @@ def test_a_checkpoint_without_results_is_told_how_to_get_them(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(folder)])
     assert (
-        "no such file: run `evotok eval mini CHECKPOINT`, then `python -m evotok.model_card" in capsys.readouterr().err
+        "no such file: run `evotok eval mini CHECKPOINT`, then `python -m evotok.cards.mini" in capsys.readouterr().err
     )
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from evotok.cli import main
 from evotok.commands.plan import FRAMEWORK_BYTES
 from evotok.training.planning.gpus import GPUS
-from evotok.training.planning.measure import CASES, measure, predict
 from evotok.training.planning.memory import Engine, communication, estimate
 from evotok.training.planning.plan import find_config, make_plan
 from evotok.training.planning.profile import Profile, count_flops, profile_step
+from tools.measure_memory import CASES, measure, predict
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,7 +236,7 @@ def test_the_command_prints_a_plan(capsys):
 
 
 def test_memory_of_a_real_run_is_within_15_percent():
-    """One case; `python -m evotok.training.planning.measure` runs them all."""
+    """One case; `python -m tools.measure_memory` runs them all."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of a process is read from Linux's /proc")
     case = CASES["plain-checkpointing"]

@@ -41,7 +41,7 @@ def test_results_are_of_the_embedded_weights(folder):
 @pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
 def test_the_card_is_of_the_shipped_results(name, folder):
     found = ROOT / "docs/results" / folder
-    again = f"python -m evotok.model_card mini {found.relative_to(ROOT)}"
+    again = f"python -m evotok.cards.mini mini {found.relative_to(ROOT)}"
     assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again
 
 

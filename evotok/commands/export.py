@@ -69,7 +69,7 @@ def run(
             if card.exists() and found.base is None:  # beside adapters it is PEFT's, of the adapters
                 shutil.copyfile(card, part / card.name)
             else:
-                from evotok.checkpoint_card import render_checkpoint_card
+                from evotok.cards.checkpoint import render_checkpoint_card
 
                 text = render_checkpoint_card(model, target.resolve().name, license_name, base_model or [])
                 (part / card.name).write_text(text, encoding="utf-8")

@@ -43,7 +43,7 @@ class TokenizerTrainer(EvoTokTrainer):
     The discriminator learns with the weights' schedule and warm-up, counted from its own start. Weights, their average
     and the discriminator are in every checkpoint; the finished model is the average, where there is one.
 
-    Under DeepSpeed (ZeRO-1 or 2, see `training/deepspeed_configs.py`) the engine shards the optimizer of the weights and
+    Under DeepSpeed (ZeRO-1 or 2, `training/deepspeed_configs.py`) the engine shards the optimizer of the weights and
     their gradients; codebooks, average and discriminator are the same on every process and none of its business.
 
     Args:

@@ -1,8 +1,8 @@
 """Holds the memory model against real processes: small models trained for two steps on this machine's CPU.
 
-    python -m evotok.training.planning.measure             # all cases, some minutes
-    python -m evotok.training.planning.measure plain       # those whose name holds the word
-    python -m evotok.training.planning.measure --json docs/results/training/memory.json
+    python -m tools.measure_memory             # all cases, some minutes
+    python -m tools.measure_memory plain       # those whose name holds the word
+    python -m tools.measure_memory --json docs/results/training/memory.json
 
 Each case is a run of the Trainer, under torchrun and DeepSpeed where the case is sharded. What it took is the highest
 resident memory of a later step less that before the model was built; what the plan says is `estimate`.
@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from ...eval.benchmarks.meters import resident_bytes, restart_peak
-from ...eval.benchmarks.report import keep_row
-from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
-from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..multimodal.stages import freeze_all_but, whole_weights
-from ..stages import STAGES
-from .memory import Engine, estimate
-from .profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
+from evotok.eval.benchmarks.meters import resident_bytes, restart_peak
+from evotok.eval.benchmarks.report import keep_row
+from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
+from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from evotok.training.multimodal.stages import freeze_all_but, whole_weights
+from evotok.training.planning.memory import Engine, estimate
+from evotok.training.planning.profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
+from evotok.training.stages import STAGES
 
 
 class Case(NamedTuple):
@@ -153,10 +153,10 @@ def measure(case: Case) -> float:
 
 def _run(case: Case, folder: Path) -> None:
     """One process of a case."""
-    from ..multimodal.trainer import MultimodalTrainer
-    from ..recipes import Recipe, TokenizerLossArguments
-    from ..tokenizer.trainer import TokenizerTrainer
-    from ..train import training_arguments
+    from evotok.training.multimodal.trainer import MultimodalTrainer
+    from evotok.training.recipes import Recipe, TokenizerLossArguments
+    from evotok.training.tokenizer.trainer import TokenizerTrainer
+    from evotok.training.train import training_arguments
 
     class Watched(TokenizerTrainer if case.tokenizer else MultimodalTrainer):
         def training_step(self, *args, **kwargs):
@@ -187,7 +187,7 @@ def _run(case: Case, folder: Path) -> None:
 
 def _settings(stage: int, path: Path) -> Path:
     """The shipped DeepSpeed file of a stage; stages 0 and 1, which no recipe takes, differ from 2 in their number."""
-    shipped = Path(__file__).resolve().parents[2] / f"configs/deepspeed/zero{max(stage, 2)}.json"
+    shipped = Path(__file__).resolve().parents[1] / f"configs/deepspeed/zero{max(stage, 2)}.json"
     settings = json.loads(shipped.read_text(encoding="utf-8"))
     settings["zero_optimization"]["stage"] = stage
     path.write_text(json.dumps(settings), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Fills the generated blocks of README and docs, `<!-- name -->` to `<!-- /name -->`, from the files they speak of.
 
-python -m evotok.readme
+python -m tools.fill_documents
 """
 
 import ast
@@ -11,11 +11,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from evotok.cards.mini import USAGE
+from evotok.cards.sections import MINI, read_suite
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import new_files
 from evotok.eval.mini.figures import TARGETS
-from evotok.model_card import USAGE
-from evotok.suite_sections import MINI, read_suite
 
 
 LABELS = {
@@ -39,7 +39,7 @@ LABELS = {
 ROOT = Path(__file__).resolve().parents[1]
 TRAJECTORY = ROOT / "docs" / "results" / "trajectory" / "results.json"
 MEMORY, RATES = (ROOT / "docs" / "results" / "training" / name for name in ("memory.json", "rates.json"))
-WORKS = {  # of `evotok.training.planning.rates`
+WORKS = {  # of `tools.measure_rates`
     "encode-mini": "PNG files of 64 pixels to codes, EvoTok-mini's tokenizer",
     "encode-paper": "PNG files of 256 pixels to codes, a tokenizer of the paper's size",
     "read-records": "shards to records",

@@ -1,6 +1,6 @@
 """docs/page.png: the tab Look inside of `evotok app`, as a browser shows it.
 
-python docs/take_page_picture.py          needs the extra `app`, Playwright and Chromium
+python tools/take_page_picture.py          needs the extra `app`, Playwright and Chromium
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """The model card of EvoTok-mini, rendered from the results of `evotok eval` and `config.json` in its folder.
 
     evotok eval mini assets/evotok-mini --out docs/results/mini
-    python -m evotok.model_card assets/evotok-mini docs/results/mini
+    python -m evotok.cards.mini assets/evotok-mini docs/results/mini
 
 The second command copies the results beside the checkpoint and renders `README.md`. Every measured number in the card
 is one of theirs; what is not measured is left out.
@@ -14,12 +14,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from evotok.card_results import results_sections
+from evotok.cards.results import results_sections
+from evotok.cards.sections import COMMANDS, FILES, MINI, left_out, read_suite, read_suites, table
 from evotok.commands.checkpoints import find_checkpoint
 from evotok.commands.files import new_files
 from evotok.eval.suite import read_results, sha256
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
-from evotok.suite_sections import COMMANDS, FILES, MINI, left_out, read_suite, read_suites, table
 
 
 TAGS = ["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text"]

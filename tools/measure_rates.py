@@ -1,8 +1,8 @@
 """How fast this machine turns pictures into codes, and how fast a process reads them: is loading ever waited for?
 
-    python -m evotok.training.planning.rates               # all, a minute or two, 5 GB
-    python -m evotok.training.planning.rates read          # those whose name holds the word
-    python -m evotok.training.planning.rates --json docs/results/training/rates.json
+    python -m tools.measure_rates               # all, a minute or two, 5 GB
+    python -m tools.measure_rates read          # those whose name holds the word
+    python -m tools.measure_rates --json docs/results/training/rates.json
 
 Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read
 three times: as records; through a mixture, in pools that resume; and made into batches as well.
@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.arguments import SourceArguments
-from ...data.codes.encoding import CorpusEncoder
-from ...data.codes.shards import ShardInfo, ShardWriter, open_codes, to_record
-from ...data.collators import EvoTokCollator
-from ...data.streams.mixture import RecordStream
-from ...data.streams.streaming import open_part
-from ...eval.benchmarks.report import keep_row
-from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
-from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ...processing.processing_evotok import EvoTokProcessor
+from evotok.data.arguments import SourceArguments
+from evotok.data.codes.encoding import CorpusEncoder
+from evotok.data.codes.shards import ShardInfo, ShardWriter, open_codes, to_record
+from evotok.data.collators import EvoTokCollator
+from evotok.data.streams.mixture import RecordStream
+from evotok.data.streams.streaming import open_part
+from evotok.eval.benchmarks.report import keep_row
+from evotok.modeling_evotok.configuration_evotok import EvoTokVQConfig
+from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
+from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from evotok.processing.processing_evotok import EvoTokProcessor
 
 
-_MINI = Path(__file__).resolve().parents[2] / "assets" / "evotok-mini"
+_MINI = Path(__file__).resolve().parents[1] / "assets" / "evotok-mini"
 _BATCH = 64
 
 

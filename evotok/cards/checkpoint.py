@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from huggingface_hub import ModelCardData
 
 from evotok import EvoTokForConditionalGeneration
-from evotok.model_card import TAGS, USAGE
+from evotok.cards.mini import TAGS, USAGE
 
 
 def render_checkpoint_card(

@@ -25,7 +25,7 @@ def read_suite(path: Path, suite: str) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or it holds something else.
     """
-    again = f"run `{COMMANDS[suite]}`, then `python -m evotok.model_card CHECKPOINT RESULTS`"
+    again = f"run `{COMMANDS[suite]}`, then `python -m evotok.cards.mini CHECKPOINT RESULTS`"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if (found["suite"], found["finished"]) == (suite, True) and found["checkpoint_sha256"] and found["figures"]:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-from evotok.readme import (
+from evotok.cards.sections import MINI, read_suite
+from tools import measure_rates as rates
+from tools.fill_documents import (
     DEPTH_FIGURES,
     DEPTHS_SHOWN,
     MEMORY,
@@ -20,9 +22,7 @@ from evotok.readme import (
     depths_table,
     fill,
 )
-from evotok.suite_sections import MINI, read_suite
-from evotok.training.planning import rates
-from evotok.training.planning.measure import CASES, MARGIN
+from tools.measure_memory import CASES, MARGIN
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("document", blocks())
 def test_generated_blocks_are_current(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert fill(text, blocks()[document]) == text, "run `python -m evotok.readme`"
+    assert fill(text, blocks()[document]) == text, "run `python -m tools.fill_documents`"
 
 
 def test_a_missing_block_is_named():
@@ -45,7 +45,7 @@ def test_the_tree_has_every_folder_and_file_of_code():
     for top in ("evotok", "modeling_evotok", "processing", "data", "training", "eval", "tools"):
         for path in (ROOT / top).rglob("*.py"):
             folder = path.parent.relative_to(ROOT).as_posix()
-            assert f"\n{folder}/\n" in tree, f"{folder}: missing in `TREE` of evotok/readme.py"
+            assert f"\n{folder}/\n" in tree, f"{folder}: missing in `TREE` of tools/fill_documents.py"
             assert f"\n{folder}/ " in folders, folder
             if path.name != "__init__.py":
                 assert f"\n    {path.name} " in tree, f"{path}: its docstring says nothing"

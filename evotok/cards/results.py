@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from evotok.cards.sections import COMMANDS, MINI, by_the_harness, table
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
-from evotok.suite_sections import COMMANDS, MINI, by_the_harness, table
 
 
 TOKENIZER = {  # how figures begin -> what they are, and digits; the last number of the name is put in
