@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
-from .understanding import answer
+from .inference import answer
 
 
 MAX_NEW_TOKENS = 1024  # of a task that does not say, as in the harness's own models

@@ -3,6 +3,7 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
+from .inference import answer
 
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]
@@ -33,37 +35,6 @@ def prompt_of(record: dict[str, Any]) -> list[dict[str, Any]]:
         message | {"content": [p | {"image": next(images)} if p["type"] == "image" else p for p in message["content"]]}
         for message in record["messages"][:-1]
     ]
-
-
-@torch.inference_mode()
-def answer(
-    model: EvoTokForConditionalGeneration,
-    processor: EvoTokProcessor,
-    conversations: Sequence[list[dict[str, Any]]],
-    teacher: Teacher | None = None,
-    **options: Any,
-) -> list[str]:
-    """What the model says next in each conversation of one batch.
-
-    Args:
-        model: in evaluation mode.
-        conversations: messages with images in place, the last one the user's.
-        teacher: gives the features of images, instead of their codes, as [`continuous_features`] scales them.
-        options: of `generate`.
-
-    Raises:
-        ValueError: a conversation does not fit into the context.
-    """
-    inputs = processor.apply_chat_template(
-        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
-    if length >= limit:
-        raise ValueError(f"a question has {length} tokens, the model reads fewer than {limit}: leave it out.")
-    if teacher is not None and "pixel_values" in inputs:
-        options["mm_encoder_outputs"] = {"image": continuous_features(model, teacher, inputs.pop("pixel_values"))}
-    tokens = model.generate(**inputs, **options)  # (B, T + new)
-    return [text.strip() for text in processor.batch_decode(tokens[:, length:], skip_special_tokens=True)]
 
 
 @torch.inference_mode()
@@ -102,12 +73,13 @@ def answer_questions(
     Args:
         model: in evaluation mode.
         records: `{"messages": [..., assistant turn], "images": [...]}`; the last turn is left for the model to write.
-        teacher: as in [`answer`].
+        teacher: gives the features of images, instead of their codes, as [`continuous_features`] scales them.
     """
+    encode_images = None if teacher is None else partial(continuous_features, model, teacher)
     answers: list[str] = []
     for start in range(0, len(records), batch_size):
         conversations = [prompt_of(record) for record in records[start : start + batch_size]]
-        answers += answer(model, processor, conversations, teacher, do_sample=False, max_new_tokens=max_new_tokens)
+        answers += answer(model, processor, conversations, max_new_tokens, encode_images, do_sample=False)
     return answers
 
 

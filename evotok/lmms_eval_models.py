@@ -1,4 +1,4 @@
-"""What `lmms-eval --model evotok --model_args pretrained=CHECKPOINT` makes: a checkpoint to be asked."""
+"""Models of the lmms-eval harness, for `lmms-eval --model evotok --model_args pretrained=CHECKPOINT`."""
 
 from evotok.commands.checkpoints import load_multimodal
 from evotok.data.processes import Workers
@@ -6,7 +6,7 @@ from evotok.eval.harness import EvoTokChat, EvoTokSimple
 
 
 class FromCheckpoint:
-    """Loads what `pretrained` names: a folder, a Hub id, or `mini`.
+    """Model loaded from `pretrained`: a folder, a Hub id, or `mini`.
 
     Args:
         batch_size: `--batch_size`.
@@ -21,14 +21,14 @@ class FromCheckpoint:
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        Workers()  # joins the other processes, and makes this one's device the current one
+        Workers()  # joins the process group, and sets the device of this process
         model, processor = load_multimodal(pretrained)
         super().__init__(model if device is None else model.to(device), processor, batch_size)
 
 
 class Chat(FromCheckpoint, EvoTokChat):
-    """The model that the harness takes by default."""
+    """The model of the harness by default, which takes conversations."""
 
 
 class Simple(FromCheckpoint, EvoTokSimple):
-    """The model that it takes with `--force_simple`."""
+    """The model of the harness with `--force_simple`."""

@@ -322,7 +322,7 @@ def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
 
     def run(as_json: Json = False) -> None:
         print("[INFO] a library is there")
-        terminal.say(as_json, {"a": 1}, ["a line"])
+        terminal.print_results(as_json, {"a": 1}, ["a line"])
 
     monkeypatch.setattr(root, "registered_commands", [*root.registered_commands])
     root.command("noisy", cls=Command)(run)

@@ -18,7 +18,7 @@ from evotok.app import visitors  # noqa: E402
 from evotok.app.gate import is_own_host  # noqa: E402
 from evotok.app.generate import Drawing  # noqa: E402
 from evotok.app.server import serve  # noqa: E402
-from evotok.commands.app import listen, names_of  # noqa: E402
+from evotok.commands.app import listen, host_names  # noqa: E402
 
 
 DRAW = list((ORDER | {"seed": "1"}).values())
@@ -57,14 +57,14 @@ def visit(served):
     [("evil.example", 421), ("evil.example:7860", 421), ("127.0.0.1.evil.example", 421), ("", 421), ("[", 421)]
     + [("localhost", 200), ("LOCALHOST:1", 200), ("127.0.0.1:1", 200), ("[::1]:7860", 200), ("10.0.0.7", 200)],
 )
-def test_other_names_of_this_host_are_not_answered(visit, host, status):
+def test_other_host_names_this_host_are_not_answered(visit, host, status):
     """A site that has its own name point here (DNS rebinding) would read the page in a visitor's browser."""
     assert visit().client.get("/config", headers={"host": host}).status_code == status
 
 
-def test_names_of_the_machine_are_answered_where_the_network_is_served():
-    assert names_of("localhost") == names_of("127.0.0.1") == ()
-    assert is_own_host("box.example:7860", names_of("Box.example"))
+def test_host_names_the_machine_are_answered_where_the_network_is_served():
+    assert host_names("localhost") == host_names("127.0.0.1") == ()
+    assert is_own_host("box.example:7860", host_names("Box.example"))
     assert is_own_host("abc.gradio.live", (".gradio.live",)) and not is_own_host("xgradio.live", (".gradio.live",))
 
 

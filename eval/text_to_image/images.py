@@ -17,8 +17,8 @@ from PIL import Image
 
 from ...data.atomic_files import whole_file
 from ...processing.image_loading_evotok import EvoTokImageError, load_image
+from ..inference import generate_images
 from ..suite import Evaluation, SuiteOptions
-from .retrieval import generate_images
 
 
 DRAWN = "drawn.json"
@@ -121,8 +121,8 @@ def _draw(evaluation: Evaluation, missing: Sequence[Order], folders: Sequence[Pa
 
         def draw(batch: Sequence[Order]) -> None:
             prompts, seeds = [order.prompt for order in batch], [order.seed for order in batch]
-            pixels = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
-            for image, order in zip(processor.post_process_image_generation(pixels), batch, strict=True):
+            images = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
+            for image, order in zip(images, batch, strict=True):
                 save_whole(image, order.path)
 
     if workers.is_main:

@@ -1,71 +1,19 @@
-"""Text-to-image: pictures of many prompts, and whether the concept asked for can be found in them.
+"""Text-to-image: whether the concept of a prompt is retrieved from its image.
 
 Retrieval takes features of any network: the network is chosen by the caller.
 
-Shapes: I images, P prompts, D width of the features, G drawings in the gallery, C concepts in it.
+Shapes: I images, D width of the features, G drawings in the gallery, C concepts in it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from ...processing.processing_evotok import EvoTokProcessor
 
 
 def round_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """What 8 bits keep of pixels, about [-1, 1]: clipped and rounded, of the same shape, float32."""
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-@torch.inference_mode()
-def generate_images(
-    model: EvoTokForConditionalGeneration,
-    processor: EvoTokProcessor,
-    prompts: Sequence[str],
-    guidance_scale: float = 7.5,
-    guidance_min_p: float | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    seeds: Sequence[int] | None = None,
-    **sampling: Any,
-) -> torch.Tensor:
-    """One picture a prompt, as 8-bit pixels.
-
-    Args:
-        model: in evaluation mode.
-        guidance_min_p: the checkpoint's own when None.
-        seed: of the one generator that all batches draw from; the same pictures need the same `batch_size` too.
-        seeds: of each picture, which then depends on no other and on no `batch_size`; instead of `seed`.
-        sampling: more arguments of `generate(generation_mode="image")`, such as `temperature` or `top_p`.
-
-    Returns:
-        (P, 3, H, W) float32 in [-1, 1] on the CPU.
-
-    Raises:
-        ValueError: no prompts, or one longer than the context.
-    """
-    if not prompts:
-        raise ValueError("No prompts: give at least one.")
-    if guidance_min_p is not None:
-        sampling["guidance_min_p"] = guidance_min_p
-    generator: Any = torch.Generator(model.device).manual_seed(seed)
-    pictures = []
-    for start in range(0, len(prompts), batch_size):
-        if seeds is not None:
-            own = seeds[start : start + batch_size]
-            generator = [torch.Generator(model.device).manual_seed(one) for one in own]
-        turns = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
-        inputs = processor.apply_chat_template(
-            turns, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
-        codes = model.generate(
-            **inputs, generation_mode="image", guidance_scale=guidance_scale, generator=generator, **sampling
-        )
-        pictures.append(round_pixels(model.decode_image_tokens(codes)).cpu())
-    return torch.cat(pictures)
 
 
 def standardize(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
