@@ -1,8 +1,8 @@
-"""Our configuration of a reference checkpoint: sizes from the shapes of its tensors, the rest from what is known.
+"""Derives the configuration of a checkpoint of the release from the shapes of its tensors.
 
-Numbers of heads and the size of images stand in no tensor: they are given by the user, or by the arguments saved with
-the weights, or they are assumed, to be those of the release or of the SigLIP encoder of that width. A wrong one gives a
-model that loads, and wrong codes: `assumed_sizes` says which were not known.
+No shape gives the number of heads and the size of images: they are options of the user, or in the arguments saved with
+the weights, or assumed to be those of the release or of the SigLIP encoder of that width. With a wrong one the model
+loads, and its codes are wrong: `assumed_sizes` lists those that were assumed.
 """
 
 import math
@@ -20,14 +20,14 @@ RELEASED_HEADS = {"encoder_heads": 16, "semantic_heads": 12, "depth_heads": 40}
 _SIGLIP_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 # Widths of encoder and depth decoder in the release's checkpoints.
 _RELEASED_WIDTHS = {"encoder": (1024, 1152), "depth": (2560,)}
-# Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not seen.
+# Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not used.
 _RELEASED_IMAGE_SIZES = {(16, 16): 256, (14, 27): 384}
 _TEACHER = re.compile(r"siglip2?_(\d+)")
 _NORM_GROUPS = 32
 
 
 class Choices(NamedTuple):
-    """What the user knows of a checkpoint; None where the arguments in it or the release's values will do."""
+    """Sizes given by the user; None for those of the arguments in the checkpoint, or of the release."""
 
     encoder_heads: int | None = None
     semantic_heads: int | None = None
@@ -37,7 +37,7 @@ class Choices(NamedTuple):
 
 
 class _Shapes:
-    """Shapes of a piece's tensors; one that is missing, or of another rank, is a ValueError that names it."""
+    """Shapes of the tensors of a piece, which raise a ValueError for a tensor that is missing or of another rank."""
 
     def __init__(self, piece: Piece):
         self.piece = piece
@@ -51,13 +51,13 @@ class _Shapes:
             )
         if tensor.ndim != rank or 0 in tensor.shape:
             raise ValueError(
-                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} where {rank} dimensions are due. "
+                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} instead of {rank} dimensions. "
                 "Copy it again."
             )
         return tuple(tensor.shape)
 
     def count(self, prefix: str) -> int:
-        """How many indices follow `prefix`, which must be 0, 1, 2 and so on."""
+        """Counts the indices after `prefix`, which must be 0, 1, 2 and so on."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         found = {int(match[1]) for match in map(pattern.match, self.piece.tensors) if match}
         if found != set(range(len(found))) or not found:
@@ -69,15 +69,15 @@ class _Shapes:
 
 
 def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = None) -> EvoTokVQConfig:
-    """Configuration of the image tokenizer.
+    """Derives the configuration of the image tokenizer.
 
     Args:
         piece: of `TOKENIZER`.
-        choices: the user's.
-        pixel_levels: levels that the depth decoder writes, where there is one.
+        choices: of the user.
+        pixel_levels: levels of the depth decoder, if there is one.
 
     Raises:
-        ValueError: sizes that contradict each other, or that a choice or a default does not fit.
+        ValueError: sizes that contradict each other, a choice or a default.
     """
     assert piece.part == TOKENIZER
     shapes, origin = _Shapes(piece), piece.origin
@@ -91,7 +91,7 @@ def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = 
     image_size = _image_size(piece, choices, patch_size, grid_size)
     encoder_layers = shapes.count("encoder_vqkd.encoder.layers.")
     if encoder_layers < 2:
-        raise ValueError(f"{origin}: the encoder has one layer, of which the last is never used: damaged.")
+        raise ValueError(f"{origin}: the encoder has one layer, and the last one is never used: damaged.")
     heads = known.get("encoder_heads", _SIGLIP_HEADS.get(width, RELEASED_HEADS["encoder_heads"]))
     if width % heads:
         raise ValueError(f"{origin}: {heads} heads do not divide the encoder's width {width}: give --encoder-heads.")
@@ -158,13 +158,13 @@ def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int)
         )
     texts = [value for value in piece.facts.values() if isinstance(value, str)]
     teachers = [int(match[1]) for match in map(_TEACHER.fullmatch, texts) if match]
-    told = [choices.image_size, *teachers, piece.facts.get("image_size")]
-    fitting = (size for size in told if isinstance(size, int) and size // patch_size == grid_size)
+    known = [choices.image_size, *teachers, piece.facts.get("image_size")]
+    fitting = (size for size in known if isinstance(size, int) and size // patch_size == grid_size)
     return next(fitting, _RELEASED_IMAGE_SIZES.get((patch_size, grid_size), grid_size * patch_size))
 
 
 def depth_decoder_config(piece: Piece, choices: Choices, facts: dict[str, Any]) -> EvoTokDepthDecoderConfig:
-    """Configuration of the depth decoder, with what the tokenizer's arguments say of it; raises ValueError as
+    """Derives the configuration of the depth decoder, with the arguments in the tokenizer's file; raises ValueError as
     `tokenizer_config`."""
     assert piece.part == DEPTH_DECODER
     shapes = _Shapes(piece)
@@ -189,11 +189,11 @@ def depth_decoder_config(piece: Piece, choices: Choices, facts: dict[str, Any]) 
 def assumed_sizes(
     piece: Piece, choices: Choices, config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None
 ) -> dict[str, int]:
-    """What neither the user nor the arguments of the tokenizer's piece have said, by the names of `Choices`."""
-    told = {name for name, value in choices._asdict().items() if value is not None}
-    told |= {name for name, value in piece.facts.items() if _positive(value)}
+    """Returns the sizes that neither the user nor the arguments in the tokenizer's file gave, as in `Choices`."""
+    known = {name for name, value in choices._asdict().items() if value is not None}
+    known |= {name for name, value in piece.facts.items() if _positive(value)}
     if any(isinstance(value, str) and _TEACHER.fullmatch(value) for value in piece.facts.values()):
-        told.add("image_size")
+        known.add("image_size")
     sizes = {
         "encoder_heads": config.encoder_config.num_attention_heads,
         "semantic_heads": config.semantic_num_attention_heads,
@@ -202,12 +202,12 @@ def assumed_sizes(
     }
     if depth is not None:
         sizes["depth_heads"] = depth.num_attention_heads
-        told.add("pixel_levels")  # so many levels it writes
-    return {name: value for name, value in sizes.items() if name not in told}
+        known.add("pixel_levels")  # as many as the depth decoder has
+    return {name: value for name, value in sizes.items() if name not in known}
 
 
 def is_released(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -> bool:
-    """Whether encoder and depth decoder are as wide as in the release's checkpoints, whose heads are known."""
+    """Returns whether encoder and depth decoder have widths of the release, whose heads are known."""
     widths = {"encoder": config.encoder_config.hidden_size} | ({} if depth is None else {"depth": depth.hidden_size})
     return all(width in _RELEASED_WIDTHS[name] for name, width in widths.items())
 
@@ -217,7 +217,7 @@ def _positive(value: Any) -> int | None:
 
 
 def language_model_config(piece: Piece) -> Qwen2Config:
-    """Configuration of the language model, from the `config.json` beside its weights.
+    """Reads the configuration of the language model from the `config.json` beside its weights.
 
     Raises:
         ValueError: there is none, or it lacks a field.
@@ -232,7 +232,7 @@ def language_model_config(piece: Piece) -> Qwen2Config:
             "model was saved in."
         )
     kept = {name: fields[name] for name in Qwen2Config.__annotations__ if fields.get(name) is not None}
-    kept.pop("rope_scaling", None)  # deprecated; below it becomes what replaced it
+    kept.pop("rope_scaling", None)  # deprecated: becomes `rope_parameters` below
     kept["vocab_size"] = _Shapes(piece)("model.embed_tokens.weight", 2)[0]
     if "rope_parameters" not in kept:  # as Transformers 4 writes it
         scaling = fields.get("rope_scaling") or {"rope_type": "default"}
