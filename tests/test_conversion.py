@@ -635,7 +635,7 @@ def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")
     assert "there already" in refuse(capsys, last, "--out", tmp_path)
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
-    assert "ours already" in refuse(capsys, converted, "--out", tmp_path / "x")
+    assert "EvoTok already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)
     assert "greater than or equal to 1" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
     assert "one checkpoint" in refuse(capsys, converted, converted, "--to-reference", "--out", tmp_path / "x")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from evotok.commands.terminal import print_results
 from evotok.data.errors import one_line, visible, visible_json
-from evotok.visible_streamer import VisibleStreamer
+from evotok.inference import VisibleStreamer
 
 
 class Failing(torch.utils.data.Dataset):

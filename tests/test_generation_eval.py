@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from conftest import build_chat_model
 
 from evotok.eval.text_to_image.retrieval import (
     Gallery,
-    generate_images,
     retrieval_ranks,
     round_pixels,
     standardize,
@@ -68,44 +66,3 @@ def test_rounded_as_in_eight_bits():
     bytes_ = (rounded + 1) * 127.5
     torch.testing.assert_close(bytes_, bytes_.round())
     assert rounded.dtype == torch.float32 and rounded[0] == rounded[1] == -1 and rounded[-1] == rounded[-2] == 1
-
-
-@pytest.fixture(scope="module")
-def chat_model():
-    return build_chat_model()
-
-
-@pytest.mark.parametrize("scale", [1.0, 7.5])
-def test_pictures_of_prompts(chat_model, scale):
-    prompts = ["a cat", "a dog, the red one", "this"]
-    pictures = generate_images(*chat_model, prompts, scale, guidance_min_p=0.1, batch_size=2, seed=3)
-    assert pictures.shape == (3, 3, 32, 32) and pictures.dtype == torch.float32
-    torch.testing.assert_close(pictures, round_pixels(pictures))
-    again = generate_images(*chat_model, prompts, scale, guidance_min_p=0.1, batch_size=2, seed=3)
-    other = generate_images(*chat_model, prompts, scale, guidance_min_p=0.1, batch_size=2, seed=4)
-    assert torch.equal(pictures, again) and not torch.equal(pictures, other)
-
-
-def test_greedy_pictures_do_not_depend_on_the_batch(chat_model):
-    prompts = ["a cat", "a dog, the red one", "this"]
-    together, alone = (generate_images(*chat_model, prompts, 2.0, batch_size=b, do_sample=False) for b in (3, 1))
-    torch.testing.assert_close(together, alone, rtol=0, atol=1 / 127)  # a step of 8 bits, where sums are rounded
-
-
-def test_a_picture_with_a_seed_of_its_own_depends_on_no_other(chat_model):
-    prompts = ["a cat", "a dog, the red one", "this"]
-    together = generate_images(*chat_model, prompts, 2.0, seeds=[5, 6, 7])
-    apart = generate_images(*chat_model, prompts, 2.0, batch_size=2, seeds=[5, 6, 7])
-    [alone] = generate_images(*chat_model, prompts[1:2], 2.0, seeds=[6])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1 / 127)
-    torch.testing.assert_close(together[1], alone, rtol=0, atol=1 / 127)
-    assert not torch.equal(together, generate_images(*chat_model, prompts, 2.0, seeds=[5, 6, 8]))
-
-
-def test_settings_reach_the_sampler(chat_model):
-    with pytest.raises(ValueError, match="guidance_min_p=3"):
-        generate_images(*chat_model, ["a cat"], guidance_min_p=3)
-    with pytest.raises(ValueError, match="takes no temprature"):
-        generate_images(*chat_model, ["a cat"], temprature=1)
-    with pytest.raises(ValueError, match="No prompts"):
-        generate_images(*chat_model, [])
