@@ -1,12 +1,15 @@
 """Batched inference with a model and its processor: answers to conversations, and images from prompts.
 
 Suites and the lmms-eval plugin use it directly; `evotok/inference.py` builds streams and batches of requests on it.
+
+Shapes: B prompts of a batch, T tokens, I images, N positions, F width of the features, H width of the language model.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -17,6 +20,8 @@ from ..processing.processing_evotok import EvoTokProcessor
 
 Conversation = list[dict[str, Any]]
 """Messages with their images in place, the last one the user's."""
+Teacher = Callable[[torch.Tensor], torch.Tensor]
+"""A vision tower: pixels (I, 3, H, W) in [-1, 1] -> features (I, N, F)."""
 
 
 def read_chat(
@@ -89,28 +94,82 @@ def answer(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
     conversations: Sequence[Conversation],
+    teacher: Teacher | None = None,
+    *,
     max_new_tokens: int,
-    encode_images: Callable[[torch.Tensor], BaseModelOutputWithPooling] | None = None,
     **options: Any,
 ) -> list[str]:
-    """Generates the next answer of each conversation, in one batch.
+    """Generates the next message of each conversation, in one batch.
 
     Args:
         model: in evaluation mode.
+        teacher: computes the features of images in place of their codes, see [`continuous_features`].
         max_new_tokens: longest answer, which the context may shorten.
-        encode_images: computes the features of input images from pixels (I, 3, H, W), instead of
-            `get_image_features`.
         options: more arguments of `generate`, such as `do_sample`, or a `streamer` for a batch of one.
 
     Raises:
-        ValueError: a conversation does not fit into the context.
+        ValueError: a conversation does not fit into the model's context.
     """
     inputs, room = read_chat(model, processor, conversations)
-    if encode_images is not None and "pixel_values" in inputs:
-        options["mm_encoder_outputs"] = {"image": encode_images(inputs.pop("pixel_values"))}
+    if teacher is not None and "pixel_values" in inputs:
+        options["mm_encoder_outputs"] = {"image": continuous_features(model, teacher, inputs.pop("pixel_values"))}
     tokens = model.generate(**inputs, max_new_tokens=min(max_new_tokens, room), **options)  # (B, T + new)
     answers = tokens[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def continuous_features(
+    model: EvoTokForConditionalGeneration, teacher: Teacher, pixel_values: torch.Tensor
+) -> BaseModelOutputWithPooling:
+    """Computes what `get_image_features` returns from the features of a vision tower instead of codes.
+
+    The semantic loss is a cosine (Sec. 3.2, Eq. 5): decoded semantics have the direction of the tower's features, but
+    a norm of their own. The tower's feature is scaled to that norm at every position.
+
+    Args:
+        teacher: the vision tower that the tokenizer was trained with.
+        pixel_values: (I, 3, H, W) in [-1, 1].
+
+    Returns:
+        `last_hidden_state` (I, N, F) and `pooler_output` (I, N, H).
+    """
+    norms = model.get_image_features(pixel_values).last_hidden_state.norm(dim=-1, keepdim=True)
+    features = F.normalize(teacher(pixel_values).float(), dim=-1) * norms
+    dtype = next(model.model.semantic_projector.parameters()).dtype
+    projected = model.model.semantic_projector(features.to(dtype))
+    return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
+
+
+def answer_questions(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    records: Sequence[dict[str, Any]],
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+    teacher: Teacher | None = None,
+) -> list[str]:
+    """Generates greedy answers to the questions of records, in their order.
+
+    Args:
+        model: in evaluation mode.
+        records: `{"messages": [..., right answer], "images": [...]}`; the last message is not shown to the model.
+        teacher: as in [`answer`].
+    """
+    answers: list[str] = []
+    for start in range(0, len(records), batch_size):
+        prompts = [prompt_of(record) for record in records[start : start + batch_size]]
+        answers += answer(model, processor, prompts, teacher, do_sample=False, max_new_tokens=max_new_tokens)
+    return answers
+
+
+def prompt_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the messages of a record without the last one, with each image in its part; the record is unchanged."""
+    images = iter(record["images"])
+    return [
+        message | {"content": [p | {"image": next(images)} if p["type"] == "image" else p for p in message["content"]]}
+        for message in record["messages"][:-1]
+    ]
 
 
 @torch.inference_mode()
@@ -118,6 +177,7 @@ def generate_images(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
     prompts: Sequence[str],
+    guidance_scale: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
@@ -127,16 +187,17 @@ def generate_images(
 
     Args:
         model: in evaluation mode.
-        seed: of the one generator of all batches; the same images need the same `batch_size` too.
-        seeds: of each image, which then depends on no other and on no `batch_size`; instead of `seed`.
-        sampling: more arguments of `generate(generation_mode="image")`, such as `guidance_scale`, `temperature` or
-            `callback`; the checkpoint's own values for what is missing or None.
+        seed: of one generator for all batches; equal images need an equal `batch_size`, too.
+        seeds: of each image, which then depends neither on the others nor on `batch_size`; instead of `seed`.
+        sampling: more arguments of `generate(generation_mode="image")`, such as `guidance_min_p` or `callback`; the
+            checkpoint's own values for those that are missing or None.
 
     Raises:
         ValueError: no prompts, one longer than the context, or an unknown or bad argument.
     """
     if not prompts:
         raise ValueError("No prompts: give at least one.")
+    sampling["guidance_scale"] = guidance_scale
     sampling = {name: value for name, value in sampling.items() if value is not None}
     generator: Any = torch.Generator(model.device).manual_seed(seed)
     images = []

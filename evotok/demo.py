@@ -171,7 +171,7 @@ def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]
 def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
     """Answers the questions of `choose_questions` in one batch."""
     from evotok.data.world.records import image_record
-    from evotok.eval.understanding import answer_questions
+    from evotok.inference import answer_questions
 
     chosen = [(render_image(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
     records = [image_record(image, [(text, right)], "question") for image, text, right in chosen]

@@ -31,6 +31,7 @@ from transformers import (
 from evotok.data.errors import visible
 from evotok.eval.inference import (  # noqa: F401 - public names of this module too
     answer,
+    answer_questions,
     generate_images,
     read_chat,
     read_image_prompt,

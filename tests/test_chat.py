@@ -49,7 +49,7 @@ def test_answer_grows_and_is_kept(parts, image):
     user, assistant = conversation.messages
     assert [part["type"] for part in user["content"]] == ["image", "text"]
     assert user["content"][1]["text"] == "what is this?"
-    assert assistant["content"][0]["text"] == answers[-1] == whole_answer(*parts, [[user]], 256)[0]
+    assert assistant["content"][0]["text"] == answers[-1] == whole_answer(*parts, [[user]], max_new_tokens=256)[0]
 
 
 def test_answer_of_a_server_is_that_of_the_model(parts, client, image):

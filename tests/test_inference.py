@@ -77,7 +77,7 @@ def test_answer_batch_greedy_rows_are_answers_alone(parts, chats):
     answers = answer_batch(model, prompts, [TextSampling(max_new_tokens=count) for count in (9, 4, 12)])
     for chat, found, count in zip(chats, answers, (9, 4, 12), strict=True):
         assert len(found.ids) == count and found.finish_reason == "length"
-        [wanted] = answer(model, processor, [chat], count, do_sample=False)
+        [wanted] = answer(model, processor, [chat], max_new_tokens=count, do_sample=False)
         assert processor.tokenizer.decode(found.ids, skip_special_tokens=True).strip() == wanted
 
 
@@ -249,7 +249,7 @@ def test_stream_runs_one_generation_at_a_time():
 def test_stream_answer_pieces_are_the_answer(parts, chats):
     for chat in chats[1:]:
         pieces = list(stream_answer(*parts, chat, 12, 60))
-        assert len(pieces) > 2 and "".join(pieces).strip() == answer(*parts, [chat], 12)[0]
+        assert len(pieces) > 2 and "".join(pieces).strip() == answer(*parts, [chat], max_new_tokens=12)[0]
     assert "".join(stream_answer(*parts, chats[1], 12, -1)) == ""
 
 

@@ -8,7 +8,8 @@ from ...data.world.drawings import World
 from ...data.world.evaluation import question_set
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...processing.processing_evotok import EvoTokProcessor
-from ..understanding import Teacher, answer_questions, score_answers
+from ..inference import Teacher, answer_questions
+from ..understanding import score_answers
 from .figures import Part
 
 

@@ -192,7 +192,9 @@ class Chat:
             from evotok.inference import VisibleStreamer, answer
 
             streamer = VisibleStreamer(self.processor.tokenizer) if is_printed else None
-            [text] = answer(self.model, self.processor, [messages], self.max_new_tokens, streamer=streamer)
+            [text] = answer(
+                self.model, self.processor, [messages], max_new_tokens=self.max_new_tokens, streamer=streamer
+            )
             return text
         pieces = []
         for piece in self.model.chat(messages, self.max_new_tokens):

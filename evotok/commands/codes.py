@@ -54,7 +54,7 @@ def read_codes(path: str | Path) -> Codes:
             content = Codes(file.get_tensor("codes"), json.loads(metadata["names"]), metadata["tokenizer"])
     except (SafetensorError, KeyError, json.JSONDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a complete file of codes ({reason}): encode the images again.") from None
+        raise ValueError(f"{path}: not a whole file of codes ({reason}): encode the images again.") from None
     codes, names = content.codes, content.names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: its names are no list of texts: encode the images again.")
