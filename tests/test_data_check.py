@@ -29,7 +29,7 @@ def test_data_check_prints_facts_and_writes_sheets(tmp_path, capsys):
     )
     assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "image-folder, weight 2" in out and "3 pictures, 40 x 30 to 40 x 30 pixels" in out
+    assert "image-folder, weight 2" in out and "3 images, 40 x 30 to 40 x 30 pixels" in out
     assert "skipped 1" in out and "bad.png" in out
     assert "2 rows read: 1 records" in out and "at least one turn" in out and "user: <image>What colour?" in out
     assert "558,128 samples published" in out

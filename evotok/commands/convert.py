@@ -49,7 +49,7 @@ def run(
     semantic_heads: Annotated[int | None, _size("attention heads of the semantic decoder (12)")] = None,
     depth_heads: Annotated[int | None, _size("attention heads of the depth decoder (40)")] = None,
     image_size: Annotated[
-        int | None, _size("side of the images in pixels (as the teacher's name says, 256 or 384)")
+        int | None, _size("side of the images in pixels (from the teacher's name, 256 or 384)")
     ] = None,
     pixel_levels: Annotated[int | None, _size("levels that pixels are decoded from (4)")] = None,
     as_json: Json = False,
