@@ -9,6 +9,7 @@ from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
 
 MAX_UPLOAD_BYTES = 12 * 2**20
+"""Size of an uploaded file, which Gradio checks."""
 MAX_PIXELS = 24_000_000
 MAX_SIDE = 1024
 """Longest side of images that are kept: a conversation stays in memory for as long as the page is open."""
@@ -77,9 +78,6 @@ def open_upload(path: str, folder: str) -> Image.Image:
     name = Path(path).name
     if not Path(path).resolve().is_relative_to(Path(folder).resolve()) or not Path(path).is_file():
         raise ValueError(f"{name[:80]}: was not uploaded to this page: add it as a file.")
-    size = Path(path).stat().st_size
-    if size > MAX_UPLOAD_BYTES:
-        raise ValueError(f"{name}: {size / 2**20:.0f} MB, at most {MAX_UPLOAD_BYTES / 2**20:.0f} are read: shrink it.")
     try:
         image = load_image(Path(path).read_bytes(), max_pixels=MAX_PIXELS)
     except EvoTokImageError as error:

@@ -143,27 +143,11 @@ def _merge(
 
     tensors = add_prefix("model.vq_model.", _tokenizer_tensors(tokenizer, select_prefix(state, "model.vq_model.")))
     tensors |= _language_tensors(language, state, tied=config.tie_word_embeddings)
-    fresh = [name for name in _MODES if name not in projectors]
-    for name, piece in projectors.items():
-        wanted = select_prefix(state, f"model.{name}.")
-        found = {key: tensor for key, tensor in piece.tensors.items() if key != EMBEDDING}
-        found = to_ours("projector", PROJECTOR_RULES, found, wanted, "", piece.origin)
-        tensors |= add_prefix(f"model.{name}.", found)
-    for name in fresh:
-        width = vq_config.semantic_feature_dim if name == "semantic_projector" else vq_config.codebook_dim
-        tensors |= add_prefix(f"model.{name}.", _init_projector(config, width, dtype))
-    if depth is None:
-        fresh.append("depth_decoder")
-        torch.manual_seed(0)
-        decoder = EvoTokDepthDecoder(config.depth_decoder_config).to(dtype)
-        tensors |= add_prefix("depth_decoder.", decoder.state_dict())
-    else:
-        # The release has a classifier for each level, and runs those of the pixel levels.
-        dead = range(vq_config.num_pixel_codebooks, vq_config.num_codebooks)
-        unused = "|".join(rf"classifiers\.{level}\.[01]\.(weight|bias)" for level in dead)
-        wanted = select_prefix(state, "depth_decoder.")
-        found = to_ours("depth decoder", DEPTH_RULES, depth.tensors, wanted, unused, depth.origin)
-        tensors |= add_prefix("depth_decoder.", found)
+    tensors |= _projector_tensors(projectors, config, state, dtype)
+    tensors |= add_prefix(
+        "depth_decoder.", _depth_tensors(depth, config, select_prefix(state, "depth_decoder."), dtype)
+    )
+    fresh = [name for name in _MODES if name not in projectors] + ["depth_decoder"] * (depth is None)
     return Imported(model, tensors, tokens.processor, fresh)
 
 
@@ -252,6 +236,38 @@ def _language_tensors(piece: Piece, state: dict[str, Tensor], tied: bool) -> dic
         "language model", LANGUAGE_RULES, piece.tensors, ours, r"lm_head\.weight" if tied else "", piece.origin
     )
     return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in found.items()}
+
+
+def _projector_tensors(
+    projectors: dict[str, Piece], config: EvoTokConfig, state: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Converts the projectors; those of no source are initialised at random."""
+    tensors: dict[str, Tensor] = {}
+    for name, piece in projectors.items():
+        wanted = select_prefix(state, f"model.{name}.")
+        found = {key: tensor for key, tensor in piece.tensors.items() if key != EMBEDDING}
+        found = to_ours("projector", PROJECTOR_RULES, found, wanted, "", piece.origin)
+        tensors |= add_prefix(f"model.{name}.", found)
+    widths = {
+        "semantic_projector": config.vq_config.semantic_feature_dim,
+        "pixel_projector": config.vq_config.codebook_dim,
+    }
+    for name in _MODES.keys() - projectors.keys():
+        tensors |= add_prefix(f"model.{name}.", _init_projector(config, widths[name], dtype))
+    return tensors
+
+
+def _depth_tensors(
+    depth: Piece | None, config: EvoTokConfig, ours: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Converts the depth decoder; one of no source is initialised at random."""
+    if depth is None:
+        torch.manual_seed(0)
+        return EvoTokDepthDecoder(config.depth_decoder_config).to(dtype).state_dict()
+    # The release has a classifier for each level, and runs those of the pixel levels.
+    dead = range(config.vq_config.num_pixel_codebooks, config.vq_config.num_codebooks)
+    unused = "|".join(rf"classifiers\.{level}\.[01]\.(weight|bias)" for level in dead)
+    return to_ours("depth decoder", DEPTH_RULES, depth.tensors, ours, unused, depth.origin)
 
 
 def _init_projector(config: EvoTokConfig, width: int, dtype: torch.dtype) -> dict[str, Tensor]:

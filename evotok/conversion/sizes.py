@@ -80,74 +80,92 @@ def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = 
         ValueError: sizes that contradict each other, a choice or a default.
     """
     assert piece.part == TOKENIZER
-    shapes, origin = _Shapes(piece), piece.origin
+    shapes = _Shapes(piece)
     known = {name: value for name, value in piece.facts.items() if isinstance(value, int) and value > 0}
     known |= {name: value for name, value in choices._asdict().items() if value is not None}
+    encoder, grid_size = _encoder_fields(shapes, choices, known)
+    levels = shapes.count("quantize.codebooks.")
+    rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
+    pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
+    if pixel_levels > levels:
+        raise ValueError(f"{piece.origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
+    return EvoTokVQConfig(
+        encoder_config=encoder,
+        codebook_size=rows - 1,
+        codebook_dim=codebook_dim,
+        num_codebooks=levels,
+        num_pixel_codebooks=pixel_levels,
+        codebook_keeps_sums="quantize.codebooks.0.embed_ema" in piece.tensors,
+        **_semantic_fields(shapes, known),
+        **_pixel_fields(shapes, grid_size, encoder["image_size"]),
+    )
+
+
+def _encoder_fields(shapes: _Shapes, choices: Choices, known: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Derives the encoder's configuration and the side of its grid."""
+    origin = shapes.piece.origin
     width, _, patch_size, _ = shapes("encoder_vqkd.embeddings.patch_embedding.weight", 4)
     positions, _ = shapes("encoder_vqkd.embeddings.position_embedding.weight", 2)
     grid_size = math.isqrt(positions)
     if grid_size**2 != positions:
         raise ValueError(f"{origin}: the encoder has {positions} positions, which are no square grid.")
-    image_size = _image_size(piece, choices, patch_size, grid_size)
-    encoder_layers = shapes.count("encoder_vqkd.encoder.layers.")
-    if encoder_layers < 2:
+    image_size = _image_size(shapes.piece, choices, patch_size, grid_size)
+    layers = shapes.count("encoder_vqkd.encoder.layers.")
+    if layers < 2:
         raise ValueError(f"{origin}: the encoder has one layer, and the last one is never used: damaged.")
     heads = known.get("encoder_heads", _SIGLIP_HEADS.get(width, RELEASED_HEADS["encoder_heads"]))
     if width % heads:
         raise ValueError(f"{origin}: {heads} heads do not divide the encoder's width {width}: give --encoder-heads.")
+    fields = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": shapes("encoder_vqkd.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": layers - 1,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "vision_use_head": False,
+    }
+    return fields, grid_size
 
-    levels = shapes.count("quantize.codebooks.")
-    rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
-    keeps_sums = "quantize.codebooks.0.embed_ema" in piece.tensors
-    pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
-    if pixel_levels > levels:
-        raise ValueError(f"{origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
 
-    semantic_width = shapes("decoder_vqkd.cls_token", 3)[2]
+def _semantic_fields(shapes: _Shapes, known: dict[str, Any]) -> dict[str, Any]:
+    """Derives the fields of the semantic decoder."""
+    width = shapes("decoder_vqkd.cls_token", 3)[2]
     inner = shapes("decoder_vqkd.blocks.0.attn.q_bias", 1)[0]
-    semantic_heads = known.get("semantic_heads", RELEASED_HEADS["semantic_heads"])
-    if semantic_width // semantic_heads * semantic_heads != inner:
-        fitting = [str(n) for n in range(1, semantic_width + 1) if semantic_width // n * n == inner]
+    heads = known.get("semantic_heads", RELEASED_HEADS["semantic_heads"])
+    if width // heads * heads != inner:
+        fitting = [str(n) for n in range(1, width + 1) if width // n * n == inner]
         raise ValueError(
-            f"{origin}: {semantic_heads} heads do not make the semantic decoder's inner width {inner} of "
-            f"{semantic_width}: give --semantic-heads, which can be {', '.join(fitting) or 'nothing: damaged'}."
+            f"{shapes.piece.origin}: {heads} heads do not make the semantic decoder's inner width {inner} of "
+            f"{width}: give --semantic-heads, which can be {', '.join(fitting) or 'nothing: damaged'}."
         )
+    return {
+        "semantic_hidden_size": width,
+        "semantic_num_hidden_layers": shapes.count("decoder_vqkd.blocks."),
+        "semantic_num_attention_heads": heads,
+        "semantic_mlp_ratio": shapes("decoder_vqkd.blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "semantic_feature_dim": shapes("decode_task_layer.2.weight", 2)[0],
+    }
 
+
+def _pixel_fields(shapes: _Shapes, grid_size: int, image_size: int) -> dict[str, Any]:
+    """Derives the fields of the pixel decoder."""
     blocks = shapes.count("decoder.conv_blocks.")
     widths = [shapes(f"decoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(blocks)]
     base = math.gcd(*widths)
     if base % _NORM_GROUPS:
         raise ValueError(
-            f"{origin}: the pixel decoder's widths {widths} are no multiples of its {_NORM_GROUPS} groups."
+            f"{shapes.piece.origin}: the pixel decoder's widths {widths} are no multiples of its {_NORM_GROUPS} groups."
         )
-    return EvoTokVQConfig(
-        encoder_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": width,
-            "intermediate_size": shapes("encoder_vqkd.encoder.layers.0.mlp.fc1.weight", 2)[0],
-            "num_hidden_layers": encoder_layers - 1,
-            "num_attention_heads": heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "vision_use_head": False,
-        },
-        codebook_size=rows - 1,
-        codebook_dim=codebook_dim,
-        num_codebooks=levels,
-        num_pixel_codebooks=pixel_levels,
-        codebook_keeps_sums=keeps_sums,
-        pixel_latent_channels=shapes("post_quant_conv.weight", 4)[0],
-        pixel_base_channels=base,
-        pixel_channel_multipliers=[width // base for width in reversed(widths)],
-        pixel_num_res_blocks=shapes.count("decoder.conv_blocks.0.res.") - 1,
-        pixel_norm_groups=_NORM_GROUPS,
-        pixel_resize=grid_size * 2 ** (blocks - 1) != image_size,
-        semantic_hidden_size=semantic_width,
-        semantic_num_hidden_layers=shapes.count("decoder_vqkd.blocks."),
-        semantic_num_attention_heads=semantic_heads,
-        semantic_mlp_ratio=shapes("decoder_vqkd.blocks.0.mlp.fc1.weight", 2)[0] / semantic_width,
-        semantic_feature_dim=shapes("decode_task_layer.2.weight", 2)[0],
-    )
+    return {
+        "pixel_latent_channels": shapes("post_quant_conv.weight", 4)[0],
+        "pixel_base_channels": base,
+        "pixel_channel_multipliers": [width // base for width in reversed(widths)],
+        "pixel_num_res_blocks": shapes.count("decoder.conv_blocks.0.res.") - 1,
+        "pixel_norm_groups": _NORM_GROUPS,
+        "pixel_resize": grid_size * 2 ** (blocks - 1) != image_size,
+    }
 
 
 def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int) -> int:
