@@ -252,7 +252,7 @@ def _projector_tensors(
         "semantic_projector": config.vq_config.semantic_feature_dim,
         "pixel_projector": config.vq_config.codebook_dim,
     }
-    for name in _MODES.keys() - projectors.keys():
+    for name in (name for name in _MODES if name not in projectors):
         tensors |= add_prefix(f"model.{name}.", _init_projector(config, widths[name], dtype))
     return tensors
 
