@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import threading
 import time
 
 import pytest
@@ -106,19 +105,6 @@ def test_paste_of_a_copied_image(visit, tmp_path):
     expect(page.locator("#figure")).to_contain_text("PSNR")
 
 
-def test_errors_are_shown_in_a_line(visit, tmp_path):
-    (tmp_path / "page.png").write_text("<html>")
-    page = visit("Chat")
-    page.locator("#question input[type=file]").set_input_files(tmp_path / "page.png")
-    expect(page.locator("#question img")).to_have_count(1)
-    send(page, "What is this?")
-    expect(page.get_by_text("page.png: not an image")).to_be_visible()
-    page.get_by_role("tab", name="Generate").click()
-    page.locator("#generate-start").click()
-    expect(page.get_by_text("Enter a prompt first.")).to_be_visible()
-    assert "Traceback" not in page.content()
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_generated_image_goes_to_the_other_tabs(visit, size):
     page = visit("Generate", size)
@@ -159,18 +145,6 @@ def test_generation_stops_and_starts_again(visit, monkeypatch):
     page.locator("#generate-start").click()
     expect(page.locator("#status")).to_contain_text("64 of 64")
     expect(page.locator("#gallery img")).to_have_count(1)
-
-
-def test_visitor_who_leaves_does_not_block_the_next(visit):
-    first, second = visit("Generate"), visit("Generate")
-    for page, count in ((first, "8"), (second, "1")):
-        page.locator("#prompt textarea").fill("a robot")
-        page.locator("#count input[type=number]").fill(count)
-    first.locator("#generate-start").click()
-    expect(first.locator("#status .bar")).to_be_visible()
-    second.locator("#generate-start").click()
-    first.context.close()
-    expect(second.locator("#status")).to_contain_text("64 of 64")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -215,29 +189,6 @@ def test_prompt_is_submitted_by_enter_with_an_empty_seed(visit):
         page.locator("#prompt textarea, #prompt input").fill("")
     assert len(set(seeds)) == 3 and "0" not in seeds
     expect(page.locator("#ask")).to_be_enabled()
-
-
-def test_question_is_shown_at_once_retried_edited_and_copied(visit, monkeypatch):
-    page = visit("Chat", of="tiny_page")
-    page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
-    expect(page.locator("#question textarea")).to_have_value("What is this?")
-    released = threading.Event()
-    monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: (released.wait(30), iter(["a", " frog"]))[1])
-    page.locator("#question").get_by_test_id("submit-button").click()
-    expect(page.locator("#transcript .user.message").last).to_contain_text("What is this?")
-    expect(page.locator("#question textarea")).to_have_value("")
-    released.set()
-    expect(answers(page)).to_have_text(re.compile("a frog"))
-    monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: iter(["a", " pizza"]))
-    page.locator("#transcript").get_by_label("Retry").last.click()
-    expect(answers(page)).to_have_text(re.compile("a pizza"))
-    expect(answers(page)).to_have_count(1)
-    page.locator("#transcript").get_by_label("Edit").last.click()
-    page.locator("#transcript textarea").fill("Which group is this?")
-    page.locator("#transcript").get_by_label("Submit").click()
-    expect(page.locator("#transcript .user.message").last).to_contain_text("Which group is this?")
-    expect(page.locator("#transcript")).not_to_contain_text("What is this?")
-    expect(page.locator("#transcript").get_by_label("Copy message").first).to_be_attached()
 
 
 def test_images_and_buttons_have_names(visit):
