@@ -177,17 +177,27 @@ def test_tokenizer_of_patch_14_resizes_its_reconstructions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "choice", "size"),
-    [({}, None, 384), ({"teacher": "siglip_384"}, None, 384), ({"image_size": 380}, None, 380), ({}, 378, 378)],
+    ("width", "patch", "side", "facts", "choice", "size", "heads"),
+    [
+        (768, 16, 256, {}, None, 256, 12),
+        (1024, 16, 256, {}, None, 256, 16),
+        (1152, 14, 378, {}, None, 384, 16),
+        (1152, 14, 378, {"teacher": "siglip_384"}, None, 384, 16),
+        (1152, 14, 378, {"image_size": 380}, None, 380, 16),
+        (1152, 14, 378, {}, 378, 378, 16),
+    ],
 )
-def test_sizes_of_the_released_384_variant(facts, choice, size):
-    """Real widths; the tensors are shapes only."""
-    state = make_tokenizer(width=12, patch=14, image=378, widths=(32,) * 5)
-    wide = {name: torch.empty([1152 if n == 12 else n for n in x.shape], device="meta") for name, x in state.items()}
-    wide = {name.replace("vision_model.", ""): x for name, x in wide.items()}
-    config = tokenizer_config(Piece(TOKENIZER, pathlib.Path("x"), wide, facts), Choices(image_size=choice))
-    assert (config.image_size, config.grid_size, config.pixel_resize) == (size, 27, True)
-    assert (config.encoder_config.num_attention_heads, config.semantic_num_attention_heads) == (16, 12)
+def test_tokenizer_config_of_released_sizes(width, patch, side, facts, choice, size, heads):
+    """Of tensors of the released widths that have shapes only."""
+    state = make_tokenizer(width=12, patch=patch, image=side, widths=(32,) * 5)
+    wide = {
+        name.replace("vision_model.", ""): torch.empty([width if n == 12 else n for n in x.shape], device="meta")
+        for name, x in state.items()
+    }
+    choices = Choices(image_size=choice, semantic_heads=16)
+    config = tokenizer_config(Piece(TOKENIZER, pathlib.Path("x"), wide, facts), choices)
+    assert (config.image_size, config.grid_size, config.pixel_resize) == (size, side // patch, patch == 14)
+    assert config.encoder_config.num_attention_heads == heads
 
 
 def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
@@ -209,15 +219,6 @@ def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
     assert convert(tmp_path / "eight", "--to-reference", "--out", tmp_path / "back") == 0
     assert convert(tmp_path / "back", "--out", tmp_path / "again") == 0
     assert torch.equal(EvoTokVQModel.from_pretrained(tmp_path / "again").encode(pixels), eight.encode(pixels))
-
-
-@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16)])
-def test_heads_are_those_of_the_siglip_of_that_width(width, heads):
-    state = make_tokenizer(width=12, patch=16, image=256, widths=(32,) * 5)
-    wide = {name: torch.empty([width if n == 12 else n for n in x.shape], device="meta") for name, x in state.items()}
-    wide = {name.replace("vision_model.", ""): x for name, x in wide.items()}
-    config = tokenizer_config(Piece(TOKENIZER, pathlib.Path("x"), wide, {}), Choices(semantic_heads=16))
-    assert config.encoder_config.num_attention_heads == heads
 
 
 # --- the whole model --------------------------------------------------------------------------------------------------
