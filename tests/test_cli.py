@@ -379,7 +379,11 @@ def test_train_prints_a_line_while_it_loads(here, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert evotok("train", "mine.yaml") == 0
     assert "mine.yaml: loading the model and the data ..." in printed[0]
+
+
+def test_train_refuses_unknown_keys(here, capsys):
     assert "misspeld" in refuse(capsys, "train", "configs/mini/tokenizer.yaml", "misspeld.key=1")
+    assert files(here) == ["red.png"]
 
 
 # --- mistakes; their kinds are in the catalogue of untrusted input ----------------------------------------------------
