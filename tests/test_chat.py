@@ -98,7 +98,7 @@ def test_answer_without_text_is_marked(parts):
 @pytest.mark.parametrize(
     ("question", "images", "message"),
     [
-        ("  ", 1, "Enter a question first"),
+        ("  ", 1, "Write a question first"),
         ("x" * (MAX_CHARACTERS + 1), 1, "at most 2000"),
         ("what is this?", MAX_IMAGES + 1, "at most 8 images"),
         ("0xq7" * 400, 0, "fewer images, or begin anew"),

@@ -54,7 +54,7 @@ def test_generate_at_the_deadline_gives_unfinished_images(parts, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (GenerationArguments(" "), "Enter a prompt first"),
+        (GenerationArguments(" "), "Write a prompt first"),
         (GenerationArguments("x" * (MAX_CHARACTERS + 1)), "prompt has 2001 characters"),
         (GenerationArguments("a", "0xq7" * 480), "negative prompt has .* tokens"),
         (GenerationArguments("a", seed=-1), "The seed is -1"),

@@ -108,8 +108,7 @@ class Served:
         for index in reversed(range(len(orders))):
             prompt, seed = orders[index]
             self.orders.append(prompt)
-            found = pictures.generate_images(*self.parts, [prompt], seeds=[seed], **settings)
-            yield index, self.parts[1].post_process_image_generation(found)[0]
+            yield index, pictures.generate_images(*self.parts, [prompt], seeds=[seed], **settings)[0]
 
 
 def test_servers_generate_what_this_process_would(draw, chat_model, tmp_path):

@@ -135,9 +135,8 @@ def test_makefile_has_its_documented_targets():
     for recipe in re.findall(r"configs/\S+\.yaml", text):
         assert (ROOT / recipe).is_file(), recipe
     for module in re.findall(r"-m evotok\.(\S+)", text):
-        assert (ROOT / "evotok" / f"{module}.py").is_file() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), (
-            module
-        )
+        path = f"{module.replace('.', '/')}.py"
+        assert (ROOT / "evotok" / path).is_file() or (ROOT / path).is_file(), module
 
 
 def test_ci_is_executable_bash():

@@ -102,7 +102,12 @@ def can_generate(visitor, session):
 
 def test_question_is_shown_before_the_first_token(visitor, white, monkeypatch):
     released = threading.Event()
-    monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: (released.wait(60), iter(["a", " cat"]))[1])
+
+    def stream_answer(*_):
+        released.wait(60)
+        yield from ("a", " cat")
+
+    monkeypatch.setattr("evotok.app.chat.stream_answer", stream_answer)
     box = {"text": QUESTION, "files": [white]}
     assert visitor.join("question", [box, None], "submit", "early").status_code == 200
     with visitor.messages("early") as messages:

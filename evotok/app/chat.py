@@ -55,7 +55,7 @@ def answer(
     """
     question = check_text(question, "The question")
     if not question:
-        raise ValueError("Enter a question first.")
+        raise ValueError("Write a question first.")
     if len(conversation.images) + len(images) > MAX_IMAGES:
         raise ValueError(f"A conversation holds at most {MAX_IMAGES} images: begin a new one.")
     before = replace(conversation)

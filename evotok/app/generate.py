@@ -70,7 +70,7 @@ def generate(model, processor, arguments: GenerationArguments, seconds: float = 
     prompt = check_text(arguments.prompt, "The prompt")
     negative_prompt = check_text(arguments.negative_prompt, "The negative prompt")
     if not prompt:
-        raise ValueError("Enter a prompt first.")
+        raise ValueError("Write a prompt first.")
     seed = read_seed(arguments.seed)
     num_images = int(arguments.num_images)
     sampling = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}

@@ -388,7 +388,7 @@ CASES = [
     ),
     case(
         "convert tokenizer model --to-reference --out new",
-        "evotok convert: --to-reference takes one checkpoint of ours, not 2 sources.",
+        "evotok convert: --to-reference takes one checkpoint of EvoTok, not 2 sources.",
     ),
     case(
         "convert missing --to-reference --out new",
