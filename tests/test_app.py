@@ -442,6 +442,6 @@ def test_files_that_nobody_uploaded_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("value", [True, None, "7", [1], float("inf"), 3.5, -1])
-def test_numbers_of_strangers(value):
+def test_numbers_of_requests_are_checked(value):
     with pytest.raises(ValueError, match="Guidance is .*: give a number from 0 to 3"):
         check_number(value, 0, 3, "Guidance")

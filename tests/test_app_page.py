@@ -1,6 +1,6 @@
 """The page over HTTP: it serves on whoever left, broke off or was refused, and a kill leaves nothing behind.
 
-What is wrong in a request is in the catalogue of bad inputs, strangers/page.py.
+Wrong requests are in the catalogue of untrusted input, untrusted/page.py.
 """
 
 import os
@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from strangers.page import API, ORDER, Visitor, check_harmless
+from page_client import API, ORDER, Visitor, check_harmless
 
 from evotok.app.examples import WORLD_PROMPTS
 from evotok.cli import main

@@ -516,7 +516,7 @@ def test_different_language_models_need_a_choice(release, tmp_path, capsys):
         assert torch.equal(model.get_input_embeddings().weight, release["language"]["model.embed_tokens.weight"])
 
 
-# --- strangers --------------------------------------------------------------------------------------------------------
+# --- untrusted input --------------------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -619,7 +619,7 @@ def test_damaged_folders_are_named(spoil, message, release, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
 
 
-def test_code_of_a_strangers_text_tokenizer_is_not_run(release, tmp_path):
+def test_code_of_an_untrusted_text_tokenizer_is_not_run(release, tmp_path):
     folder, trace = tmp_path / "lm", tmp_path / "ran"
     shutil.copytree(release["folder"] / "generation", folder)
     (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Evil: pass\n")

@@ -114,7 +114,7 @@ def test_a_folder_is_filled_all_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
 
 
-def test_push_to_hub_sends_all_that_a_stranger_needs(trained, tmp_path, monkeypatch):
+def test_push_to_hub_sends_all_files(trained, tmp_path, monkeypatch):
     """Weights, configs, code and the card that is there already; nothing is sent anywhere."""
     assert export(trained, "--out", tmp_path / "model") == 0
     card, sent = ModelCard.load(tmp_path / "model" / "README.md"), {}

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 from conftest import build_chat_model
+from page_client import API, ORDER, Visitor
 from PIL import Image
-from strangers.page import API, ORDER, Visitor
 
 
 gradio = pytest.importorskip("gradio", reason="the page needs the extra `app`")

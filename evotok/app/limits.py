@@ -52,7 +52,7 @@ def check_text(text: str | None, name: str) -> str:
 
 
 def check_number(value: Any, low: float, high: float, name: str) -> float:
-    """A number of the page, which a stranger's program can send too.
+    """Checks a number of a request to the page, which any program can send.
 
     Raises:
         ValueError: it is no number, or not within the limits.
@@ -66,7 +66,7 @@ def open_upload(path: str, folder: str) -> Image.Image:
     """An uploaded file as an upright RGB image, no side longer than `MAX_SIDE`.
 
     Args:
-        path: as the visitor's form names it; a stranger's program can name any file of the machine.
+        path: as the request names it, which may be any file of the machine.
         folder: where uploads lie.
 
     Raises:

@@ -366,6 +366,6 @@ def _loading(name: str) -> Iterator[None]:
     """Whatever goes wrong in loading a checkpoint is a ValueError of one line that names it."""
     try:
         yield
-    except Exception as error:  # a stranger's files raise nearly every type there is
+    except Exception as error:  # untrusted files raise nearly every type there is
         reason = " ".join(str(error).split()).removeprefix(f"{name}: ")[:200] or type(error).__name__
         raise ValueError(f"{name}: cannot be loaded ({reason}). Copy or save the checkpoint again.") from error

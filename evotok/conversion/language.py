@@ -156,7 +156,7 @@ def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_
         return Tokens(ids, end, None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - a stranger's files raise anything
+    except Exception as error:  # noqa: BLE001 - untrusted files raise anything
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}). Copy its files again.") from None
     known = tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""Reading files of `torch.save` from strangers: tensors, containers and plain values, and no call of anything else."""
+"""Reads untrusted files of `torch.save`: tensors, containers and plain values, and no call of anything else."""
 
 import argparse
 import importlib.util
@@ -57,7 +57,7 @@ def read_torch_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except _Forbidden as error:
         name = str(error)
-    except Exception as error:  # noqa: BLE001 - a stranger's bytes raise anything
+    except Exception as error:  # noqa: BLE001 - untrusted bytes raise anything
         name = _first_forbidden(path, is_zip)
         if name is None:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
