@@ -24,6 +24,7 @@ from evotok.app.limits import (
     STATE_SECONDS,
     TIME_LIMIT,
     WAITING_OF_ADDRESS,
+    WAITING_OF_SESSION,
     check_number,
     open_upload,
 )
@@ -385,9 +386,10 @@ def test_levels_that_are_not_there(parts, picture, level):
 
 
 def test_the_limits_are_those_of_the_documents():
-    said = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
-    assert (TIME_LIMIT, WAITING_OF_ADDRESS, STATE_SECONDS) == (120, 8, 3600)
-    assert "at most two minutes; of one address at most eight requests wait" in said and "after an hour" in said
+    page = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert (TIME_LIMIT, WAITING_OF_ADDRESS, WAITING_OF_SESSION, STATE_SECONDS) == (120, 8, 4, 3600)
+    assert "for at most two minutes" in page and "after an hour" in page
+    assert "At most eight requests of one address and four of one tab" in page
 
 
 def test_the_command_listens_at_loopback_and_shares_nothing_by_default():

@@ -58,8 +58,8 @@ def test_documents_and_help_take_their_examples_from_the_page(name):
 def test_examples_are_found_in_documents():
     assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {WORLD_PROMPTS[0]}
     assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {WORLD_QUESTIONS[1]}
-    assert found(TEXTS["docs/faq.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
-    assert len(found(TEXTS["docs/faq.md"], QUESTIONS_OF_TEXTS)) == 2
+    assert found(TEXTS["docs/inference.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
+    assert len(found(TEXTS["docs/inference.md"], QUESTIONS_OF_TEXTS)) == 2
 
 
 # --- what the model makes of them ------------------------------------------------------------------------------------
