@@ -1,7 +1,7 @@
 # make demo    the mini model answers questions and draws: pictures in demo/
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff and the Transformers structure linter
-# make fuzz    make up bad inputs for SECONDS (300)
+# make fuzz    generate untrusted input for SECONDS (300)
 # make drills  kill every stage of training under every engine, at eight to ten moments each, and the server
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
@@ -68,7 +68,7 @@ test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 fuzz: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest tests/test_strangers_fuzz.py --fuzz-seconds $(SECONDS)
+	@$(BIN)/python -m pytest tests/test_untrusted_fuzz.py --fuzz-seconds $(SECONDS)
 
 drills: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py tests/test_serving_process.py -m slow

@@ -52,7 +52,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         scan_torch_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a stranger's file raises nearly every type there is
+    except Exception as error:  # noqa: BLE001 - an untrusted file raises nearly every type there is
         raise ValueError(
             f"{path}: no file of weights ({' '.join(str(error).split())[:120]}): fetch it again."
         ) from None

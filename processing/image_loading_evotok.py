@@ -14,8 +14,8 @@
 """Opens images of any kind as upright 8-bit RGB.
 
 Pillow's plain `convert("RGB")` paints transparency black, clips 16-bit greys to white and ignores EXIF rotation; the
-library's own loader does the same. Everything that a stranger's file can do wrong becomes an [`EvoTokImageError`]
-of one line that names the file.
+library's own loader does the same. Every fault of an untrusted file becomes an [`EvoTokImageError`] of one line that
+names the file.
 """
 
 import base64

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--fuzz-seconds", type=float, default=0.0, help="make up bad inputs for so long, in all, instead of a few"
+        "--fuzz-seconds", type=float, default=0.0, help="generate untrusted inputs for this time instead of a few"
     )
 
 
@@ -161,8 +161,8 @@ def pixels() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory):
-    """Checkpoints that the cases of `strangers/` are made of, and a page."""
-    from strangers.materials import Materials
+    """The checkpoints and the page that the cases of `untrusted/` share."""
+    from untrusted.materials import Materials
 
     materials = Materials(tmp_path_factory.mktemp("materials"))
     yield materials
@@ -170,13 +170,13 @@ def materials(tmp_path_factory):
 
 
 @pytest.fixture
-def place(tmp_path, materials, monkeypatch):
-    """The current folder of a case of `strangers/`."""
-    from strangers.case import Place
+def workspace(tmp_path, materials, monkeypatch):
+    """The current folder of a case of `untrusted/`."""
+    from untrusted.case import Workspace
 
-    place = Place(tmp_path, materials)
-    monkeypatch.chdir(place.path)
-    return place
+    workspace = Workspace(tmp_path, materials)
+    monkeypatch.chdir(workspace.path)
+    return workspace
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ PROMISES = {
     *("architecture", "configs", "documents", "packaging", "shipped_results"),
     *("common_configuration", "common_generation", "common_modeling", "common_processing"),
     *("device_map", "pipelines", "quantization_configs", "remote_code", "transformers_serve", "trl"),
-    *("strangers", "strangers_fuzz", "fault_drills", "power_cut", "training_stops"),
+    *("untrusted_input", "untrusted_fuzz", "fault_drills", "power_cut", "training_stops"),
     *("code_shards", "lora_checkpoints", "plan_serving"),
     *("eval_command", "generated_images", "generation_eval", "generation_suites", "lmms_eval", "model_card"),
     *("page_browser", "serving_load", "serving_process", "vllm_reading"),

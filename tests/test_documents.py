@@ -1,4 +1,4 @@
-"""README and docs: every block of code runs, every recipe named reads, every link leads somewhere, the pages build.
+"""README and docs: code blocks run, recipes and links exist, the tables of CONTRIBUTING are true, the pages build.
 
 `python` and `bash` blocks are run in order, those of one document in one empty folder with the checkout's `assets` and
 `configs` in it; `sh` blocks would take hours or many GPUs and are only parsed.
@@ -147,10 +147,34 @@ def read_part_of_a_recipe(code: str) -> None:
     read_recipe(path)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+WHERE_TO_CHANGE = re.compile(r"^\| [^|]+ \| `([\w/.]+)` \| `(\w+)`(.*)\|$", re.MULTILINE)
+
+
+def test_contributing_names_the_file_to_change():
+    """The first name of a row is defined in the file of the row; other files and folders of the row exist."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where to change what")[2]
+    table = section.partition("\n## ")[0]
+    rows = WHERE_TO_CHANGE.findall(table)
+    assert len(rows) == len(re.findall(r"^\| ", table, re.MULTILINE)) - 1 > 5
+    for file, defined, rest in rows:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(class |def )?{defined}\b *[:=(]", code, re.MULTILINE), f"{file}: no {defined}"
+        for path in re.findall(r"`([\w.]+/[\w/.]*)`", rest):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
 def test_links_and_pictures_are_there(path):
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text(encoding="utf-8")):
+        linked = path.parent / target if target else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors_of(linked), f"{target}#{anchor}"
+
+
+def anchors_of(path: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)

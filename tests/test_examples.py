@@ -59,8 +59,8 @@ def test_texts_have_the_examples_of_the_page(name):
 def test_found_examples_of_documents():
     assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {WORLD_PROMPTS[0]}
     assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {WORLD_QUESTIONS[1]}
-    assert found(TEXTS["docs/faq.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
-    assert len(found(TEXTS["docs/faq.md"], QUESTIONS_OF_TEXTS)) == 2
+    assert found(TEXTS["docs/inference.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
+    assert len(found(TEXTS["docs/inference.md"], QUESTIONS_OF_TEXTS)) == 2
 
 
 # --- with the model ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evotok.app.limits import MAX_SIDE, STATE_SECONDS, TIME_LIMIT, WAITING_OF_ADDRESS, check_number, open_upload
+from evotok.app.limits import (
+    MAX_SIDE,
+    STATE_SECONDS,
+    TIME_LIMIT,
+    WAITING_OF_ADDRESS,
+    WAITING_OF_SESSION,
+    check_number,
+    open_upload,
+)
 
 
 def test_limits_are_those_of_the_documents():
     text = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
-    assert (TIME_LIMIT, WAITING_OF_ADDRESS, STATE_SECONDS) == (120, 8, 3600)
-    assert "at most two minutes; of one address at most eight requests wait" in text and "after an hour" in text
+    assert (TIME_LIMIT, WAITING_OF_ADDRESS, WAITING_OF_SESSION, STATE_SECONDS) == (120, 8, 4, 3600)
+    assert "for at most two minutes" in text and "after an hour" in text
+    assert "At most eight requests of one address and four of one tab" in text
 
 
 def test_open_upload_converts_and_shrinks(tmp_path):

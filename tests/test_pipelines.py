@@ -78,11 +78,11 @@ def test_image_text_to_text_in_batches(reading, question, answer):
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
-def test_any_to_any_asks_for_torchvision_as_the_readme_says(reading):
+def test_any_to_any_requires_torchvision_as_documented(reading):
     with pytest.raises(ImportError, match="[Tt]orchvision"):
         pipeline("any-to-any", model=reading.model, processor=reading.processor, device="cpu")
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "asks for torchvision by name" in text and 'generate_kwargs={"guidance_scale": 7.5}' in text
+    text = (Path(__file__).parents[1] / "docs/inference.md").read_text(encoding="utf-8")
+    assert "Transformers requires torchvision" in text and 'generate_kwargs={"guidance_scale": 7.5}' in text
 
 
 def test_any_to_any_reads(drawing, question, answer):

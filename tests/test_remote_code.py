@@ -18,8 +18,8 @@ from evotok import EvoTokForConditionalGeneration, EvoTokModel, EvoTokProcessor,
 from evotok.cli import main
 
 
-# What a stranger does with the folder; `python STRANGER MODEL TOKENIZER RESULTS`.
-STRANGER = """
+# Uses the folders without the package; `python WITHOUT_PACKAGE MODEL TOKENIZER RESULTS`.
+WITHOUT_PACKAGE = """
 import importlib.util, json, sys, torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -114,7 +114,7 @@ def test_the_folder_carries_all_that_it_needs_and_no_more(folder):
 
 def test_without_the_package(folder, parts, bare_python, tmp_path):
     result = subprocess.run(
-        [bare_python, "-c", STRANGER, folder / "model", folder / "vq", tmp_path / "results.safetensors"],
+        [bare_python, "-c", WITHOUT_PACKAGE, folder / "model", folder / "vq", tmp_path / "results.safetensors"],
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": os.defpath, "OMP_NUM_THREADS": "1"},
         capture_output=True,

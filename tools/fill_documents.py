@@ -1,13 +1,11 @@
-"""Fills the generated blocks of README and docs, `<!-- name -->` to `<!-- /name -->`, from the files they speak of.
+"""Fills the generated blocks of README and docs, `<!-- name -->` to `<!-- /name -->`, from recipes and results.
 
 python -m tools.fill_documents
 """
 
-import ast
 import json
 import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ LABELS = {
     "qa_color": "names the color of a thing",
     "qa_yes_no": "answers yes or no",
     "qa_count": "counts, 1 to 4",
-    "qa_position": "says where a thing is",
+    "qa_position": "names the position of a thing",
     "geneval_overall": "GenEval's tasks in the world, seen pairs, CFG 7.5",
     "geneval_overall_held": "GenEval's tasks in the world, held-out pairs of thing and color, CFG 7.5",
     "geneval_detector": "the detector on real scenes",
@@ -42,14 +40,14 @@ MEMORY, RATES = (ROOT / "docs" / "results" / "training" / name for name in ("mem
 WORKS = {  # of `tools.measure_rates`
     "encode-mini": "PNG files of 64 pixels to codes, EvoTok-mini's tokenizer",
     "encode-paper": "PNG files of 256 pixels to codes, a tokenizer of the paper's size",
-    "read-records": "shards to records",
-    "read-stream": "shards to batches of records, shuffled and resumable",
-    "read-batches": "shards to what the model takes, captions as tokens",
+    "read-records": "shards to rows",
+    "read-stream": "shards to batches of rows, shuffled and resumable",
+    "read-batches": "shards to model inputs, with tokenized captions",
 }
-ENGINE = {  # rows of `evotok bench` -> the work, what it is beside if the row does not say, how many times faster
+ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names none, how many times faster
     "search": ("16 codes of 4,096 vectors among 32,768", "", lambda row: row["ratio"]),
     "residual_vq": ("the same", "", lambda row: row["ratio"]),
-    "train_step": ("the same, and learning from them", "the search alone", lambda row: 1 / row["over_search"]),
+    "train_step": ("the same, with codebook updates", "the search alone", lambda row: 1 / row["over_search"]),
     "position": ("4 codes of 16 rows, depth decoder 2,560 wide", "", lambda row: row["ratio"]),
     "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
@@ -63,66 +61,48 @@ DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
     "fd": ("Frechet distance", 0),
     "similarity_pixels": ("semantics of the reconstruction", 3),
     "similarity_semantics": ("decoded semantics", 3),
-    "probe": ("things read by the probe", 3),
+    "probe": ("accuracy of the probe", 3),
 }
 CLUSTER_LABELS = {"thing": "with the thing", "color": "with its colour", "background": "with the background"}
-# Folders in the order of reading, with what they are, and whether the tree lists their files.
-TREE = {
-    "evotok": ("public names, command line, demo, model card", True),
-    "evotok/commands": ("one file a command, and what they share", True),
-    "evotok/app": ("the page of `evotok app`", True),
-    "evotok/serving": ("the server of `evotok serve`", True),
-    "evotok/conversion": ("checkpoints of the paper's release, and the way back", True),
-    "modeling_evotok": ("the model; a saved checkpoint carries these files", True),
-    "processing": ("from text and images to tensors and back; carried too", True),
-    "data": ("images in folders, and the embedded world", True),
-    "data/world": ("drawings, scenes, questions, prompts and splits of the embedded world", True),
-    "training": ("recipes, losses, trainers", True),
-    "data/sources": ("the data sets that the paper names, each behind an adapter", True),
-    "training/planning": ("what a recipe will cost, before a weight is loaded", True),
-    "eval": ("metrics as pure functions, and what suites share", True),
-    "eval/suites": ("one file for each suite of `evotok eval`", True),
-    "eval/mini": ("the parts of the suite `mini`", True),
-    "eval/benchmarks": ("the engine against a plain reference and the machine's limits", True),
-    "configs/mini": ("recipes of EvoTok-mini, stage by stage", False),
-    "configs/mini/cuda": ("the same on one GPU, each with a limit of minutes", False),
-    "configs/paper": ("recipes at the paper's size", False),
-    "configs/ablations": ("the rows of the paper's ablations, as differences from the method", False),
-    "configs/eval": ("options of the suites of `evotok eval`", False),
-    "configs/deepspeed": ("how many GPUs share what", False),
-    "tools": ("what developers run; not installed", True),
-    "assets/world": ("the drawings of the embedded world, with their licences", False),
-    "assets/vision-mini": ("the vision tower that EvoTok-mini starts from", False),
-    "assets/evotok-mini": ("the embedded checkpoint, with its figures and card", False),
-    "docs": ("explanations, guides, notebooks; `make docs` builds them with the API reference", False),
-    "tests": ("one file a source file, and tests of promises: checkpoints, recipes, documents", False),
+FOLDERS = {  # in the order of reading
+    "evotok": "public names, Auto classes, command line, demo, model card",
+    "evotok/commands": "one file for each command",
+    "evotok/app": "the page of `evotok app`",
+    "evotok/serving": "the server of `evotok serve`",
+    "evotok/vllm": "the vLLM plugin for `--engine vllm`",
+    "evotok/cards": "model cards",
+    "evotok/conversion": "conversion from and to the checkpoints of the paper's release",
+    "modeling_evotok": "configurations, models, generation; saved with every checkpoint",
+    "processing": "the processor: text and images to tensors and back; saved with every checkpoint",
+    "data": "images, conversations, collators; files and processes",
+    "data/world": "the embedded world: icons, scenes, questions, prompts, splits",
+    "data/sources": "sources of training data, those of the paper among them",
+    "data/streams": "mixtures of sources as resumable streams of batches",
+    "data/codes": "code shards",
+    "training": "recipes, the registry of stages, the command, the trainer of all stages",
+    "training/backbones": "the stages that train the vision tower and the language model of EvoTok-mini",
+    "training/tokenizer": "the stage of the image tokenizer: losses, discriminator, EMA, trainer",
+    "training/multimodal": "the stages of the multimodal model: trainer, LoRA, preferences",
+    "training/resuming": "checkpoints of a training: manifest, lock, changes of the recipe",
+    "training/ablations": "the suite `ablations`, which trains other arrangements of the tokenizer",
+    "training/planning": "estimates of memory, time and data for a recipe",
+    "eval": "metrics as pure functions, and code that suites share",
+    "eval/text_to_image": "benchmarks of text-to-image: prompts, generated images, detectors, verdicts",
+    "eval/plotting": "style of plots, sheets of images",
+    "eval/suites": "one file for each suite of `evotok eval`",
+    "eval/mini": "the parts of the suite `mini`",
+    "eval/benchmarks": "timings of `evotok bench`",
+    "configs": "recipes (mini/, paper/, ablations/), options of suites (eval/), DeepSpeed configurations",
+    "tools": "scripts for developers; not installed",
+    "assets": "the embedded world and the checkpoint of EvoTok-mini, with their licences",
+    "docs": "documentation and notebooks; `make docs` builds the site",
+    "tests": "one file for each source file, and tests of documents, recipes and checkpoints",
 }
 
 
 def folders() -> str:
-    """The repository's folders with one line each, as a Markdown block."""
-    return "\n".join(["```text", *(f"{folder + '/':<20} {summary}" for folder, (summary, _) in TREE.items()), "```"])
-
-
-def file_tree() -> str:
-    """The folders of code with their files, as a Markdown block: one line each, what a file says of itself."""
-    lines = []
-    for folder, (_, listed) in TREE.items():
-        if not listed:
-            continue
-        lines.append(f"{folder}/")
-        for path in sorted((ROOT / folder).glob("*.py")):
-            said = textwrap.shorten(first_sentence(path), 86, placeholder=" ...")
-            if path.name != "__init__.py":
-                lines.append(f"    {path.name:<27} {said}")
-    return "\n".join(["```text", *lines, "```"])
-
-
-def first_sentence(path: Path) -> str:
-    """The docstring of a file up to the first full stop."""
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    paragraph = " ".join((said or "").partition("\n\n")[0].split())
-    return re.split(r"(?<!Eq)(?<!Sec)\. ", paragraph)[0].rstrip(".")
+    """Returns the folders of the repository with one line each, as a Markdown block."""
+    return "\n".join(["```text", *(f"{folder + '/':<20} {summary}" for folder, summary in FOLDERS.items()), "```"])
 
 
 def results_table(results: dict) -> str:
@@ -193,7 +173,7 @@ def _budget(recipe: Any) -> str:
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
     """Peak memory as planned and as measured, by case, as Markdown."""
-    lines = ["| run | planned, MB | measured, MB | planned beside measured |", "| --- | --- | --- | --- |"]
+    lines = ["| run | planned, MB | measured, MB | difference |", "| --- | --- | --- | --- |"]
     for row in sorted(rows, key=lambda row: row["name"]):
         planned, measured = row["planned_bytes"], row["measured_bytes"]
         lines.append(
@@ -212,7 +192,7 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
 
 def engine_table() -> str:
     """What `evotok bench` measured, by machine and work, as Markdown."""
-    heading = ["machine", "work", "takes", "beside", "times faster", "times the floor"]
+    heading = ["machine", "operation", "time", "compared with", "times faster", "times the floor"]
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
     for path in sorted((ROOT / "docs" / "results" / "engine").glob("*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
@@ -263,10 +243,10 @@ def blocks() -> dict[str, dict[str, str]]:
     results = read_suite(find_asset("evotok-mini") / "results.json", MINI)["figures"]
     trajectory, memory, rates = (json.loads(path.read_text(encoding="utf-8")) for path in (TRAJECTORY, MEMORY, RATES))
     return {
-        "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders(), "tree": file_tree()},
+        "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
         "docs/train.md": {"chain": chain_table(), "memory": memory_table(memory)},
-        "docs/engine.md": {"engine": engine_table()},
+        "docs/performance.md": {"engine": engine_table()},
         "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }
 

@@ -78,7 +78,7 @@ def read_processor(cls: Any, folder: str, option: str) -> Any:
 
 @contextmanager
 def _reading(option: str, folder: str) -> Iterator[None]:
-    """Whatever is wrong with a stranger's files is a ValueError of one line."""
+    """Turns every fault of an untrusted file into a ValueError of one line."""
     try:
         yield
     except Exception as error:  # nearly every type there is

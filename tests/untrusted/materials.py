@@ -1,9 +1,10 @@
-"""What cases are made of: a tiny checkpoint of each kind, built once, and copies of it to spoil."""
+"""Tiny checkpoints that the cases copy and change, each built once, and a page that is served."""
 
 import contextlib
 import functools
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,28 +12,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from conftest import TINY_VQ, build_tiny_model
+from conftest import TINY_VQ, build_chat_model
+from page_client import ORDER, SECRET, Visitor
 from PIL import Image
 from release_format import SIZES, make_projector, make_tokenizer, prefixed, save_language_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from evotok import EvoTokConfig, EvoTokProcessor
-from evotok.commands.codes import Codes, write_codes
 from evotok.data.codes.fingerprint import fingerprint
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
-from strangers.case import SECRET, Place
-from strangers.page import ORDER, Visitor
+from untrusted.case import Workspace
 
 
-SIZE, POSITIONS, LEVELS, ENTRIES = 32, 16, 4, 32
+LEVELS, ENTRIES = TINY_VQ["num_codebooks"], TINY_VQ["codebook_size"]
+DEEP = '{"a":' * 3000 + "1" + "}" * 3000  # JSON that recursion does not read
 
 
 class Materials:
-    """A full checkpoint of 32 px images (`model`), its tokenizer alone (`tokenizer`) and another one (`other`).
+    """A full checkpoint of 32 px images (`model`) and its image tokenizer alone (`tokenizer`).
 
     Args:
         folder: empty; the checkpoints are written there.
@@ -40,30 +39,12 @@ class Materials:
 
     def __init__(self, folder: Path):
         self.folder, self.page_folder, self._open = folder, folder / "page", ExitStack()
-        texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
-        self.processor = EvoTokProcessor.from_parts(
-            train_text_tokenizer(texts, 300), image_size=SIZE, num_image_tokens=POSITIONS
-        )
-        tokenizer = self.processor.tokenizer
-        config = EvoTokConfig(
-            vq_config=dict(TINY_VQ),
-            depth_decoder_config={
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            },
-            text_config={
-                "model_type": "qwen2", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32,
-                "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-                "max_position_embeddings": 128, "bos_token_id": None,
-                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-            },
-            **self.processor.token_ids,
-        )  # fmt: skip
-        self.model = build_tiny_model(config)
+        self.model, self.processor = build_chat_model()
+        self.model.config.text_config.max_position_embeddings = 128
         self.fingerprint = fingerprint(self.model.model.vq_model)
         self.model.save_pretrained(folder / "model")
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")
-        build_tiny_model(config, seed=1).model.vq_model.save_pretrained(folder / "other")
 
     @functools.cached_property
     def release(self) -> Path:
@@ -85,18 +66,18 @@ class Materials:
 
     @functools.cached_property
     def trained(self) -> Path:
-        """Folder of a run of two steps: `recipe.yaml`, its `pictures`, and `run` with a checkpoint of the second."""
+        """Folder of a training of two steps: `recipe.yaml`, its `images`, and `run` with `checkpoint-2`."""
         from evotok.training.recipes import read_recipe
         from evotok.training.train import train
 
         folder = self.folder / "trained"
-        (folder / "pictures").mkdir(parents=True)
+        (folder / "images").mkdir(parents=True)
         for number in range(4):
-            Image.linear_gradient("L").rotate(90 * number).resize((40, 40)).save(folder / f"pictures/{number}.png")
+            Image.linear_gradient("L").rotate(90 * number).resize((40, 40)).save(folder / f"images/{number}.png")
         recipe = {
             "stage": "tokenizer",
             "model": {"config": TINY_VQ},
-            "data": {"name": "folder", "path": "pictures"},
+            "data": {"name": "folder", "path": "images"},
             "loss": {"perceptual": 0.0, "semantic": 0.0, "adversarial": 0.0},
             "training": {
                 "output_dir": "run", "max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2, "seed": 0,
@@ -110,7 +91,7 @@ class Materials:
 
     @functools.cached_property
     def visitor(self) -> Visitor:
-        """Of the page of `model`, which is served from now on until `close`."""
+        """Visitor of the page of `model`, which is served from the first use until `close`."""
         pytest.importorskip("gradio", reason="the page needs the extra `app`")
         from evotok.app.server import serve
         from evotok.commands.app import listen
@@ -120,17 +101,17 @@ class Materials:
         served = self._open.enter_context(serve(self.model, self.processor, listen("127.0.0.1", None)))
         tempfile.tempdir = before
         visitor = Visitor(served.url)
-        visitor.ask("generate-start", list(ORDER.values()))  # the first event makes folders of libraries
+        visitor.ask("generate-start", list(ORDER.values()))  # libraries make folders of their own at the first event
         return visitor
 
     def close(self) -> None:
-        """Serve the page no longer."""
+        """Stops serving the page."""
         if "visitor" in vars(self):
             self.visitor.client.close()
         self._open.close()
 
     def fill_outside(self, folder: Path) -> None:
-        """The canaries: each would be taken if it lay inside, and says so when it is read."""
+        """Writes the files that must not be read: each is valid, and contains `SECRET` where it can."""
         Image.new("RGB", (8, 8), "red").save(folder / f"{SECRET}.png")
         (folder / "evil.py").write_text(f"raise SystemExit('{SECRET}')\n")
         (folder / "recipe.yaml").write_text(f"stage: gen\nmodel: {{{SECRET}: 1}}\n")
@@ -138,32 +119,69 @@ class Materials:
         shutil.copy(self.folder / "model" / "config.json", folder)
 
 
-def checkpoint(kind: str, spoil: Callable[[Path], Any] | None = None) -> Callable[[Place], str]:
-    """Makes a copy of a checkpoint in the place, spoils it, and returns its name."""
+Change = Callable[[Path], Any]
 
-    def make(place: Place) -> str:
-        folder = place.path / kind
-        shutil.copytree(place.materials.folder / kind, folder)
-        if spoil is not None:
-            spoil(folder)
-        return kind
+
+def copy(source: str, name: str | None = None, change: Change | None = None) -> Callable[[Workspace], str]:
+    """Returns a `make` that copies a folder of the materials, changes the copy, and returns its name."""
+
+    def make(workspace: Workspace) -> str:
+        folder = workspace.path / (name or source)
+        shutil.copytree(workspace.materials.folder / source, folder)
+        if change is not None:
+            change(folder)
+        return folder.name
 
     return make
 
 
-def change_json(name: str, change: Callable[[dict], Any]) -> Callable[[Path], None]:
-    """Changes a JSON file of a checkpoint in place."""
+def write(name: str, content: bytes | str) -> Change:
+    """Overwrites a file of a folder."""
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    def spoil(folder: Path) -> None:
+
+def cut(name: str, end: int) -> Change:
+    """Truncates a file of a folder."""
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:end])
+
+
+def remove(name: str) -> Change:
+    """Removes a file of a folder."""
+    return lambda folder: (folder / name).unlink()
+
+
+def pipe(name: str) -> Change:
+    """Replaces a file of a folder by a pipe, of which a read does not return."""
+    return lambda folder: ((folder / name).unlink(missing_ok=True), os.mkfifo(folder / name))
+
+
+def link_out(name: str) -> Change:
+    """Replaces a file of a folder by a link to a valid file outside."""
+
+    def change(folder: Path) -> None:
+        outside = folder.parent.parent / "outside"
+        if not (outside / name).exists():
+            shutil.copy(folder / name, outside)
+        (folder / name).unlink()
+        os.symlink(outside / name, folder / name)
+
+    return change
+
+
+def change_json(name: str, keys: str = "", **fields) -> Change:
+    """Changes fields of a JSON file of a folder, or of its section at the dotted `keys`."""
+
+    def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
-        change(content)
+        section = functools.reduce(dict.__getitem__, filter(None, keys.split(".")), content)
+        section.update(fields)
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
-    return spoil
+    return change
 
 
-def change_weights(change: Callable[[dict], Any]) -> Callable[[Path], None]:
-    """Changes the tensors of a checkpoint in place."""
+def change_weights(change: Callable[[dict], Any]) -> Change:
+    """Changes the tensors of a checkpoint."""
 
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -171,15 +189,3 @@ def change_weights(change: Callable[[dict], Any]) -> Callable[[Path], None]:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     return spoil
-
-
-def codes_of(place: Place, codes: np.ndarray, names: Any = None, tokenizer: str | None = None) -> str:
-    """A file of codes as `evotok encode` would write it."""
-    names = [f"picture {index}.png" for index in range(len(codes))] if names is None else names
-    write_codes(place.path / "codes.safetensors", Codes(codes, names, tokenizer or place.materials.fingerprint))
-    return "codes.safetensors"
-
-
-def good_codes(images: int = 1) -> np.ndarray:
-    """Codes that the tiny tokenizer knows, (images, 16, 4) uint16."""
-    return np.random.default_rng(0).integers(0, ENTRIES, (images, POSITIONS, LEVELS)).astype(np.uint16)
