@@ -155,7 +155,8 @@ class FrechetMeter:
             self._cached = self._gather(self._originals)
             if self.workers.is_main:
                 self.cache.write(self._cached)
-        return {depth: frechet_distance(self._cached, self._gather(own)) for depth, own in self._reconstructions.items()}
+        gathered = {depth: self._gather(own) for depth, own in self._reconstructions.items()}
+        return {depth: frechet_distance(self._cached, own) for depth, own in gathered.items()}
 
     def _gather(self, statistics: FeatureStatistics) -> FeatureStatistics:
         first, *others = self.workers.gather(statistics)

@@ -30,7 +30,7 @@ def ssim(images: torch.Tensor, references: torch.Tensor, data_range: float = 1.0
 
     Args:
         images, references: (B, 3, H, W) in [0, 1], at least 11 pixels high and wide; values outside are clamped.
-        data_range: 1 is right for such images. Some papers use 2, which gives larger values: the two cannot be compared.
+        data_range: 1 is right for such images. Some papers use 2, with larger values that cannot be compared.
 
     Returns:
         (B,) float32, at most 1.
@@ -78,7 +78,7 @@ class AnswerScores(NamedTuple):
 
 
 def normalize_answer(text: str) -> str:
-    """Normalizes an answer: lower case, punctuation and symbols as single spaces; `" Food & Drink. "` -> `"food drink"`."""
+    """Normalizes an answer to lower-case words without punctuation: `" Food & Drink. "` -> `"food drink"`."""
     text = unicodedata.normalize("NFKC", text).casefold()
     letters = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in text)
     return " ".join(letters.split())

@@ -174,7 +174,7 @@ class EfficientNetTeacher(nn.Module):
         return torch.cat([features.mean((2, 3)) for features in maps], dim=1)
 
     def perceptual_distance(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Computes the mean squared distance of channel-normalised shallow maps, LPIPS without learned weights: scalar."""
+        """Computes the mean squared distance of normalised shallow maps, as LPIPS without learned weights: scalar."""
         size = fake.shape[-1]
         fakes = self._maps(fake, self.SHALLOW, size)
         with torch.no_grad():

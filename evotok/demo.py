@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     @property
     def correct(self) -> bool:
         """Whether the two agree, case and punctuation aside."""
-        from evotok.eval.understanding import normalize_answer
+        from evotok.eval.metrics import normalize_answer
 
         return normalize_answer(self.answer) == normalize_answer(self.right)
 
@@ -171,7 +171,7 @@ def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]
 def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
     """The model's answers to `choose_questions`, in one batch."""
     from evotok.data.world.records import image_record
-    from evotok.eval.understanding import answer_questions
+    from evotok.eval.inference import answer_questions
 
     chosen = [(picture(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
     records = [image_record(image, [(text, right)], "question") for image, text, right in chosen]
@@ -253,8 +253,8 @@ def generation_sheet(
     model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int
 ) -> "Image.Image":
     """Sheet of one generated image for each prompt, all of one batch."""
+    from evotok.eval.inference import generate_images
     from evotok.eval.plotting.sheets import GREEN, GREY, Cell, Line, draw_sheet
-    from evotok.eval.text_to_image.retrieval import generate_images
 
     with progress(model.config.vq_config.num_positions, "position", "Generating") as bar:
         pixels = generate_images(

@@ -16,7 +16,7 @@ from evotok.data.world.drawings import EMOJI_STYLES
 from evotok.data.world.prompts import Prompt
 from evotok.data.world.questions import WORDINGS, Asker
 from evotok.data.world.scenes import tidy_scene
-from evotok.eval.text_to_image.scene_detector import SceneDetector, faults
+from evotok.eval.mini.scene_detector import SceneDetector, faults
 
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def find_faults(world, prompt, image):
 
 @pytest.mark.parametrize("prompt", WORLD_PROMPTS)
 def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
-    from evotok.eval.text_to_image.retrieval import generate_images
+    from evotok.eval.inference import generate_images
 
     model, processor = mini
     images = generate_images(model, processor, [prompt] * SEEDS, seed=0)
@@ -101,7 +101,8 @@ def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
 def test_the_model_answers_what_the_example_asks(mini, world, number):
     from evotok.data.world.records import image_record
     from evotok.data.world.scenes import render
-    from evotok.eval.understanding import answer_questions, normalize_answer
+    from evotok.eval.inference import answer_questions
+    from evotok.eval.metrics import normalize_answer
 
     scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
     kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])

@@ -5,8 +5,7 @@ import torch
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.eval.text_to_image.retrieval import generate_images
-from evotok.eval.understanding import answer
+from evotok.eval.inference import answer, generate_images
 from evotok.inference import (
     RowSampler,
     StoppedError,

@@ -24,7 +24,8 @@ from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.data.world.evaluation import question_set
 from evotok.data.world.lmms_tasks import TASKS, write_tasks
 from evotok.eval.harness import EvoTokChat, EvoTokSimple, cut_at, generation_options
-from evotok.eval.understanding import answer_questions, score_answers
+from evotok.eval.inference import answer_questions
+from evotok.eval.metrics import score_answers
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,16 +16,16 @@ from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
 from evotok.data.world.scenes import render
 from evotok.eval import teachers
+from evotok.eval.inference import continuous_features
 from evotok.eval.mini import emoji, generation, questions
-from evotok.eval.mini.figures import TARGETS, Part, Parts, with_targets
 from evotok.eval.mini.generation import Cell, Composition, composition_cells
 from evotok.eval.mini.questions import measure_questions
+from evotok.eval.mini.targets import TARGETS, Part, Parts, with_targets
 from evotok.eval.probes import PatchProbe
 from evotok.eval.suite import Evaluation
 from evotok.eval.suites import mini
 from evotok.eval.teachers import find_teacher, teacher_files
 from evotok.eval.text_to_image.images import save_whole
-from evotok.eval.understanding import continuous_features
 
 
 pytest.importorskip("sklearn")

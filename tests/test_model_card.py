@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 
 from evotok import EvoTokConfig, EvoTokVQConfig
 from evotok.cards.mini import HUB_RESULTS, USAGE, main, render_card, write_card
-from evotok.cards.sections import COMMANDS, FILES, HARNESS, MINI, left_out, read_suite, read_suites
+from evotok.cards.suites import COMMANDS, FILES, HARNESS, MINI, outdated_results, read_suite, read_suites
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
-from evotok.eval.mini.figures import TARGETS, with_targets
+from evotok.eval.mini.targets import TARGETS, with_targets
 from evotok.eval.suite import sha256
 
 
@@ -133,13 +133,13 @@ def test_claims_follow_the_numbers(results):
         (("t2i_",), "### Text to image, single emoji"),
     ],
 )
-def test_what_is_not_measured_is_left_out(results, prefixes, title):
+def test_what_is_not_measured_is_outdated_results(results, prefixes, title):
     assert title in card_of(results)
     results["figures"] = {k: v for k, v in results["figures"].items() if not k.startswith(prefixes)}
     assert title not in card_of(results)
 
 
-def test_the_tokenizer_may_be_left_out(results):
+def test_the_tokenizer_may_be_outdated_results(results):
     assert "### Image tokenizer, 512 scenes" in card_of(results)
     del results["tables"]["levels"]
     assert "### Image tokenizer" not in card_of(results)
@@ -180,7 +180,7 @@ def test_results_are_copied_beside_their_weights(folder, tmp_path, capsys):
     assert "results of trajectory: the card shows those of mini, understanding" in capsys.readouterr().err
 
 
-def test_results_of_other_weights_are_told_of_and_left_out(folder, capsys):
+def test_results_of_other_weights_are_told_of_and_outdated_results(folder, capsys):
     path = folder / FILES[HARNESS]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint_sha256": "of other weights"}))
     assert main([str(folder)]) == 0
@@ -188,7 +188,7 @@ def test_results_of_other_weights_are_told_of_and_left_out(folder, capsys):
     assert "understanding.json: of other weights" in told and COMMANDS[HARNESS] in told and told.count("\n") == 1
     assert "lmms-eval" not in (folder / "README.md").read_text()
     path.unlink()
-    assert left_out(folder, read_suite(folder / FILES[MINI], MINI)["checkpoint_sha256"]) == []
+    assert outdated_results(folder, read_suite(folder / FILES[MINI], MINI)["checkpoint_sha256"]) == []
 
 
 @pytest.mark.parametrize("suite", FILES)

@@ -12,8 +12,7 @@ from PIL import Image
 
 from evotok.cli import main
 from evotok.data.image_sets import open_images
-from evotok.eval.metrics import psnr, ssim
-from evotok.eval.text_to_image.retrieval import round_pixels
+from evotok.eval.metrics import psnr, round_pixels, ssim
 
 
 IMAGES = 10

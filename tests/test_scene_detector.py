@@ -10,7 +10,7 @@ from evotok.data.world.evaluation import prompt_set
 from evotok.data.world.palette import PALETTE
 from evotok.data.world.prompts import KINDS
 from evotok.data.world.scenes import Item, Scene, render, tidy_scene
-from evotok.eval.text_to_image.scene_detector import SceneDetector, contradict, faults
+from evotok.eval.mini.scene_detector import SceneDetector, contradict, faults
 
 
 COUNT = 3

@@ -22,8 +22,7 @@ openai = pytest.importorskip("openai")
 from served import ask, data_url, decode, noise, running  # noqa: E402
 
 from evotok.cli import main  # noqa: E402
-from evotok.eval.text_to_image.retrieval import generate_images  # noqa: E402
-from evotok.eval.understanding import answer  # noqa: E402
+from evotok.eval.inference import answer, generate_images  # noqa: E402
 from evotok.serving.limits import Limits  # noqa: E402
 
 

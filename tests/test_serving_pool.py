@@ -14,7 +14,7 @@ pytest.importorskip("openai")
 
 from served import running
 
-from evotok.eval.text_to_image.retrieval import generate_images
+from evotok.eval.inference import generate_images
 from evotok.serving import pool as pool_module
 from evotok.serving.client import BusyServerError
 from evotok.serving.pool import ServerPool

@@ -4,7 +4,7 @@ import pytest
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.eval.understanding import answer_questions, normalize_answer, prompt_of, score_answers
+from evotok.eval.inference import answer_questions, prompt_of, score_answers
 
 
 @pytest.fixture(scope="module")

@@ -115,9 +115,7 @@ class Gallery:
                 features[asked], self.features[there], self.concepts[there], wanted[asked]
             )
         kinds = {"": ranks, "_same_style": same_style}
-        return {
-            f"top{k}{suffix}": (kind <= k).float().mean().item() for suffix, kind in kinds.items() for k in (1, 5)
-        }
+        return {f"top{k}{suffix}": (kind <= k).float().mean().item() for suffix, kind in kinds.items() for k in (1, 5)}
 
 
 def standardize(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

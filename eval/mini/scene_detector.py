@@ -96,7 +96,7 @@ class SceneDetector:
             there = (gain >= PRESENT * energy) & (gain >= EXPLAINED * differs)
             if not there.any():
                 break
-            # The remainder of a window counts against it: a window between two things may explain more than one of them.
+            # The remainder of a window counts against it: one between two things may explain more than one on a thing.
             best = np.where(there, 2 * gain - differs, -np.inf).argmax()
             color, place, mask = np.unravel_index(best, gain.shape)
             (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]

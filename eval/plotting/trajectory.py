@@ -71,7 +71,7 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
             save(canvas, folder / f"trajectory.{suffix}")
 
 
-def plot_walks(folder: Path, points: np.ndarray) -> None:
+def plot_paths(folder: Path, points: np.ndarray) -> None:
     """Plots the t-SNE of sums of entries to `tsne.png` and `.svg`: all paths, and some neighbouring ones magnified.
 
     The dots of a path shrink with the depth, so that a later dot does not hide an earlier one.
@@ -154,6 +154,6 @@ def reconstruction_sheet(
     title = "Reconstructed from more and more levels"
     subtitle = (
         "Depth is how many levels are summed; beside it the mean PSNR of all images. The pixel decoder is trained from "
-        f"{pixel_levels} levels: deeper, it is given what it was never trained on."
+        f"{pixel_levels} levels: deeper codes are input that it was never trained on."
     )
     return draw_sheet(cells, len(originals), title, subtitle, side=96, row_labels=labels)

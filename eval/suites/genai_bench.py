@@ -113,9 +113,7 @@ def image_files(name: str, images: int) -> list[str]:
     return [f"{name}.jpeg", *(f"{name}-{copy}.jpeg" for copy in range(2, images + 1))]
 
 
-def _score(
-    evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], folder: Path
-) -> dict[str, list[float]]:
+def _score(evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], folder: Path) -> dict[str, list[float]]:
     """Scores each image by the benchmark's prompt, whatever a rewriter made of it: id -> scores of its images."""
     count = evaluation.options.images
     pairs = [(text, folder / file) for name, text in prompts.items() for file in image_files(name, count)]

@@ -1,4 +1,4 @@
-"""GenEval: share of generated images with the things, counts, colours and places of their prompts (the paper's Table 3).
+"""GenEval: share of generated images with the things, counts, colours and places of their prompts (Table 3).
 
 Images are in the benchmark's own layout in `pictures/` and, with a rewriter, `pictures_rewritten/` of the folder of
 results; `verdicts.jsonl` has a line for each image with what is wrong with it.

@@ -38,12 +38,12 @@ NOTES = {
         "answer, `_continuous` the same model with the vision tower's features instead of those of codes."
     ),
     "composition": (
-        "`geneval_` is the share of images that show what the prompt says and nothing else: background, things, their "
-        "number, colours and relation, by a detector without learned weights. `_held`: pairs of thing and colour (and "
-        "of thing and relation) that are held out from all training. `geneval_detector` is the mean of how often the "
-        "detector accepts real scenes and refuses them for a prompt that contradicts them; `geneval_ceiling` is the "
-        "share that it accepts of real scenes after the image tokenizer. `_cfg1` is without guidance, `_no_min_p` with "
-        "guidance but without the checkpoint's `guidance_min_p`."
+        "`geneval_` is the share of images that show all that the prompt determines and nothing else: background, "
+        "things, their number, colours and relation, by a detector without learned weights. `_held`: pairs of thing "
+        "and colour (and of thing and relation) that are held out from all training. `geneval_detector` is the mean of "
+        "how often the detector accepts real scenes and refuses them for a prompt that contradicts them; "
+        "`geneval_ceiling` is the share that it accepts of real scenes after the image tokenizer. `_cfg1` is without "
+        "guidance, `_no_min_p` with guidance but without the checkpoint's `guidance_min_p`."
     ),
     "emoji": (
         "`t2i_top5_train` is how often the emoji asked for, in a named style, is among the five nearest of all emoji "

@@ -75,4 +75,5 @@ def _reading(option: str, folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{option}={folder}: cannot be read ({one_line(error)}): copy the checkpoint again.") from error
+        reason = one_line(error)
+        raise ValueError(f"{option}={folder}: cannot be read ({reason}): copy the checkpoint again.") from error

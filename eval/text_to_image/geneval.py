@@ -100,9 +100,7 @@ def pick_records(records: Sequence[dict[str, Any]], limit: int | None) -> list[d
     if limit is None:
         return list(records)
     tasks = dict.fromkeys(record["tag"] for record in records)
-    return [
-        record for task in tasks for record in pick_evenly([one for one in records if one["tag"] == task], limit)
-    ]
+    return [record for task in tasks for record in pick_evenly([one for one in records if one["tag"] == task], limit)]
 
 
 def select(things: Sequence[Thing], least: float = 0.0) -> dict[str, list[Thing]]:

@@ -209,7 +209,7 @@ class Chat:
         return answer
 
     def _generate(self, prompt: str, seed: int) -> "Image.Image":
-        from evotok.eval.text_to_image.retrieval import generate_images
+        from evotok.eval.inference import generate_images
 
         scale = self.model.generation_config.guidance_scale
         guidance = {} if scale is None else {"guidance_scale": scale}

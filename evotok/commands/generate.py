@@ -58,7 +58,7 @@ def run(
         "top_p": top_p,
     }
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    from evotok.eval.text_to_image.retrieval import generate_images
+    from evotok.eval.inference import generate_images
 
     model, processor = load_multimodal(checkpoint)
     is_random = seed is None
