@@ -1,0 +1,80 @@
+"""Batched answers and images of `eval/inference.py`."""
+
+import pytest
+import torch
+from conftest import build_chat_model
+from PIL import Image
+
+from evotok.eval.inference import answer_questions, continuous_features, generate_images, prompt_of
+from evotok.eval.metrics import round_pixels
+
+
+PROMPTS = ["a cat", "a dog, the red one", "this"]
+STEP = 1 / 127  # of 8 bits: batches of other sizes round sums otherwise
+
+
+@pytest.fixture(scope="module")
+def chat_model():
+    return build_chat_model()
+
+
+def record(question, answer, *colors):
+    parts = [*({"type": "image"} for _ in colors), {"type": "text", "text": question}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    return {"messages": messages, "images": [Image.new("RGB", (32, 32), c) for c in colors], "answer": answer}
+
+
+def test_prompt_of_has_the_images_in_order_and_no_answer():
+    [message] = prompt_of(entry := record("same?", "no", "red", "blue"))
+    assert [part["image"].getpixel((0, 0))[0] for part in message["content"][:2]] == [255, 0]
+    assert message["content"][2] == {"type": "text", "text": "same?"}
+    assert "image" not in entry["messages"][0]["content"][0], "the record is unchanged"
+
+
+def test_answer_questions_does_not_depend_on_the_batch(chat_model):
+    """Rows of different length and number of images: left padding must change nothing."""
+    colors = ("red", "green", "blue", "yellow", "black")
+    questions = ("what is this?", "a?", "the red one, a cat or a dog, is what this is?", "is this a cat?", "what?")
+    records = [record(q, "", *([c] * (1 + i % 2))) for i, (q, c) in enumerate(zip(questions, colors, strict=True))]
+    alone = answer_questions(*chat_model, records, batch_size=1, max_new_tokens=6)
+    assert answer_questions(*chat_model, records, batch_size=3, max_new_tokens=6) == alone
+    assert len(set(alone)) > 1 and all("<|" not in answer for answer in alone)
+
+
+def test_continuous_features_have_the_towers_direction_and_the_norm_of_decoded_semantics(chat_model):
+    model, _ = chat_model
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    decoded = model.get_image_features(pixels)
+    found = continuous_features(model, lambda images: 7 * decoded.last_hidden_state, pixels)
+    for name in ("last_hidden_state", "pooler_output"):
+        torch.testing.assert_close(found[name], decoded[name])
+    other = torch.randn(decoded.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
+    found = continuous_features(model, lambda images: other, pixels).last_hidden_state
+    torch.testing.assert_close(found.norm(dim=-1), decoded.last_hidden_state.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(found, other, dim=-1), torch.ones(2, found.shape[1]))
+
+
+def test_generate_images_depends_on_the_seed_alone(chat_model):
+    images, again, other = (
+        generate_images(*chat_model, PROMPTS, 7.5, guidance_min_p=0.1, batch_size=2, seed=seed) for seed in (3, 3, 4)
+    )
+    assert images.shape == (3, 3, 32, 32) and torch.equal(images, round_pixels(images))
+    assert torch.equal(images, again) and not torch.equal(images, other)
+
+
+def test_generate_images_with_seeds_depends_on_no_other_image(chat_model):
+    together = generate_images(*chat_model, PROMPTS, 2.0, seeds=[5, 6, 7])
+    apart = generate_images(*chat_model, PROMPTS, 2.0, batch_size=2, seeds=[5, 6, 8])
+    torch.testing.assert_close(together[:2], apart[:2], rtol=0, atol=STEP)
+    assert not torch.equal(together[2], apart[2])
+
+
+def test_generate_images_refuses_bad_arguments(chat_model):
+    for arguments, message in [({"guidance_min_p": 3}, "guidance_min_p=3"), ({"temprature": 1}, "takes no temprature")]:
+        with pytest.raises(ValueError, match=message):
+            generate_images(*chat_model, ["a cat"], **arguments)
+    with pytest.raises(ValueError, match="No prompts"):
+        generate_images(*chat_model, [])
