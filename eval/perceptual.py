@@ -21,27 +21,15 @@ INCEPTION = (
     "with `pip install torch-fidelity torchvision`"
 )
 LPIPS = "vgg16-397923af.pth of download.pytorch.org/models, with `pip install torchvision`"
+_OPTIONS = {  # option of a file -> file to give, packages
+    "inception_weights": (INCEPTION, ("torch_fidelity", "torchvision")),
+    "lpips_weights": (LPIPS, ("torchvision",)),
+}
 
 
-def check_inception(path: str) -> None:
-    """Checks the packages and the file that `load_inception` needs.
-
-    Raises:
-        ValueError: one of them is missing, or the file is damaged.
-    """
-    _check(path, "inception_weights", INCEPTION, ("torch_fidelity", "torchvision"))
-
-
-def check_lpips(path: str) -> None:
-    """Checks the packages and the file that `load_lpips` needs.
-
-    Raises:
-        ValueError: one of them is missing, or the file is damaged.
-    """
-    _check(path, "lpips_weights", LPIPS, ("torchvision",))
-
-
-def _check(path: str, option: str, wanted: str, packages: tuple[str, ...]) -> None:
+def check_weights(option: str, path: str) -> None:
+    """Raises ValueError for a bad file of `inception_weights` or `lpips_weights`, or where its packages are missing."""
+    wanted, packages = _OPTIONS[option]
     if not Path(path).is_file():
         raise ValueError(f"{option}={path}: no such file: give {wanted}.")
     for package in packages:

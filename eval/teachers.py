@@ -52,11 +52,7 @@ def teacher_files(teacher: str) -> list[Path]:
 
 
 def check_teacher(teacher: nn.Module, tokenizer: nn.Module, pixels: torch.Tensor) -> None:
-    """Checks that a teacher's features of images (B, 3, H, W) have the shape of decoded semantics.
-
-    Raises:
-        ValueError: they have another shape.
-    """
+    """Raises ValueError unless a teacher's features of images (B, 3, H, W) have the shape of decoded semantics."""
     shape, config = tuple(teacher(pixels.to(tokenizer.device)).shape[1:]), tokenizer.config
     if shape != (config.num_positions, config.semantic_feature_dim):
         raise ValueError(

@@ -62,14 +62,14 @@ def test_read_weights_refuses_other_content(tmp_path, content):
 
 def test_checks_name_missing_files_and_packages(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no such file: give weights-inception-2015-12-05"):
-        perceptual.check_inception(str(tmp_path / "inception.pth"))
+        perceptual.check_weights("inception_weights", str(tmp_path / "inception.pth"))
     (tmp_path / "vgg16.pth").write_bytes(b"")
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package torchvision: .*pip install torchvision"):
-        perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
+        perceptual.check_weights("lpips_weights", str(tmp_path / "vgg16.pth"))
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"vgg16\.pth: no file of weights"):
-        perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
+        perceptual.check_weights("lpips_weights", str(tmp_path / "vgg16.pth"))
 
 
 @pytest.fixture

@@ -20,11 +20,7 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks that all folders have finished results of one suite, and a figure in common.
-
-    Raises:
-        ValueError: they have not.
-    """
+    """Raises ValueError unless all folders have finished results of one suite, and a figure in common."""
     found = {folder: read_results(folder) for folder in inputs}
     suites = {results["suite"] for results in found.values()}
     if len(suites) > 1:

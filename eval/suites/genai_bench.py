@@ -48,11 +48,7 @@ class Options(BenchmarkOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks that prompts and skills are GenAI-Bench's and that the scorer can answer.
-
-    Raises:
-        ValueError: they are not, or it cannot.
-    """
+    """Raises ValueError for prompts or skills that are not GenAI-Bench's, or a scorer that cannot answer."""
     for option, name in (("prompts", "genai_image.json"), ("skills", "genai_skills.json")):
         if getattr(options, option) is None:
             raise ValueError(f"{option}: none given: give GenAI-Bench's file: {option}={name}.")

@@ -50,11 +50,7 @@ class Options(BenchmarkOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks that the prompts are GenEval's and that the networks can judge them.
-
-    Raises:
-        ValueError: they are not, or cannot.
-    """
+    """Raises ValueError for prompts that are not GenEval's, or networks that cannot judge them."""
     if options.prompts is None:
         raise ValueError("prompts: none given: give GenEval's file: prompts=evaluation_metadata.jsonl.")
     records = read_records(options.prompts)

@@ -86,11 +86,7 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks that the packages of the parts are installed, and that the vision tower is there.
-
-    Raises:
-        ValueError: one of them is missing.
-    """
+    """Raises ValueError where a package of the parts or the vision tower is missing."""
     needed = {"tokenizer": ("sklearn", "eval"), "emoji": ("efficientnet_lite_pytorch", "mini")}
     for part, (package, extra) in needed.items():
         if part in options.parts and importlib.util.find_spec(package) is None:

@@ -14,7 +14,7 @@ from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
 from ..frechet import FrechetMeter, StatisticsCache
 from ..metrics import count_codes, psnr, round_pixels, ssim
-from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
+from ..perceptual import INCEPTION, LPIPS, check_weights, load_inception, load_lpips
 from ..plotting.sheets import Cell, draw_sheet
 from ..plotting.style import figure, save
 from ..sequences import pick_evenly, split_batches
@@ -28,7 +28,7 @@ EFFICIENTNET_WIDTH, INCEPTION_WIDTH = 512, 2048
 TITLES = {  # figure -> title of its plot
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
-    "ssim_range2": "",  # not plotted
+    "ssim_range2": "",  # is not plotted
     "lpips": "LPIPS",
     "rfid": "rFID",
     "fd_efficientnet": "Frechet distance, EfficientNet-Lite0",
@@ -74,17 +74,12 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks the images, the files of weights, and the packages for them.
-
-    Raises:
-        ValueError: one of them is missing, or there are not enough images.
-    """
+    """Raises ValueError where images, files of weights, or packages for them are missing."""
     if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
         raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
-    if options.inception_weights:
-        check_inception(options.inception_weights)
-    if options.lpips_weights:
-        check_lpips(options.lpips_weights)
+    for option in ("inception_weights", "lpips_weights"):
+        if path := getattr(options, option):
+            check_weights(option, path)
     images = open_images(options.data, options.split, options.column)
     if options.count is not None and len(images) != options.count:
         raise ValueError(

@@ -101,11 +101,7 @@ class DepthScores(NamedTuple):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks the folder of images, the vision tower and the packages.
-
-    Raises:
-        ValueError: one of them is missing, or an image cannot be read.
-    """
+    """Raises ValueError where images, vision tower or packages are missing, or an image cannot be read."""
     for package in ("sklearn", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
@@ -239,32 +235,26 @@ def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str,
     last, levels = config.num_pixel_codebooks, config.num_codebooks
     shown = "scenes in held-out styles" if options.data is None else f"images of {options.data}"
     notes = [
-        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over features of "
-        "the teacher, averaged over an image: no FID. `similarity_pixels` is the cosine of these features, centred on "
-        "the originals'; `similarity_semantics` is that of decoded semantics and the teacher's features, position by "
-        f"position. Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is "
-        "given input that it was never trained on.",
+        f"Measured on {shown}. `fd` is the Frechet distance over features of the teacher, averaged over an image: no "
+        "FID. `similarity_pixels` is the cosine of these features, centred on the originals'; `similarity_semantics` "
+        "is that of decoded semantics and the teacher's features, position by position; `probe` is the accuracy of the "
+        "thing at a patch, by a logistic regression on the teacher's features that is applied to decoded semantics. "
+        f"Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is given input "
+        "that it was never trained on."
     ]
     first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
-    if "probe" in first:
-        notes.append(
-            "`probe` is the accuracy of the thing at a patch, by a logistic regression that is fitted on the teacher's "
-            "features of scenes in trained styles and applied to decoded semantics."
-        )
-    for name, what in LABELS.items():
-        if name in first:
-            notes.append(
-                f"{what} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and "
-                f"{end[name]:.3f} at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
-            )
+    notes += [
+        f"{label} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and {end[name]:.3f} "
+        f"at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
+        for name, label in LABELS.items()
+        if name in first
+    ]
     if agreement:
-        gains = ", ".join(
-            f"{name} {agreement[0][name]:.3f} to {agreement[-1][name]:.3f}" for name in agreement[0] if name != "depth"
-        )
+        gains = [f"{name} {agreement[0][name]:.3f} to {agreement[-1][name]:.3f}" for name in list(agreement[0])[1:]]
         notes.append(
             "`clusters` is the agreement of K-means of the sums of entries, averaged over an image of one thing, with "
             "what the image shows (adjusted mutual information: 0 by chance, 1 at most), from depth "
-            f"{agreement[0]['depth']} to {agreement[-1]['depth']}: {gains}."
+            f"{agreement[0]['depth']} to {agreement[-1]['depth']}: {', '.join(gains)}."
         )
     return notes
 

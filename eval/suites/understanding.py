@@ -70,11 +70,7 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Checks the harness, the tasks and the keys of their graders.
-
-    Raises:
-        ValueError: one of them is missing.
-    """
+    """Raises ValueError where the harness, a task, or the key of a task's grader is missing."""
     if find_spec("lmms_eval") is None:
         raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
     folder = options.task_folder

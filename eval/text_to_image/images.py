@@ -146,11 +146,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def check_images(paths: Iterable[Path]) -> None:
-    """Checks that files can be read as images.
-
-    Raises:
-        ValueError: the first one that cannot.
-    """
+    """Raises ValueError for the first file that cannot be read as an image."""
     for path in paths:
         try:
             load_image(path)

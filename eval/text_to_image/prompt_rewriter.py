@@ -23,11 +23,7 @@ MAX_NEW_TOKENS = 128
 
 
 def check_rewriter(folder: str | None) -> None:
-    """Checks the checkpoint of a rewriter, where one is given.
-
-    Raises:
-        ValueError: no checkpoint, a damaged one, or one without a chat template.
-    """
+    """Raises ValueError for a rewriter that is missing, damaged, or has no chat template."""
     if folder is None:
         return
     check_model(folder, "rewriter", "Qwen/Qwen2.5-7B-Instruct")
