@@ -10,7 +10,6 @@ import pytest
 from evotok.cli import main
 from evotok.commands.evaluate import SUITES, WITHOUT_CHECKPOINT, read_options, suite_module
 from evotok.data.processes import Workers
-from evotok.eval import suite
 from evotok.eval.results import find_finished, markdown_table, write_results
 from evotok.eval.suite import Evaluation, Report, SuiteOptions, fingerprints
 from evotok.eval.suites import compare
@@ -147,19 +146,6 @@ def test_fingerprints_depend_on_names_and_contents_of_files(tmp_path, monkeypatc
     assert changed(lambda: Path("prompts.json").write_text("[]")) == {"prompts"}
     assert changed(lambda: image.rename(image.with_name("2.png"))) == {"data"}
     assert changed(lambda: image.with_name("2.png").write_bytes(b"2")) == {"data"}
-
-
-def test_fingerprints_are_computed_by_the_main_process(tmp_path, monkeypatch):
-    class Second(Workers):
-        is_main = False
-
-        def gather(self, value):
-            assert value is None
-            return [{"data": "of the main process"}, value]
-
-    monkeypatch.setattr(suite, "Workers", Second)
-    monkeypatch.setattr(suite, "sha256", None)
-    assert fingerprints(FileOptions(data=str(tmp_path)), "data") == {"data": "of the main process"}
 
 
 def test_measure_part_keeps_a_part_of_the_same_options(tmp_path):

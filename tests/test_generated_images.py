@@ -1,4 +1,7 @@
-"""Images of suites: the same from one process, several, or servers; generated once; in the benchmarks' layouts."""
+"""Images of suites: generated once, by this process or by servers, in the benchmarks' layouts.
+
+test_processes.py has several processes.
+"""
 
 import json
 
@@ -17,17 +20,6 @@ from evotok.eval.text_to_image.images import GenerationOptions, PlannedImage, ge
 PROMPTS = ["a cat", "a dog, the red one", "this"]
 
 
-class OneOf(Workers):
-    """One of several processes, alone: it computes its share and waits for none."""
-
-    def __init__(self, rank, count):
-        super().__init__()
-        self.rank, self.of = rank, count
-
-    def map(self, function, items, description):
-        return [function(item) for item in items[self.rank :: self.of]]
-
-
 @pytest.fixture(scope="module")
 def chat_model():
     return build_chat_model()
@@ -35,18 +27,18 @@ def chat_model():
 
 @pytest.fixture
 def generate(chat_model, monkeypatch):
-    """Function (folder, workers, **options) -> number of images that were generated."""
+    """Function (folder, **options) -> number of images that were generated."""
     generated, original = [], images.generate_images
     monkeypatch.setattr(
         images, "generate_images", lambda *args, **kwargs: generated.append(len(args[2])) or original(*args, **kwargs)
     )
 
-    def generate(folder, workers=None, prompts=PROMPTS, settings="a", weights="a", **options):
+    def generate(folder, prompts=PROMPTS, settings="a", weights="a", **options):
         generated.clear()
         options = GenerationOptions(**{"images": 2, "batch_size": 2, "seed": 3} | options)
         files = {"checkpoint_settings": settings}
         evaluation = Evaluation(
-            options, ["tiny"], folder, workers or Workers(), lambda: chat_model, files, checkpoint_sha256=weights
+            options, ["tiny"], folder, Workers(), lambda: chat_model, files, checkpoint_sha256=weights
         )
         assert generate_missing(evaluation, {"pictures": plan_images(prompts, options.images)}) == "float32"
         return sum(generated)
@@ -81,12 +73,6 @@ def test_missing_images_alone_are_generated_and_are_the_same(generate, tmp_path)
     assert generate(tmp_path) == 0
 
 
-def test_images_do_not_depend_on_the_batch_size(generate, tmp_path):
-    generate(tmp_path / "a")
-    generate(tmp_path / "b", batch_size=5)
-    assert_close(tmp_path / "a", tmp_path / "b")
-
-
 class Served:
     """Stands for `ServerPool`, over a model in this process."""
 
@@ -111,15 +97,6 @@ def test_servers_generate_the_images_of_this_process(generate, chat_model, tmp_p
     assert generate_missing(evaluation, {"pictures": plan_images(PROMPTS, 2)}) == "served"
     assert len(servers.prompts) == 6
     assert_close(tmp_path / "a", tmp_path / "b")
-
-
-def test_several_processes_generate_the_images_of_one(generate, tmp_path):
-    generate(tmp_path / "one")
-    shares = []
-    for rank in range(2):
-        generate(tmp_path / str(rank), OneOf(rank, 2))
-        shares.append(content(tmp_path / str(rank)))
-    assert sum(map(len, shares)) == 6 and shares[0] | shares[1] == content(tmp_path / "one")
 
 
 def test_images_of_other_settings_are_replaced(generate, tmp_path):
@@ -168,9 +145,3 @@ def test_the_format_is_that_of_the_suffix(chat_model, tmp_path):
     planned = {name: [PlannedImage("a cat", "00000.jpeg")] for name in "ab"}
     generate_missing(evaluation, planned)
     assert all(Image.open(tmp_path / name / "00000.jpeg").format == "JPEG" for name in planned)
-
-
-@pytest.mark.parametrize("options", [{"images": 0}, {"guidance_scale": -1.0}, {"guidance_min_p": 2.0}])
-def test_generation_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        GenerationOptions(**options)

@@ -16,9 +16,9 @@ from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.data.processes import Workers
 from evotok.eval.suites import genai_bench as genai_suite
 from evotok.eval.suites import geneval as geneval_suite
-from evotok.eval.text_to_image.genai_bench import QUESTION, VQAScorer, mean_scores, read_prompts, read_skills
+from evotok.eval.text_to_image.genai_bench import QUESTION, VQAScorer, read_prompts, read_skills
 from evotok.eval.text_to_image.geneval import TASKS
-from evotok.eval.text_to_image.prompt_rewriter import check_rewriter, rewrite_prompts
+from evotok.eval.text_to_image.prompt_rewriter import rewrite_prompts
 
 
 MINI = find_asset("evotok-mini")
@@ -172,11 +172,6 @@ def test_rewrite_prompts_keeps_its_result_for_the_same_prompts_and_rewriter(shel
             rewrite_prompts(others, checkpoint, fingerprint, path, Workers(), 2)
 
 
-def test_check_rewriter_refuses_a_model_without_a_chat_template(tmp_path):
-    with pytest.raises(ValueError, match="no chat template"):
-        check_rewriter(save_rewriter(tmp_path / "plain", chat=False))
-
-
 def test_genai_bench_scores_prompts_by_skill(shelf, tmp_path):
     out, given = (
         tmp_path / "out",
@@ -230,12 +225,6 @@ def test_genai_bench_check_refuses_missing_and_wrong_models(shelf, changed, mess
     options = genai_suite.Options(**{key: value and str(shelf / value) for key, value in given.items()})
     with pytest.raises(ValueError, match=message):
         genai_suite.check(options, ["tiny"])
-
-
-def test_mean_scores_are_of_each_skill_and_of_all_prompts_with_one():
-    skills = {"basic": ["1", "2"], "advanced": ["3"], "counting": ["4"]}
-    found = mean_scores({"1": [1.0, 0.0], "2": [1.0, 1.0], "3": [0.1], "9": [0.9]}, skills)
-    assert found == pytest.approx({"basic": 0.75, "advanced": 0.1, "all": (0.5 + 1 + 0.1) / 3})
 
 
 def test_vqa_scorer_in_a_batch_agrees_with_the_models_forward_pass():

@@ -123,11 +123,6 @@ def test_relations_depend_on_offset_and_distance(x, y, expected):
     assert relations(thing("cat", 50 + x, 50 + y), thing("dog", 50, 50)) == expected
 
 
-def test_relations_depend_on_sizes():
-    assert relations(thing("cat", 0, 50), thing("dog", 30, 50)) == {"left of"}
-    assert relations(thing("cat", 0, 0, size=150), thing("dog", 80, 60, size=30)) == set()  # offset 20, sizes 180
-
-
 def test_select_takes_the_highest_scores_above_a_threshold():
     things = [thing("cat", 0, 0, score=score) for score in (0.5, 0.95, 0.3)]
     assert [one.score for one in select(things, CONFIDENCE)["cat"]] == [0.95, 0.5], "0.3 is not above 0.3"

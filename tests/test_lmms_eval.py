@@ -185,12 +185,6 @@ def test_cut_at_ignores_empty_lines():
     assert cut_at("a cat", None) == cut_at("a cat", []) == "a cat"
 
 
-def test_check_suggests_known_tasks(tasks, tmp_path, capsys):
-    words = [f"task_folder={tasks}", "tasks=[qa_colour]", "--out", str(tmp_path / "out")]
-    assert main(["eval", "understanding", "mini", *words]) == 2
-    assert "did you mean 'qa_color'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 def test_tasks_of_the_paper_have_their_metrics():
     manager = TaskManager("WARNING", model_name="evotok")
     from evotok.commands.evaluate import read_options

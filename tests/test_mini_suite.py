@@ -20,7 +20,7 @@ from evotok.eval.mini import emoji, generation, questions
 from evotok.eval.mini.emoji import Gallery, retrieval_ranks
 from evotok.eval.mini.generation import Composition, Variant, composition_variants
 from evotok.eval.mini.questions import measure_questions
-from evotok.eval.mini.targets import TARGETS, with_targets
+from evotok.eval.mini.targets import TARGETS
 from evotok.eval.probes import PatchProbe
 from evotok.eval.suite import Evaluation, Report
 from evotok.eval.suites import mini
@@ -97,15 +97,6 @@ def test_an_interrupted_run_is_continued_by_the_alias_measure(checkpoint, tmp_pa
     assert "qa_color" in output.out and f"an alias of `evotok eval mini {checkpoint}" in output.err
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["suite"] == "mini" and len(results["tables"]["questions"]) == len(QUESTION_SETS)
-
-
-def test_with_targets_puts_targets_behind_their_figures():
-    found = with_targets({"qa_color": 0.5, "geneval_overall": 0.1, "geneval_position_held": 0.2, "probe_n": 3})
-    assert list(found) == [
-        *("qa_color", "qa_color_target", "geneval_overall", "geneval_overall_target"),
-        *("geneval_position_held", "geneval_position_held_target", "probe_n"),
-    ]
-    assert (found["geneval_overall_target"], found["geneval_position_held_target"]) == (0.9, 0.75)
 
 
 def test_composition_variants_have_no_min_p_only_where_the_checkpoint_has_one():

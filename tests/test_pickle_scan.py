@@ -9,8 +9,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
+from evotok.eval import pickle_scan
 from evotok.eval.perceptual import read_weights
-from evotok.eval.pickle_scan import MAX_DEPTH, MAX_OPCODES, scan_pickle, scan_torch_file
+from evotok.eval.pickle_scan import MAX_DEPTH, scan_pickle, scan_torch_file
 
 
 def wrapped(times):
@@ -42,7 +43,6 @@ BOMBS = {
         b"\x80\x04N" + b"".join(b"\x94(h" + bytes([n]) + b"h" + bytes([n]) + b"\x91" for n in range(60)) + b".",
         "tuples of more than",
     ),
-    "opcodes without end": (b"\x80\x02" + b"N0" * MAX_OPCODES + b"N.", "opcodes"),
 }
 
 
@@ -61,7 +61,7 @@ def test_scan_refuses_other_content(content):
         scan_pickle(io.BytesIO(content))
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_scan_accepts_pickles_of_checkpoints(protocol):
     shared = ("a", [1.5, None])
     content = {
@@ -74,6 +74,12 @@ def test_scan_accepts_pickles_of_checkpoints(protocol):
     scan_pickle(file)
     scan_pickle(file)
     assert not file.read()
+
+
+def test_scan_refuses_too_many_opcodes(monkeypatch):
+    monkeypatch.setattr(pickle_scan, "MAX_OPCODES", 1000)
+    with pytest.raises(ValueError, match="more than 1,000 opcodes"):
+        scan_pickle(io.BytesIO(b"\x80\x02" + b"N0" * 1000 + b"N."))
 
 
 def test_scan_accepts_values_up_to_the_limits():
