@@ -1,4 +1,6 @@
-"""Batched inference of suites, demo and command line: answers about images, and images from text.
+"""Batched inference with a model and its processor: answers to conversations, and images from prompts.
+
+Suites and the lmms-eval plugin use it directly; `evotok/inference.py` builds streams and batches of requests on it.
 
 Shapes: B prompts of a batch, T tokens, I images, N positions, F width of the features, H width of the language model.
 """
@@ -8,47 +10,112 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
-from .metrics import round_pixels
-from .sequences import split_batches
 
 
+Conversation = list[dict[str, Any]]
+"""Messages with their images in place, the last one the user's."""
 Teacher = Callable[[torch.Tensor], torch.Tensor]
 """A vision tower: pixels (I, 3, H, W) in [-1, 1] -> features (I, N, F)."""
+
+
+def read_chat(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    conversations: Conversation | Sequence[Conversation],
+) -> tuple[BatchFeature, int]:
+    """Reads one conversation, or a batch of them, into the arguments of `generate` for the next answer.
+
+    Returns:
+        Inputs on the model's device, and the longest answer in tokens.
+
+    Raises:
+        ValueError: a conversation does not fit into the model's context.
+    """
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    return inputs, remaining_tokens(inputs["input_ids"].shape[1], model.config)
+
+
+def remaining_tokens(length: int, config) -> int:
+    """Returns the longest answer in tokens after a conversation of `length` tokens.
+
+    Raises:
+        ValueError: the conversation leaves no room for an answer.
+    """
+    limit = config.text_config.max_position_embeddings
+    if length >= limit:
+        raise ValueError(
+            f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
+            "fewer images, or begin anew."
+        )
+    return limit - length
+
+
+def read_image_prompt(
+    model: EvoTokForConditionalGeneration,
+    processor: EvoTokProcessor,
+    prompt: str | Conversation,
+    negative_prompt: str = "",
+) -> BatchFeature:
+    """Reads a prompt and its negative prompt into the arguments of `generate(generation_mode="image")`.
+
+    Args:
+        prompt: text, or a conversation, which may hold input images.
+
+    Raises:
+        ValueError: one of them leaves no room for the image in the model's context.
+    """
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+        generation_mode="image",
+        negative_prompt=negative_prompt,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    limit = model.config.text_config.max_position_embeddings - model.config.vq_config.num_positions
+    for name, ids in (("prompt", inputs["input_ids"]), ("negative prompt", inputs["negative_prompt_ids"])):
+        if ids.shape[1] > limit:
+            raise ValueError(
+                f"The {name} has {ids.shape[1]} tokens, this model reads at most {limit} before an image: shorten it."
+            )
+    return inputs
 
 
 @torch.inference_mode()
 def answer(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
-    conversations: Sequence[list[dict[str, Any]]],
+    conversations: Sequence[Conversation],
     teacher: Teacher | None = None,
+    *,
+    max_new_tokens: int,
     **options: Any,
 ) -> list[str]:
     """Generates the next message of each conversation, in one batch.
 
     Args:
         model: in evaluation mode.
-        conversations: messages with their images; the last message is the user's.
         teacher: computes the features of images in place of their codes, see [`continuous_features`].
-        options: of `generate`.
+        max_new_tokens: longest answer, which the context may shorten.
+        options: more arguments of `generate`, such as `do_sample`, or a `streamer` for a batch of one.
 
     Raises:
-        ValueError: a conversation exceeds the model's context.
+        ValueError: a conversation does not fit into the model's context.
     """
-    inputs = processor.apply_chat_template(
-        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    length, limit = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings
-    if length >= limit:
-        raise ValueError(f"a question has {length} tokens, the model reads fewer than {limit}: leave it out.")
+    inputs, room = read_chat(model, processor, conversations)
     if teacher is not None and "pixel_values" in inputs:
         options["mm_encoder_outputs"] = {"image": continuous_features(model, teacher, inputs.pop("pixel_values"))}
-    tokens = model.generate(**inputs, **options)  # (B, T + new)
-    return [text.strip() for text in processor.batch_decode(tokens[:, length:], skip_special_tokens=True)]
+    tokens = model.generate(**inputs, max_new_tokens=min(max_new_tokens, room), **options)  # (B, T + new)
+    answers = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
 
 
 @torch.inference_mode()
@@ -90,8 +157,8 @@ def answer_questions(
         teacher: as in [`answer`].
     """
     answers: list[str] = []
-    for batch in split_batches(records, batch_size):
-        prompts = [prompt_of(record) for record in batch]
+    for start in range(0, len(records), batch_size):
+        prompts = [prompt_of(record) for record in records[start : start + batch_size]]
         answers += answer(model, processor, prompts, teacher, do_sample=False, max_new_tokens=max_new_tokens)
     return answers
 
@@ -110,46 +177,41 @@ def generate_images(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
     prompts: Sequence[str],
-    guidance_scale: float = 7.5,
-    guidance_min_p: float | None = None,
+    guidance_scale: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     **sampling: Any,
-) -> torch.Tensor:
-    """Generates one image for each prompt, rounded to 8 bits.
+) -> list[Image.Image]:
+    """Generates one image for each prompt.
 
     Args:
         model: in evaluation mode.
-        guidance_min_p: the checkpoint's own when None.
         seed: of one generator for all batches; equal images need an equal `batch_size`, too.
         seeds: of each image, which then depends neither on the others nor on `batch_size`; instead of `seed`.
-        sampling: more arguments of `generate(generation_mode="image")`, such as `temperature` or `top_p`.
-
-    Returns:
-        (prompts, 3, H, W) float32 in [-1, 1] on the CPU.
+        sampling: more arguments of `generate(generation_mode="image")`, such as `guidance_min_p` or `callback`; the
+            checkpoint's own values for those that are missing or None.
 
     Raises:
-        ValueError: no prompts, or one that exceeds the context.
+        ValueError: no prompts, one longer than the context, or an unknown or bad argument.
     """
     if not prompts:
         raise ValueError("No prompts: give at least one.")
-    if guidance_min_p is not None:
-        sampling["guidance_min_p"] = guidance_min_p
+    sampling["guidance_scale"] = guidance_scale
+    sampling = {name: value for name, value in sampling.items() if value is not None}
     generator: Any = torch.Generator(model.device).manual_seed(seed)
     images = []
-    for indices in split_batches(range(len(prompts)), batch_size):
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
         if seeds is not None:
-            generator = [torch.Generator(model.device).manual_seed(seeds[index]) for index in indices]
+            generator = [torch.Generator(model.device).manual_seed(one) for one in seeds[batch]]
         inputs = processor.apply_chat_template(
-            [[{"role": "user", "content": prompts[index]}] for index in indices],
+            [[{"role": "user", "content": prompt}] for prompt in prompts[batch]],
             generation_mode="image",
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
         ).to(model.device)
-        codes = model.generate(
-            **inputs, generation_mode="image", guidance_scale=guidance_scale, generator=generator, **sampling
-        )
-        images.append(round_pixels(model.decode_image_tokens(codes)).cpu())
-    return torch.cat(images)
+        codes = model.generate(**inputs, generation_mode="image", generator=generator, **sampling)
+        images += processor.post_process_image_generation(model.decode_image_tokens(codes))
+    return images

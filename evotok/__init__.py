@@ -1,10 +1,10 @@
 """EvoTok: a unified image tokenizer and multimodal model, native to Hugging Face Transformers.
 
-Importing this package makes the Auto classes know its models, whether Transformers was imported before or comes later,
-and costs nothing: torch and Transformers are loaded when a class is first asked for.
+Importing this package registers its models with the Auto classes, whether Transformers is imported before or later.
+Torch and Transformers are imported when a class is first used.
 
-The folders beside it (`modeling_evotok`, `processing`, `training`, `eval`, `configs`, `assets`) are its subpackages:
-mapped by `setup.py` when installed, found through `__path__` in a checkout.
+The folders beside it (`modeling_evotok`, `processing`, `data`, `training`, `eval`, `configs`, `assets`) are its
+subpackages: mapped by `setup.py` when installed, found through `__path__` in a checkout.
 """
 
 from importlib import import_module as _import_module
@@ -29,7 +29,7 @@ if _TYPE_CHECKING:
     from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
     from evotok.processing.processing_evotok import EvoTokProcessor
 
-_HOMES = {
+_MODULES = {
     "EvoTokConfig": "modeling_evotok.configuration_evotok",
     "EvoTokDepthDecoder": "modeling_evotok.modeling_evotok_depth",
     "EvoTokDepthDecoderConfig": "modeling_evotok.configuration_evotok",
@@ -54,10 +54,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Imports the public classes and functions when they are first used (PEP 562)."""
-    if name not in _HOMES:
+    """Imports a public class or function when it is first used (PEP 562)."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'evotok' has no attribute {name!r}")
-    globals()[name] = getattr(_import_module(f"evotok.{_HOMES[name]}"), name)
+    globals()[name] = getattr(_import_module(f"evotok.{_MODULES[name]}"), name)
     return globals()[name]
 
 
@@ -65,4 +65,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_auto_classes.introduce()
+_auto_classes.register()

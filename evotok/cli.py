@@ -1,7 +1,7 @@
 """The command line: `evotok COMMAND`, with the commands of the table below.
 
-Exit codes: 0 done; 2 the user can mend it, and one line on stderr says how; 130 interrupted; 1 a fault of ours, with
-its traceback.
+Exit codes: 0 done; 2 an error of the user, in one line on stderr; 130 interrupted; 1 an error of the program, with its
+traceback.
 """
 
 import inspect
@@ -38,10 +38,10 @@ from evotok.commands import (
 from evotok.commands.terminal import stdout_for_json
 
 
-# panel of the help -> name -> module with `run` and EXAMPLES, which imports torch after its arguments are checked
+# panel of the help -> name -> module with `run` and EXAMPLES
 PANELS = {
     "Chat and generate": {"demo": demo, "chat": chat, "generate": generate, "app": app, "serve": serve},
-    "Look inside the tokenizer": {"encode": encode, "decode": decode},
+    "Image tokenizer": {"encode": encode, "decode": decode},
     "Train and measure": {
         "plan": plan,
         "data": data_check,
@@ -54,7 +54,7 @@ PANELS = {
     "Share": {"export": export, "export-onnx": export_onnx, "convert": convert},
 }
 COMMANDS = {name: module for modules in PANELS.values() for name, module in modules.items()}
-DESCRIPTION = "One model that understands and generates images: chat about images, generate them, look inside."
+DESCRIPTION = "One model that understands and generates images: chat about images, generate them, inspect codes."
 EPILOG = f"""\
 Examples:
   evotok demo
@@ -64,17 +64,17 @@ Examples:
 
 Exit codes:
   0    done
-  1    a fault of the program: please report it with its traceback
-  2    a mistake that you can mend: one line on stderr says how
+  1    an error of the program: please report it with its traceback
+  2    an error of the input: one line on stderr has the mend
   130  interrupted"""
 
 
 class Command(TyperCommand):
-    """A command some of whose options take all words up to the next option, as `--prompt one two`; their metavar ends
-    in `...`. No option takes the name of another one for its value."""
+    """A command whose options with a metavar that ends in `...` take all words up to the next option, as
+    `--prompt one two`. No option takes the name of another one as its value."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Writes `--prompt one two` as `--prompt one --prompt two`, then parses."""
+        """Rewrites `--prompt one two` as `--prompt one --prompt two`, then parses."""
         options = [param for param in self.get_params(ctx) if isinstance(param, TyperOption)]
         names = {name: option for option in options for name in option.opts}
         words, rest = [], list(args)
@@ -103,7 +103,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The commands, whose mistakes are one line on stderr."""
+    """The group of commands, whose errors are one line on stderr."""
 
     def invoke(self, ctx: typer.Context) -> int:
         """Runs a command; returns the exit code."""
@@ -137,7 +137,7 @@ root = typer.Typer(
 def show(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of a mistake")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of an error")] = False,
 ) -> None:
     if version:
         from evotok import __version__
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: Any) -> str:
-    """One line for a mistake in the words of the command line."""
+    """Renders an error of the command line in one line."""
     from evotok.data.errors import printable
 
     command = error.ctx.command_path if getattr(error, "ctx", None) else "evotok"

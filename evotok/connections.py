@@ -1,13 +1,17 @@
-"""Connections of the servers of this package, to the page and to the model, that wait for nobody without end."""
+"""What the servers of this package, of the page and of the model, have in common: connections with time limits, and the
+check of the name that a request is addressed to."""
 
+import ipaddress
 from asyncio import TimerHandle
+from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class TimedConnection(H11Protocol):
-    """A connection of uvicorn that is closed unless the head of each request comes in time."""
+    """A connection of uvicorn that is closed when the head of a request does not arrive in time; uvicorn waits on."""
 
     head_seconds = 10.0
     """From a connection's start, or a head's first byte, to the head's end."""
@@ -47,3 +51,22 @@ class TimedConnection(H11Protocol):
         self._timer = None
         if self.conn.their_state is h11.IDLE:
             self.transport.close()
+
+
+def is_own_host(host: str, hosts: Iterable[str]) -> bool:
+    """Whether a Host header names this machine: an address in numbers, or one of the names.
+
+    A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
+
+    Args:
+        hosts: in lower case; `.example.org` stands for all names that end so.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return any(name == own or (own.startswith(".") and name.endswith(own)) for own in hosts)

@@ -1,6 +1,6 @@
-"""`evotok demo`: images, questions and answers of a checkpoint that was trained on the embedded world.
+"""`evotok demo`: reconstructions, answers and generated images of a checkpoint trained on the embedded world.
 
-Icons are of styles that are held out from training; so are the combinations of thing and color that are marked as new.
+Icons are of held-out styles; prompts marked as new are of held-out combinations of thing and color.
 """
 
 import random
@@ -14,7 +14,7 @@ import typer
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.files import check_folder, new_files, safe_name, save_images
 from evotok.commands.options import MAX_SEED, CheckpointOption, Json, require_finite
-from evotok.commands.terminal import progress, say, waiting
+from evotok.commands.terminal import print_results, progress, waiting
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ EMOJI = 8
 
 
 class Answer(NamedTuple):
-    """A question about an image, the model's answer and the right one."""
+    """A question about an image, the answer of the model and the right answer."""
 
     image: "Image.Image"
     question: str
@@ -43,8 +43,8 @@ class Answer(NamedTuple):
     right: str
 
     @property
-    def correct(self) -> bool:
-        """Whether the two agree, case and punctuation aside."""
+    def is_correct(self) -> bool:
+        """Returns whether both answers are equal, but for case and punctuation."""
         from evotok.eval.metrics import normalize_answer
 
         return normalize_answer(self.answer) == normalize_answer(self.right)
@@ -56,7 +56,7 @@ def run(
     guidance_scale: Annotated[
         float, typer.Option(metavar="X", min=0, callback=require_finite, help="for the generated images")
     ] = 7.5,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="another choice of everything")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="of images, questions and prompts")] = 0,
     as_json: Json = False,
 ) -> None:
     """See what the embedded mini model can do: images, questions and answers."""
@@ -71,16 +71,16 @@ def run(
     started, world = time.perf_counter(), load_world()
     model, processor = load_multimodal(checkpoint)
     scenes = held_out_scenes(world, "test", RECONSTRUCTED, seed=seed)
-    originals = [picture(world, scene) for scene in scenes]
+    originals = [render_image(world, scene) for scene in scenes]
     names = [safe_name(describe(world, scene)) for scene in scenes]
     with waiting("Reconstructing images in styles held out from training"):
-        trajectories = reconstructions(model, processor, originals)
+        reconstructions = reconstruction_sheet(model, processor, originals)
     with waiting("Answering questions"):
         answers = ask_questions(model, processor, world, seed)
     prompts = choose_prompts(world, seed)
     sheet = generation_sheet(model, processor, prompts, guidance_scale, seed)
-    save_images(out / "images", zip(names, originals, strict=True), overwrite=True)  # nothing is written before all is
-    _save(out / "reconstructions.png", trajectories)
+    save_images(out / "images", zip(names, originals, strict=True), overwrite=True)  # after all is computed
+    _save(out / "reconstructions.png", reconstructions)
     _save(out / "questions.png", question_sheet(answers))
     _save(out / "questions.md", markdown(answers))
     _save(out / "text_to_image.png", sheet)
@@ -90,7 +90,7 @@ def run(
     facts = {
         "folder": str(out),
         "answers": [
-            {"question": a.question, "answer": a.answer, "right": a.right, "correct": a.correct} for a in answers
+            {"question": a.question, "answer": a.answer, "right": a.right, "correct": a.is_correct} for a in answers
         ],
         "prompts": [prompt for prompt, _ in prompts],
         "seconds": round(seconds, 1),
@@ -102,7 +102,7 @@ def run(
         f"{out / 'questions.png'}, {out / 'questions.md'}: the table above, with its images",
         f"Done in {seconds:.0f} s.",
     ]
-    say(as_json, facts, lines)
+    print_results(as_json, facts, lines)
 
 
 def _save(path: Path, content: Any) -> None:
@@ -113,8 +113,8 @@ def _save(path: Path, content: Any) -> None:
             content.save(reserve(path.name), format="PNG")
 
 
-def picture(world: "World", scene: "Scene") -> "Image.Image":
-    """RGB image 64x64 of a scene."""
+def render_image(world: "World", scene: "Scene") -> "Image.Image":
+    """Renders a scene as an RGB image of 64 x 64 pixels."""
     from PIL import Image
 
     from evotok.data.world.scenes import render
@@ -122,8 +122,8 @@ def picture(world: "World", scene: "Scene") -> "Image.Image":
     return Image.fromarray(render(world, scene))
 
 
-def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.Image":
-    """Sheet of images above their reconstructions from 1, 2, ... levels, with the mean PSNR."""
+def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "Image.Image":
+    """Lays out images above their reconstructions at depth 1, 2, ..., with the mean PSNR."""
     import torch
 
     from evotok.eval.metrics import psnr
@@ -151,7 +151,7 @@ def reconstructions(model, processor, originals: list["Image.Image"]) -> "Image.
 
 
 def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]]:
-    """(scene, question, answer) of each kind of `QUESTIONS`, about icons of styles held out from training."""
+    """Samples (scene, question, answer) of each kind of `QUESTIONS`, about icons of held-out styles."""
     from evotok.data.world.questions import Asker
     from evotok.data.world.scenes import SceneSampler
 
@@ -169,30 +169,30 @@ def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]
 
 
 def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
-    """The model's answers to `choose_questions`, in one batch."""
+    """Answers the questions of `choose_questions` in one batch."""
     from evotok.data.world.records import image_record
-    from evotok.eval.inference import answer_questions
+    from evotok.inference import answer_questions
 
-    chosen = [(picture(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
+    chosen = [(render_image(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
     records = [image_record(image, [(text, right)], "question") for image, text, right in chosen]
     answers = answer_questions(model, processor, records)
-    return [Answer(image, text, said, right) for (image, text, right), said in zip(chosen, answers, strict=True)]
+    return [Answer(image, text, answer, right) for (image, text, right), answer in zip(chosen, answers, strict=True)]
 
 
 def score(answers: list[Answer]) -> str:
-    """`9 of 12 right`."""
-    return f"{sum(answer.correct for answer in answers)} of {len(answers)} right"
+    """Returns `9 of 12 right`."""
+    return f"{sum(answer.is_correct for answer in answers)} of {len(answers)} right"
 
 
 def question_sheet(answers: list[Answer]) -> "Image.Image":
-    """Sheet of the images with question, answer and, where the answer is wrong, the right one."""
+    """Lays out the images with question, answer and, where it is wrong, the right answer."""
     from evotok.eval.plotting.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
 
     cells = []
     for answer in answers:
-        said = textwrap.shorten(answer.answer, 40, placeholder=" ...") or "(nothing)"
-        lines = [Line(answer.question, GREY), Line(said, GREEN if answer.correct else RED, 22)]
-        if not answer.correct:
+        text = textwrap.shorten(answer.answer, 40, placeholder=" ...") or "(nothing)"
+        lines = [Line(answer.question, GREY), Line(text, GREEN if answer.is_correct else RED, 22)]
+        if not answer.is_correct:
             lines.append(Line(f"right: {answer.right}"))
         cells.append(Cell(answer.image, lines))
     return draw_sheet(
@@ -204,9 +204,9 @@ def question_sheet(answers: list[Answer]) -> "Image.Image":
 
 
 def markdown(answers: list[Answer]) -> str:
-    """The answers as a table in Markdown."""
+    """Renders the answers as a table in Markdown."""
     rows = [
-        f"| {number} | {a.question} | {_cell(a.answer)} | {a.right} | {'yes' if a.correct else 'no'} |"
+        f"| {number} | {a.question} | {_cell(a.answer)} | {a.right} | {'yes' if a.is_correct else 'no'} |"
         for number, a in enumerate(answers, start=1)
     ]
     head = ["| image | question | the model's answer | right answer | agree |", "|---|---|---|---|---|"]
@@ -219,7 +219,7 @@ def _cell(text: str) -> str:
 
 
 def table(answers: list[Answer]):
-    """The answers as a table for the terminal."""
+    """Renders the answers as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -227,13 +227,13 @@ def table(answers: list[Answer]):
     for name in ("question", "the model's answer", "right answer"):
         view.add_column(name)
     for answer in answers:
-        said = Text(_cell(answer.answer), style="green" if answer.correct else "red")
-        view.add_row(Text(answer.question), said, Text(answer.right))
+        text = Text(_cell(answer.answer), style="green" if answer.is_correct else "red")
+        view.add_row(Text(answer.question), text, Text(answer.right))
     return view
 
 
 def choose_prompts(world: "World", seed: int) -> list[tuple[str, str]]:
-    """Sixteen (prompt, note): composed scenes, half of them of things in colors that are new for them, and emoji."""
+    """Samples 16 pairs of prompt and note: scenes of seen and of held-out combinations, and emoji."""
     from evotok.data.world.prompts import TRAIN_EMOJI_STYLES, Prompter, emoji_prompt
 
     rng = random.Random(seed)
@@ -252,20 +252,19 @@ def choose_prompts(world: "World", seed: int) -> list[tuple[str, str]]:
 def generation_sheet(
     model, processor, prompts: list[tuple[str, str]], guidance_scale: float, seed: int
 ) -> "Image.Image":
-    """Sheet of one generated image for each prompt, all of one batch."""
-    from evotok.eval.inference import generate_images
+    """Generates an image of each prompt in one batch, and lays them out."""
     from evotok.eval.plotting.sheets import GREEN, GREY, Cell, Line, draw_sheet
+    from evotok.inference import generate_images
 
     with progress(model.config.vq_config.num_positions, "position", "Generating") as bar:
-        pixels = generate_images(
+        images = generate_images(
             model,
             processor,
             [prompt for prompt, _ in prompts],
-            guidance_scale,
             seed=seed,
+            guidance_scale=guidance_scale,
             callback=lambda *_: bar.update(),
         )
-    images = processor.post_process_image_generation(pixels)
     cells = [
         Cell(image, [Line(prompt), Line(note, GREEN if note == NEW else GREY, 15)])
         for image, (prompt, note) in zip(images, prompts, strict=True)

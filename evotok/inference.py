@@ -1,39 +1,63 @@
-"""Inference that the command line, the page and the server share: prompts are read and checked, then run in batches.
+"""Inference for the command line, the page and the server: answers and images at once, in batches or as streams.
 
-Each prompt is read alone, so that one that is too long fails alone, and stacked with others when a batch is made.
+`evotok.eval.inference` reads prompts and runs plain batches, for the suites too. A server reads each prompt alone, so
+that one that is too long fails alone, and stacks it with others.
 
-Shapes: B prompts of a batch, T tokens of the longest, V vocabulary, N positions of an image, L levels.
+Shapes: B prompts of a batch, T tokens of the longest, V vocabulary, M images, N positions of an image, L levels.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    BatchFeature,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TextStreamer,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from evotok.data.errors import visible
+from evotok.eval.inference import (  # noqa: F401 - public names of this module too
+    answer,
+    answer_questions,
+    generate_images,
+    read_chat,
+    read_image_prompt,
+    remaining_tokens,
+)
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from transformers import BatchFeature
+
+UNFINISHED = (232, 234, 238)
+"""Colour of positions that are not generated yet."""
+
+
+class StoppedError(Exception):
+    """Ends a generation from within, by its callback or streamer."""
+
+
+# --- batches of requests ----------------------------------------------------------------------------------------------
 
 
 class TextSampling(NamedTuple):
-    """How one answer of a batch is sampled.
+    """Sampling of one answer of a batch.
 
     Args:
         max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token.
+        temperature: 0 for the likeliest token.
         top_k, top_p: 0, and 1, for no limit.
-        seed: for the same answer again; random when None.
+        seed: for reproducible answers; random when None.
     """
 
     max_new_tokens: int = 256
@@ -44,76 +68,14 @@ class TextSampling(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Token ids of an answer, and whether it ended by itself (`stop`) or at its limit (`length`)."""
+    """Token ids of an answer, and what ended it: its end-of-text token (`stop`) or its limit (`length`)."""
 
     ids: list[int]
     finish_reason: str
 
 
-class StoppedError(Exception):
-    """Raised inside a generation that shall go no further."""
-
-
-def read_chat(model, processor, messages: list[dict[str, Any]]) -> tuple["BatchFeature", int]:
-    """Reads a conversation into what `generate` takes for the next answer.
-
-    Returns:
-        Inputs of a batch of one on the model's device, and how many tokens there is room for.
-
-    Raises:
-        ValueError: the messages do not fit into the model's context, or are not understood.
-    """
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    return inputs, room_after(inputs["input_ids"].shape[1], model.config)
-
-
-def room_after(length: int, config) -> int:
-    """How many tokens an answer may have after a conversation of `length` tokens.
-
-    Raises:
-        ValueError: none.
-    """
-    limit = config.text_config.max_position_embeddings
-    if length >= limit:
-        raise ValueError(
-            f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
-            "fewer images, or begin anew."
-        )
-    return limit - length
-
-
-def read_image_prompt(
-    model, processor, prompt: str | list[dict[str, Any]], negative_prompt: str = ""
-) -> "BatchFeature":
-    """Reads a prompt and its negative prompt into what `generate(generation_mode="image")` takes.
-
-    Args:
-        prompt: text, or a conversation, which may hold images.
-
-    Raises:
-        ValueError: one of them leaves no room for the image in the model's context.
-    """
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
-        generation_mode="image",
-        negative_prompt=negative_prompt,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device)
-    limit = model.config.text_config.max_position_embeddings - model.config.vq_config.num_positions
-    for name, ids in (("prompt", inputs["input_ids"]), ("negative prompt", inputs["negative_prompt_ids"])):
-        if ids.shape[1] > limit:
-            raise ValueError(
-                f"The {name} has {ids.shape[1]} tokens, this model reads at most {limit} before an image: shorten it."
-            )
-    return inputs
-
-
-def stack_prompts(prompts: Sequence["BatchFeature"], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Stacks prompts that were read alone into one batch, left-padded; images keep the order of their prompts."""
+def stack_prompts(prompts: Sequence[BatchFeature], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Stacks prompts of batches of one into one batch, left-padded; images keep the order of their prompts."""
     stacked = {}
     for name in prompts[0].keys() | {"pixel_values"}:
         tensors = [prompt[name] for prompt in prompts if name in prompt]
@@ -127,7 +89,7 @@ def stack_prompts(prompts: Sequence["BatchFeature"], pad_token_id: int) -> dict[
 
 
 class RowSampler(LogitsProcessor):
-    """Samples each row by settings and a seed of its own, which Transformers' sampling has for a whole batch only.
+    """Per-row sampling settings and seeds; Transformers samples a whole batch with one setting and one generator.
 
     Logits get Gumbel noise, whose argmax is a sample of their softmax: `generate` then runs greedily.
     """
@@ -146,7 +108,7 @@ class RowSampler(LogitsProcessor):
             self._generators.append(generator)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """(B, T), (B, V) float32 -> (B, V); greedy rows stay as they are."""
+        """Adds noise to the warped logits of sampled rows: (B, T), (B, V) float32 -> (B, V)."""
         for row, (warpers, generator) in enumerate(zip(self._warpers, self._generators, strict=True)):
             if generator is None:
                 continue
@@ -158,15 +120,15 @@ class RowSampler(LogitsProcessor):
 
 
 TokenListener = Callable[[int, int, str | None], bool]
-"""Called with a row, its new token, and how the row ends with it or None; True ends the row."""
+"""Called with a row, its new token, and the finish reason or None; True ends the row."""
 
 
 class RowObserver(StoppingCriteria):
-    """Collects the tokens of each row, and ends a row at its own limit or for its listener.
+    """Per-row stopping criterion, which collects the tokens; Transformers has one length limit for a whole batch.
 
     Args:
-        limits: most tokens of each row.
-        eos_token_ids: that end a row by themselves.
+        limits: longest answer of each row.
+        eos_token_ids: end-of-text tokens.
         on_token: called for each new token.
     """
 
@@ -176,7 +138,7 @@ class RowObserver(StoppingCriteria):
         self._done = [False] * len(limits)
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **kwargs) -> torch.BoolTensor:
-        """(B, T) -> (B,): which rows end with their last token."""
+        """Returns which rows are finished: (B, T) -> (B,)."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self._done[row]:
                 continue
@@ -193,20 +155,19 @@ class RowObserver(StoppingCriteria):
 @torch.inference_mode()
 def answer_batch(
     model,
-    prompts: Sequence["BatchFeature"],
+    prompts: Sequence[BatchFeature],
     sampling: Sequence[TextSampling],
     on_token: TokenListener | None = None,
 ) -> list[Answer]:
-    """Generates the next turn of each conversation in one batch; rows do not influence one another.
+    """Generates the next answer of each conversation in one batch; a row depends on no other.
 
     Args:
         model: in evaluation mode.
-        prompts: from `read_chat`; their rooms are the caller's to keep to.
-        sampling: of each prompt.
-        on_token: called for each new token, also that which ends an answer.
+        prompts: from `read_chat`, each alone.
+        sampling: of each prompt, within the limit that `read_chat` returns.
+        on_token: called for each new token, the end-of-text token too.
     """
-    config = model.generation_config
-    eos = config.eos_token_id
+    eos = model.generation_config.eos_token_id
     eos_token_ids = set(eos if isinstance(eos, (list, tuple)) else [eos])
     limits = [row.max_new_tokens for row in sampling]
     observer = RowObserver(limits, eos_token_ids, on_token)
@@ -224,18 +185,18 @@ def answer_batch(
 def generate_batch(
     model,
     processor,
-    prompts: Sequence["BatchFeature"],
+    prompts: Sequence[BatchFeature],
     seeds: Sequence[int],
     is_wanted: Callable[[], bool] = lambda: True,
     **sampling: Any,
-) -> list["Image.Image"]:
+) -> list[Image.Image]:
     """Generates one image of each prompt in one batch; an image depends on its own prompt and seed alone.
 
     Args:
         model: in evaluation mode.
-        prompts: from `read_image_prompt`.
+        prompts: from `read_image_prompt`, each alone.
         seeds: of each image.
-        is_wanted: called after each position; False ends the generation.
+        is_wanted: called after each position; False stops the generation.
         sampling: more arguments of `generate(generation_mode="image")`, such as `guidance_scale` or `top_p`.
 
     Raises:
@@ -257,6 +218,172 @@ def generate_batch(
 
 
 def _pad_token_id(model) -> int:
-    """What masked places hold, which no result depends on."""
+    """Returns the token of masked positions, which no result depends on."""
     pad = model.generation_config.pad_token_id
     return 0 if pad is None else pad
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+# One stream generates at a time in this process, also while one whose reader left finishes its last step.
+_GENERATING = threading.Lock()
+_END = object()
+
+
+class VisibleStreamer(TextStreamer):
+    """Streamer that prints an answer, with control characters of a terminal spelled out."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Prints a piece of the answer."""
+        super().on_finalized_text(visible(text), stream_end)
+
+
+class StopSignal(StoppingCriteria):
+    """Stopping criterion that ends a generation on request or at a deadline.
+
+    Args:
+        seconds: longest time of the generation.
+    """
+
+    def __init__(self, seconds: float):
+        self._deadline = time.monotonic() + seconds
+        self._requested = threading.Event()
+
+    def stop(self) -> None:
+        """Requests the end of the generation after its current step."""
+        self._requested.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the generation has to end, for either reason."""
+        return self._requested.is_set() or time.monotonic() > self._deadline
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **kwargs) -> torch.BoolTensor:
+        """Returns whether each row is finished: (B, T) -> (B,), all rows together."""
+        return torch.full((len(input_ids),), self.is_set, device=input_ids.device)
+
+
+class CodeIteratorStreamer:
+    """Streamer of images: iterates over the codes (M, L) of each position, as `TextIteratorStreamer` over text."""
+
+    def __init__(self, signal: StopSignal):
+        self._signal, self._queue = signal, SimpleQueue()
+
+    def put(self, codes: torch.LongTensor) -> None:
+        """Queues the codes of a position; called by `generate`.
+
+        Raises:
+            StoppedError: the generation has to end.
+        """
+        self._queue.put(codes)
+        if self._signal.is_set:
+            raise StoppedError
+
+    def end(self) -> None:
+        """Ends the iteration; called by `generate` after the last position, and by `stream_in_thread` in any case."""
+        self._queue.put(_END)
+
+    def __iter__(self) -> Iterator[torch.LongTensor]:
+        return iter(self._queue.get, _END)
+
+
+def stream_in_thread(work: Callable[[], Any], streamer: Any, signal: StopSignal) -> Iterator[Any]:
+    """Yields what `work` puts into `streamer`, while it runs in a thread.
+
+    Closing this generator, as Gradio does for a button or a closed tab, ends the work.
+
+    Args:
+        work: calls `generate` with `streamer`.
+        streamer: iterable, with an `end()`.
+        signal: given to `work` too.
+
+    Raises:
+        Exception: any that `work` raised, after its last step.
+    """
+    failures = []
+
+    def run() -> None:
+        try:
+            with _GENERATING:
+                if not signal.is_set:
+                    work()
+        except StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - raised again in the reader's thread
+            failures.append(error)
+        finally:
+            streamer.end()
+
+    threading.Thread(target=run, name="evotok-generation", daemon=True).start()
+    try:
+        yield from streamer
+    finally:
+        signal.stop()
+    if failures:
+        raise failures[0]
+
+
+def stream_answer(
+    model, processor, messages: list[dict[str, Any]], max_new_tokens: int, seconds: float
+) -> Iterator[str]:
+    """Returns an iterator over the pieces of the next answer of a conversation.
+
+    Args:
+        model: in evaluation mode.
+        max_new_tokens: longest answer, which the context may shorten.
+        seconds: longest time; what is generated until then is the answer.
+
+    Raises:
+        ValueError: at once, for a conversation that does not fit into the context.
+    """
+    inputs, room = read_chat(model, processor, messages)
+    signal = StopSignal(seconds)
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def work() -> None:
+        model.generate(
+            **inputs,
+            max_new_tokens=min(max_new_tokens, room),
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([signal]),
+        )
+
+    return stream_in_thread(work, streamer, signal)
+
+
+def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) -> Iterator[torch.LongTensor]:
+    """Returns an iterator over the codes (M, L) of each position of generated images.
+
+    Args:
+        model: in evaluation mode.
+        inputs: from `read_image_prompt`.
+        seconds: longest time; the images are then unfinished.
+        arguments: more arguments of `generate(generation_mode="image")`.
+    """
+    signal = StopSignal(seconds)
+    streamer = CodeIteratorStreamer(signal)
+    return stream_in_thread(
+        lambda: model.generate(**inputs, generation_mode="image", streamer=streamer, **arguments), streamer, signal
+    )
+
+
+@torch.inference_mode()
+def preview_images(model, processor, codes: torch.LongTensor) -> list[Image.Image]:
+    """Decodes the first positions (M, p, L) of images; the other positions are grey.
+
+    The decoder takes all N positions: the p that are generated are repeated, so that its normalisation sees their
+    statistics.
+    """
+    config = model.config.vq_config
+    positions = codes.shape[1]
+    repeated = codes[:, torch.arange(config.num_positions) % positions].to(model.device)
+    images = processor.post_process_image_generation(model.decode_image_tokens(repeated))
+    if positions < config.num_positions:
+        missing = (torch.arange(config.num_positions) >= positions).view(config.grid_size, config.grid_size)
+        mask = Image.fromarray(missing.mul(255).to(torch.uint8).numpy())
+        for image in images:
+            image.paste(UNFINISHED, mask=mask.resize(image.size, Image.Resampling.NEAREST))
+    return images

@@ -1,7 +1,7 @@
-"""The image tokenizer as graphs that run without this package: `torch.export` programs, and ONNX files made of them.
+"""Exports the image tokenizer as graphs that run without this package: `torch.export` programs and ONNX files.
 
     encoder           pixel_values (B, 3, H, W) float32 in [-1, 1] -> codes (B, N, D) int64
-    pixel_decoder     codes (B, N, L) int64, the levels of pixels  -> pixel_values (B, 3, H, W) float32, about [-1, 1]
+    pixel_decoder     codes (B, N, L) int64, the pixel levels       -> pixel_values (B, 3, H, W) float32, about [-1, 1]
     semantic_decoder  codes (B, N, D) int64                        -> features (B, N, S) float32
 
 B is free; H, W, N, D, L and S are the tokenizer's.
@@ -25,7 +25,7 @@ GRAPHS = {
 
 
 class _Method(nn.Module):
-    """A method of the tokenizer as a module, which is what `torch.export` takes."""
+    """A method of the tokenizer as a module, as `torch.export` needs it."""
 
     def __init__(self, model: EvoTokVQModel, name: str):
         super().__init__()
@@ -38,7 +38,7 @@ class _Method(nn.Module):
 
 @torch.no_grad()
 def export_programs(model: EvoTokVQModel) -> dict[str, torch.export.ExportedProgram]:
-    """A program for each of `GRAPHS`, for `torch.export.save`, `torch.export.load` and AOTInductor.
+    """Exports a program for each of `GRAPHS`, for `torch.export.save`, `torch.export.load` and AOTInductor.
 
     Args:
         model: in fp32, in evaluation mode. Programs run on its device.
@@ -58,17 +58,17 @@ def export_programs(model: EvoTokVQModel) -> dict[str, torch.export.ExportedProg
 
 
 def write_onnx(model: EvoTokVQModel, folder: Path) -> list[Path]:
-    """Write `NAME.onnx` for each of `GRAPHS`; files over 2 GB, which ONNX does not allow, get `NAME.onnx.data` as well.
+    """Writes `NAME.onnx` for each of `GRAPHS`, and `NAME.onnx.data` for weights of more than 2 GB, ONNX's limit.
 
-    Metadata of each file: `image_size`, `num_pixel_codebooks` and the `tokenizer` fingerprint that files of codes bear.
+    Metadata of each file: `image_size`, `num_pixel_codebooks` and `tokenizer`, the fingerprint as in files of codes.
 
     Raises:
         ImportError: the packages of the extra `onnx` are not installed.
     """
     try:
-        import onnxscript  # noqa: F401 - what torch.onnx is made with
+        import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise ImportError("ONNX files need packages of their own: pip install 'evotok[onnx]'.") from error
+        raise ImportError("ONNX files need more packages: pip install 'evotok[onnx]'.") from error
     config = model.config
     metadata = {
         "image_size": str(config.image_size),
@@ -77,8 +77,8 @@ def write_onnx(model: EvoTokVQModel, folder: Path) -> list[Path]:
     }
     paths = []
     for name, program in export_programs(model).items():
-        _, taken, given = GRAPHS[name]
-        graph = torch.onnx.export(program, dynamo=True, input_names=[taken], output_names=[given], verbose=False)
+        _, inputs, outputs = GRAPHS[name]
+        graph = torch.onnx.export(program, dynamo=True, input_names=[inputs], output_names=[outputs], verbose=False)
         graph.model.metadata_props.update(metadata)
         paths.append(folder / f"{name}.onnx")
         graph.save(paths[-1])

@@ -1,4 +1,4 @@
-"""`import evotok` costs nothing, and the Auto classes know its models in whatever order things are imported."""
+"""`import evotok` imports nothing heavy, and registers its models with the Auto classes in any order of imports."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ ORDERS = {
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """Returns the output of a new interpreter."""
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -36,13 +36,13 @@ def python(code: str) -> str:
 @pytest.mark.parametrize(
     ("statement", "also"), [("import evotok", {"rich"}), ("from evotok.cli import main; main(['--help'])", set())]
 )
-def test_importing_and_help_load_nothing_heavy(statement, also):
+def test_import_and_help_import_nothing_heavy(statement, also):
     loaded = set(python(f"import sys\n{statement}\nprint(*sys.modules)").splitlines()[-1].split())
     assert not loaded & ({"torch", "transformers", "numpy", "PIL", "huggingface_hub"} | also)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_in_any_order(order):
+def test_auto_classes_in_any_order_of_imports(order):
     assert json.loads(python(ORDERS[order]).splitlines()[-1]) == [
         "evotok.modeling_evotok.configuration_evotok.EvoTokConfig",
         "evotok.modeling_evotok.modeling_evotok_vq.EvoTokVQModel",
@@ -51,7 +51,7 @@ def test_auto_classes_in_any_order(order):
     ]
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_unknown_name_is_an_attribute_error():
     import evotok
 
     assert set(evotok.__all__) <= set(dir(evotok))

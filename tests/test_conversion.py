@@ -1,4 +1,4 @@
-"""Conversion of the release's checkpoints, both ways, against what the release computes (release_format.py)."""
+"""Conversion of the release's checkpoints, both ways, against the outputs of the release (release_format.py)."""
 
 import argparse
 import copy
@@ -97,7 +97,7 @@ def check_tokenizer(model, state, pixels, size=None):
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def test_tokenizer_gives_the_same_codes_pixels_and_semantics(converted, state, pixels):
+def test_tokenizer_has_the_codes_pixels_and_semantics_of_the_release(converted, state, pixels):
     model = EvoTokVQModel.from_pretrained(converted)
     check_tokenizer(model, state, pixels)
     config = model.config
@@ -107,7 +107,7 @@ def test_tokenizer_gives_the_same_codes_pixels_and_semantics(converted, state, p
     assert torch.equal(book.vector_sum, state["quantize.codebooks.3.embed_ema"]) and book.step == 73
 
 
-def test_tokenizer_and_back_is_lossless(converted, state, tmp_path, capsys):
+def test_tokenizer_converted_back_is_equal(converted, state, tmp_path, capsys):
     capsys.readouterr()
     assert convert(converted, "--to-reference", "--out", tmp_path / "back", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "back"), "files": ["last.pt"]}
@@ -128,7 +128,7 @@ def test_tokenizer_and_back_is_lossless(converted, state, tmp_path, capsys):
 
 
 def variants():
-    """Name -> function of a state dict, giving what `torch.save` writes and how."""
+    """Name -> function of a state dict that returns the content of a file of `torch.save`."""
     parameters = torch.nn.Parameter
     return {
         "ema first": lambda s: {"ema": s, "model": {k: v * 0 for k, v in s.items()}, "args": argparse.Namespace()},
@@ -146,7 +146,7 @@ def variants():
 
 
 @pytest.mark.parametrize("name", variants())
-def test_tokenizer_files_of_all_kinds(name, state, pixels, tmp_path):
+def test_tokenizer_files_of_each_form(name, state, pixels, tmp_path):
     torch.save(variants()[name](state), tmp_path / "any.pt", _use_new_zipfile_serialization=name != "ddp")
     assert convert(tmp_path / "any.pt", "--out", tmp_path / "ours") == 0
     model = EvoTokVQModel.from_pretrained(tmp_path / "ours")
@@ -154,9 +154,8 @@ def test_tokenizer_files_of_all_kinds(name, state, pixels, tmp_path):
     assert model.config.codebook_keeps_sums == (name != "no step")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_exactly(dtype, state, pixels, tmp_path):
-    half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
+def test_half_precision_is_widened_exactly(state, pixels, tmp_path):
+    half = {name: x.bfloat16() if x.is_floating_point() else x for name, x in state.items()}
     save_tokenizer(tmp_path / "last.pt", half)
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
     model = EvoTokVQModel.from_pretrained(tmp_path / "ours")
@@ -164,8 +163,8 @@ def test_half_precision_is_widened_exactly(dtype, state, pixels, tmp_path):
     check_tokenizer(model, {name: x.float() for name, x in half.items()}, pixels)
 
 
-def test_resized_reconstructions_of_the_variant_of_patch_14(tmp_path):
-    """3 x 3 positions of 14 pixels, 48 pixels out, 54 wanted: as 27 x 27, 432 and 384."""
+def test_tokenizer_of_patch_14_resizes_its_reconstructions(tmp_path):
+    """3 x 3 positions of 14 pixels, 48 decoded pixels, resized to 54: as 27 x 27, 432 and 384."""
     state = make_tokenizer(patch=14, image=54)
     save_tokenizer(tmp_path / "last.pt", state, teacher="siglip_54")
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
@@ -191,14 +190,14 @@ def test_sizes_of_the_released_384_variant(facts, choice, size):
     assert (config.encoder_config.num_attention_heads, config.semantic_num_attention_heads) == (16, 12)
 
 
-def test_what_no_file_says_is_told(state, converted, tmp_path, capsys):
-    """Heads stand in no tensor; taken for others, they give a model that loads, and other codes."""
+def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
+    """No shape gives the number of heads; with a wrong one the model loads, and its codes are wrong."""
     save_tokenizer(tmp_path / "last.pt", state)
     capsys.readouterr()
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert "--encoder-heads 16 --semantic-heads 12 --pixel-levels 4. With other true values codes are wrong" in said
-    assert "a guess" in said, "of no size of the release"
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "--encoder-heads 16 --semantic-heads 12 --pixel-levels 4. With other true values codes are wrong" in line
+    assert "a guess" in line, "of no size of the release"
     heads = ["--encoder-heads", 8, "--semantic-heads", 24, "--pixel-levels", 4]
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "eight", *heads, "--json") == 0
     assert "assumed" not in json.loads(capsys.readouterr().out)
@@ -302,14 +301,14 @@ def check_model(model, release, pixels):
     close(model(ids, **images, labels=labels).image_loss, loss)
 
 
-def test_both_models_become_one(merged, release, pixels):
+def test_both_models_are_merged(merged, release, pixels):
     model = load(merged)
     check_tokenizer(model.model.vq_model, release["tokenizer"], pixels)
     check_model(model, release, pixels)
     assert model.lm_head.weight.shape[0] == 303, "no rows beyond the release's"
 
 
-def test_processor_lays_out_turns_as_the_release_does(merged, release):
+def test_processor_has_the_layout_of_the_release(merged, release):
     processor = EvoTokProcessor.from_pretrained(merged)
     image = {"type": "image"}
     chat = [{"role": "user", "content": [image, {"type": "text", "text": " what?"}]}]
@@ -321,7 +320,7 @@ def test_processor_lays_out_turns_as_the_release_does(merged, release):
     assert processor.num_image_tokens == 16 and processor.token_ids["vision_start_token_id"] == 301
 
 
-def test_the_merged_model_draws_and_reads(merged, pixels):
+def test_merged_model_generates_and_answers(merged, pixels):
     model, processor = load(merged), EvoTokProcessor.from_pretrained(merged)
     to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(
@@ -341,7 +340,7 @@ def test_the_merged_model_draws_and_reads(merged, pixels):
     [(("<|image_pad|>", "<|video_pad|>"), "<|video_pad|>", 303), ((), "<|image_gen|>", 305)],
     ids=["as Qwen2.5", "without placeholders"],
 )
-def test_placeholders_are_tokens_that_the_release_leaves_free(
+def test_placeholders_are_tokens_that_the_release_does_not_use(
     specials, placeholder, rows, release, tmp_path, monkeypatch
 ):
     known = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *specials)
@@ -364,46 +363,50 @@ def test_placeholders_are_tokens_that_the_release_leaves_free(
     assert back(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_a_model_of_ours_gets_the_releases_tokens(tmp_path):
-    """Trained here, from nothing: start and end of image become the last two rows of both tables."""
+@pytest.fixture(scope="module")
+def trained_here(tmp_path_factory):
+    """A model trained with EvoTok, its folder in the release's format, and the path that its configs name."""
+    folder = tmp_path_factory.mktemp("trained")
     model, processor = build_chat_model()
-    model.save_pretrained(tmp_path / "ours")
-    processor.save_pretrained(tmp_path / "ours")
-    size = len(processor.tokenizer)
-    assert convert(tmp_path / "ours", "--to-reference", "--out", tmp_path / "back") == 0
-    for mode in ("understanding", "generation"):
-        tensors = load_file(tmp_path / "back" / mode / "model.safetensors")
-        back = AutoTokenizer.from_pretrained(tmp_path / "back" / mode)
-        assert len(back) == size + 3 and back.convert_tokens_to_ids("<im_start>") == size + 1
-        for name, mine in (
-            ("model.embed_tokens.weight", model.get_input_embeddings().weight),
-            ("lm_head.weight", model.lm_head.weight),
-        ):
-            assert tensors[name].shape[0] == size + 3 and torch.equal(tensors[name][:size], mine[:size])
-            assert torch.equal(tensors[name][-2], mine[model.config.vision_start_token_id])
-            assert torch.equal(tensors[name][-1], mine[model.config.vision_end_token_id])
-
-
-def test_a_model_of_ours_loads_in_the_releases_code(tmp_path, monkeypatch):
-    """By what that code reads of `config.json` without a default, and by classes that Transformers 4.51 has."""
-    model, processor = build_chat_model()
-    model.save_pretrained(tmp_path / "ours")
+    model.save_pretrained(folder / "ours")
     text = PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer, eos_token="<|im_end|>")
-    EvoTokProcessor.from_parts(text, 32, 16).save_pretrained(tmp_path / "ours")
-    monkeypatch.chdir(tmp_path)
-    assert convert("ours", "--to-reference", "--out", "back") == 0
+    EvoTokProcessor.from_parts(text, 32, 16).save_pretrained(folder / "ours")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert convert("ours", "--to-reference", "--out", "back") == 0
+    return model, len(processor.tokenizer), folder / "back"
+
+
+@pytest.mark.parametrize("mode", ["understanding", "generation"])
+def test_export_of_a_model_trained_here_appends_the_releases_tokens(trained_here, mode):
+    """Start and end of image become the last two rows of both tables."""
+    model, size, folder = trained_here
+    tensors = load_file(folder / mode / "model.safetensors")
+    back = AutoTokenizer.from_pretrained(folder / mode)
+    assert len(back) == size + 3 and back.convert_tokens_to_ids("<im_start>") == size + 1
+    assert back("what is <im_start>")["input_ids"][-1] == len(back) - 2
+    for name, ours in (
+        ("model.embed_tokens.weight", model.get_input_embeddings().weight),
+        ("lm_head.weight", model.lm_head.weight),
+    ):
+        assert tensors[name].shape[0] == size + 3 and torch.equal(tensors[name][:size], ours[:size])
+        assert torch.equal(tensors[name][-2], ours[model.config.vision_start_token_id])
+        assert torch.equal(tensors[name][-1], ours[model.config.vision_end_token_id])
+
+
+def test_export_has_the_fields_that_the_releases_code_reads(trained_here):
+    """Fields without a default in that code, and classes that Transformers 4.51 has."""
+    *_, folder = trained_here
     for mode in ("understanding", "generation"):
-        config = json.loads((tmp_path / "back" / mode / "config.json").read_text())
+        config = json.loads((folder / mode / "config.json").read_text())
         assert config["mm_vision_select_layer"] == -2 and config["mm_use_vi_start_end"] is False
         assert config["mm_use_im_patch_token"] is False
-        assert config["mm_vision_tower"] == str(tmp_path / "back" / "last.pt")
-        tokenizer = json.loads((tmp_path / "back" / mode / "tokenizer_config.json").read_text())
+        assert config["mm_vision_tower"] == str(folder / "last.pt")
+        tokenizer = json.loads((folder / mode / "tokenizer_config.json").read_text())
         assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in tokenizer
-        again = AutoTokenizer.from_pretrained(tmp_path / "back" / mode)
-        assert again("what is <im_start>")["input_ids"][-1] == len(again) - 2
     with torch.serialization.safe_globals([argparse.Namespace]):
-        arguments = torch.load(tmp_path / "back" / "last.pt", weights_only=True)["args"]
-    assert arguments.depth_heads == 4, "the depth decoder's, which has no arguments in its own file"
+        arguments = torch.load(folder / "last.pt", weights_only=True)["args"]
+    assert arguments.depth_heads == 4, "the file of the depth decoder has no arguments"
 
 
 def test_heads_of_the_depth_decoder_are_those_of_the_arguments(release):
@@ -416,7 +419,7 @@ def test_heads_of_the_depth_decoder_are_those_of_the_arguments(release):
         assert depth_decoder_config(piece, choices, facts).num_attention_heads == heads
 
 
-def test_the_model_and_back(merged, release, pixels, tmp_path):
+def test_model_converted_back_is_equal(merged, release, pixels, tmp_path):
     back = tmp_path / "back"
     assert convert(merged, "--to-reference", "--out", back) == 0
     files = {mode: load_file(back / mode / "model.safetensors") for mode in ("understanding", "generation")}
@@ -441,7 +444,7 @@ def test_the_model_and_back(merged, release, pixels, tmp_path):
     assert before == after
 
 
-def test_stage_one_files_and_a_plain_language_model(release, pixels, tmp_path, capsys):
+def test_files_of_stage_one_and_a_base_model(release, pixels, tmp_path, capsys):
     """The base model's tables are shorter and its tokenizer lacks the start and end tokens; those were trained."""
     table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
     source = tmp_path / "source"
@@ -466,7 +469,7 @@ def test_stage_one_files_and_a_plain_language_model(release, pixels, tmp_path, c
     check_model(model, release, pixels)
 
 
-def test_rows_to_spare_in_a_base_model_are_no_tokens(release, tmp_path):
+def test_spare_rows_of_a_base_model_are_cut_off(release, tmp_path):
     """Qwen2.5 has 399 more rows than tokens: the release cuts them off before it appends its three."""
     table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
     spare = {"model.embed_tokens.weight": torch.randn(320, SIZES["hidden"]), "lm_head.weight": torch.randn(320, 24)}
@@ -484,7 +487,7 @@ def test_rows_to_spare_in_a_base_model_are_no_tokens(release, tmp_path):
     close(model.lm_head.weight[300:303], head[:300].mean(0).expand(3, -1))
 
 
-def test_without_a_text_tokenizer_and_with_tied_tables(release, pixels, tmp_path):
+def test_tied_tables_without_a_text_tokenizer(release, pixels, tmp_path):
     """Placeholders get rows of their own; start and end are the last two of the release's."""
     tensors = {name: x for name, x in release["language"].items() if name != "lm_head.weight"}
     tensors |= prefixed(PROJECTOR, release["generation"]) | prefixed(DEPTH, release["depth"])
@@ -516,7 +519,7 @@ def test_different_language_models_need_a_choice(release, tmp_path, capsys):
         assert torch.equal(model.get_input_embeddings().weight, release["language"]["model.embed_tokens.weight"])
 
 
-# --- strangers --------------------------------------------------------------------------------------------------------
+# --- untrusted input; more is in the catalogue ------------------------------------------------------------------------
 
 
 class Payload:
@@ -527,22 +530,22 @@ class Payload:
         return self.call
 
 
-@pytest.mark.parametrize("place", ["args", "weights", "top", "old format", "other protocol"])
-@pytest.mark.parametrize(("function", "name"), [(os.system, "system"), (eval, "eval"), (pickle.loads, "loads")])
-def test_hostile_pickles_are_refused_and_named(place, function, name, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("place", "function", "name"),
+    [("weights", os.system, "system"), ("top", eval, "eval"), ("old", pickle.loads, "loads")],
+)
+def test_pickles_with_calls_are_refused(place, function, name, tmp_path, capsys):
     trace = tmp_path / "ran"
     code = {os.system: f"touch {trace}", eval: f"open({str(trace)!r}, 'w')", pickle.loads: b"cos\nsystem\n."}[function]
-    payload, state = Payload(function, code), {"encode_task_layer.0.bias": torch.zeros(3)}
-    content = {"model": state, "args": argparse.Namespace(a=payload)} if place == "args" else {"model": {"a": payload}}
-    content = payload if place == "top" else content
-    protocol = {"pickle_protocol": 4} if place == "other protocol" else {}
-    torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=place != "old format", **protocol)
+    payload = Payload(function, code)
+    content = payload if place == "top" else {"model": {"a": payload}}
+    torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=place != "old")
     line = refuse(capsys, tmp_path / "last.pt", "--out", tmp_path / "ours")
-    assert re.search(rf"last\.pt: asks for \w+\.{name}, ", line), line
-    assert not trace.exists() and not (tmp_path / "ours").exists() and not (tmp_path / "ours.part").exists()
+    assert re.search(rf"last\.pt: calls \w+\.{name}, ", line), line
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_paths_and_enums_among_the_arguments_are_harmless(state, tmp_path):
+def test_paths_and_enums_in_the_arguments_are_read(state, tmp_path):
     program = types.ModuleType("a_program_that_is_not_here")
     kind = enum.Enum("Kind", {"EVOTOK": "evotok"}, module=program.__name__)
     program.Kind = kind
@@ -555,7 +558,7 @@ def test_paths_and_enums_among_the_arguments_are_harmless(state, tmp_path):
 
 
 def damages():
-    """What is done to a good state dict -> what the line says."""
+    """Name -> change of a state dict, and the message."""
     book = "quantize.codebooks.5."
     return {
         "missing": (lambda s: s.pop("decoder_vqkd.fc_norm.bias"), "lacks decoder_vqkd.fc_norm.bias"),
@@ -576,7 +579,7 @@ def damages():
 
 
 @pytest.mark.parametrize("name", damages())
-def test_damaged_tokenizers_are_named(name, state, tmp_path, capsys):
+def test_damaged_tokenizers_are_refused(name, state, tmp_path, capsys):
     spoil, message = damages()[name]
     state = copy.deepcopy(state)
     spoil(state)
@@ -585,48 +588,30 @@ def test_damaged_tokenizers_are_named(name, state, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04 half a zip", "cut"])
-def test_files_that_are_none(content, state, tmp_path, capsys):
+@pytest.mark.parametrize("content", [b"no pickle", "cut"])
+def test_damaged_files_are_refused(content, state, tmp_path, capsys):
     path = tmp_path / "last.pt"
     save_tokenizer(path, state)
     path.write_bytes(path.read_bytes()[:5000] if content == "cut" else content)
     assert "last.pt" in refuse(capsys, path, "--out", tmp_path / "ours")
 
 
-def spoil_index(folder, name):
-    path = folder / "pytorch_model.bin.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["model.norm.weight"] = name
-    path.write_text(json.dumps(index))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda f: (f / "pytorch_model-00002-of-00003.bin").unlink(), "00002-of-00003.bin: this shard is missing"),
-        (lambda f: spoil_index(f, "../../secret"), "no file of this folder"),
         (lambda f: (f / "pytorch_model.bin.index.json").write_text("{"), "damaged"),
         (lambda f: (f / "config.json").write_text("[1]"), "config.json"),
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: torch.save({"model.layers.9.x": torch.ones(1)}, f / "pytorch_model-00001-of-00003.bin"), "lacks"),
     ],
-    ids=["shard", "outside", "index", "config", "no config", "other shard"],
+    ids=["shard", "index", "config", "no config", "other shard"],
 )
-def test_damaged_folders_are_named(spoil, message, release, tmp_path, capsys):
+def test_damaged_folders_are_refused(spoil, message, release, tmp_path, capsys):
     shutil.copytree(release["folder"] / "generation", tmp_path / "lm")
     spoil(tmp_path / "lm")
     assert message in refuse(capsys, tmp_path / "lm", "--out", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
-
-
-def test_code_of_a_strangers_text_tokenizer_is_not_run(release, tmp_path):
-    folder, trace = tmp_path / "lm", tmp_path / "ran"
-    shutil.copytree(release["folder"] / "generation", folder)
-    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Evil: pass\n")
-    facts = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
-    convert(folder, "--out", tmp_path / "ours")
-    assert not trace.exists()
 
 
 def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
@@ -635,7 +620,7 @@ def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")
     assert "there already" in refuse(capsys, last, "--out", tmp_path)
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
-    assert "ours already" in refuse(capsys, converted, "--out", tmp_path / "x")
+    assert "EvoTok already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)
     assert "greater than or equal to 1" in refuse(capsys, last, "--out", tmp_path / "x", "--depth-heads", "-3")
     assert "one checkpoint" in refuse(capsys, converted, converted, "--to-reference", "--out", tmp_path / "x")

@@ -1,4 +1,4 @@
-"""`evotok data check` on sources of every kind of trouble."""
+"""`evotok data check`."""
 
 import json
 
@@ -14,7 +14,7 @@ def recipe(tmp_path, *sources):
     return str(path)
 
 
-def test_it_says_what_it_found_and_draws_it(tmp_path, capsys):
+def test_data_check_prints_facts_and_writes_sheets(tmp_path, capsys):
     images, llava = tmp_path / "pictures", tmp_path / "llava"
     write_images(images, *(f"red-{n}.png" for n in range(3)))
     (images / "bad.png").write_bytes(b"no")
@@ -29,14 +29,14 @@ def test_it_says_what_it_found_and_draws_it(tmp_path, capsys):
     )
     assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "image-folder, weight 2" in out and "3 pictures, 40 x 30 to 40 x 30 pixels" in out
+    assert "image-folder, weight 2" in out and "3 images, 40 x 30 to 40 x 30 pixels" in out
     assert "skipped 1" in out and "bad.png" in out
     assert "2 rows read: 1 records" in out and "at least one turn" in out and "user: <image>What colour?" in out
     assert "558,128 samples published" in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"image-folder.png", "llava-pretrain.png"}
 
 
-def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path, capsys):
+def test_data_check_of_a_bad_source_exits_with_2_after_the_others(tmp_path, capsys):
     images = tmp_path / "pictures"
     write_images(images, "red.png")
     path = recipe(tmp_path, {"source": "cambrian", "path": "nowhere"}, {"source": "image-folder", "path": str(images)})
@@ -55,7 +55,7 @@ def test_a_source_that_cannot_be_used_ends_with_code_2_after_the_others(tmp_path
     assert "data.name is 'world'" in capsys.readouterr().err
 
 
-def test_preferences_are_shown_with_both_answers(tmp_path, capsys):
+def test_data_check_of_preferences_prints_both_answers(tmp_path, capsys):
     row = {
         "image": {"bytes": picture(), "path": None},
         "question": "What colour?",

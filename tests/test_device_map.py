@@ -1,4 +1,4 @@
-"""`device_map="auto"`: wherever Accelerate puts the parts, images get the same codes and prompts the same answers."""
+"""`device_map`: codes, answers and images are equal on any placement of the parts."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from transformers import AutoModelForMultimodalLM
 
 
 TENSORS = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-PICTURE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
-QUESTION = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "what is this?"}]
+IMAGE = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+QUESTION = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "what is this?"}]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory, whole):
     return folder
 
 
-PLACES = {
+PLACEMENTS = {
     "all in memory": {"device_map": "auto"},
     "tokenizer in memory, the rest on disk": {"device_map": "auto", "max_memory": {"cpu": 200_000}},
     "all on disk": {"device_map": {"": "disk"}},
@@ -41,12 +41,12 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_codes_answers_and_images_stay(whole, folder, place, pixels, tmp_path):
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_placement_changes_no_code_answer_or_image(whole, folder, placement, pixels, tmp_path):
     model, processor = whole
-    placed = AutoModelForMultimodalLM.from_pretrained(folder, offload_folder=tmp_path, **PLACES[place]).eval()
+    placed = AutoModelForMultimodalLM.from_pretrained(folder, offload_folder=tmp_path, **PLACEMENTS[placement]).eval()
     on_disk = {name for name, parameter in placed.named_parameters() if parameter.is_meta}
-    assert bool(on_disk) == (place != "all in memory")
+    assert bool(on_disk) == (placement != "all in memory")
 
     assert torch.equal(placed.model.vq_model.encode(pixels), model.model.vq_model.encode(pixels))
     chat = [{"role": "user", "content": QUESTION}]
@@ -60,6 +60,6 @@ def test_codes_answers_and_images_stay(whole, folder, place, pixels, tmp_path):
     assert torch.equal(placed.decode_image_tokens(codes[0]), model.decode_image_tokens(codes[0]))
 
 
-def test_parts_called_past_their_hooks_are_never_split(whole):
+def test_modules_without_hooks_are_not_split(whole):
     """`encode`, `decode_pixels` and the stepwise path of the depth decoder call submodules of these two directly."""
     assert {"EvoTokVQModel", "EvoTokDepthDecoder"} <= whole[0]._no_split_modules

@@ -7,9 +7,9 @@ import re
 import torch
 from torch.utils.data import DataLoader
 
-from evotok.commands.terminal import say
+from evotok.commands.terminal import print_results
 from evotok.data.errors import one_line, visible, visible_json
-from evotok.visible_streamer import VisibleStreamer
+from evotok.inference import VisibleStreamer
 
 
 class Failing(torch.utils.data.Dataset):
@@ -64,8 +64,8 @@ def test_json_stays_json():
 
 
 def test_commands_say_nothing_else(capsys):
-    say(argparse.Namespace(json=False), {}, [ODD])
-    say(argparse.Namespace(json=True), {"text": ODD}, [])
+    print_results(argparse.Namespace(json=False), {}, [ODD])
+    print_results(argparse.Namespace(json=True), {"text": ODD}, [])
     assert "\x1b" not in capsys.readouterr().out.replace("\\x1b", "")
     streamer = VisibleStreamer(None)
     streamer.on_finalized_text(ODD, stream_end=True)

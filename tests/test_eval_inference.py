@@ -1,16 +1,11 @@
-"""Batched answers and images of `eval/inference.py`."""
+"""Answers to the questions of records; the rest of `eval/inference.py` is in test_inference.py."""
 
 import pytest
 import torch
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.eval.inference import answer_questions, continuous_features, generate_images, prompt_of
-from evotok.eval.metrics import round_pixels
-
-
-PROMPTS = ["a cat", "a dog, the red one", "this"]
-STEP = 1 / 127  # of 8 bits: batches of other sizes round sums otherwise
+from evotok.eval.inference import answer_questions, continuous_features, prompt_of
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +50,3 @@ def test_continuous_features_have_the_towers_direction_and_the_norm_of_decoded_s
     found = continuous_features(model, lambda images: other, pixels).last_hidden_state
     torch.testing.assert_close(found.norm(dim=-1), decoded.last_hidden_state.norm(dim=-1))
     torch.testing.assert_close(torch.cosine_similarity(found, other, dim=-1), torch.ones(2, found.shape[1]))
-
-
-def test_generate_images_depends_on_the_seed_alone(chat_model):
-    images, again, other = (
-        generate_images(*chat_model, PROMPTS, 7.5, guidance_min_p=0.1, batch_size=2, seed=seed) for seed in (3, 3, 4)
-    )
-    assert images.shape == (3, 3, 32, 32) and torch.equal(images, round_pixels(images))
-    assert torch.equal(images, again) and not torch.equal(images, other)
-
-
-def test_generate_images_with_seeds_depends_on_no_other_image(chat_model):
-    together = generate_images(*chat_model, PROMPTS, 2.0, seeds=[5, 6, 7])
-    apart = generate_images(*chat_model, PROMPTS, 2.0, batch_size=2, seeds=[5, 6, 8])
-    torch.testing.assert_close(together[:2], apart[:2], rtol=0, atol=STEP)
-    assert not torch.equal(together[2], apart[2])
-
-
-def test_generate_images_refuses_bad_arguments(chat_model):
-    for arguments, message in [({"guidance_min_p": 3}, "guidance_min_p=3"), ({"temprature": 1}, "takes no temprature")]:
-        with pytest.raises(ValueError, match=message):
-            generate_images(*chat_model, ["a cat"], **arguments)
-    with pytest.raises(ValueError, match="No prompts"):
-        generate_images(*chat_model, [])

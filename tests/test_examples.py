@@ -1,4 +1,4 @@
-"""What a visitor or a reader tries first: the model does it well, and everybody takes it from one place."""
+"""Examples of the page, the help and the documents: the model does them well, and they have one source."""
 
 import random
 import re
@@ -17,6 +17,7 @@ from evotok.data.world.prompts import Prompt
 from evotok.data.world.questions import WORDINGS, Asker
 from evotok.data.world.scenes import tidy_scene
 from evotok.eval.mini.scene_detector import SceneDetector, faults
+from evotok.inference import answer_questions, generate_images
 
 
 ROOT = Path(__file__).parents[1]
@@ -42,27 +43,27 @@ RIGHT = 2
 
 
 def found(text, patterns):
-    """What a text gives as examples."""
+    """The examples in a text."""
     hits = [hit.group(1) for pattern in patterns for hit in re.finditer(pattern, text)]
     return {example for hit in hits for example in (re.findall('"([^"]*)"', hit) or [hit])} - {""}
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_documents_and_help_take_their_examples_from_the_page(name):
+def test_texts_have_the_examples_of_the_page(name):
     if name == "docs/bad_inputs.md":
         return
     assert found(TEXTS[name], PROMPTS_OF_TEXTS) <= set(WORLD_PROMPTS)
     assert found(TEXTS[name], QUESTIONS_OF_TEXTS) <= set(WORLD_QUESTIONS)
 
 
-def test_examples_are_found_in_documents():
+def test_found_examples_of_documents():
     assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {WORLD_PROMPTS[0]}
     assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {WORLD_QUESTIONS[1]}
     assert found(TEXTS["docs/faq.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
     assert len(found(TEXTS["docs/faq.md"], QUESTIONS_OF_TEXTS)) == 2
 
 
-# --- what the model makes of them ------------------------------------------------------------------------------------
+# --- with the model ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def mini():
 
 
 def find_faults(world, prompt, image):
-    """What an image lacks of the prompt of an example; the nearest emoji by pixels stands for an emoji."""
+    """Faults of a generated image of an example; of an emoji image the nearest one by pixels."""
     if emoji := re.fullmatch(r"an? (\w+), (.*) style", prompt):
         shown = [(name, style) for style in EMOJI_STYLES for name in range(len(world.emoji_names))]
         pixels = np.stack([np.asarray(world.emoji_image(*pair)) for pair in shown]).astype(np.float32)
@@ -88,52 +89,48 @@ def find_faults(world, prompt, image):
 
 
 @pytest.mark.parametrize("prompt", WORLD_PROMPTS)
-def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
-    from evotok.eval.inference import generate_images
-
-    model, processor = mini
-    images = generate_images(model, processor, [prompt] * SEEDS, seed=0)
-    wrong = [find_faults(world, prompt, image) for image in processor.post_process_image_generation(images)]
+def test_images_of_example_prompts_are_right(mini, world, prompt):
+    images = generate_images(*mini, [prompt] * SEEDS, seed=0)
+    wrong = [find_faults(world, prompt, image) for image in images]
     assert sum(not fault for fault in wrong) >= RIGHT, wrong
 
 
 @pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
-def test_the_model_answers_what_the_example_asks(mini, world, number):
+def test_answers_to_example_questions_are_right(mini, world, number):
     from evotok.data.world.records import image_record
     from evotok.data.world.scenes import render
-    from evotok.eval.inference import answer_questions
     from evotok.eval.metrics import normalize_answer
 
     scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
     kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])
     right = Asker(world, canonical=True).ask(random.Random(0), scene, kind).answer
-    [said] = answer_questions(*mini, [image_record(render(world, scene), [(question, right)], kind)])
-    assert normalize_answer(said) == normalize_answer(right)
+    [answer] = answer_questions(*mini, [image_record(render(world, scene), [(question, right)], kind)])
+    assert normalize_answer(answer) == normalize_answer(right)
 
 
-# --- what it knows ---------------------------------------------------------------------------------------------------
+# --- scope of the model -----------------------------------------------------------------------------------------------
 
 
-def test_examples_fit_the_model(tmp_path):
+def test_find_examples_depends_on_the_image_size(tmp_path):
     general = find_examples(256, tmp_path)
-    assert not general.pictures and not list(tmp_path.iterdir())
+    assert not general.images and not list(tmp_path.iterdir())
     icons = find_examples(64, tmp_path)
-    assert len(icons.pictures) == len(WORLD_QUESTIONS)
-    assert all(Image.open(path).size == (64, 64) for path in icons.pictures)
+    assert len(icons.images) == len(WORLD_QUESTIONS)
+    assert all(Image.open(path).size == (64, 64) for path in icons.images)
 
 
-def test_a_model_of_the_world_knows_its_words_and_no_others(tmp_path):
+def test_scope_of_the_world(tmp_path):
     scope = find_examples(64, tmp_path).scope
-    icons = [Image.open(path) for path in find_examples(64, tmp_path).pictures]
+    icons = [Image.open(path) for path in find_examples(64, tmp_path).images]
     assert all(has_plain_background(image) for image in icons)
     asked = ("Is there a red heart?", "Where is the key, relative to the car?", "Which thing is blue?")
     for question in (*WORLD_QUESTIONS, *asked):
-        assert scope.objection(question, icons) is None
+        assert scope.refuse_question(question, icons) is None
     for question in ("Who painted the Mona Lisa?", "Translate this into French please"):
-        assert "has not learned" in scope.objection(question, icons)
-    assert scope.warning("two hearts on a blue background") is None
-    assert "“eiffel”" in scope.warning("the Eiffel tower at night, oil painting")
+        assert "has not learned" in scope.refuse_question(question, icons)
+    assert scope.warn_about_prompt("two hearts on a blue background") is None
+    assert "“eiffel”" in scope.warn_about_prompt("the Eiffel tower at night, oil painting")
     noise = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
-    assert "photograph" in scope.objection("What is this?", [noise]) and not has_plain_background(noise)
-    assert find_examples(256, tmp_path).scope.objection("Who painted the Mona Lisa?", []) is None
-    assert all("\n" not in line and line for line in (scope.chat, scope.draw, scope.inside))
+    assert "photograph" in scope.refuse_question("What is this?", [noise]) and not has_plain_background(noise)
+    assert find_examples(256, tmp_path).scope.refuse_question("Who painted the Mona Lisa?", []) is None
+    assert all("\n" not in line and line for line in (scope.chat, scope.generate, scope.inside))

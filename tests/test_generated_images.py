@@ -85,8 +85,8 @@ class Served:
         for index in reversed(range(len(requests))):
             prompt, seed = requests[index]
             self.prompts.append(prompt)
-            found = images.generate_images(*self.parts, [prompt], seeds=[seed], **settings)
-            yield index, self.parts[1].post_process_image_generation(found)[0]
+            [image] = images.generate_images(*self.parts, [prompt], seeds=[seed], **settings)
+            yield index, image
 
 
 def test_servers_generate_the_images_of_this_process(generate, chat_model, tmp_path):

@@ -149,9 +149,9 @@ def test_adapters_of_another_model_are_refused(sft, tmp_path):
 @pytest.mark.parametrize(
     "base, said",
     [
-        (None, "adapters that do not say what they were trained on"),
+        (None, "adapters without the name of their checkpoint"),
         ("runs/nowhere/sft", "what they were trained on is needed too: 'runs/nowhere/sft': no such folder"),
-        ("", "adapters that do not say"),
+        ("", "adapters without the name"),
         ("strange", "adapters that were trained on themselves"),
     ],
 )

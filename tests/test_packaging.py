@@ -1,4 +1,4 @@
-"""What is packed and pinned: version, folder map, extras, constraints, licences. Builds nothing."""
+"""The package: version, folders, extras, constraints, licences. Builds nothing."""
 
 import importlib
 import json
@@ -38,24 +38,25 @@ def pins():
     return {canonicalize_name(r.name): Version(next(iter(r.specifier)).version) for r in requirements}
 
 
-def test_version_is_the_packages(metadata):
+def test_version_is_that_of_evotok(metadata):
     import evotok
 
     assert metadata["version"] == evotok.__version__
     assert Version(evotok.__version__)
 
 
-def test_every_folder_with_code_is_packed(metadata):
+def test_folders_with_code_are_packed(metadata):
     folders = set(metadata["package_dir"].values())
-    for top in ("evotok", "modeling_evotok", "processing", "training", "eval"):
+    for top in ("evotok", "modeling_evotok", "processing", "data", "training", "eval"):
         for path in (ROOT / top).rglob("*.py"):
             assert path.parent.relative_to(ROOT).as_posix() in folders, f"{path} would be missing from a wheel"
     assert metadata["package_dir"]["evotok.modeling_evotok"] == "modeling_evotok"
     assert metadata["packages"] == list(metadata["package_dir"])
+    assert not any(folder.startswith("tools") for folder in folders)
 
 
 @pytest.mark.parametrize("top", ["configs", "assets"])
-def test_every_data_file_is_packed(metadata, top):
+def test_data_files_are_packed(metadata, top):
     folder = ROOT / top
     packed = {path for pattern in metadata["package_data"][f"evotok.{top}"] for path in folder.glob(pattern)}
     tracked = subprocess.run(["git", "ls-files", top], cwd=ROOT, capture_output=True, text=True, check=False).stdout
@@ -63,8 +64,8 @@ def test_every_data_file_is_packed(metadata, top):
         assert path in packed or not path.exists(), f"{path.relative_to(ROOT)}: setup.py packs no such files"
 
 
-def test_installed_paths_of_data_match_those_of_a_checkout():
-    """`data/world/drawings.py` looks two folders up for `assets`: the root of a checkout, or the installed package."""
+def test_assets_are_beside_the_data_of_a_checkout():
+    """`assets` is two folders above the world: in the root of a checkout, or in the installed package."""
     from evotok.data.world.drawings import World
 
     assert World().root == ROOT / "assets" / "world"
@@ -82,13 +83,13 @@ def test_extras_parse_and_are_pinned(metadata, pins):
             assert pins[name] in requirement.specifier, f"{requirement} excludes the pinned {pins[name]}"
 
 
-def test_constraints_keep_torch_and_have_no_accelerator_packages(pins):
+def test_constraints_have_no_accelerator_packages(pins):
     assert pins["torch"] == Version("2.13.0") and pins["torch"].local is None
     assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
     assert "torchvision" not in pins
 
 
-def test_pins_are_what_is_tested_with(pins):
+def test_pins_are_the_installed_versions(pins):
     import torch
     import transformers
 
@@ -96,7 +97,7 @@ def test_pins_are_what_is_tested_with(pins):
     assert Version(transformers.__version__) == pins["transformers"]
 
 
-def test_matrix_spans_the_transformers_that_are_allowed(metadata, pins):
+def test_matrix_has_the_oldest_and_newest_transformers(metadata, pins):
     oldest, newest = re.search(
         r"^OLDEST := (\S+)\nNEWEST := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     ).groups()
@@ -107,7 +108,7 @@ def test_matrix_spans_the_transformers_that_are_allowed(metadata, pins):
     assert f"The oldest Transformers that works is {floor}" in (ROOT / "README.md").read_text()
 
 
-def test_licences_of_embedded_art_are_named():
+def test_notice_has_the_licences_of_embedded_art():
     assert "Apache License" in (ROOT / "LICENSE").read_text() and "Version 2.0" in (ROOT / "LICENSE").read_text()
     notice, world = (ROOT / "NOTICE").read_text(), ROOT / "assets" / "world"
     entries = dict(re.findall(r"^  assets/world/(\S+\.webp) +(.*(?:\n {4,}.*)*)", notice, re.MULTILINE))
@@ -126,7 +127,7 @@ def test_licences_of_embedded_art_are_named():
         assert weights in notice
 
 
-def test_makefile_has_the_promised_targets():
+def test_makefile_has_its_documented_targets():
     text = (ROOT / "Makefile").read_text()
     tests = ("test", "test-hf", "test-matrix", "test-lmms", "test-vllm", "test-fid")
     for target in ("demo", *tests, "lint", "docs", "mini", "clean"):
@@ -145,7 +146,7 @@ def test_ci_is_executable_bash():
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-def test_the_command_is_there(metadata):
+def test_entry_points_are_importable(metadata):
     plugin = metadata["entry_points"]["lmms_eval.models"]
     assert plugin == ["evotok = evotok.lmms_eval_plugin:manifest"]
     [script] = metadata["entry_points"]["console_scripts"]

@@ -16,7 +16,7 @@ pytest.importorskip("openai")
 from served import noise, running
 
 from evotok.cli import main
-from evotok.commands.chat import Chat, RemoteChat
+from evotok.commands.chat import Chat
 from evotok.serving.client import ServerClient
 from evotok.serving.limits import Limits
 
@@ -34,9 +34,9 @@ def served(parts):
 
 
 def test_a_conversation_is_that_with_the_model_itself(parts, served, capsys):
-    here, there = Chat(*parts, 12), RemoteChat(ServerClient(f"{served.url}/v1/", "secret"), 12)
+    here, there = Chat(*parts, 12), Chat(ServerClient(f"{served.url}/v1/", "secret"), None, 12)
     for chat in (here, there):
-        chat.show(noise())
+        chat.conversation.pending.append(noise())
     for question in ("what is this?", "a cat, a dog"):
         assert there.ask(question) == here.ask(question) != ""
     assert there.history() == here.history()
@@ -45,11 +45,11 @@ def test_a_conversation_is_that_with_the_model_itself(parts, served, capsys):
 
 
 def test_an_image_is_generated_there_and_goes_with_the_next_question(parts, served):
-    chat = RemoteChat(ServerClient(served.url, "secret"), 4)
-    image = chat.draw("a cat", seed=5)
-    assert image.tobytes() == Chat(*parts).draw("a cat", seed=5).tobytes()
+    chat = Chat(ServerClient(served.url, "secret"), None, 4)
+    image = chat.generate("a cat", seed=5)
+    assert image.tobytes() == Chat(*parts).generate("a cat", seed=5).tobytes()
     assert chat.history() == ["> [image]"]
-    chat.ask("what is this?", stream=False)
+    chat.ask("what is this?", is_printed=False)
     assert chat.conversation.messages[0]["content"][0]["image"] is image
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("openai")
 
 from served import running
 
-from evotok.eval.inference import generate_images
+from evotok.inference import generate_images
 from evotok.serving import pool as pool_module
 from evotok.serving.client import BusyServerError
 from evotok.serving.pool import ServerPool
@@ -71,8 +71,8 @@ def test_images_are_those_of_their_seeds_whoever_generates_them(parts, served, o
     assert pool.at_once == 6
     found = dict(pool.generate_images(ORDERS, guidance_scale=3.0, top_k=10))
     prompts, seeds = zip(*ORDERS, strict=True)
-    pixels = generate_images(*parts, prompts, 3.0, seeds=seeds, top_k=10)
-    for index, image in enumerate(parts[1].post_process_image_generation(pixels)):
+    images = generate_images(*parts, prompts, guidance_scale=3.0, seeds=seeds, top_k=10)
+    for index, image in enumerate(images):
         assert abs(np.asarray(image).astype(int) - np.asarray(found[index])).max() <= 1, "where sums are rounded"
 
 

@@ -1,4 +1,4 @@
-"""The image tokenizer outside Python: `torch.export` programs and ONNX files give its codes and its pixels."""
+"""Exported graphs of the image tokenizer: `torch.export` programs and ONNX files give its codes and pixels."""
 
 import json
 import sys
@@ -16,28 +16,28 @@ from evotok.tokenizer_graphs import GRAPHS, export_programs
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """The embedded model's: real codes, of real pictures."""
+    """The trained tokenizer of the embedded model."""
     return load_tokenizer("mini")[0].cpu()
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """(5, 3, 64, 64), never seen in training."""
+def scenes():
+    """Scenes of the validation styles (5, 3, 64, 64)."""
     return scene_pixels(load_world(), held_out_scenes(load_world(), "val", 5))
 
 
-def expected(tokenizer, pictures) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of every graph, by the model itself."""
-    codes = tokenizer.encode(pictures)
+def expected(tokenizer, scenes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Input and output of each graph, by the model."""
+    codes = tokenizer.encode(scenes)
     with torch.no_grad():
         return {
-            "encoder": (pictures, codes),
+            "encoder": (scenes, codes),
             "pixel_decoder": (codes[..., :4], tokenizer.decode_pixels(codes)),
             "semantic_decoder": (codes, tokenizer.decode_semantics(codes)),
         }
 
 
-def test_programs_saved_and_loaded_give_the_same_for_any_batch(tiny_model, pixels, tmp_path):
+def test_saved_programs_give_the_outputs_of_the_model_for_any_batch(tiny_model, pixels, tmp_path):
     vq_model = tiny_model.model.vq_model
     codes = vq_model.encode(pixels)
     inputs = {"encoder": pixels, "pixel_decoder": codes[..., :2], "semantic_decoder": codes}
@@ -52,7 +52,7 @@ def test_programs_saved_and_loaded_give_the_same_for_any_batch(tiny_model, pixel
             torch.testing.assert_close(given, wanted, rtol=0, atol=0 if name == "encoder" else 1e-5)
 
 
-def test_onnx_gives_the_same_codes_and_pixels_for_any_batch(tokenizer, pictures, tmp_path, capsys):
+def test_onnx_files_give_the_outputs_of_the_model_for_any_batch(tokenizer, scenes, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["export-onnx", "mini", "--out", str(tmp_path / "onnx"), "--json"]) == 0
@@ -62,20 +62,20 @@ def test_onnx_gives_the_same_codes_and_pixels_for_any_batch(tokenizer, pictures,
     assert names == {"encoder.onnx", "pixel_decoder.onnx", "semantic_decoder.onnx", "preprocessor_config.json"}
     size = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())["size"]
     assert size == {"height": 64, "width": 64}
-    for name, (inputs, outputs) in expected(tokenizer, pictures).items():
+    for name, (inputs, outputs) in expected(tokenizer, scenes).items():
         session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        [taken], [given] = session.get_inputs(), session.get_outputs()
-        assert [taken.name, given.name] == list(GRAPHS[name][1:])
-        assert isinstance(taken.shape[0], str) and taken.shape[1:] == list(inputs.shape[1:])
+        [given], [output] = session.get_inputs(), session.get_outputs()
+        assert [given.name, output.name] == list(GRAPHS[name][1:])
+        assert isinstance(given.shape[0], str) and given.shape[1:] == list(inputs.shape[1:])
         metadata = session.get_modelmeta().custom_metadata_map
         assert metadata["tokenizer"] == fingerprint(tokenizer) and metadata["image_size"] == "64"
         for batch in (5, 1):
-            result = torch.from_numpy(session.run(None, {taken.name: inputs[:batch].numpy()})[0])
+            result = torch.from_numpy(session.run(None, {given.name: inputs[:batch].numpy()})[0])
             atol = 0 if name == "encoder" else 1e-4
             torch.testing.assert_close(result, outputs[:batch], rtol=0, atol=atol, msg=name)
 
 
-def test_without_the_packages_the_extra_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_export_without_its_packages_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export-onnx", "mini", "--out", str(tmp_path / "a" / "onnx")]) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -16,7 +16,7 @@ from evotok.commands.app import listen
 from evotok.commands.checkpoints import load_multimodal
 
 
-TARGET = Path(__file__).resolve().parent / "page.png"
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "page.png"
 SIZE = {"width": 1280, "height": 960}
 PATIENCE = 120_000
 

@@ -122,8 +122,8 @@ def _generate(evaluation: Evaluation, missing: Sequence[MissingImage], folders: 
 
         def generate(batch: Sequence[MissingImage]) -> None:
             prompts, seeds, paths = zip(*batch, strict=True)
-            pixels = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
-            for image, path in zip(processor.post_process_image_generation(pixels), paths, strict=True):
+            images = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
+            for image, path in zip(images, paths, strict=True):
                 save_image(image, path)
 
     if workers.is_main:

@@ -1,5 +1,5 @@
-"""The page of `evotok app`: chat about images, draw them, look inside their codes.
+"""The page of `evotok app`: chat about images, generate them, inspect their codes.
 
-`chat`, `draw` and `inside` are plain functions and generators over a model and its processor; `running` and `limits`
-keep one visitor from spoiling the page for the others; only `page` and `theme` know Gradio.
+`page` builds it from a module for each tab: `chat`, `generate` and `inside`. `server` serves it behind `gate`, which
+refuses what is not for the page, and `visitors`, which holds the limits of each address.
 """

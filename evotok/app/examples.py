@@ -1,7 +1,7 @@
-"""Examples of prompts, questions and images, and what the model that they are for knows.
+"""Examples of prompts, questions and images, and the scope of the model that they are for.
 
-The page, the help of the commands and the documents take their examples from here, and a test generates an image from
-each prompt and judges it: what a visitor tries first must be something that the model does well.
+The page, the help of the commands and the documents take their examples from here; a test generates an image from each
+prompt and answers each question.
 """
 
 import re
@@ -34,35 +34,35 @@ PROMPTS = ("a red bicycle leaning on a white wall", "two cats on a sofa", "a bow
 QUESTIONS = ("What is in this image?", "Describe the image in one sentence.", "How many people are there?")
 
 UNKNOWN_SHARE = 1 / 3
-"""A question with more than this share of words that the model has not learned is outside its scope."""
+"""A question with a larger share of words that are not in the training data is outside the scope."""
 PLAIN_SHARE = 0.6
 """Share of the pixels at the border of a plain background that have one colour."""
 PLAIN_TOLERANCE = 24
-"""How far a channel of such a pixel may be from the median, of 255."""
+"""Largest distance of a channel of such a pixel from the median, of 255."""
 
 
 class Scope(NamedTuple):
-    """What a model knows: a line for each tab, and what it cannot answer.
+    """Scope of a model.
 
     Args:
-        chat, draw, inside: one line for each tab.
-        words: the words that it has learned; None for a model of ordinary language.
-        images_only: whether it answers questions about images only, on plain backgrounds.
+        chat, generate, inside: a description of the scope for each tab, one line.
+        words: words of the training data; None for a model of ordinary language.
+        images_only: whether it answers only questions about images, on plain backgrounds.
     """
 
     chat: str
-    draw: str
+    generate: str
     inside: str
     words: frozenset[str] | None = None
     images_only: bool = False
 
     def unknown_words(self, text: str) -> list[str]:
-        """Lists the words of a text that the model has not learned."""
+        """Lists the words of a text that are not in the training data."""
         words = dict.fromkeys(words_of(text))
         return [] if self.words is None else [word for word in words if word not in self.words]
 
-    def objection(self, question: str, images: Sequence["Image.Image"]) -> str | None:
-        """Says why the model cannot answer a question about these images; None if it can."""
+    def refuse_question(self, question: str, images: Sequence["Image.Image"]) -> str | None:
+        """Returns why a question about images is outside the scope; None if it is not."""
         if not self.images_only:
             return None
         if not images:
@@ -72,22 +72,22 @@ class Scope(NamedTuple):
             return f"This model has not learned {_listed(unknown)}, so it cannot answer this. {self.chat}"
         if not has_plain_background(images[-1]):
             return (
-                "This looks like a photograph. The model has seen only icons and emoji on plain backgrounds, so it "
-                "cannot say what this image shows."
+                "This looks like a photograph. The model was trained on icons and emoji on plain backgrounds only, and "
+                "cannot answer questions about it."
             )
         return None
 
-    def warning(self, prompt: str) -> str | None:
-        """Says which words of a prompt an image cannot show; None if there are none."""
+    def warn_about_prompt(self, prompt: str) -> str | None:
+        """Returns a warning about the words of a prompt that are outside the scope; None if there are none."""
         if unknown := self.unknown_words(prompt):
             return f"This model has not learned {_listed(unknown)}: the image will not show it."
         return None
 
 
-ANYTHING = Scope(
-    chat="Ask about images in your own words, or write /draw and a prompt to have an image generated.",
-    draw="Describe an image in a sentence.",
-    inside="Any image: see what each level of its codes holds.",
+UNLIMITED = Scope(
+    chat="Ask about images in your own words, or type /draw and a prompt to generate an image.",
+    generate="Describe an image in a sentence.",
+    inside="Any image: see what each level of its codes adds.",
 )
 
 
@@ -101,16 +101,16 @@ def _listed(words: list[str]) -> str:
 
 
 class Examples(NamedTuple):
-    """Prompts to generate from, questions about an image, paths of images to ask about, and what the model knows."""
+    """Example prompts, questions about images, the paths of these images, and the scope of the model."""
 
     prompts: tuple[str, ...]
     questions: tuple[str, ...]
-    pictures: list[str]
-    scope: Scope = ANYTHING
+    images: list[str]
+    scope: Scope = UNLIMITED
 
 
 def find_examples(image_size: int, folder: Path) -> Examples:
-    """Finds examples for a model of images of that size; those of the world have images, written to `folder`."""
+    """Chooses examples for a model of images of a size; those of the world have images, saved to `folder`."""
     from PIL import Image
 
     from evotok.data.world.drawings import load_world
@@ -123,17 +123,16 @@ def find_examples(image_size: int, folder: Path) -> Examples:
         world = load_world()
     except FileNotFoundError:  # of an installation without the embedded data
         return Examples(PROMPTS, QUESTIONS, [])
-    pictures = []
+    images = []
     for scene in world_scenes(world):
         path = folder / f"{describe(world, scene)}.png"
         Image.fromarray(render(world, scene)).save(path)
-        pictures.append(str(path))
-    return Examples(WORLD_PROMPTS, WORLD_QUESTIONS, pictures, world_scope(world))
+        images.append(str(path))
+    return Examples(WORLD_PROMPTS, WORLD_QUESTIONS, images, world_scope(world))
 
 
 def world_scenes(world) -> list["Scene"]:
-    """A scene for each of `WORLD_QUESTIONS`, of icons in styles that are held out from training; the first shows one
-    thing.
+    """Returns a scene for each of `WORLD_QUESTIONS`, of icons in held-out styles; the first is of one object.
 
     Args:
         world: the embedded `World`.
@@ -144,7 +143,7 @@ def world_scenes(world) -> list["Scene"]:
 
 
 def world_scope(world) -> Scope:
-    """Describes what a model trained on the embedded world knows.
+    """Builds the scope of a model that was trained on the embedded world.
 
     Args:
         world: the embedded `World`.
@@ -168,18 +167,18 @@ def world_scope(world) -> Scope:
         "a an and on are draw has have does many number relative top bottom",
     ]
     return Scope(
-        chat=f"It knows {len(names)} things in {len(COLORS)} colors: their names, colors, numbers and places. Ask "
-        f"“{WORLD_QUESTIONS[0]}”, or write “/draw {WORLD_PROMPTS[0]}”.",
-        draw=f"It knows {len(names)} things in {len(COLORS)} colors, one to four on a background, and emoji of them in "
-        f"four styles. A prompt is such as “{WORLD_PROMPTS[0]}”.",
-        inside="It has learned icons and emoji on plain backgrounds; other images are decoded with less detail.",
+        chat=f"Trained on {len(names)} things in {len(COLORS)} colors: their names, colors, numbers and positions. Ask "
+        f"“{WORLD_QUESTIONS[0]}”, or type “/draw {WORLD_PROMPTS[0]}”.",
+        generate=f"Trained on {len(names)} things in {len(COLORS)} colors, one to four on a background, and emoji of "
+        f"them in four styles. An example is “{WORLD_PROMPTS[0]}”.",
+        inside="Trained on icons and emoji on plain backgrounds; other images are decoded with less detail.",
         words=frozenset(words_of(" ".join(texts))),
         images_only=True,
     )
 
 
 def has_plain_background(image: "Image.Image") -> bool:
-    """Whether most pixels at the border of an image have one colour, as those of an icon and unlike a photograph's.
+    """Returns whether most pixels at the border of an image have one colour, unlike those of a photograph.
 
     Args:
         image: RGB.

@@ -1,12 +1,19 @@
-"""What the page lets in: of all that Gradio serves no more than this page's own code asks for, in the form it does.
+"""ASGI middleware before Gradio, which refuses requests that the page does not send.
 
-Gradio would also answer to any name of a host (and so to a site that has its own name point here), take uploads from
-any site, fetch public addresses for a visitor, wait without end for the rest of a request, and answer what its forms
-never send with a failure of its own.
+Gradio 6.31 limits the size of an uploaded file, the length of the queue and the files that are served. It does not:
+
+- check the Host header, so that a site whose name points to this machine (DNS rebinding) could use the page;
+  TrustedHostMiddleware of Starlette has no rule for addresses in numbers, and splits those of IPv6;
+- refuse uploads and events from other sites: its CORS headers only keep their scripts from reading the response;
+- switch off the routes that this page does not use, such as those that fetch, record or edit;
+- refuse public addresses in the place of files: it fetches them for a visitor;
+- limit the size of a request that is no upload, or the time until its body has arrived, as uvicorn does not either;
+- limit sessions, waiting events and uploads of one address, see `visitors`;
+- answer malformed requests with a status below 500, and without a traceback in the log;
+- send a content security policy.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import re
@@ -22,14 +29,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evotok.app.limits import BODY_SECONDS
 from evotok.app.visitors import RefusedError, Visitors
+from evotok.connections import is_own_host
 
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
-"""Of a request that is no upload: texts are short, and images are sent as the names of uploads."""
+"""Size of a request that is no upload: images in it are the names of uploads."""
 SECURITY_HEADERS = {
-    # Nothing of what is shown is fetched from, or sent to, another site; Gradio's own page has scripts in it.
+    # Nothing is fetched from, or sent to, another site; Gradio's own page has inline scripts.
     "content-security-policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
     "form-action 'none'; base-uri 'self'; frame-ancestors 'self'",
     "x-content-type-options": "nosniff",
@@ -46,13 +54,12 @@ _HEARTBEAT = "/gradio_api/heartbeat/"
 
 
 class Gate:
-    """ASGI middleware that refuses what is not for this page, with a status and one line.
+    """ASGI middleware that answers a refused request with a status and one line.
 
     Args:
-        app: what Gradio serves.
+        app: the application of Gradio.
         visitors: limits per address and session.
-        hosts: names of this machine, beside `localhost` and addresses in numbers, which no other site can have;
-            `.example.org` stands for all names that end so.
+        hosts: names of this machine, beside `localhost` and addresses in numbers; see `is_own_host`.
     """
 
     def __init__(self, app: ASGIApp, visitors: Visitors, hosts: Iterable[str] = ()):
@@ -63,15 +70,15 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        at_once = "/run/" in scope["path"]
+        is_run = "/run/" in scope["path"]
         started = False
 
         async def send_on(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                # Handlers that do not wait in the queue only show what is there: one fails for what it was given.
-                if at_once and message["status"] == 500:
+                # Handlers outside the queue fail for their input only, which Gradio answers with 500.
+                if is_run and message["status"] == 500:
                     message = message | {"status": 422}
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
@@ -86,28 +93,28 @@ class Gate:
                 raise
             await PlainTextResponse(refused.reason, refused.status)(scope, receive, send_on)
         except ClientDisconnect:
-            logger.info("broken off: %s %s", scope["method"], scope["path"])
+            logger.info("disconnected: %s %s", scope["method"], scope["path"])
         except Exception as error:
             if started or isinstance(error, OSError):
-                raise  # a fault of the machine
+                raise  # the response has begun, or the disk is full
             logger.info("refused %s %s", scope["method"], scope["path"], exc_info=error)
-            await PlainTextResponse("The page does not send such requests.", 422)(scope, receive, send_on)
+            await PlainTextResponse("The page sends no such request.", 422)(scope, receive, send_on)
 
     async def _admit(self, scope: Scope, receive: "_Body") -> tuple[Receive, str | None]:
-        """Checks a request before Gradio gets it.
+        """Checks a request before Gradio receives it.
 
         Returns:
-            Where to receive the request from, after what was read of it here, and the session that it belongs to.
+            The channel that Gradio receives the request from, and the session of the request.
 
         Raises:
-            RefusedError: it goes no further.
+            RefusedError: the request is refused.
         """
         path, writes = scope["path"].rstrip("/"), scope["method"] == "POST"
         address = scope["client"][0] if scope.get("client") else ""
         if not (_WRITTEN if writes else _READ).fullmatch(scope["path"]):
-            raise RefusedError(404, "There is no such thing on this page.")
+            raise RefusedError(404, "The page has no such route.")
         if "://" in path:
-            raise RefusedError(403, "The page reads no addresses.")
+            raise RefusedError(403, "Addresses are not fetched: upload the file.")
         if not writes:
             session = _session_of(scope)
             if path.endswith("/queue/data"):
@@ -117,8 +124,8 @@ class Gate:
             return receive.rest, session
         if path.endswith("/upload"):
             size = Headers(scope=scope).get("content-length", "")
-            if not size.isdecimal():  # browsers say how much they send
-                raise RefusedError(411, "An upload says how long it is.")
+            if not size.isdecimal():  # browsers always send it
+                raise RefusedError(411, "An upload needs the header Content-Length.")
             self.visitors.upload(address, int(size))
             return receive, None
         body = await receive.read()
@@ -136,7 +143,7 @@ class Gate:
 
 
 class _Body:
-    """Receives the body of a request, which must be there in time."""
+    """Channel of the body of a request, with a time limit."""
 
     def __init__(self, receive: Receive):
         self.rest = receive
@@ -144,97 +151,81 @@ class _Body:
         self._whole = False
 
     async def __call__(self) -> Message:
-        """One message.
+        """Receives one message.
 
         Raises:
-            RefusedError: the time is up.
+            RefusedError: the time limit has passed.
         """
         if self._whole:
-            return await self.rest()  # waits until the visitor leaves
+            return await self.rest()  # returns when the visitor disconnects
         try:
             async with asyncio.timeout_at(self._end):
                 message = await self.rest()
         except TimeoutError:
-            raise RefusedError(408, f"A request is sent within {BODY_SECONDS} seconds.") from None
+            raise RefusedError(408, f"The request did not arrive within {BODY_SECONDS} seconds.") from None
         self._whole = not message.get("more_body", False)
         return message
 
     async def read(self) -> bytes:
-        """All of it.
+        """Receives the whole body.
 
         Raises:
-            RefusedError: the time is up, or it is too long.
+            RefusedError: the time limit has passed, or the body is too large.
         """
         parts, size = [], 0
         while not self._whole:
             parts.append((await self()).get("body", b""))
             size += len(parts[-1])
             if size > MAX_BODY_BYTES:
-                raise RefusedError(413, f"A request has at most {MAX_BODY_BYTES} bytes.")
+                raise RefusedError(413, f"A request has at most {MAX_BODY_BYTES} bytes: shorten its texts.")
         return b"".join(parts)
 
 
 def _check_origin(scope: Scope, hosts: Iterable[str]) -> None:
-    """Checks that a request is meant for this page, and comes from it if it changes something.
+    """Checks the host of a request, and the site that a request with effects comes from.
 
     Raises:
-        RefusedError: another name of a host, or another site.
+        RefusedError: another host, or another site.
     """
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not is_own_host(host, hosts):
-        raise RefusedError(421, "This page is not at that address.")
+        raise RefusedError(421, "The page is not served under this host name: add it with --allow-host.")
     if scope["method"] not in ("GET", "HEAD"):
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
-        if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise RefusedError(403, "The page takes nothing from other sites.")
-
-
-def is_own_host(host: str, hosts: Iterable[str]) -> bool:
-    """Whether a Host header names this machine: an address in numbers, or one of the names.
-
-    A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
-    """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    try:
-        ipaddress.ip_address(name)
-        return True
-    except ValueError:
-        return any(name == own or (own.startswith(".") and name.endswith(own)) for own in hosts)
+        is_other_site = origin is not None and urlsplit(origin).netloc != host
+        if is_other_site or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise RefusedError(403, "Requests from other sites are refused.")
 
 
 def _session_of(scope: Scope) -> str | None:
-    """The session that a request to read belongs to."""
+    """Returns the session of a GET request."""
     if scope["path"].startswith(_HEARTBEAT):
         return scope["path"].removeprefix(_HEARTBEAT).strip("/")
     return next(iter(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", ())), None)
 
 
 def _check_body(body: bytes) -> str | None:
-    """Looks for addresses in the places of files; what is no JSON is Gradio's to refuse.
+    """Checks that no file of an event is an address; a body that is no JSON is refused by Gradio.
 
     Returns:
-        The session.
+        The session of the event.
 
     Raises:
-        RefusedError: there is one.
+        RefusedError: a file is an address.
     """
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    unseen: list[Any] = [content]
-    while unseen:
-        value = unseen.pop()
+    unchecked: list[Any] = [content]
+    while unchecked:
+        value = unchecked.pop()
         if isinstance(value, dict):
             if "://" in str(value.get("path")):
-                raise RefusedError(403, "The page reads no addresses: upload the file.")
-            unseen += value.values()
+                raise RefusedError(403, "Addresses are not fetched: upload the file.")
+            unchecked += value.values()
         elif isinstance(value, list):
-            unseen += value
+            unchecked += value
     session = content.get("session_hash") if isinstance(content, dict) else None
     return session if isinstance(session, str) else None

@@ -1,41 +1,44 @@
-"""The tab Draw: images from text, shown while they are written; those of a server when they are finished."""
+"""The tab Generate: images from a prompt, with previews by a model in this process, finished by a server."""
 
 import random
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import gradio as gr
 import torch
 from PIL import Image
 
-from evotok.app.limits import TIME_LIMIT, check_number, check_text
-from evotok.app.running import CodeIteratorStreamer, Stop, steps
-from evotok.inference import read_image_prompt
-from evotok.serving.client import ServerClient
+from evotok.app.events import GENERATION, IMMEDIATE, show_errors
+from evotok.app.examples import Examples
+from evotok.app.limits import MAX_GENERATED_IMAGES, STATE_SECONDS, TIME_LIMIT, check_number, check_text
+from evotok.inference import preview_images, read_image_prompt, stream_codes
 
 
-MAX_IMAGES = 8
 MAX_SEED = 2**32 - 1
-UNWRITTEN = (232, 234, 238)
-"""Colour of positions that are not written yet."""
 PREVIEW_SHARE = 0.25
-"""Previews take at most about this share of the time."""
+"""Share of the time that previews take, about."""
 PREVIEW_SECONDS = 0.2
+"""Least time between two previews."""
 
 
-class Order(NamedTuple):
-    """What to draw; `seed` None draws other images each time."""
+class GenerationArguments(NamedTuple):
+    """Arguments of one generation.
+
+    Args:
+        seed: whole number, or its text; random when None or empty.
+    """
 
     prompt: str
     negative_prompt: str = ""
     guidance_scale: float = 7.5
     num_images: int = 4
-    seed: int | None = None
+    seed: int | str | None = None
     temperature: float = 1.0
 
 
-class Drawing(NamedTuple):
-    """Images as far as they are written: `positions` of `total` after `seconds`."""
+class Progress(NamedTuple):
+    """Images after `positions` of `total` positions and `seconds`."""
 
     images: list[Image.Image]
     positions: int
@@ -44,105 +47,173 @@ class Drawing(NamedTuple):
     seed: int
 
     @property
-    def finished(self) -> bool:
-        """Whether every position is written."""
+    def is_finished(self) -> bool:
+        """Whether all positions are generated."""
         return self.positions == self.total
 
     @property
     def images_per_second(self) -> float:
-        """Speed so far; unfinished images count in part."""
+        """Images for each second, unfinished ones by their share of positions."""
         return len(self.images) * self.positions / self.total / max(self.seconds, 1e-6)
 
 
-def read_seed(text: str | int | None) -> int | str | None:
-    """Reads a seed; None when it is left empty, and what is no number as it is, for `draw` to refuse."""
-    text = str("" if text is None else text).strip()
-    try:
-        return int(text) if text else None
-    except ValueError:
-        return text
-
-
-def draw(model, processor, order: Order, seconds: float = TIME_LIMIT) -> Iterator[Drawing]:
-    """The images again and again while they are written; the last time finished, unless the time was up.
+def generate(model, processor, arguments: GenerationArguments, seconds: float = TIME_LIMIT) -> Iterator[Progress]:
+    """Yields previews while images are generated, then the images; unfinished ones after the time limit.
 
     Args:
         model: in evaluation mode; or a `ServerClient`, with `processor` None.
+        arguments: numbers in range, as the sliders of Gradio have checked.
 
     Raises:
-        ValueError: no prompt, one that is too long, or a number out of its range.
+        ValueError: no prompt, one that is too long, or a bad seed.
     """
-    order = _check(order)
-    seed = random.randrange(MAX_SEED + 1) if order.seed is None else order.seed
+    prompt = check_text(arguments.prompt, "The prompt")
+    negative_prompt = check_text(arguments.negative_prompt, "The negative prompt")
+    if not prompt:
+        raise ValueError("Enter a prompt first.")
+    seed = read_seed(arguments.seed)
+    num_images = int(arguments.num_images)
+    sampling = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}
+    started = time.monotonic()
     if processor is None:
-        yield _draw_by_server(model, order, seed)
+        images = model.generate_images(prompt, seed, num_images, negative_prompt=negative_prompt, **sampling)
+        yield Progress(images, 1, 1, time.monotonic() - started, seed)
         return
-    inputs = read_image_prompt(model, processor, order.prompt, order.negative_prompt)
-    stop = Stop(seconds)
-    streamer = CodeIteratorStreamer(stop)
+    total, generated, next_preview = model.config.vq_config.num_positions, [], 0.0
 
-    def work() -> None:
-        model.generate(
-            **inputs,
-            generation_mode="image",
-            guidance_scale=order.guidance_scale,
-            temperature=order.temperature,
-            num_return_sequences=order.num_images,
-            generator=torch.Generator(model.device).manual_seed(seed),
-            streamer=streamer,
-        )
+    def progress() -> Progress:
+        images = preview_images(model, processor, torch.stack(generated, dim=1))
+        return Progress(images, len(generated), total, time.monotonic() - started, seed)
 
-    total = model.config.vq_config.num_positions
-    written, started, next_preview = [], time.monotonic(), 0.0
-    for codes in steps(work, streamer, stop):
-        written.append(codes)
+    stream = stream_codes(
+        model,
+        read_image_prompt(model, processor, prompt, negative_prompt),
+        seconds,
+        num_return_sequences=num_images,
+        generator=torch.Generator(model.device).manual_seed(seed),
+        **sampling,
+    )
+    for codes in stream:
+        generated.append(codes)
         now = time.monotonic()
-        if len(written) == total or (now >= next_preview and not streamer.waiting):
-            images = preview(model, processor, torch.stack(written, dim=1))
+        if len(generated) == total or now >= next_preview:
+            preview = progress()
             spent = time.monotonic() - now
             next_preview = time.monotonic() + max(PREVIEW_SECONDS, spent * (1 / PREVIEW_SHARE - 1))
-            yield Drawing(images, len(written), total, time.monotonic() - started, seed)
-    if len(written) < total and written:
-        images = preview(model, processor, torch.stack(written, dim=1))
-        yield Drawing(images, len(written), total, time.monotonic() - started, seed)
+            yield preview
+    if 0 < len(generated) < total:
+        yield progress()
 
 
-def _draw_by_server(client: ServerClient, order: Order, seed: int) -> Drawing:
-    settings = {
-        "negative_prompt": order.negative_prompt,
-        "guidance_scale": order.guidance_scale,
-        "temperature": order.temperature,
-    }
-    started = time.monotonic()
-    images = client.generate_images(order.prompt, seed, order.num_images, **settings)
-    return Drawing(images, 1, 1, time.monotonic() - started, seed)
+def read_seed(seed: int | str | None) -> int:
+    """Reads a seed; a random one when it is left empty.
 
-
-def _check(order: Order) -> Order:
-    prompt = check_text(order.prompt, "The prompt")
-    if not prompt:
-        raise ValueError("Write what to draw first.")
-    check_number(order.guidance_scale, 1, 20, "Guidance")
-    check_number(order.temperature, 0, 2, "Temperature")
-    count = int(check_number(order.num_images, 1, MAX_IMAGES, "The number of images"))
-    seed = None if order.seed is None else int(check_number(order.seed, 0, MAX_SEED, "The seed"))
-    negative = check_text(order.negative_prompt, "The negative prompt")
-    return order._replace(prompt=prompt, negative_prompt=negative, num_images=count, seed=seed)
-
-
-@torch.inference_mode()
-def preview(model, processor, codes: torch.LongTensor) -> list[Image.Image]:
-    """Images of the first positions (M, p, L); what is not written yet is grey.
-
-    The decoder wants all N positions: those written are repeated, which keeps its statistics as they will be.
+    Raises:
+        ValueError: it is no whole number, or out of range.
     """
-    config = model.config.vq_config
-    written = codes.shape[1]
-    filled = codes[:, torch.arange(config.num_positions) % written].to(model.device)
-    images = processor.post_process_image_generation(model.decode_image_tokens(filled))
-    if written < config.num_positions:
-        open_cells = (torch.arange(config.num_positions) >= written).view(config.grid_size, config.grid_size)
-        mask = Image.fromarray(open_cells.mul(255).to(torch.uint8).numpy())
-        for image in images:
-            image.paste(UNWRITTEN, mask=mask.resize(image.size, Image.Resampling.NEAREST))
-    return images
+    text = str("" if seed is None else seed).strip()
+    if not text:
+        return random.randrange(MAX_SEED + 1)
+    try:
+        number = int(text)
+    except ValueError:
+        number = text
+    return int(check_number(number, 0, MAX_SEED, "The seed"))
+
+
+def build_generate_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.State, gr.Button, gr.Button]:
+    """Builds the tab.
+
+    Returns:
+        States of the last `Progress` and of the index of the selected image; buttons that take it to the other tabs.
+    """
+    generated, selected = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
+    with gr.Row(elem_id="generate"):
+        with gr.Column(min_width=280, elem_id="generate-prompt"):
+            gr.Markdown(examples.scope.generate, elem_classes="hint", elem_id="generate-scope")
+            prompt = gr.Textbox(
+                label="Prompt", placeholder="What to generate", lines=1, max_lines=4, elem_id="prompt", autofocus=True
+            )
+            gr.Examples([[text] for text in examples.prompts], prompt, label="Try one", elem_id="generate-examples")
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="generate-start", scale=2, min_width=120)
+                stop = gr.Button("Stop", elem_id="generate-stop", scale=1, min_width=80)
+        with gr.Column(min_width=280, elem_id="generate-result"):
+            status = gr.HTML(_render_status(None), elem_id="status")
+            gallery = gr.Gallery(
+                show_label=False, columns=2, height="auto", format="png", object_fit="contain", interactive=False,
+                buttons=["download", "fullscreen"], elem_id="gallery",
+            )  # fmt: skip
+            with gr.Row(elem_classes="buttons"):
+                ask = gr.Button("Ask about it", size="sm", min_width=120, scale=0, elem_id="ask", interactive=False)
+                look = gr.Button(
+                    "Look inside it", size="sm", min_width=120, scale=0, elem_id="look", interactive=False,
+                    visible=processor is not None,
+                )  # fmt: skip
+        with gr.Column(min_width=280, elem_id="generate-settings"):
+            guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
+            count = gr.Slider(1, MAX_GENERATED_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
+            with gr.Accordion("More", open=False):
+                negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
+                with gr.Row():
+                    # Not a gr.Number: one that is empty becomes 0 as soon as it is shown.
+                    seed = gr.Textbox(label="Seed", placeholder="another each time", max_lines=1, elem_id="seed")
+                    heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
+
+    def run(prompt, negative, guidance, count, seed, heat) -> Iterator[tuple]:
+        if warning := examples.scope.warn_about_prompt(str(prompt)):
+            gr.Warning(warning, duration=8, title="")
+        arguments = GenerationArguments(prompt, negative, guidance, count, seed, heat)
+        off, on, progress = gr.Button(interactive=False), gr.Button(interactive=True), None
+        for progress in generate(model, processor, arguments):
+            captioned = [(image, f"{str(prompt)[:100]}, image {n}") for n, image in enumerate(progress.images, start=1)]
+            yield captioned, _render_status(progress), progress, off, on, on
+        if progress is None or not progress.is_finished:
+            gr.Warning(f"Stopped at the time limit of {TIME_LIMIT:g} seconds: the images are unfinished.", title="")
+
+    running = gr.on(
+        [start.click, prompt.submit],
+        show_errors(run),
+        [prompt, negative, guidance, count, seed, heat],
+        [gallery, status, generated, start, ask, look],
+        show_progress="minimal",
+        show_progress_on=status,
+        **GENERATION,
+    )
+    stop.click(None, cancels=[running], **IMMEDIATE)
+    # A cancelled generation ends after its current step, and until then Gradio ignores a click on `start`: the button
+    # is off during a generation. After an error Gradio runs `failure` alone.
+    for end in (running.then, running.failure):
+        end(
+            lambda progress: (_render_status(progress, has_ended=True), gr.Button(interactive=True)),
+            generated, [status, start], **IMMEDIATE,
+        )  # fmt: skip
+    gallery.select(_selected_index, None, selected, **IMMEDIATE)
+    start.click(lambda: 0, None, selected, **IMMEDIATE)
+    return generated, selected, ask, look
+
+
+def selected_image(generated: Progress | None, selected: int) -> Image.Image:
+    """Returns the selected image of the last generation.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if generated is None:
+        raise ValueError("Generate an image first.")
+    return generated.images[min(selected, len(generated.images) - 1)]
+
+
+def _selected_index(event: gr.SelectData) -> int:
+    return event.index
+
+
+def _render_status(progress: Progress | None, has_ended: bool = False) -> str:
+    """Renders a progress bar, positions, speed and seed as HTML, which no text of the visitor is in."""
+    if progress is None:
+        return '<div class="status"><span>Images appear here while they are generated.</span></div>'
+    speed = "stopped" if has_ended and not progress.is_finished else f"{progress.images_per_second:.2f} images/s"
+    return (
+        f'<div class="status"><div class="bar"><i style="width: {progress.positions / progress.total:.0%}"></i></div>'
+        f"<span>{progress.positions} of {progress.total} positions · {speed} · seed {progress.seed}</span></div>"
+    )

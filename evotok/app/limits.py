@@ -1,4 +1,4 @@
-"""What a visitor may ask for, and one line that says so where it is too much."""
+"""Limits of what visitors of the page send, and checks of it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,41 +9,44 @@ from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
 
 MAX_UPLOAD_BYTES = 12 * 2**20
+"""Size of an uploaded file, which Gradio checks."""
 MAX_PIXELS = 24_000_000
 MAX_SIDE = 1024
-"""Images are kept no larger than this: a visitor's conversation stays in memory for as long as the page is open."""
+"""Longest side of images that are kept: a conversation stays in memory for as long as the page is open."""
 MAX_CHARACTERS = 2000
 MAX_IMAGES = 8
+"""Input images of a conversation."""
+MAX_GENERATED_IMAGES = 8
 MAX_NEW_TOKENS = 256
 TIME_LIMIT = 120.0
-"""Seconds that one answer or one batch of images may take."""
+"""Longest time of one answer or one batch of images, in seconds."""
 QUEUE_LENGTH = 64
-"""Events of all visitors that may wait."""
+"""Waiting events of all visitors."""
 WAITING_OF_ADDRESS = 8
 WAITING_OF_SESSION = 4
-"""Events of one address, and of one tab, that wait or are computed."""
+"""Waiting and running events of one address, and of one session."""
 STATE_SECONDS = 3600
-"""How long uploads, images and conversations are kept after their last use."""
+"""Time that uploads, images and conversations are kept after their last use, in seconds."""
 MAX_SESSIONS = 200
 SESSIONS_OF_ADDRESS = 32
 IDLE_SECONDS = 900
-"""A session without an open connection is idle after so long, and makes room for a new one."""
+"""Time after which a session without an open connection is idle, and makes room for a new one, in seconds."""
 CONNECTIONS = 1024
 CONNECTIONS_OF_ADDRESS = 64
 HEAD_SECONDS = 10
-"""How long a connection may take to send the head of a request."""
+"""Longest time until the head of a request has arrived, in seconds."""
 BODY_SECONDS = 60
-"""How long a request may take to send its body."""
+"""Longest time until the body of a request has arrived, in seconds."""
 UPLOAD_BYTES_OF_ADDRESS = 128 * 2**20
 UPLOAD_BYTES_OF_ALL = 2**30
-"""Uploads that are kept at a time."""
+"""Total size of the uploads that are kept."""
 
 
 def check_text(text: str | None, name: str) -> str:
-    """The text without spaces around it.
+    """Returns a text without spaces around it.
 
     Raises:
-        ValueError: it is longer than the page takes.
+        ValueError: it is longer than `MAX_CHARACTERS`.
     """
     text = (text or "").strip()
     if len(text) > MAX_CHARACTERS:
@@ -52,7 +55,7 @@ def check_text(text: str | None, name: str) -> str:
 
 
 def check_number(value: Any, low: float, high: float, name: str) -> float:
-    """A number of the page, which a stranger's program can send too.
+    """Checks a number that no component of Gradio checks.
 
     Raises:
         ValueError: it is no number, or not within the limits.
@@ -63,11 +66,11 @@ def check_number(value: Any, low: float, high: float, name: str) -> float:
 
 
 def open_upload(path: str, folder: str) -> Image.Image:
-    """An uploaded file as an upright RGB image, no side longer than `MAX_SIDE`.
+    """Opens an uploaded file as an upright RGB image, no side longer than `MAX_SIDE`.
 
     Args:
-        path: as the visitor's form names it; a stranger's program can name any file of the machine.
-        folder: where uploads lie.
+        path: untrusted: Gradio checks only paths that are marked as file data.
+        folder: of uploads.
 
     Raises:
         ValueError: not uploaded, no image, damaged or too large; one line with the name of the file, not its folder.
@@ -75,9 +78,6 @@ def open_upload(path: str, folder: str) -> Image.Image:
     name = Path(path).name
     if not Path(path).resolve().is_relative_to(Path(folder).resolve()) or not Path(path).is_file():
         raise ValueError(f"{name[:80]}: was not uploaded to this page: add it as a file.")
-    size = Path(path).stat().st_size
-    if size > MAX_UPLOAD_BYTES:
-        raise ValueError(f"{name}: {size / 2**20:.0f} MB, at most {MAX_UPLOAD_BYTES / 2**20:.0f} are read: shrink it.")
     try:
         image = load_image(Path(path).read_bytes(), max_pixels=MAX_PIXELS)
     except EvoTokImageError as error:

@@ -1,7 +1,7 @@
 """Serves the page: Gradio's application behind the gate, in a thread, on a socket that is open already.
 
-Not by `launch` of Gradio: it asks its own address whether it is there, through a proxy if the environment has one,
-waits without end for the head of a request, and leaves uploads behind when the process is terminated.
+`launch` of Gradio has no option for the class of connections, sends a request to its own address, through a
+proxy if the environment names one, and leaves uploads behind when the process is terminated.
 """
 
 import logging
@@ -34,7 +34,7 @@ _SHARED_HOST = ".gradio.live"
 
 
 class Served(NamedTuple):
-    """A page that is being served: the `gr.Blocks`, its address here, and the public one if there is one."""
+    """A page that is served: the `gr.Blocks`, its address, and its public address if there is one."""
 
     page: Any
     url: str
@@ -53,16 +53,16 @@ class Connection(TimedConnection):
 def serve(
     model, processor, listener: socket.socket, hosts: tuple[str, ...] = (), share: bool = False
 ) -> Iterator[Served]:
-    """Serves the page over a model inside the context; what visitors uploaded is deleted at its end.
+    """Context in which the page over a model is served; uploads are deleted at its end.
 
     Args:
         model: an EvoTok model; or a `ServerClient`, with `processor` None.
         listener: bound socket, which is closed at the end.
-        hosts: names by which visitors may call this machine, beside `localhost` and addresses in numbers.
-        share: also make a public address, through Gradio's servers.
+        hosts: names of this machine, beside `localhost` and addresses in numbers.
+        share: whether to open a public address through Gradio's servers.
 
     Raises:
-        ValueError: the server does not start, or no public address can be had.
+        ValueError: the server does not start, or no public address can be opened.
     """
     folder = Path(tempfile.mkdtemp(prefix="evotok-app-"))
     before = os.environ.get("GRADIO_TEMP_DIR")
@@ -101,7 +101,7 @@ def _running(page: gr.Blocks, listener: socket.socket, hosts: tuple[str, ...]) -
         mcp_server=False,
         app_kwargs={"middleware": [Middleware(Gate, visitors=Visitors(page), hosts=hosts)]},
     )
-    page.has_launched = True  # else Gradio would not check which files a visitor names
+    page.has_launched = True  # Gradio checks the paths of files only then
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -122,7 +122,7 @@ def _running(page: gr.Blocks, listener: socket.socket, hosts: tuple[str, ...]) -
         yield
     finally:
         page._queue.close()
-        page.is_running = False  # ends the streams to visitors; those that wait for a heartbeat are cut off
+        page.is_running = False  # ends the streams to visitors; those that wait for a heartbeat are closed
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
         thread.join(10)
@@ -136,6 +136,6 @@ def _share(host: str, port: int) -> str:
 
     try:
         return setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: what to do is the same
+    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the mend is the same
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--share: no public address can be had ({reason}): leave it out.") from None
+        raise ValueError(f"--share: no public address can be opened ({reason}): leave it out.") from None

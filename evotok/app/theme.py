@@ -1,4 +1,4 @@
-"""How the page looks: one quiet theme, the few rules that Gradio's own do not cover, and names of images."""
+"""Theme of the page, CSS that Gradio has no option for, and a script that names images for screen readers."""
 
 import gradio as gr
 
@@ -27,8 +27,8 @@ THEME = gr.themes.Base(
     button_secondary_border_color="*neutral_300",
     slider_color="*primary_600",
 )
-# Gradio has no option for: pictures of 64 px at the size of their frame and clear of its label, galleries as high as
-# their pictures, results before settings on a phone, and no button that sends a visitor's pictures to another site.
+# Gradio has no option for: images of 64 px at the size of their frame and clear of its label, galleries as high as
+# their images, results before settings on a phone, and no button that sends a visitor's images to another site.
 CSS = """
 .gradio-container { max-width: 1120px !important; width: 100% !important; margin: 0 auto !important; }
 footer, [aria-label="Share"], [title="Share"] { display: none !important; }
@@ -44,7 +44,7 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 .status .bar i { display: block; height: 100%; background: var(--primary-600); transition: width .2s; }
 .status span { color: var(--body-text-color-subdued); font-size: .9rem; }
 .buttons { justify-content: flex-end; }
-.buttons button, #draw-stop { border: 1px solid var(--neutral-300) !important; }
+.buttons button, #generate-stop { border: 1px solid var(--neutral-300) !important; }
 .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 #transcript .top-panel { display: none; }
 #gallery .caption-label { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -53,21 +53,21 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 #inside-examples img, #other-examples img { width: 60px !important; height: 60px !important; }
 #inside-examples .gallery, #other-examples .gallery { width: 60px !important; }
 #maps .caption-label { font-size: .75rem; padding: 0 .35rem; }
-#draw { display: grid; gap: 1rem 1.25rem; grid-template: "order result" auto "settings result" 1fr / 1fr 1fr; }
-#draw-order { grid-area: order; }
-#draw-result { grid-area: result; }
-#draw-settings { grid-area: settings; }
+#generate { display: grid; gap: 1rem 1.25rem; grid-template: "prompt result" auto "settings result" 1fr / 1fr 1fr; }
+#generate-prompt { grid-area: prompt; }
+#generate-result { grid-area: result; }
+#generate-settings { grid-area: settings; }
 @media (max-width: 640px) {
   #title h1 { font-size: 1.4rem; }
   #title p + p { display: none; }
   #transcript { height: 42vh !important; }
-  #draw { grid-template: "order" "result" "settings" / 1fr; }
-  #draw-examples .gallery-item:nth-child(n+5) { display: none; }
+  #generate { grid-template: "prompt" "result" "settings" / 1fr; }
+  #generate-examples .gallery-item:nth-child(n+5) { display: none; }
   #maps .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 }
 """
 
-# Gradio gives most of its images, and the buttons that hold nothing else, no name that a screen reader could say.
+# Gradio gives most of its images, and buttons with nothing but an image, no name for screen readers.
 HEAD = """
 <script>
 const NAMES = {

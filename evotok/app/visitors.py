@@ -1,6 +1,7 @@
-"""What one address and one session may hold of the page: sessions, events that wait, uploads.
+"""Limits of each address and session of the page: open sessions, waiting events, uploads.
 
-A session is a tab of a browser, which Gradio names by a hash; an address may have several.
+A session is a tab of a browser, which Gradio names by a hash; an address may have several. Gradio has one limit of the
+queue for all visitors, drops the session that was used least recently, whoever opened too many, and counts no uploads.
 """
 
 import time
@@ -23,7 +24,7 @@ from evotok.app.limits import (
 
 
 class RefusedError(Exception):
-    """A request that goes no further.
+    """Refuses a request.
 
     Args:
         status: of HTTP.
@@ -44,10 +45,10 @@ class _Session:
 
 @dataclass
 class Visitors:
-    """Counts sessions, waiting events and uploads.
+    """Counters of sessions, waiting events and uploads.
 
     Args:
-        blocks: the page, a `gr.Blocks`, whose queue says what waits and whose sessions are dropped when idle.
+        blocks: the page, a `gr.Blocks`, with its queue and the state of its sessions.
         now: clock, in seconds.
     """
 
@@ -57,7 +58,7 @@ class Visitors:
     _uploads: deque[tuple[float, str, int]] = field(default_factory=deque)
 
     def enter(self, address: str, session: str) -> None:
-        """Registers a request of a session; idle sessions make room for a new one, others never.
+        """Registers a request of a session; only idle sessions are dropped for a new one.
 
         Raises:
             RefusedError: too many sessions, of this address or in all.
@@ -72,7 +73,7 @@ class Visitors:
 
     @contextmanager
     def stream(self, session: str) -> Iterator[None]:
-        """Keeps a session from being idle while a connection of it is open."""
+        """Context in which a session is not idle: while a connection of it is open."""
         known = self._sessions[session]
         known.streams += 1
         try:
@@ -92,19 +93,19 @@ class Visitors:
                     holder.time_last_used.pop(session, None)
 
     def check_joined(self, session: str | None) -> None:
-        """Checks that there are messages for a session, which Gradio would find out in the middle of its answer.
+        """Checks that a session has events; Gradio fails in the middle of its response otherwise.
 
         Raises:
-            RefusedError: it has joined no queue.
+            RefusedError: it has none.
         """
         if session not in self.blocks._queue.pending_messages_per_session:
-            raise RefusedError(404, "There is nothing to be told to this session.")
+            raise RefusedError(404, "This session has no events.")
 
     def check_waiting(self, address: str, session: str) -> None:
         """Checks that another event may wait in the queue.
 
         Raises:
-            RefusedError: too many of this session or address wait, or are computed.
+            RefusedError: too many of this session or address are waiting or running.
         """
         events = list(self.blocks._queue.event_ids_to_events.values())
         of_session = sum(event.session_hash == session for event in events)
@@ -113,19 +114,17 @@ class Visitors:
             raise RefusedError(503, "Too many of your requests are waiting: let one finish first.")
 
     def upload(self, address: str, size: int) -> None:
-        """Counts bytes that were uploaded; they count for as long as the files are kept.
+        """Counts the bytes of an upload for as long as its files are kept.
 
         Raises:
             RefusedError: over the quota of the address, or of the page.
         """
-        size = max(size, 2**16)  # a file takes room beside its bytes
+        size = max(size, 2**16)  # many empty files take room too
         while self._uploads and self._uploads[0][0] < self.now() - STATE_SECONDS:
             self._uploads.popleft()
         in_all = sum(size for _, _, size in self._uploads) + size
         of_address = sum(size for _, other, size in self._uploads if other == address) + size
         if of_address > UPLOAD_BYTES_OF_ADDRESS or in_all > UPLOAD_BYTES_OF_ALL:
-            minutes = STATE_SECONDS // 60
-            raise RefusedError(
-                413, f"At most {UPLOAD_BYTES_OF_ADDRESS // 2**20} MB are taken in {minutes} minutes: wait a while."
-            )
+            megabytes, minutes = UPLOAD_BYTES_OF_ADDRESS // 2**20, STATE_SECONDS // 60
+            raise RefusedError(413, f"At most {megabytes} MB can be uploaded in {minutes} minutes: wait a while.")
         self._uploads.append((self.now(), address, size))

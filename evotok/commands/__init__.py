@@ -1,4 +1,4 @@
-"""The commands of `evotok`, one module each: `EXAMPLES`, and `run`, whose signature is the command's for Typer.
+"""The commands of `evotok`, one module each: `EXAMPLES`, and `run`, whose signature Typer reads.
 
-Importing them costs nothing: what is heavy is imported when a command runs, after its arguments are checked.
+They import torch in `run`, after the arguments are checked. Modules without `run` are shared by the commands.
 """

@@ -1,4 +1,4 @@
-"""`evotok app`: the page, on which people chat about images, generate them and look inside their codes."""
+"""`evotok app`: a page in the browser to chat about images, generate them and inspect their codes."""
 
 import signal
 import socket
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
-from evotok.commands.options import CHECKPOINT
+from evotok.commands.options import CHECKPOINT, ApiKey, Server
 
 
 EXAMPLES = """  evotok app
@@ -29,20 +29,13 @@ def run(
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="name that visitors call the page by, behind a reverse proxy; may repeat"),
+        typer.Option(metavar="NAME", help="host name of the page behind a reverse proxy; may repeat"),
     ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")
-    ] = None,
-    share: Annotated[bool, typer.Option("--share", help="a public address as well, through Gradio's servers")] = False,
+    server: Server = None,
+    api_key: ApiKey = None,
+    share: Annotated[bool, typer.Option("--share", help="open a public address too, through Gradio's servers")] = False,
 ) -> None:
-    """Serve a page in your browser: chat about images, generate them, look inside their codes.
+    """Serve a page in your browser: chat about images, generate them, inspect their codes.
 
     CHECKPOINT is mini by default.
     """
@@ -50,9 +43,9 @@ def run(
         raise ValueError("give a CHECKPOINT or the --server of a model that runs, not both.")
     if server is None:
         find_checkpoint(checkpoint or "mini")
-    with listen(host, port) as listener:  # from now on: nobody takes the port while the model is loaded
+    with listen(host, port) as listener:  # first: the port is not taken by another process then while the model loads
         try:
-            import gradio  # noqa: F401 - looked for before the model is loaded
+            import gradio  # noqa: F401 - before the model is loaded
         except ImportError:
             raise ImportError("the page needs Gradio: pip install 'evotok[app]'") from None
         if server is None:
@@ -66,11 +59,11 @@ def run(
         if host not in LOOPBACK:
             print(f"note: everybody who reaches {host} can use this page.", file=sys.stderr)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl+C: what was uploaded is deleted
-        with serve(model, processor, listener, (*names_of(host), *(allow_host or ())), share) as served:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl+C: uploads are deleted
+        with serve(model, processor, listener, (*host_names(host), *(allow_host or ())), share) as served:
             print(f"EvoTok is at {served.url} (Ctrl+C ends it)", flush=True)
             if served.shared_url:
-                print(f"and, for everybody who knows the address, at {served.shared_url}", flush=True)
+                print(f"Public address: {served.shared_url}", flush=True)
             threading.Event().wait()  # until Ctrl+C
 
 
@@ -81,7 +74,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         port: the first free one of `PORTS` when None.
 
     Raises:
-        ValueError: there is no such address, or no free port.
+        ValueError: no such address, or no free port.
     """
     for number in (port,) if port else PORTS:
         try:
@@ -93,6 +86,6 @@ def listen(host: str, port: int | None) -> socket.socket:
     raise ValueError(f"cannot listen at {where}: give another --host or --port.")
 
 
-def names_of(host: str) -> tuple[str, ...]:
-    """Lists the names by which visitors may call a page that listens at `host`, beside addresses in numbers."""
+def host_names(host: str) -> tuple[str, ...]:
+    """Lists the host names of a page that listens at `host`, beside addresses in numbers."""
     return () if host in LOOPBACK else (host.lower(), socket.gethostname().lower(), socket.getfqdn().lower())

@@ -8,7 +8,7 @@ import typer
 
 from evotok.commands.files import check_file, new_files
 from evotok.commands.options import Json
-from evotok.commands.terminal import say
+from evotok.commands.terminal import print_results
 
 
 EXAMPLES = """  evotok bench quantizer --threads 2
@@ -68,7 +68,7 @@ def run(
     common = {"threads": torch.get_num_threads(), "dtype": dtype, "device": device}
     common |= {"size": size, "machine": machine(device)}
     rows = [row | common for row in rows]
-    say(as_json and path is None, rows, [to_text(rows)])
+    print_results(as_json and path is None, rows, [to_text(rows)])
     if path is not None:
         with new_files(path.parent, overwrite=True) as reserve:
             reserve(path.name).write_text(to_json(rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`evotok chat`: a conversation with pictures in both directions, or one question."""
+"""`evotok chat`: a conversation with images in both directions, or one question."""
 
 import os
 import random
@@ -10,17 +10,14 @@ import typer
 
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
-from evotok.commands.conversation import Conversation
 from evotok.commands.files import safe_name, save_images
-from evotok.commands.options import CHECKPOINT, Json, require_text
-from evotok.commands.preview import show_preview
-from evotok.commands.terminal import bold, progress, say, waiting
+from evotok.commands.options import CHECKPOINT, ApiKey, Json, Server, require_text
+from evotok.commands.terminal import bold, print_results, progress, show_image, waiting
+from evotok.conversation import Conversation
 
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from evotok.serving.client import ServerClient
 
 
 EXAMPLES = f"""  evotok chat mini
@@ -28,12 +25,12 @@ EXAMPLES = f"""  evotok chat mini
   evotok chat mini --image cat.png --prompt "{WORLD_QUESTIONS[0]}"
   printf '/draw {WORLD_PROMPTS[0]}\\n{WORLD_QUESTIONS[1]}\\n' | evotok chat mini
   evotok chat --server http://127.0.0.1:8000
-In a conversation /help shows what else can be typed."""
+In a conversation /help lists the commands."""
 MENU = """\
-  /image FILE     show an image; ask about it in the next line
-  /draw PROMPT    have an image drawn, saved, and shown to the model
-  /history        what was said so far
-  /new            begin anew
+  /image FILE     add an image to the next question
+  /draw PROMPT    generate an image, save it, and add it to the next question
+  /history        print the conversation
+  /new            begin a new conversation
   /quit           end (or Ctrl-D); Ctrl-C stops an answer"""
 HISTORY_LENGTH = 1000
 
@@ -47,15 +44,8 @@ def run(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="longest answer in tokens")] = 256,
     out: Annotated[str, typer.Option(metavar="DIR", help="folder for what /draw generates")] = "drawn",
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")
-    ] = None,
+    server: Server = None,
+    api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Chat about images, once with --prompt or turn by turn."""
@@ -67,27 +57,27 @@ def run(
     from evotok.processing.image_loading_evotok import load_image
 
     if as_json and prompt is None:
-        raise ValueError("--json goes with --prompt: a conversation is for people.")
+        raise ValueError("--json needs --prompt: a conversation is printed as text.")
     images = [load_image(path) for path in image or ()]
     if checkpoint is not None:
         chat = Chat(*load_multimodal(checkpoint), max_new_tokens)
     else:
         from evotok.serving.client import ServerClient
 
-        chat = RemoteChat(ServerClient(server, api_key), max_new_tokens)
-    chat.show(*images)
+        chat = Chat(ServerClient(server, api_key), None, max_new_tokens)
+    chat.conversation.pending += images
     if prompt is not None:
-        answer = chat.ask(prompt, stream=not as_json)
-        say(as_json, {"answer": answer}, ())
+        answer = chat.ask(prompt, is_printed=not as_json)
+        print_results(as_json, {"answer": answer}, ())
         return
     if sys.stdin.isatty():
-        remember_lines()
-        print(f"Ask away. {bold('/help', sys.stdout)} shows what else can be typed.")
+        enable_line_history()
+        print(f"Ask a question. {bold('/help', sys.stdout)} lists the commands.")
     for image in images:
-        show_preview(image)
-    while (line := _next_line()) is not None:
+        show_image(image)
+    while (line := _read_line()) is not None:
         try:
-            if _follow(chat, line, out):
+            if _run_line(chat, line, out):
                 return
         except (ValueError, OSError) as error:
             print(f"evotok chat: {one_line(error)}", file=sys.stderr)
@@ -97,8 +87,8 @@ def run(
             print("\n(stopped: the conversation is as before)")
 
 
-def remember_lines() -> None:
-    """Editing of the line, and the arrow keys bring back lines of this and earlier conversations."""
+def enable_line_history() -> None:
+    """Enables editing of the line, with the lines of earlier conversations as its history."""
     import atexit
     import readline
 
@@ -108,13 +98,14 @@ def remember_lines() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         readline.read_history_file(path)
-    except OSError:  # a home that cannot be written: this conversation only
+    except OSError:  # a home that cannot be written: lines of this conversation only
         return
     readline.set_history_length(HISTORY_LENGTH)
     atexit.register(readline.write_history_file, path)
 
 
-def _next_line() -> str | None:
+def _read_line() -> str | None:
+    """Returns the next line without spaces around it; None at the end."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
@@ -126,8 +117,8 @@ def _next_line() -> str | None:
         return ""
 
 
-def _follow(chat: "Chat", line: str, out: str) -> bool:
-    """Do what one line says; whether it ends the conversation."""
+def _run_line(chat: "Chat", line: str, out: str) -> bool:
+    """Runs a command or asks a question; returns whether the conversation ends."""
     from evotok.data.errors import visible
     from evotok.processing.image_loading_evotok import load_image
 
@@ -140,21 +131,21 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
     elif command == "/history":
         print(visible("\n".join(chat.history())) or "(nothing yet)")
     elif command == "/new":
-        chat.begin()
+        chat.conversation = Conversation()
     elif command == "/image":
         image = load_image(str(Path(rest).expanduser()))
-        chat.show(image)
-        show_preview(image)
+        chat.conversation.pending.append(image)
+        show_image(image)
     elif command == "/draw":
         if not rest:
-            raise ValueError(f"/draw wants to know what: /draw {WORLD_PROMPTS[0]}")
+            raise ValueError(f"/draw needs a prompt, such as /draw {WORLD_PROMPTS[0]}")
         seed = random.randrange(2**32)
-        image = chat.draw(rest, seed)
+        image = chat.generate(rest, seed)
         [path] = save_images(out, [(f"{safe_name(rest)}-seed{seed}", image)])
-        show_preview(image)
+        show_image(image)
         print(path)
     elif command.startswith("/"):
-        raise ValueError(f"{command} is not known here: /help shows what is.")
+        raise ValueError(f"{command} is no command: /help lists them.")
     elif line:
         chat.ask(line)
     return False
@@ -164,98 +155,67 @@ class Chat:
     """A conversation with a model at a terminal.
 
     Args:
-        model, processor: of one checkpoint.
+        model, processor: of one checkpoint; or a `ServerClient` and None.
         max_new_tokens: longest answer.
     """
 
     def __init__(self, model, processor, max_new_tokens: int = 256):
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget everything."""
         self.conversation = Conversation()
 
-    def show(self, *images: "Image.Image") -> None:
-        """Images that go with the next question."""
-        self.conversation.show(*images)
-
     def history(self) -> list[str]:
-        """A line for each turn, images as `[image]`."""
+        """Lists a line for each message, images as `[image]`."""
         marks = {"user": "> ", "assistant": "  "}
         lines = [
-            marks[turn["role"]] + " ".join(part.get("text", "[image]") for part in turn["content"])
-            for turn in self.conversation.messages
+            marks[message["role"]] + " ".join(part.get("text", "[image]") for part in message["content"])
+            for message in self.conversation.messages
         ]
         pending = ["[image]"] * len(self.conversation.pending)
         return [*lines, marks["user"] + " ".join(pending)] if pending else lines
 
-    def draw(self, prompt: str, seed: int) -> "Image.Image":
-        """An image of `prompt`, which also goes with the next question."""
-        image = self._generate(prompt, seed)
-        self.show(image)
-        return image
-
-    def ask(self, text: str, stream: bool = True) -> str:
-        """The answer; if `stream`, it is printed while it is written.
+    def ask(self, question: str, is_printed: bool = True) -> str:
+        """Returns the answer to a question, and prints it while it is generated.
 
         Raises:
             ValueError: the conversation does not fit into the context; it is then as before.
         """
-        messages = self.conversation.asked(text)
-        answer = self._answer(messages, stream).strip()
+        messages = self.conversation.with_question(question)
+        answer = self._answer(messages, is_printed).strip()
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         self.conversation = Conversation([*messages, reply])
         return answer
 
-    def _generate(self, prompt: str, seed: int) -> "Image.Image":
-        from evotok.eval.inference import generate_images
+    def _answer(self, messages: list[dict[str, Any]], is_printed: bool) -> str:
+        from evotok.data.errors import visible
 
-        scale = self.model.generation_config.guidance_scale
-        guidance = {} if scale is None else {"guidance_scale": scale}
-        with progress(self.model.config.vq_config.num_positions, "position", "Drawing") as bar:
-            pixels = generate_images(
-                self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update(), **guidance
+        if self.processor is not None:
+            from evotok.inference import VisibleStreamer, answer
+
+            streamer = VisibleStreamer(self.processor.tokenizer) if is_printed else None
+            [text] = answer(
+                self.model, self.processor, [messages], max_new_tokens=self.max_new_tokens, streamer=streamer
             )
-        [image] = self.processor.post_process_image_generation(pixels)
-        return image
-
-    def _answer(self, messages: list[dict[str, Any]], stream: bool) -> str:
-        import torch
-
-        from evotok.inference import read_chat
-        from evotok.visible_streamer import VisibleStreamer
-
-        inputs, room = read_chat(self.model, self.processor, messages)
-        tokenizer = self.processor.tokenizer
-        streamer = VisibleStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, max_new_tokens=min(self.max_new_tokens, room), streamer=streamer)
-        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-class RemoteChat(Chat):
-    """A conversation with a model behind a server.
-
-    Args:
-        client: of the server.
-        max_new_tokens: longest answer.
-    """
-
-    def __init__(self, client: "ServerClient", max_new_tokens: int = 256):
-        self.client, self.max_new_tokens = client, max_new_tokens
-        self.begin()
-
-    def _generate(self, prompt: str, seed: int) -> "Image.Image":
-        with waiting("Drawing"):
-            return self.client.generate_image(prompt, seed)
-
-    def _answer(self, messages: list[dict[str, Any]], stream: bool) -> str:
-        answer = ""
-        for piece in self.client.chat(messages, self.max_new_tokens):
-            answer += piece
-            if stream:
-                print(piece, end="", flush=True)
-        if stream:
+            return text
+        pieces = []
+        for piece in self.model.chat(messages, self.max_new_tokens):
+            pieces.append(piece)
+            if is_printed:
+                print(visible(piece), end="", flush=True)
+        if is_printed:
             print()
-        return answer
+        return "".join(pieces)
+
+    def generate(self, prompt: str, seed: int) -> "Image.Image":
+        """Generates an image of a prompt, which goes with the next question."""
+        if self.processor is None:
+            with waiting("Generating"):
+                image = self.model.generate_image(prompt, seed)
+        else:
+            from evotok.inference import generate_images
+
+            with progress(self.model.config.vq_config.num_positions, "position", "Generating") as bar:
+                [image] = generate_images(
+                    self.model, self.processor, [prompt], seed=seed, callback=lambda *_: bar.update()
+                )
+        self.conversation.pending.append(image)
+        return image

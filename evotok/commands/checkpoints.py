@@ -1,4 +1,4 @@
-"""Finding and loading what a command line calls CHECKPOINT: a folder, a Hub id, or `mini`."""
+"""Finds, checks and loads a checkpoint: a folder, a Hub id, or `mini`."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 MULTIMODAL, TOKENIZER = "evotok", "evotok_vq"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_FOLDER = "Give a checkpoint: a folder with config.json and *.safetensors."
-_DISAGREE = "the processor's {}, the model's {}: they are not of one checkpoint. Copy or save it again."
+_MISMATCH = "the processor's {}, the model's {}: they are not of one checkpoint. Copy or save it again."
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 class Checkpoint(NamedTuple):
-    """A folder that holds a config and weights, or adapters on the weights of `base`, whose config counts then."""
+    """A folder with config and weights, or with adapters for the checkpoint `base`, whose config is theirs too."""
 
     folder: Path
     config: dict[str, Any]
@@ -31,20 +31,20 @@ class Checkpoint(NamedTuple):
 
     @property
     def weights(self) -> list[Path]:
-        """All files that its weights come from."""
+        """Lists the files of its weights, those of its base first."""
         return [*(self.base.weights if self.base else ()), *sorted(self.folder.glob("*.safetensors"))]
 
     @property
     def kind(self) -> str:
-        """Its `model_type`: `evotok` or `evotok_vq`."""
+        """Returns its `model_type`: `evotok` or `evotok_vq`."""
         return self.config["model_type"]
 
 
 def find_asset(name: str) -> Path:
-    """A folder of `assets/`, in the checkout or in the installed package.
+    """Finds a folder of `assets/`, in the checkout or in the installed package.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: there is no such folder.
     """
     import evotok
 
@@ -55,11 +55,10 @@ def find_asset(name: str) -> Path:
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Finds the folder of what a user calls CHECKPOINT; that of a Hub id is downloaded.
+    """Finds the folder of a checkpoint; that of a Hub id is downloaded, unless its first part is a local folder.
 
     Raises:
-        ValueError: no such folder or Hub id; the message has the nearest name that there is. The Hub is not asked for a
-            path whose parent is a folder here.
+        ValueError: no such folder or Hub id; the message has the most similar name.
     """
     folder = find_asset("evotok-mini") if name == "mini" else Path(name)
     if not folder.exists() and HUB_ID.fullmatch(name) and not folder.parent.is_dir():
@@ -73,39 +72,43 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
-    """The checkpoint that a user means, looked at but not loaded.
+    """Finds a checkpoint and checks its files, without loading its weights.
 
     Args:
         above: folders of adapters that were trained on it.
 
     Raises:
-        ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters on nothing that is there.
+        ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters without their checkpoint.
     """
+    from evotok.training.resuming.config_checks import check_configs, read_config
+
     folder = checkpoint_folder(name)
     check_files(name, folder)
     if (folder / "adapter_config.json").is_file():
         return _find_adapters(name, folder, above)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{name}: no config.json in this folder. Give the folder that a training saved.")
-    config = _read_json(name, folder / "config.json")
+    config = read_config(folder / "config.json", name)
     kind = config.get("model_type")
     if kind not in (MULTIMODAL, TOKENIZER):
         raise ValueError(f"{name}: a checkpoint of {str(kind)[:80]!r}, not of EvoTok. Give one of EvoTok.")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{name}: config.json but no weights (*.safetensors). Copy or save the checkpoint again.")
-    _check_configs(name, folder)
+    check_configs(folder, name)
     _check_shards(name, folder)
     return Checkpoint(folder, config)
 
 
 def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoint:
-    """Low-rank adapters, and the checkpoint they were trained on, which may be adapters itself."""
-    base = _read_json(name, folder / "adapter_config.json").get("base_model_name_or_path")
+    """Finds the checkpoint that LoRA adapters were trained on, which may be adapters itself."""
+    from evotok.training.resuming.config_checks import check_configs, read_config
+
+    base = read_config(folder / "adapter_config.json", name).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
-        raise ValueError(f"{name}: adapters that do not say what they were trained on. Give the checkpoint itself.")
+        raise ValueError(f"{name}: adapters without the name of their checkpoint. Give the checkpoint itself.")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(f"{name}: adapter_config.json but no adapter_model.safetensors. Copy or save it again.")
-    _check_configs(name, folder)
+    check_configs(folder, name)
     if folder.resolve() in above:
         raise ValueError(f"{name}: adapters that were trained on themselves. Copy the folder again.")
     try:
@@ -115,23 +118,14 @@ def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoi
     return Checkpoint(folder, below.config, below)
 
 
-def _read_json(name: str, path: Path) -> dict[str, Any]:
-    from evotok.training.resuming.config_checks import read_config
-
-    return read_config(path, name)
-
-
-def _check_configs(name: str, folder: Path) -> None:
-    from evotok.training.resuming.config_checks import check_configs
-
-    check_configs(folder, name)
-
-
 def check_files(name: str, folder: Path) -> None:
-    """Every file is one, and lies in the folder; those of the Hub's cache are links to the blobs beside it.
+    """Checks that a folder holds files and folders only; those of the Hub's cache are links to the blobs beside it.
+
+    Args:
+        name: of the folder in messages.
 
     Raises:
-        ValueError: a pipe, a device, or a link that leads out; `name` is what the message calls the folder.
+        ValueError: a pipe, a device, or a link that leads out.
     """
     home = folder.resolve()
     home = home.parent.parent if home.parent.name == "snapshots" else home
@@ -147,16 +141,18 @@ def check_files(name: str, folder: Path) -> None:
 
 
 def _check_shards(name: str, folder: Path) -> None:
-    """Weights in several files are all there, beside their index."""
+    """Checks that all shards of an index are in the folder."""
+    from evotok.training.resuming.config_checks import read_config
+
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return
-    shards = _read_json(name, index).get("weight_map")
+    shards = read_config(index, name).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(f"{name}: {index.name} is damaged. Copy the checkpoint again.")
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
-            raise ValueError(f"{name}: {index.name} asks for {shard!r}, outside the folder. Copy the checkpoint again.")
+            raise ValueError(f"{name}: {index.name} names {shard!r}, outside the folder. Copy the checkpoint again.")
         if not (folder / shard).is_file():
             raise ValueError(f"{name}: {shard} is missing. Copy the checkpoint again.")
 
@@ -168,30 +164,30 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the mend is the same
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name}: no such folder, and the Hub does not give it ({reason}).") from None
+        raise ValueError(f"{name}: no such folder, and it cannot be downloaded from the Hub ({reason}).") from None
 
 
 def quiet_libraries() -> None:
-    """Warnings and loading bars of Transformers are not for the people at a terminal."""
+    """Disables warnings and progress bars of Transformers, which are for programmers."""
     import warnings
 
     from transformers.utils import logging
 
-    # Such as of fields that configs of older versions have.
+    # Such as for fields of older configs.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\b")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
 def pick_device() -> "torch.device":
-    """The accelerator if there is one, else the CPU."""
+    """Returns the accelerator if there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTokProcessor"]:
-    """Model and processor of a full checkpoint.
+    """Loads model and processor of a full checkpoint, the model in evaluation mode on the accelerator.
 
     Raises:
         ValueError: no such checkpoint, weights that do not fit the config, or a tokenizer alone.
@@ -205,7 +201,7 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
 
     quiet_libraries()
     device = pick_device()
-    # Half precision saves time on accelerators only.
+    # The CPU is no faster in half precision.
     model = _load_model(name, checkpoint, "float32" if device.type == "cpu" else "auto")
     with _loading(name):
         processor = EvoTokProcessor.from_pretrained(checkpoint.folder)
@@ -215,7 +211,7 @@ def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTo
 
 
 def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForConditionalGeneration":
-    """The model of a full checkpoint, with its adapters merged into it."""
+    """Loads the model of a full checkpoint, and merges adapters into it."""
     if checkpoint.base is not None:
         from evotok.training.multimodal.lora import merge_adapters
 
@@ -243,7 +239,7 @@ def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForCond
 
 
 def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
-    """Image tokenizer of a checkpoint of either kind, alone, and its image processor.
+    """Loads the image tokenizer of a checkpoint of either kind, without the rest, and its image processor.
 
     Raises:
         ValueError: no such checkpoint, or weights that do not fit the config.
@@ -284,7 +280,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
 
 
 def _below_adapters(name: str, checkpoint: Checkpoint) -> Checkpoint:
-    """Where the tokenizer lies, which no stage puts adapters on: a language model need not be loaded for it."""
+    """Returns the checkpoint below adapters, which has the tokenizer: no stage trains adapters on it."""
     while checkpoint.base is not None:
         if any("vq_model" in key for key in _read_shapes(checkpoint.folder)):
             raise ValueError(f"{name}: adapters on the image tokenizer. `evotok export` it first, and give the result.")
@@ -293,7 +289,7 @@ def _below_adapters(name: str, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _read_weights(folder: Path, prefix: str) -> dict[str, "torch.Tensor"]:
-    """Tensors whose names begin with `prefix`, without it; no others are read."""
+    """Reads the tensors whose names begin with `prefix`, and removes it."""
     from safetensors import safe_open
 
     weights = {}
@@ -305,7 +301,7 @@ def _read_weights(folder: Path, prefix: str) -> dict[str, "torch.Tensor"]:
 
 
 def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, from the heads of the files."""
+    """Reads the name and shape of every tensor from the headers of the files."""
     from safetensors import safe_open
 
     shapes = {}
@@ -319,7 +315,7 @@ def _check_shapes(name: str, wanted: dict[str, tuple[int, ...]], found: dict[str
     for key in sorted(wanted.keys() & found.keys()):
         if found[key] != wanted[key]:
             raise ValueError(
-                f"{name}: the tensor {key} has shape {found[key]}, but the config asks for {wanted[key]}: config.json "
+                f"{name}: the tensor {key} has shape {found[key]}, but {wanted[key]} by the config: config.json "
                 "and weights are not of one checkpoint. Copy or save it again."
             )
 
@@ -334,38 +330,37 @@ def _check_image_size(name: str, config: "EvoTokVQConfig", image_processor: Any)
     theirs = (image_processor.size["height"], image_processor.size["width"])
     ours = (config.image_size, config.image_size)
     if theirs != ours:
-        raise ValueError(f"{name}: {_DISAGREE.format(f'image size is {theirs}', ours)}")
+        raise ValueError(f"{name}: {_MISMATCH.format(f'image size is {theirs}', ours)}")
 
 
 def _check_processor(name: str, config: "EvoTokConfig", processor: "EvoTokProcessor") -> None:
-    """Processor and model are of one checkpoint: else images burst the memory, and tokens mean something else."""
+    """Checks that image size, image tokens and vocabulary of the processor are the model's."""
     _check_image_size(name, config.vq_config, processor.image_processor)
     pairs = {"num_image_tokens": (processor.num_image_tokens, config.vq_config.num_positions)}
     pairs |= {key: (token_id, getattr(config, key)) for key, token_id in processor.token_ids.items()}
     for key, (theirs, ours) in pairs.items():
         if theirs != ours:
-            raise ValueError(f"{name}: {_DISAGREE.format(f'{key} is {theirs}', ours)}")
+            raise ValueError(f"{name}: {_MISMATCH.format(f'{key} is {theirs}', ours)}")
     size = 1 + max(processor.tokenizer.get_vocab().values(), default=-1)
     if size > config.text_config.vocab_size:
         words = f"vocabulary has {size} tokens"
-        raise ValueError(f"{name}: {_DISAGREE.format(words, config.text_config.vocab_size)}")
+        raise ValueError(f"{name}: {_MISMATCH.format(words, config.text_config.vocab_size)}")
 
 
 def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    for what, keys in (("lack", missing), ("have", unexpected)):
+    for difference, keys in (("lack {} tensors of", missing), ("have {} tensors more than", unexpected)):
         if keys:
             raise ValueError(
-                f"{name}: the weights {what} {len(keys)} tensors, such as {min(keys)}, "
-                f"{'that the config asks for' if what == 'lack' else 'that the config knows nothing of'}: "
-                "config.json and weights are not of one checkpoint. Copy or save it again."
+                f"{name}: the weights {difference.format(len(keys))} the config, such as {min(keys)}: config.json and "
+                "weights are not of one checkpoint. Copy or save it again."
             )
 
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Whatever goes wrong in loading a checkpoint is a ValueError of one line that names it."""
+    """Context that turns any error of loading a checkpoint into a ValueError of one line."""
     try:
         yield
-    except Exception as error:  # a stranger's files raise nearly every type there is
+    except Exception as error:  # untrusted files raise nearly any type
         reason = " ".join(str(error).split()).removeprefix(f"{name}: ")[:200] or type(error).__name__
         raise ValueError(f"{name}: cannot be loaded ({reason}). Copy or save the checkpoint again.") from error

@@ -1,4 +1,4 @@
-"""Files of codes: one safetensors with `codes` (I, N, D) uint16, the images' names, and which tokenizer wrote them."""
+"""Files of codes: safetensors with `codes` (I, N, D) uint16, names of images, and the tokenizer's fingerprint."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ FORMAT = "evotok-codes-1"
 
 
 class Codes(NamedTuple):
-    """Codes of images: `codes` (I, N, D) uint16, one name an image, and the fingerprint of their tokenizer."""
+    """Codes of images (I, N, D) uint16, a name for each image, and the fingerprint of the tokenizer."""
 
     codes: "np.ndarray"
     names: list[str]
@@ -22,7 +22,7 @@ class Codes(NamedTuple):
 
 
 def write_codes(path: str | Path, content: Codes) -> None:
-    """Write a file of codes; until it is complete it does not bear its name.
+    """Writes a file of codes atomically.
 
     Raises:
         ValueError: `path` is a folder.
@@ -36,7 +36,7 @@ def write_codes(path: str | Path, content: Codes) -> None:
 
 
 def read_codes(path: str | Path) -> Codes:
-    """Read a file of codes.
+    """Reads a file of codes.
 
     Raises:
         ValueError: no such file, or not what `write_codes` writes.

@@ -1,4 +1,4 @@
-"""`evotok convert`: checkpoints of the paper's release become ours, and ours theirs."""
+"""`evotok convert`: converts checkpoints of the paper's release into those of EvoTok, and back."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ import typer
 from evotok.commands.checkpoints import find_checkpoint, quiet_libraries
 from evotok.commands.files import check_new_folder, new_folder
 from evotok.commands.options import Json
-from evotok.commands.terminal import say, waiting
+from evotok.commands.terminal import print_results, waiting
 
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LanguageModel = Literal["understanding", "generation"]
 
 
 def _size(text: str) -> Any:
-    """Builds the option of a size that stands in no tensor."""
+    """Builds the option of a size that the shapes of tensors do not give."""
     return typer.Option(metavar="N", min=1, help=text, rich_help_panel="Sizes that no tensor has (release's values)")
 
 
@@ -41,7 +41,7 @@ def run(
         bool, typer.Option("--to-reference", help="write the release's format instead of reading it")
     ] = False,
     language_model: Annotated[
-        LanguageModel | None, typer.Option(help="whose language model to keep if the two were trained apart")
+        LanguageModel | None, typer.Option(help="which language model to keep if the two differ")
     ] = None,
     encoder_heads: Annotated[
         int | None, _size("attention heads of the encoder (those of the SigLIP of its width, or 16)")
@@ -49,7 +49,7 @@ def run(
     semantic_heads: Annotated[int | None, _size("attention heads of the semantic decoder (12)")] = None,
     depth_heads: Annotated[int | None, _size("attention heads of the depth decoder (40)")] = None,
     image_size: Annotated[
-        int | None, _size("side of the images in pixels (as the teacher's name says, 256 or 384)")
+        int | None, _size("side of the images in pixels (from the teacher's name, 256 or 384)")
     ] = None,
     pixel_levels: Annotated[int | None, _size("levels that pixels are decoded from (4)")] = None,
     as_json: Json = False,
@@ -58,7 +58,7 @@ def run(
     check_new_folder(out)
     if to_reference:
         if len(sources) != 1:
-            raise ValueError(f"--to-reference takes one checkpoint of ours, not {len(sources)} sources.")
+            raise ValueError(f"--to-reference takes one checkpoint of EvoTok, not {len(sources)} sources.")
         find_checkpoint(sources[0])
     from huggingface_hub.errors import StrictDataclassError
 
@@ -90,13 +90,13 @@ def _import(sources: list[str], choices: "Choices", language_model: str | None, 
     numbers = sum(tensor.numel() for tensor in model.tensors.values())
     lines = [f"{out}: {numbers:,} numbers converted"]
     if model.fresh:
-        lines.append(f"not in the sources, drawn anew and to be trained: {', '.join(model.fresh)}")
+        lines.append(f"not in the sources, initialised at random and to be trained: {', '.join(model.fresh)}")
     if model.assumed:
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in model.assumed.items())
         whose = "as in the release" if model.is_released else "a guess, for these are no sizes of the release"
-        lines.append(f"assumed, because no file says it, {whose}: {words}. With other true values codes are wrong.")
+        lines.append(f"assumed, because no file has it, {whose}: {words}. With other true values codes are wrong.")
     facts = {"folder": out, "numbers": numbers, "fresh": list(model.fresh)}
-    say(as_json, facts | ({"assumed": model.assumed} if model.assumed else {}), lines)
+    print_results(as_json, facts | ({"assumed": model.assumed} if model.assumed else {}), lines)
 
 
 def _export(source: str, out: str, as_json: bool) -> None:
@@ -110,4 +110,4 @@ def _export(source: str, out: str, as_json: bool) -> None:
     with new_folder(out) as folder, waiting("Converting"):
         export_reference(checkpoint.folder, folder, final=Path(out).absolute())
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    say(as_json, {"folder": out, "files": files}, [f"{out}: written in the release's format"])
+    print_results(as_json, {"folder": out, "files": files}, [f"{out}: written in the release's format"])

@@ -1,4 +1,4 @@
-"""`evotok data check`: reads the first records of every source of a recipe and says what it found."""
+"""`evotok data check`: reads the first rows of every source of a recipe and prints what they hold."""
 
 import sys
 from collections import Counter
@@ -11,23 +11,23 @@ import typer
 from evotok.commands.files import check_folder, save_images
 from evotok.commands.options import Json, Overrides, Recipe
 from evotok.commands.recipes import check_recipe
-from evotok.commands.terminal import progress, say
+from evotok.commands.terminal import print_results, progress
 
 
 EXAMPLES = """  evotok data check configs/paper/sft.yaml
   evotok data check configs/paper/gen.yaml --records 200 --out check"""
-_PICTURES, _SIDE = 8, 384
+_IMAGES, _SIDE = 8, 384
 
 
 def run(
-    action: Annotated[Literal["check"], typer.Argument(help="read the first records of every source")],
+    action: Annotated[Literal["check"], typer.Argument(help="read the first rows of every source")],
     recipe: Recipe,
     overrides: Overrides = None,
-    records: Annotated[int, typer.Option(metavar="N", min=1, help="records of each source")] = 64,
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the pictures of samples")] = "data-check",
+    records: Annotated[int, typer.Option(metavar="N", min=1, help="rows of each source")] = 64,
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for sheets of images")] = "data-check",
     as_json: Json = False,
 ) -> None:
-    """Check the data of a recipe: read the first records of every source.
+    """Check the data of a recipe: read the first rows of every source.
 
     Ends with exit code 2 if one of them cannot be used.
     """
@@ -54,14 +54,14 @@ def run(
                 sheets.append((source.source, _sheet(source.source, cells)))
             bar.update()
     paths = [str(path) for path in save_images(out, sheets, overwrite=True)] if sheets else []
-    say(as_json, {"sources": found, "pictures": paths}, paths)
+    print_results(as_json, {"sources": found, "pictures": paths}, paths)
     failed = sum("error" in facts for facts in found)
     if failed:
         raise ValueError(f"{failed} of {len(found)} sources of {recipe} cannot be used.")
 
 
 def _check(source, limit: int) -> tuple[dict[str, Any], list]:
-    """What the first records of a source are, and cells with the first pictures."""
+    """Returns facts about the first rows of a source, and its first images with their texts."""
     from itertools import islice
 
     from evotok.data.errors import one_line, why_no_record
@@ -70,7 +70,7 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
     part, info = open_part(source)
-    adapter = SOURCES.get(source.source)
+    known = SOURCES.get(source.source)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sizes, lengths, cells, first = [], [], [], None
@@ -92,8 +92,8 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
                 reasons[one_line(error)] += 1
                 continue
             sizes.append(image.size)
-            if len(cells) < _PICTURES:
-                cells.append((_shown(image), texts))
+            if len(cells) < _IMAGES:
+                cells.append((_pad(image), texts))
     if not counts["rows"]:
         raise ValueError("no rows at all")
     if not lengths:
@@ -103,8 +103,8 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
         "source": source.source,
         "weight": part.weight,
         "shards": len(part.rows.shards),
-        "licence": adapter.licence if adapter else None,
-        "samples_published": adapter.num_samples if adapter else None,
+        "licence": known.licence if known else None,
+        "samples_published": known.num_samples if known else None,
         "codes": info and {"positions": info.positions, "levels": info.levels, "tokenizer": info.tokenizer},
         "rows": counts["rows"],
         "records": len(lengths),
@@ -119,11 +119,11 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
 
 
 def _texts(record: dict) -> list[tuple[str, str]]:
-    said = [
+    texts = [
         (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
         for message in record["messages"]
     ]
-    return [*said, ("rejected", record["rejected"])] if "rejected" in record else said
+    return [*texts, ("rejected", record["rejected"])] if "rejected" in record else texts
 
 
 def _report(facts: dict[str, Any]) -> str:
@@ -141,22 +141,22 @@ def _report(facts: dict[str, Any]) -> str:
     )
     if facts["sizes"]:
         least, most = (f"{width} x {height}" for width, height in facts["sizes"])
-        lines.append(f"  {facts['pictures']} pictures, {least} to {most} pixels")
+        lines.append(f"  {facts['pictures']} images, {least} to {most} pixels")
     lines += [f"  skipped {count}: {reason[:160]}" for reason, count in list(facts["skipped"].items())[:5]]
     lines += [f"  {turn['role']}: {' '.join(turn['text'].split())[:100]}" for turn in facts["first"][:3]]
     return "\n".join(lines)
 
 
-def _shown(image: Any) -> Any:
+def _pad(image: Any) -> Any:
     from PIL import ImageOps
 
     image = image.copy()
-    image.thumbnail((_SIDE, _SIDE))  # keeps a row of what is a strip
+    image.thumbnail((_SIDE, _SIDE))  # keeps a row of pixels of a strip
     return ImageOps.pad(image, (_SIDE, _SIDE), color="white")
 
 
 def _sheet(name: str, cells: list) -> Any:
     from evotok.eval.plotting.sheets import Cell, Line, draw_sheet
 
-    drawn = [Cell(image, [Line(text[:60]) for _, text in texts[:2]]) for image, texts in cells]
-    return draw_sheet(drawn, columns=4, title=f"First pictures of {Path(name).name}")
+    cells = [Cell(image, [Line(text[:60]) for _, text in texts[:2]]) for image, texts in cells]
+    return draw_sheet(cells, columns=4, title=f"First images of {Path(name).name}")

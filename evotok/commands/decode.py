@@ -1,4 +1,4 @@
-"""`evotok decode`: codes to images, from any prefix of their levels."""
+"""`evotok decode`: decodes codes to images, at any depth."""
 
 import sys
 from typing import Annotated
@@ -9,7 +9,7 @@ from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
 from evotok.commands.codes import read_codes
 from evotok.commands.files import check_folder, safe_name, save_images
 from evotok.commands.options import Json, TokenizerCheckpoint
-from evotok.commands.terminal import progress, say
+from evotok.commands.terminal import print_results, progress
 
 
 EXAMPLES = """  evotok decode mini pets.safetensors --out pets
@@ -26,7 +26,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn codes back into images, from as many levels as wanted."""
+    """Decode codes to images, at any depth."""
     check_folder(out)
     content = read_codes(file)
     levels = content.codes.shape[-1]
@@ -51,7 +51,7 @@ def run(
         raise ValueError(f"{file}: {levels} levels, but the tokenizer has {model.config.num_codebooks}: encode again.")
     depth = min(levels, pixel_levels) if depth is None else depth
     if depth > pixel_levels:
-        print(f"note: pixels were learned from {pixel_levels} levels; deeper ones carry meaning only.", file=sys.stderr)
+        print(f"note: the first {pixel_levels} levels code the pixels, the others the semantics only.", file=sys.stderr)
     images = []
     with progress(len(content.names), "image", "Decoding") as bar, torch.inference_mode():
         for batch in torch.from_numpy(content.codes.astype("int64")).split(BATCH):
@@ -62,4 +62,4 @@ def run(
             bar.update(len(batch))
     names = (f"{safe_name(Path(name).stem)}-depth{depth}" for name in content.names)
     paths = save_images(out, list(zip(names, images, strict=True)), overwrite=True)
-    say(as_json, {"depth": depth, "images": [str(path) for path in paths]}, map(str, paths))
+    print_results(as_json, {"depth": depth, "images": [str(path) for path in paths]}, map(str, paths))

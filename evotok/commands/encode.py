@@ -1,4 +1,4 @@
-"""`evotok encode`: images to codes."""
+"""`evotok encode`: encodes images to codes."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
 from evotok.commands.codes import Codes, write_codes
 from evotok.commands.files import check_file
 from evotok.commands.options import Json, TokenizerCheckpoint
-from evotok.commands.terminal import progress, say
+from evotok.commands.terminal import print_results, progress
 
 
 EXAMPLES = """  evotok encode mini cat.png dog.jpg --out pets.safetensors
@@ -24,7 +24,7 @@ def run(
     out: Annotated[str, typer.Option(metavar="FILE", help="file of codes to write, *.safetensors")],
     as_json: Json = False,
 ) -> None:
-    """Turn images into the codes of the image tokenizer."""
+    """Encode images to the codes of the image tokenizer."""
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"--out {out}: the name of a file of codes must end in .safetensors.")
     check_file(out)
@@ -33,7 +33,7 @@ def run(
 
     for path in images:
         if not os.path.isfile(path):
-            load_image(path)  # says what is wrong with it, before torch is imported
+            load_image(path)  # raises the error, before torch is imported
     import numpy as np
 
     from evotok.data.codes.fingerprint import fingerprint
@@ -51,4 +51,4 @@ def run(
     write_codes(out, Codes(codes, names, fingerprint(model)))
     count, positions, levels = codes.shape
     facts = {"file": out, "images": names, "positions": positions, "levels": levels}
-    say(as_json, facts, [f"{out}: {count} images x {positions} positions x {levels} levels"])
+    print_results(as_json, facts, [f"{out}: {count} images x {positions} positions x {levels} levels"])

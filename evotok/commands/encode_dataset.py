@@ -1,4 +1,4 @@
-"""`evotok encode-dataset`: a corpus to shards of codes, on one process or under torchrun."""
+"""`evotok encode-dataset`: encodes a source to code shards, in one process or under torchrun."""
 
 import os
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
 from evotok.commands.options import Json, TokenizerCheckpoint, complete_folder
-from evotok.commands.terminal import say
+from evotok.commands.terminal import print_results
 
 
 EXAMPLES = """  evotok encode-dataset mini --source image-folder --path pictures --out codes
@@ -31,7 +31,7 @@ def run(
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="threads that decode images")] = 4,
     as_json: Json = False,
 ) -> None:
-    """Turn a corpus into shards of codes, once, on all GPUs."""
+    """Encode a source to code shards, on all GPUs."""
     find_checkpoint(checkpoint)
     import torch
     from tqdm import tqdm
@@ -42,7 +42,7 @@ def run(
     from evotok.data.streams.streaming import open_part
 
     if source in SOURCES and SOURCES[source].task == "understanding":
-        raise ValueError(f"--source {source}: conversations about images; codes are of pictures to be drawn.")
+        raise ValueError(f"--source {source}: conversations about images; codes are for images to generate.")
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     part, _ = open_part(SourceArguments(source, path, image_folder))
     model, image_processor = load_tokenizer(checkpoint)
@@ -57,4 +57,4 @@ def run(
         f"{out}: process {rank} of {world_size}: {done.images:,} images in {done.written} shards, "
         f"{done.skipped:,} skipped, {done.found} shards were there{speed}"
     )
-    say(as_json, {"folder": out, "process": rank, "processes": world_size} | done._asdict(), [line])
+    print_results(as_json, {"folder": out, "process": rank, "processes": world_size} | done._asdict(), [line])

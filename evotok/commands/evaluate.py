@@ -15,7 +15,7 @@ from evotok.commands import checkpoints
 from evotok.commands.files import check_folder, made_folder
 from evotok.commands.options import Json, complete_checkpoint
 from evotok.commands.recipes import find_recipe
-from evotok.commands.terminal import say
+from evotok.commands.terminal import print_results
 
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run(
     folder = check_folder(out or Path("results") / _default_name(suite, names))
     results, lines = _measure(suite, names, words, config, folder, restart)
     if results is not None:
-        say(as_json, results, lines)
+        print_results(as_json, results, lines)
 
 
 def suite_module(name: str) -> Any:

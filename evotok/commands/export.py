@@ -1,6 +1,6 @@
-"""`evotok export`: a trained checkpoint as a folder to share: half the size, with code, processor, values and card.
+"""`evotok export`: writes a trained checkpoint as a folder to share: half the size, with code, processor and card.
 
-The folder is what the Hub wants: `hf upload NAME FOLDER`, or `push_to_hub` of the model and the processor it loads as.
+Upload the folder with `hf upload NAME FOLDER`, or load it and call `push_to_hub` of the model and the processor.
 """
 
 import shutil
@@ -11,14 +11,14 @@ import typer
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
 from evotok.commands.files import check_folder, filled_folder
 from evotok.commands.options import Checkpoint, GuidanceMinP, Json, Temperature, TopK
-from evotok.commands.terminal import say, waiting
+from evotok.commands.terminal import print_results, waiting
 
 
 EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
   evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256
-  evotok export runs/paper/low-memory/gen --out evotok-7b-lora    # adapters, merged into what they were trained on"""
+  evotok export runs/paper/low-memory/gen --out evotok-7b-lora    # adapters, merged into their checkpoint"""
 
-# Of an export with more or fewer files; beside the new weights they would be loaded in their place.
+# Weights of an older export with another number of files would be loaded in place of the new ones.
 OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
 
 
@@ -36,7 +36,7 @@ def run(
         str, typer.Option("--license", metavar="NAME", help=f"of the weights; {_CARD}")
     ] = "apache-2.0",
     base_model: Annotated[
-        list[str] | None, typer.Option(metavar="ID...", help=f"Hub ids it was made of; {_CARD}")
+        list[str] | None, typer.Option(metavar="ID...", help=f"Hub ids of its base models; {_CARD}")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +56,8 @@ def run(
     with filled_folder(target, OUTDATED) as part:
         model, processor = load_multimodal(checkpoint)
         _set_sampling(model.generation_config, processor, sampling)
-        # The tokenizer's weights, too: loaded, they compute in fp32 again. Near codes tie in half precision: codebooks
-        # stay whole, at a fortieth of the size.
+        # The tokenizer is saved in half precision too, and computes in fp32 again when loaded. Its codebooks stay in
+        # fp32, at a fortieth of the size: similar codes tie in half precision.
         model.model.vq_model.stays_in_fp32 = False
         model.to(getattr(torch, dtype))
         with waiting("Writing the weights"):
@@ -66,7 +66,7 @@ def run(
         found = find_checkpoint(checkpoint)
         card = found.folder / "README.md"
         if not (target / "README.md").exists():
-            if card.exists() and found.base is None:  # beside adapters it is PEFT's, of the adapters
+            if card.exists() and found.base is None:  # beside adapters it is PEFT's card of the adapters
                 shutil.copyfile(card, part / card.name)
             else:
                 from evotok.cards.checkpoint import render_checkpoint_card
@@ -75,17 +75,17 @@ def run(
                 (part / card.name).write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     facts = {"folder": str(target), "dtype": dtype, "weights_bytes": size}
-    say(as_json, facts, [f"{target}: {size / 1e6:.1f} MB of weights"])
+    print_results(as_json, facts, [f"{target}: {size / 1e6:.1f} MB of weights"])
 
 
 def _set_sampling(generation_config, processor, sampling: dict[str, Any]) -> None:
-    """The values that the command line gives, and the unconditional prompt: pipelines know no other than the saved."""
+    """Sets the sampling values of the command line, and the negative prompt, which pipelines take from the config."""
     from evotok.modeling_evotok.image_settings_evotok import TEXT_GENERATION_DEFAULTS
 
     for name, value in sampling.items():
         if value is not None:
             setattr(generation_config, name, value)
-    if generation_config.do_sample is None and generation_config.temperature is None:  # trained by a former version
+    if generation_config.do_sample is None and generation_config.temperature is None:  # trained by an earlier version
         generation_config.update(**TEXT_GENERATION_DEFAULTS)
     silence = [{"role": "user", "content": ""}]
     inputs = processor.apply_chat_template(silence, generation_mode="image", tokenize=True, return_dict=True)

@@ -1,4 +1,4 @@
-"""`evotok export-onnx`: the image tokenizer of a checkpoint as ONNX files, for programs without Python or torch."""
+"""`evotok export-onnx`: writes the image tokenizer of a checkpoint as ONNX files, for programs without torch."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
 from evotok.commands.files import check_folder, filled_folder
 from evotok.commands.options import Json, TokenizerCheckpoint
-from evotok.commands.terminal import say, waiting
+from evotok.commands.terminal import print_results, waiting
 
 
 EXAMPLES = """  evotok export-onnx mini --out mini-onnx
@@ -34,4 +34,4 @@ def run(
         image_processor.save_pretrained(part)
         sizes = {path.name: path.stat().st_size for path in paths}
     line = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
-    say(as_json, {"folder": out, "bytes": sizes}, [f"{out}: {line}"])
+    print_results(as_json, {"folder": out, "bytes": sizes}, [f"{out}: {line}"])

@@ -1,4 +1,4 @@
-"""Files that commands write: safe names, and all of them or none."""
+"""Files that commands write: safe names, and sets of files that are written together or not at all."""
 
 import re
 import shutil
@@ -11,16 +11,16 @@ from typing import Any
 
 
 def safe_name(text: str, length: int = 48) -> str:
-    """A file name, without its suffix, that every system takes: `A café, 3D!` -> `a-cafe-3d`."""
+    """Makes a file name, without suffix, that is valid on every system: `A café, 3D!` -> `a-cafe-3d`."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length].rstrip("-") or "image"
 
 
 def check_folder(folder: str | Path) -> Path:
-    """A folder to write to, there already or to be made.
+    """Checks a folder to write to, which may not exist yet.
 
     Raises:
-        ValueError: it, or what should hold it, is a file; or no folder can have such a name.
+        ValueError: it, or a folder above it, is a file; or its name is too long.
     """
     path = Path(folder)
     try:
@@ -33,10 +33,10 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def check_file(path: str | Path) -> Path:
-    """A file to write, in a folder that is there already or to be made.
+    """Checks a file to write, in a folder that may not exist yet.
 
     Raises:
-        ValueError: it is a folder, or what should hold it is a file.
+        ValueError: it is a folder, or a folder above it is a file.
     """
     path = Path(path)
     check_folder(path.parent)
@@ -47,14 +47,14 @@ def check_file(path: str | Path) -> Path:
 
 @contextmanager
 def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[[str], Path]]:
-    """Files that appear under their names together, when all are written; after an error there is none of them.
+    """Context that writes files together: they get their names at its end, and are removed after an error.
 
     Args:
-        folder: where; made if missing.
+        folder: created if missing.
         overwrite: whether a file of the same name is replaced; otherwise the new one gets a number.
 
     Yields:
-        Function: name wanted -> path to write to (it ends in `.part`).
+        Function: name -> path to write to (it ends in `.part`).
 
     Raises:
         ValueError: `folder` is a file.
@@ -62,7 +62,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     folder = check_folder(folder)
     parts: dict[Path, Path] = {}
     taken: set[Path] = set()
-    numbers: dict[str, int] = {}  # the next to be tried, by name: thousands of pictures may have one name
+    numbers: dict[str, int] = {}  # next number of each name: thousands of images may have one name
 
     def reserve(name: str) -> Path:
         final = folder / name
@@ -71,7 +71,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
             final = folder / f"{Path(name).stem}-{numbers[name]}{Path(name).suffix}"
         taken.add(final)
         part = folder / f".{final.name}.part"
-        part.unlink(missing_ok=True)  # left by a run that was killed, or a link that somebody planted
+        part.unlink(missing_ok=True)  # of a run that was killed, or a link that another user made
         parts[part] = final
         return part
 
@@ -88,11 +88,11 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
 
 @contextmanager
 def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path]:
-    """A folder that gets many files together, when all are written; after an error it is as it was.
+    """Context that adds files to a folder together, at its end; after an error the folder is as before.
 
     Args:
-        folder: where; made if missing. Files in it stay, but for those of the same name as a new one.
-        outdated: patterns of names; files of such names that are not written anew would contradict them, and go.
+        folder: created if missing. Its files stay, unless a new one has the same name.
+        outdated: patterns of names; old files of such names, which would contradict the new ones, are removed.
 
     Yields:
         Path of an empty folder to write into, flat.
@@ -113,7 +113,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder and its parents; after an error, those that were missing and are empty go again."""
+    """Context that creates a folder and its parents; after an error, those of them that are empty are removed."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def check_new_folder(folder: str | Path) -> Path:
-    """Checks the name of a folder to make.
+    """Checks a folder to create.
 
     Raises:
         ValueError: it is a file, or a folder with files in it.
@@ -139,13 +139,13 @@ def check_new_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder that appears under its name when all in it is written; after an error there is none.
+    """Context that writes a folder atomically: it gets its name at the end, and is removed after an error.
 
     Args:
-        folder: must not be there yet, or be empty.
+        folder: missing or empty.
 
     Yields:
-        The folder to write into (its name ends in `.part`).
+        Path of the folder to write into (its name ends in `.part`).
 
     Raises:
         ValueError: `folder` is a file, or has files in it.
@@ -170,11 +170,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def save_images(folder: str | Path, named_images: Iterable[tuple[str, Any]], overwrite: bool = False) -> list[Path]:
-    """Write PIL images as PNG, all or none; what their `info` says goes along as text.
+    """Writes PIL images as PNG together, with their `info` as text.
 
     Args:
-        folder: where.
-        named_images: (name without suffix, image) pairs.
+        named_images: pairs of name without suffix and image.
         overwrite: as in `new_files`.
 
     Returns:

@@ -20,7 +20,7 @@ from evotok.commands.options import (
     TopP,
     require_texts,
 )
-from evotok.commands.terminal import progress, say
+from evotok.commands.terminal import print_results, progress
 
 
 EXAMPLES = f"""  evotok generate mini --prompt "{WORLD_PROMPTS[0]}"
@@ -58,7 +58,7 @@ def run(
         "top_p": top_p,
     }
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    from evotok.eval.inference import generate_images
+    from evotok.inference import generate_images
 
     model, processor = load_multimodal(checkpoint)
     is_random = seed is None
@@ -68,16 +68,15 @@ def run(
         sampling.setdefault("guidance_scale", model.generation_config.guidance_scale)
     prompts = [text for text in prompt for _ in range(num_images)]
     steps = -(-len(prompts) // BATCH) * model.config.vq_config.num_positions
-    with progress(steps, "position", "Drawing") as bar:
-        pixels = generate_images(
+    with progress(steps, "position", "Generating") as bar:
+        images = generate_images(
             model, processor, prompts, batch_size=BATCH, seed=seed, callback=lambda *_: bar.update(), **sampling
         )
-    images = processor.post_process_image_generation(pixels)
     for image, text in zip(images, prompts, strict=True):
         image.info = {"prompt": text, "seed": seed, "checkpoint": checkpoint} | sampling
     if is_random and not as_json:
         print(f"seed {seed}", file=sys.stderr)
     names = (f"{safe_name(text)}-seed{seed}" for text in prompts)
     paths = [str(path) for path in save_images(out, zip(names, images, strict=True))]
-    drawn = [{"file": path, "prompt": text} for path, text in zip(paths, prompts, strict=True)]
-    say(as_json, {"seed": seed, "sampling": sampling, "images": drawn}, paths)
+    files = [{"file": path, "prompt": text} for path, text in zip(paths, prompts, strict=True)]
+    print_results(as_json, {"seed": seed, "sampling": sampling, "images": files}, paths)

@@ -12,17 +12,17 @@ MAX_SEED = 2**64 - 1
 
 
 def complete_folder(incomplete: str) -> list[str]:
-    """Lists the folders whose path begins so."""
+    """Completes the path of a folder."""
     return [f"{path}{os.sep}" for path in glob.glob(f"{glob.escape(incomplete)}*") if os.path.isdir(path)]
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
-    """Lists `mini` and folders."""
+    """Completes a checkpoint: `mini` or a folder."""
     return ["mini", *complete_folder(incomplete)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Lists the shipped recipes, YAML files and folders."""
+    """Completes a recipe: a shipped one, a YAML file or a folder."""
     import evotok
 
     shipped = [
@@ -35,7 +35,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_override(context: typer.Context, incomplete: str) -> list[str]:
-    """Lists `section.key=` for every key of the recipe before it, and of the recipes in its folder."""
+    """Completes `section.key=`: the keys of the recipe before it, and of the recipes in its folder."""
     import yaml
 
     from evotok.commands.recipes import find_recipe
@@ -53,28 +53,28 @@ def complete_override(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def require_finite(value: float | None) -> float | None:
-    """Refuses what is no finite number, which passes the limits of a range."""
+    """Refuses NaN and infinity, which pass the limits of a range."""
     if value is not None and not abs(value) < float("inf"):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 
 
 def require_text(value: str | None) -> str | None:
-    """Refuses a text that is empty but for spaces."""
+    """Refuses an empty text."""
     if value is not None and not value.strip():
         raise typer.BadParameter("the text is empty, write one")
     return value
 
 
 def require_texts(values: list[str]) -> list[str]:
-    """Refuses a list of texts one of which is empty but for spaces."""
+    """Refuses an empty text in a list."""
     for value in values:
         require_text(value)
     return values
 
 
 def require_share(value: float | None) -> float | None:
-    """Refuses 0, which the range from 0 to 1 includes and a share of probability must not be."""
+    """Refuses 0, which the range from 0 to 1 includes."""
     if value == 0:
         raise typer.BadParameter("0 is too small, give a number above 0")
     return value
@@ -125,4 +125,11 @@ Seed = Annotated[
     int | None,
     typer.Option(metavar="N", min=0, max=MAX_SEED, help="for the same results again; random by default"),
 ]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
+    ),
+]
+ApiKey = Annotated[str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")]
 Json = Annotated[bool, typer.Option("--json", help="one line of JSON on stdout instead of text")]

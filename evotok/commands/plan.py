@@ -8,7 +8,7 @@ import typer
 
 from evotok.commands.options import Json, Overrides, Recipe, require_share
 from evotok.commands.recipes import check_recipe
-from evotok.commands.terminal import say, waiting
+from evotok.commands.terminal import print_results, waiting
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(
         plan = make_plan(path, words, gpus, GPUS[gpu], mfu)
         facts = {"recipe": recipe, "gpu": gpu} | _facts(plan)
     if as_json:
-        say(as_json, facts, ())
+        print_results(as_json, facts, ())
     else:
         _print_plan(facts)
     return None
@@ -104,7 +104,7 @@ def _run_serving(
             gpu = gpu._replace(memory_bandwidth=bandwidth * 1e9)
         facts = {"recipe": recipe, "gpu": kind} | _serving_facts(plan_serving(path, words), gpu, mfu)
     if as_json:
-        say(as_json, facts, ())
+        print_results(as_json, facts, ())
     else:
         _print_serving(facts)
 

@@ -1,4 +1,4 @@
-"""Recipes on a command line: finding them, and what can be checked before torch is imported."""
+"""Finds recipes, and checks what needs no torch."""
 
 import json
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def find_recipe(name: str) -> Path:
-    """Finds a recipe by its path; a shipped one (`configs/...`) is found from any folder.
+    """Finds a recipe by its path; a shipped one (`configs/...`) from any folder.
 
     Returns:
-        Path as given if there is no such file.
+        Path of the recipe; as given if there is no such file.
     """
     import evotok
 
@@ -22,7 +22,7 @@ def check_recipe(name: str, overrides: Iterable[str], to_train: bool = False) ->
     """Finds a recipe and checks what needs no torch: the file, the form of the overrides, the checkpoint to start from.
 
     Args:
-        to_train: whether the checkpoint must be there; a plan can be made before it is.
+        to_train: whether the checkpoint must exist; a plan can be made before it does.
 
     Returns:
         Path of the recipe, and the overrides, with a folder in place of `model.checkpoint=mini` and of a Hub id.

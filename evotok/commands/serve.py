@@ -1,4 +1,4 @@
-"""`evotok serve`: an OpenAI-compatible server that chats about images and generates them."""
+"""`evotok serve`: an OpenAI-compatible server for chat about images and image generation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ EXAMPLES = """  evotok serve mini
 
 
 def complete_engine() -> list[str]:
-    """Lists the engines."""
+    """Completes the name of an engine."""
     from evotok.serving.engine import ENGINES
 
     return list(ENGINES)
 
 
 def check_engine(name: str) -> str:
-    """Refuses an engine that does not exist."""
+    """Refuses an unknown engine."""
     known = complete_engine()
     if name not in known:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}")
@@ -82,9 +82,9 @@ def run(
     max_images = min(8, max_batch) if max_images is None else max_images
     if max_images > max_batch:
         raise ValueError(f"--max-images {max_images} is more than --max-batch {max_batch}: lower it, or raise that.")
-    with listen(host, port) as listener:  # from now on: nobody takes the port while the model is loaded
+    with listen(host, port) as listener:  # first: the port is not taken by another process then while the model loads
         try:
-            import fastapi  # noqa: F401 - looked for before the model is loaded
+            import fastapi  # noqa: F401 - before the model is loaded
             import prometheus_client  # noqa: F401
             import uvicorn  # noqa: F401
         except ImportError:
@@ -104,16 +104,16 @@ def run(
         )
         metrics = Metrics()
         name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
-        hosts = LOOPBACK if host in LOOPBACK and api_key is None else None
+        hosts = ("localhost",) if host in LOOPBACK and api_key is None else None
         loaded = ENGINES[engine](checkpoint, max_batch, metrics, options)
         serve(loaded, name, limits, metrics, listener, api_key, hosts)
 
 
 def _read_engine_options(words: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE`, whose value is YAML: a number, a word, true, or {a: 1}.
+    """Reads `NAME=VALUE` options, whose values are YAML: a number, a word, true, or {a: 1}.
 
     Raises:
-        ValueError: something else.
+        ValueError: another form.
     """
     import yaml
 
@@ -130,7 +130,7 @@ def _read_engine_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_access(host: str, api_key: str | None, allow_anonymous: bool) -> None:
-    """Raises ValueError for a server that anybody could use without being meant to."""
+    """Raises ValueError for a bad API key, and for a server in a network without one."""
     if api_key is not None and not (api_key.strip() and api_key.isascii() and api_key.isprintable()):
         raise ValueError("the API key must be of printable ASCII characters: give another one.")
     if host not in LOOPBACK and api_key is None and not allow_anonymous:

@@ -9,7 +9,7 @@ import typer
 
 from evotok.commands.options import Json, Overrides, Recipe
 from evotok.commands.recipes import check_recipe
-from evotok.commands.terminal import say, waiting
+from evotok.commands.terminal import print_results, waiting
 
 
 EXAMPLES = """  evotok train configs/mini/tokenizer.yaml
@@ -48,7 +48,7 @@ def run(
     facts = train(content, restart)
     if is_first:
         facts["already_finished"] = before is not None and Path(before).name == f"checkpoint-{facts['step']}"
-        say(as_json, facts, [_report(facts)])
+        print_results(as_json, facts, [_report(facts)])
 
 
 def _report(facts: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
-"""Checkpoints of the paper's release: read, and written again, with the same codes and the same numbers.
+"""Converts checkpoints of the paper's release into those of EvoTok, and back, with the same codes and outputs.
 
-`torch_files` opens them without running them, `sources` finds what they hold, `key_maps` says which of their tensors is
-which of ours, `sizes` derives our configuration, `import_reference` and `export_reference` do the two ways.
+`torch_files` reads pickles without running them, `sources` finds the parts of a model in files and folders, `key_maps`
+maps the names of tensors, `sizes` derives the configuration, `language` merges language models and their tokenizers.
 """

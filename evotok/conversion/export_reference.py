@@ -1,8 +1,8 @@
-"""A checkpoint of ours in the release's format: `last.pt`, and for a full model also `rqtransformer.bin` and a folder
-each for understanding and for generation, which the release runs as two models.
+"""Writes a checkpoint of EvoTok in the release's format: `last.pt`, and for a full model also `rqtransformer.bin` and a
+folder each for understanding and for generation, which the release runs as two models.
 
-What the release's loaders ask for and its models never run (the encoder's last layer and head, classifiers beyond the
-levels written, the books' padding rows) is written as zeros.
+Tensors that the release's loaders need and its models never run (the encoder's last layer and head, classifiers beyond
+the pixel levels, padding rows of the codebooks) are zeros.
 """
 
 import argparse
@@ -17,13 +17,21 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from evotok import EvoTokConfig, EvoTokDepthDecoderConfig, EvoTokProcessor, EvoTokVQConfig
-from evotok.conversion.key_maps import DEPTH_RULES, LANGUAGE_RULES, PROJECTOR_RULES, TOKENIZER_RULES, to_theirs
+from evotok.conversion.key_maps import (
+    DEPTH_RULES,
+    LANGUAGE_RULES,
+    PROJECTOR_RULES,
+    TOKENIZER_RULES,
+    add_prefix,
+    select_prefix,
+    to_theirs,
+)
 from evotok.conversion.language import APPENDED, EMBEDDING, LM_HEAD
 
 
 _USAGE_ROWS = 131072  # of the release's record of recent codes
 _SHARD = "5GB"
-# Those of Transformers 5 for a `tokenizer.json` of no model in particular.
+# Of Transformers 5, for a `tokenizer.json` of no particular model.
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerBase", None)
 _TOWER, _DEPTH, _PROJECTOR = (
     "model.vision_tower.vision_tower.",
@@ -33,12 +41,12 @@ _TOWER, _DEPTH, _PROJECTOR = (
 
 
 def export_reference(source: Path, out: Path, final: Path) -> None:
-    """Write the checkpoint in `source` to the folder `out`.
+    """Converts the checkpoint in `source` into files in the folder `out`.
 
     Args:
-        source: folder of a tokenizer or a full model of ours.
+        source: folder of an image tokenizer or a full model.
         out: folder to write into.
-        final: where that folder will lie; the language models' configs name `last.pt` in it.
+        final: its path after it is renamed, for the path of `last.pt` in the language models' configs.
 
     Raises:
         ValueError: the weights do not fit the config.
@@ -47,14 +55,14 @@ def export_reference(source: Path, out: Path, final: Path) -> None:
     for path in sorted(source.glob("*.safetensors")):
         weights |= load_file(path)
     kind = json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"]
-    alone = kind == EvoTokVQConfig.model_type
-    config = (EvoTokVQConfig if alone else EvoTokConfig).from_pretrained(source)
-    vq_config = config if alone else config.vq_config
+    is_tokenizer = kind == EvoTokVQConfig.model_type
+    config = (EvoTokVQConfig if is_tokenizer else EvoTokConfig).from_pretrained(source)
+    vq_config = config if is_tokenizer else config.vq_config
     try:
-        tower = _tokenizer(_below(weights, "" if alone else "model.vq_model."), vq_config)
-        arguments = _arguments(vq_config, None if alone else config.depth_decoder_config)
+        tower = _tokenizer(select_prefix(weights, "" if is_tokenizer else "model.vq_model."), vq_config)
+        arguments = _arguments(vq_config, None if is_tokenizer else config.depth_decoder_config)
         torch.save({"model": tower, "steps": 0, "args": arguments}, out / "last.pt")
-        if not alone:
+        if not is_tokenizer:
             _write_models(weights, config, tower, source, out, final)
     except KeyError as error:
         raise ValueError(f"{source}: the weights lack {error}: they are not of this config.json.") from None
@@ -64,22 +72,20 @@ def _write_models(
     weights: dict[str, Tensor], config: EvoTokConfig, tower: dict[str, Tensor], source: Path, out: Path, final: Path
 ) -> None:
     processor = EvoTokProcessor.from_pretrained(source) if (source / "tokenizer_config.json").is_file() else None
-    depth = _prefixed(_DEPTH, _depth_decoder(_below(weights, "depth_decoder."), config))
+    depth = add_prefix(_DEPTH, _depth_decoder(select_prefix(weights, "depth_decoder."), config))
     torch.save(depth, out / "rqtransformer.bin")
-    language = {
-        name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.language_model.")
-    }
+    language = add_prefix("language_model.", select_prefix(weights, "model.language_model."))
     language |= {name: x for name, x in weights.items() if name == LM_HEAD}
     language = to_theirs(LANGUAGE_RULES, language)
     language, size, appended = _with_image_tokens_last(language, config, processor)
     for mode, name in (("understanding", "semantic_projector"), ("generation", "pixel_projector")):
         folder = out / mode
         folder.mkdir()
-        projector = to_theirs(PROJECTOR_RULES, _below(weights, f"model.{name}."))
-        torch.save(_prefixed(_PROJECTOR, projector), folder / "mm_projector.bin")
-        tensors = language | _prefixed(_PROJECTOR, projector) | _prefixed(_TOWER, tower)
+        projector = to_theirs(PROJECTOR_RULES, select_prefix(weights, f"model.{name}."))
+        torch.save(add_prefix(_PROJECTOR, projector), folder / "mm_projector.bin")
+        tensors = language | add_prefix(_PROJECTOR, projector) | add_prefix(_TOWER, tower)
         tensors |= depth if mode == "generation" else {}
-        # Shared storages (a table for both, a layer of zeros) are written once a name.
+        # Tensors that share a storage (tied tables, a layer of zeros) are written under each name.
         save_torch_state_dict(tensors, folder, max_shard_size=_SHARD)
         fields = _config(config, mode, size, language[EMBEDDING].dtype, projector["0.weight"].shape[1])
         fields["mm_use_im_start_end"] = mode == "generation" or _frames_images(processor)
@@ -104,7 +110,7 @@ def _tokenizer(ours: dict[str, Tensor], config: EvoTokVQConfig) -> dict[str, Ten
 
 
 def _unused_encoder(config: EvoTokVQConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a SigLIP encoder with its last layer and its head."""
+    """Returns names and shapes of a SigLIP encoder with its last layer and its head."""
     fields = config.encoder_config.to_dict()
     fields |= {"num_hidden_layers": fields["num_hidden_layers"] + 1, "vision_use_head": True}
     with torch.device("meta"):
@@ -121,7 +127,7 @@ def _depth_decoder(ours: dict[str, Tensor], config: EvoTokConfig) -> dict[str, T
 
 
 def _arguments(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -> argparse.Namespace:
-    """What stands in no tensor, for whoever reads the file back."""
+    """Returns the sizes that no tensor has, for the conversion back."""
     heads = {} if depth is None else {"depth_heads": depth.num_attention_heads}
     return argparse.Namespace(
         teacher=f"siglip_{config.image_size}",
@@ -136,10 +142,11 @@ def _arguments(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -
 def _with_image_tokens_last(
     language: dict[str, Tensor], config: EvoTokConfig, processor: EvoTokProcessor | None
 ) -> tuple[dict[str, Tensor], int, bool]:
-    """Tables that end in start and end of image, where the release looks for them; their rows; whether they grew.
+    """Returns tables whose last two rows are the start and end of image, as in the release; their rows; whether rows
+    were appended.
 
-    They end so already, but for placeholders of ours, in a model that was converted. Otherwise a padding row and copies
-    of our two rows are appended.
+    In a model that was converted these rows are the last ones, but for placeholders of EvoTok. Otherwise a padding row
+    and copies of the two rows are appended.
     """
     start, end = config.vision_start_token_id, config.vision_end_token_id
     size = config.text_config.vocab_size if processor is None else len(processor.tokenizer)
@@ -155,7 +162,7 @@ def _with_image_tokens_last(
 
 
 def _frames_images(processor: EvoTokProcessor | None) -> bool:
-    """Whether images given stand between start and end tokens, as ours do unless converted from models without."""
+    """Returns whether input images are between start and end tokens, as in all but some converted models."""
     if processor is None:
         return True
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False)
@@ -163,7 +170,7 @@ def _frames_images(processor: EvoTokProcessor | None) -> bool:
 
 
 def _config(config: EvoTokConfig, mode: str, size: int, dtype: torch.dtype, width: int) -> dict[str, Any]:
-    """`config.json` as Transformers 4 and the release write it."""
+    """Builds `config.json` as Transformers 4 and the release write it."""
     fields = config.text_config.to_dict()
     rope = fields.pop("rope_parameters")
     for name in ("layer_types", "dtype", "transformers_version", "_name_or_path"):
@@ -179,8 +186,8 @@ def _config(config: EvoTokConfig, mode: str, size: int, dtype: torch.dtype, widt
         "torch_dtype": str(dtype).removeprefix("torch."),
         "mm_hidden_size": width,
         "mm_projector_type": "mlp2x_gelu",
-        # Read by the release's code without a default. Of the first two it makes nothing; the third would add a token,
-        # and have it seek the start of images one id too high.
+        # The release's code reads these without a default. It ignores the first two; the third would add a token, and
+        # shift the id of the start of images by one.
         "mm_vision_select_layer": -2,
         "mm_use_vi_start_end": False,
         "mm_use_im_patch_token": False,
@@ -191,7 +198,7 @@ def _config(config: EvoTokConfig, mode: str, size: int, dtype: torch.dtype, widt
 
 
 def _write_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, size: int, appended: bool) -> None:
-    """Tokenizer of exactly `size` tokens: the release counts them to find its image tokens."""
+    """Writes a tokenizer of exactly `size` tokens: the release counts them to find its image tokens."""
     if appended:
         tokenizer.add_tokens([token for token in APPENDED if token not in tokenizer.get_vocab()], special_tokens=True)
     tokenizer.save_pretrained(folder)
@@ -199,7 +206,7 @@ def _write_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, size
     beyond = {token for token, index in tokenizer.get_vocab().items() if index >= size}
     if not beyond:
         return
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # placeholders of ours, at the end
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # placeholders of EvoTok, at the end
         path = folder / name
         content = json.loads(path.read_text(encoding="utf-8"))
         for key in ("added_tokens", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
@@ -209,7 +216,7 @@ def _write_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, size
 
 
 def _as_transformers_4(path: Path) -> None:
-    """Names in a tokenizer's config as the release's version of Transformers, 4.51, knows them."""
+    """Renames fields of a tokenizer's config as in the release's version of Transformers, 4.51."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("tokenizer_class") in _GENERIC_CLASSES:
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -230,11 +237,3 @@ def _without(listed: list | dict, tokens: set[str]) -> list | dict:
     if isinstance(listed, dict):
         return {key: entry for key, entry in listed.items() if text(entry) not in tokens}
     return [entry for entry in listed if text(entry) not in tokens]
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -1,8 +1,8 @@
-"""Which tensor of a reference checkpoint is which of ours: one table a part, read in both directions.
+"""Maps of the names and layouts of tensors between EvoTok ("ours") and the release ("theirs"), a table for each part.
 
-A rule names our tensors and theirs with `{}` for what stands in both (an index, `weight` or `bias`, a whole tail), and
-how the layouts differ. Names of theirs are without the prefix of their part, those of the encoder as Transformers 5
-writes them.
+A rule has patterns of both names, with `{}` for what is common (an index, `weight` or `bias`; `{*}` for a whole tail),
+and the difference of the layouts. Names of the release are without the prefix of their part, those of the encoder as in
+Transformers 5.
 """
 
 import re
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 class Layout(NamedTuple):
-    """How tensors of ours and one of theirs become each other."""
+    """Conversion between tensors of ours and one of theirs."""
 
     to_ours: Callable[[Tensor], tuple[Tensor, ...]]
     to_theirs: Callable[..., Tensor]
 
 
 class Rule(NamedTuple):
-    """`optional`: theirs may be missing, ours is zero then."""
+    """Patterns of names and the layout; `optional` if theirs may be missing, and ours is zero then."""
 
     ours: tuple[str, ...]
     theirs: str
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A rule applied to one tensor."""
+    """A rule applied to one tensor of theirs."""
 
     ours: tuple[str, ...]
     layout: Layout
@@ -53,7 +53,7 @@ PADDED = Layout(_without_padding, _with_padding)  # nn.Embedding's padding row, 
 
 
 def _rules(*rows: tuple) -> tuple[Rule, ...]:
-    """(ours, theirs[, layout[, optional]]) rows."""
+    """Builds rules from rows (ours, theirs[, layout[, optional]])."""
     return tuple(Rule((row[0],) if isinstance(row[0], str) else row[0], row[1], *(row[2:] or (SAME,))) for row in rows)
 
 
@@ -121,7 +121,7 @@ PROJECTOR_RULES = _rules(("linear_1.{}", "0.{}"), ("linear_2.{}", "2.{}"))
 
 LANGUAGE_RULES = _rules(("language_model.{*}", "model.{*}"), ("lm_head.{}", "lm_head.{}"))
 
-# What a part holds and never runs, or runs as a constant that is checked apart.
+# Tensors of a part that are never run, or are constants that are checked elsewhere.
 IGNORED = {
     "tokenizer": r"quantize\.codebook_used|scaling_layer\.(shift|scale)|encoder_vqkd\.(post_layernorm|head)\..+"
     r"|encoder_vqkd\.embeddings\.position_ids",
@@ -132,10 +132,10 @@ IGNORED = {
 
 
 def reference_names(rules: tuple[Rule, ...], ours: Iterable[str]) -> dict[str, Entry]:
-    """Their name -> our names and the layout, for all of `ours`.
+    """Returns their name -> our names and the layout, for all names of ours.
 
     Raises:
-        AssertionError: the table does not cover our model.
+        AssertionError: a name has no rule.
     """
     entries = {}
     for name in ours:
@@ -162,18 +162,18 @@ def _fill(pattern: str, values: tuple[str, ...]) -> str:
 def to_ours(
     part: str, rules: tuple[Rule, ...], theirs: dict[str, Tensor], ours: dict[str, Tensor], unused: str, origin: object
 ) -> dict[str, Tensor]:
-    """Tensors of theirs under our names and in our layout, all of them accounted for.
+    """Converts their tensors into ours.
 
     Args:
         part: a key of `IGNORED`.
         rules: its table.
-        theirs: their tensors; looked at only for their shapes, and changed in layout as views where that will do.
+        theirs: their tensors, of which only shapes are read; layouts are changed as views where possible.
         ours: our state dict, on any device, for its names and shapes.
-        unused: a pattern of further names that are not looked at.
-        origin: where theirs come from, for messages.
+        unused: a pattern of further names to ignore.
+        origin: file or folder of theirs, for messages.
 
     Raises:
-        ValueError: names that are missing, or that nothing is known of, or wrong shapes.
+        ValueError: missing or unknown names, or wrong shapes.
     """
     entries = reference_names(rules, ours)
     missing = [name for name, entry in entries.items() if name not in theirs and not entry.optional]
@@ -185,8 +185,8 @@ def to_ours(
     unknown = [name for name in theirs if name not in entries and not ignored.fullmatch(name)]
     if unknown:
         raise ValueError(
-            f"{origin}: the {part} has {_some(unknown)}, of which the format knows nothing: give what the "
-            "release wrote and nothing else."
+            f"{origin}: the {part} has {_some(unknown)}, which is not in the format: give what the release wrote and "
+            "nothing else."
         )
     converted = {}
     for name, entry in entries.items():
@@ -197,7 +197,7 @@ def to_ours(
         shape = entry.layout.to_theirs(*(tensor.to("meta") for tensor in wanted)).shape
         if theirs[name].shape != shape:
             raise ValueError(
-                f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} where {tuple(shape)} is due. "
+                f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} instead of {tuple(shape)}. "
                 "Copy it again."
             )
         converted |= dict(zip(entry.ours, entry.layout.to_ours(theirs[name]), strict=True))
@@ -205,11 +205,21 @@ def to_ours(
 
 
 def to_theirs(rules: tuple[Rule, ...], ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names and in their layout."""
+    """Converts our tensors into theirs."""
     return {
         name: entry.layout.to_theirs(*(ours[our_name] for our_name in entry.ours)).contiguous()
         for name, entry in reference_names(rules, ours).items()
     }
+
+
+def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def add_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds a prefix to the names of tensors."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _some(names: list[str]) -> str:

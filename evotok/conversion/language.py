@@ -1,4 +1,4 @@
-"""The language model's side of a conversion: which one, its tables, its tokens and its text tokenizer."""
+"""Merges the language models of the release: their tensors, tables of embeddings, image tokens and text tokenizers."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from evotok.conversion.sources import LANGUAGE_MODEL, PROJECTOR, Piece, of_part
 
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Appended to Qwen2.5's tokenizer by the release, in this order; a model that only understands has the first alone.
+# Appended to Qwen2.5's tokenizer by the release, in this order; a model for understanding may have the first alone.
 APPENDED = ("[PAD]", "<im_start>", "<im_end>")
 SYSTEM_PROMPT = "You are a helpful assistant."
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -26,7 +26,7 @@ _QWEN_TOKENS = {
 
 
 class Tokens(NamedTuple):
-    """Ids for our config, how many rows the tables need for them, and the processor where there is a text tokenizer."""
+    """Ids of the image tokens for the config, rows of the tables, and the processor if there is a text tokenizer."""
 
     ids: dict[str, int]
     rows: int
@@ -34,15 +34,15 @@ class Tokens(NamedTuple):
 
 
 def choose_language_model(pieces: list[Piece], mode: str | None, folders: dict[str, Path]) -> Piece:
-    """The one language model of the merged checkpoint, with the rows of the tables that only another one has.
+    """Chooses the language model of the merged checkpoint, and adds rows of the tables that only another one has.
 
     Args:
-        pieces: all that was found.
-        mode: `"understanding"` or `"generation"`, whose language model to take where they differ.
+        pieces: of all sources.
+        mode: `"understanding"` or `"generation"`: which language model to take if they differ.
         folders: of the modes that have a projector.
 
     Raises:
-        ValueError: there is none, or they differ and nobody said which.
+        ValueError: there is none, or they differ and `mode` is None.
     """
     candidates = list(of_part(pieces, LANGUAGE_MODEL))
     if not candidates:
@@ -61,7 +61,7 @@ def choose_language_model(pieces: list[Piece], mode: str | None, folders: dict[s
         if differing and mode is None:
             raise ValueError(
                 f"{chosen.origin} and {other.origin}: their language models differ ({differing}), and one checkpoint "
-                "holds one: say --language-model understanding or --language-model generation."
+                "holds one: give --language-model understanding or --language-model generation."
             )
         for name in (EMBEDDING, LM_HEAD):
             if name in tensors and name in other.tensors and other.tensors[name].shape[1:] == tensors[name].shape[1:]:
@@ -78,9 +78,9 @@ def _rows(piece: Piece) -> int:
 
 
 def first_difference(one: Piece, other: Piece, names: set[str] | None = None) -> str | None:
-    """Name of a tensor in which two pieces differ by more than the rounding of the shorter of their dtypes, or None.
+    """Returns the name of a tensor in which two pieces differ, rounded to the shorter dtype; None if there is none.
 
-    Tables of different numbers of rows are compared in those that both have.
+    Of tables the rows that both have are compared.
     """
     for name in sorted(one.tensors.keys() | other.tensors.keys() if names is None else names):
         if name not in one.tensors or name not in other.tensors:
@@ -96,10 +96,10 @@ def first_difference(one: Piece, other: Piece, names: set[str] | None = None) ->
 
 
 def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[str, Tensor]:
-    """The table of embeddings that `mm_projector.bin` has, where start and end tokens were trained, is the model's.
+    """Replaces the table of embeddings by that of `mm_projector.bin`, in which start and end tokens were trained.
 
-    The output table gets as many rows; new ones are the mean of the others, as the release makes them. A base model
-    has rows to spare behind its last token, which the release cuts off before it appends its own tokens.
+    The output table gets as many rows; new ones are the mean of the others, as in the release. Spare rows of a base
+    model behind its last token are cut off first, as in the release.
     """
     trained = [piece for piece in of_part(pieces, PROJECTOR) if EMBEDDING in piece.tensors]
     if not trained:
@@ -119,27 +119,29 @@ def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[
     return tensors
 
 
-def grow_tables(tensors: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The same with zero rows at the end of both tables, up to `rows`."""
+def pad_tables(tensors: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Pads both tables with zero rows, up to `rows`."""
     tables = {name: tensors[name] for name in (EMBEDDING, LM_HEAD) if name in tensors and len(tensors[name]) < rows}
-    grown = {
+    padded = {
         name: torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])]) for name, table in tables.items()
     }
-    return tensors | grown
+    return tensors | padded
 
 
-def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_tokens: bool, framed: bool) -> Tokens:
-    """Where our four image tokens are in the release's vocabulary.
+def assign_image_tokens(
+    folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_tokens: bool, framed: bool
+) -> Tokens:
+    """Assigns EvoTok's four image tokens to ids of the release's vocabulary.
 
-    Images written stand between `<im_start>` and `<im_end>`, the last two rows. Placeholders are special tokens of
-    Qwen2.5 that the release has no use for; a vocabulary without them gets rows of its own.
+    Start and end of generated images are `<im_start>` and `<im_end>`, the last two rows. Placeholders are special
+    tokens of Qwen2.5 that the release does not use; a vocabulary without them gets new rows.
 
     Args:
         folder: of the language model, with or without a text tokenizer.
         rows: of its tables.
-        vq_config: the image tokenizer's.
-        with_image_tokens: whether the model was made with `<im_start>` and `<im_end>`.
-        framed: whether images given stand between start and end tokens too.
+        vq_config: of the image tokenizer.
+        with_image_tokens: whether the model was trained with `<im_start>` and `<im_end>`.
+        framed: whether input images are between start and end tokens too.
 
     Raises:
         ValueError: the text tokenizer cannot be read.
@@ -156,7 +158,7 @@ def place_tokens(folder: Path, rows: int, vq_config: EvoTokVQConfig, with_image_
         return Tokens(ids, end, None)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - a stranger's files raise anything
+    except Exception as error:  # noqa: BLE001 - untrusted files raise any type
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}). Copy its files again.") from None
     known = tokenizer.get_vocab()

@@ -1,8 +1,8 @@
-"""Our configuration of a reference checkpoint: sizes from the shapes of its tensors, the rest from what is known.
+"""Derives the configuration of a checkpoint of the release from the shapes of its tensors.
 
-Numbers of heads and the size of images stand in no tensor: they are given by the user, or by the arguments saved with
-the weights, or they are assumed, to be those of the release or of the SigLIP encoder of that width. A wrong one gives a
-model that loads, and wrong codes: `assumed_sizes` says which were not known.
+No shape gives the number of heads and the size of images: they are options of the user, or in the arguments saved with
+the weights, or assumed to be those of the release or of the SigLIP encoder of that width. With a wrong one the model
+loads, and its codes are wrong: `assumed_sizes` lists those that were assumed.
 """
 
 import math
@@ -20,14 +20,14 @@ RELEASED_HEADS = {"encoder_heads": 16, "semantic_heads": 12, "depth_heads": 40}
 _SIGLIP_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 # Widths of encoder and depth decoder in the release's checkpoints.
 _RELEASED_WIDTHS = {"encoder": (1024, 1152), "depth": (2560,)}
-# Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not seen.
+# Patch size and side of the grid -> side of the image: 384 is no multiple of 14, and the last 6 pixels are not used.
 _RELEASED_IMAGE_SIZES = {(16, 16): 256, (14, 27): 384}
 _TEACHER = re.compile(r"siglip2?_(\d+)")
 _NORM_GROUPS = 32
 
 
 class Choices(NamedTuple):
-    """What the user knows of a checkpoint; None where the arguments in it or the release's values will do."""
+    """Sizes given by the user; None for those of the arguments in the checkpoint, or of the release."""
 
     encoder_heads: int | None = None
     semantic_heads: int | None = None
@@ -37,7 +37,7 @@ class Choices(NamedTuple):
 
 
 class _Shapes:
-    """Shapes of a piece's tensors; one that is missing, or of another rank, is a ValueError that names it."""
+    """Shapes of the tensors of a piece, which raise a ValueError for a tensor that is missing or of another rank."""
 
     def __init__(self, piece: Piece):
         self.piece = piece
@@ -51,13 +51,13 @@ class _Shapes:
             )
         if tensor.ndim != rank or 0 in tensor.shape:
             raise ValueError(
-                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} where {rank} dimensions are due. "
+                f"{self.piece.origin}: {name} has shape {tuple(tensor.shape)} instead of {rank} dimensions. "
                 "Copy it again."
             )
         return tuple(tensor.shape)
 
     def count(self, prefix: str) -> int:
-        """How many indices follow `prefix`, which must be 0, 1, 2 and so on."""
+        """Counts the indices after `prefix`, which must be 0, 1, 2 and so on."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         found = {int(match[1]) for match in map(pattern.match, self.piece.tensors) if match}
         if found != set(range(len(found))) or not found:
@@ -69,85 +69,103 @@ class _Shapes:
 
 
 def tokenizer_config(piece: Piece, choices: Choices, pixel_levels: int | None = None) -> EvoTokVQConfig:
-    """Configuration of the image tokenizer.
+    """Derives the configuration of the image tokenizer.
 
     Args:
         piece: of `TOKENIZER`.
-        choices: the user's.
-        pixel_levels: levels that the depth decoder writes, where there is one.
+        choices: of the user.
+        pixel_levels: levels of the depth decoder, if there is one.
 
     Raises:
-        ValueError: sizes that contradict each other, or that a choice or a default does not fit.
+        ValueError: sizes that contradict each other, a choice or a default.
     """
     assert piece.part == TOKENIZER
-    shapes, origin = _Shapes(piece), piece.origin
+    shapes = _Shapes(piece)
     known = {name: value for name, value in piece.facts.items() if isinstance(value, int) and value > 0}
     known |= {name: value for name, value in choices._asdict().items() if value is not None}
+    encoder, grid_size = _encoder_fields(shapes, choices, known)
+    levels = shapes.count("quantize.codebooks.")
+    rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
+    pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
+    if pixel_levels > levels:
+        raise ValueError(f"{piece.origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
+    return EvoTokVQConfig(
+        encoder_config=encoder,
+        codebook_size=rows - 1,
+        codebook_dim=codebook_dim,
+        num_codebooks=levels,
+        num_pixel_codebooks=pixel_levels,
+        codebook_keeps_sums="quantize.codebooks.0.embed_ema" in piece.tensors,
+        **_semantic_fields(shapes, known),
+        **_pixel_fields(shapes, grid_size, encoder["image_size"]),
+    )
+
+
+def _encoder_fields(shapes: _Shapes, choices: Choices, known: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Derives the encoder's configuration and the side of its grid."""
+    origin = shapes.piece.origin
     width, _, patch_size, _ = shapes("encoder_vqkd.embeddings.patch_embedding.weight", 4)
     positions, _ = shapes("encoder_vqkd.embeddings.position_embedding.weight", 2)
     grid_size = math.isqrt(positions)
     if grid_size**2 != positions:
         raise ValueError(f"{origin}: the encoder has {positions} positions, which are no square grid.")
-    image_size = _image_size(piece, choices, patch_size, grid_size)
-    encoder_layers = shapes.count("encoder_vqkd.encoder.layers.")
-    if encoder_layers < 2:
-        raise ValueError(f"{origin}: the encoder has one layer, of which the last is never used: damaged.")
+    image_size = _image_size(shapes.piece, choices, patch_size, grid_size)
+    layers = shapes.count("encoder_vqkd.encoder.layers.")
+    if layers < 2:
+        raise ValueError(f"{origin}: the encoder has one layer, and the last one is never used: damaged.")
     heads = known.get("encoder_heads", _SIGLIP_HEADS.get(width, RELEASED_HEADS["encoder_heads"]))
     if width % heads:
         raise ValueError(f"{origin}: {heads} heads do not divide the encoder's width {width}: give --encoder-heads.")
+    fields = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": shapes("encoder_vqkd.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": layers - 1,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "vision_use_head": False,
+    }
+    return fields, grid_size
 
-    levels = shapes.count("quantize.codebooks.")
-    rows, codebook_dim = shapes("quantize.codebooks.0.weight", 2)
-    keeps_sums = "quantize.codebooks.0.embed_ema" in piece.tensors
-    pixel_levels = choices.pixel_levels or pixel_levels or min(known.get("pixel_levels", 4), levels)
-    if pixel_levels > levels:
-        raise ValueError(f"{origin}: {pixel_levels} of {levels} levels for pixels: give --pixel-levels.")
 
-    semantic_width = shapes("decoder_vqkd.cls_token", 3)[2]
+def _semantic_fields(shapes: _Shapes, known: dict[str, Any]) -> dict[str, Any]:
+    """Derives the fields of the semantic decoder."""
+    width = shapes("decoder_vqkd.cls_token", 3)[2]
     inner = shapes("decoder_vqkd.blocks.0.attn.q_bias", 1)[0]
-    semantic_heads = known.get("semantic_heads", RELEASED_HEADS["semantic_heads"])
-    if semantic_width // semantic_heads * semantic_heads != inner:
-        fitting = [str(n) for n in range(1, semantic_width + 1) if semantic_width // n * n == inner]
+    heads = known.get("semantic_heads", RELEASED_HEADS["semantic_heads"])
+    if width // heads * heads != inner:
+        fitting = [str(n) for n in range(1, width + 1) if width // n * n == inner]
         raise ValueError(
-            f"{origin}: {semantic_heads} heads do not make the semantic decoder's inner width {inner} of "
-            f"{semantic_width}: give --semantic-heads, which can be {', '.join(fitting) or 'nothing: damaged'}."
+            f"{shapes.piece.origin}: {heads} heads do not make the semantic decoder's inner width {inner} of "
+            f"{width}: give --semantic-heads, which can be {', '.join(fitting) or 'nothing: damaged'}."
         )
+    return {
+        "semantic_hidden_size": width,
+        "semantic_num_hidden_layers": shapes.count("decoder_vqkd.blocks."),
+        "semantic_num_attention_heads": heads,
+        "semantic_mlp_ratio": shapes("decoder_vqkd.blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "semantic_feature_dim": shapes("decode_task_layer.2.weight", 2)[0],
+    }
 
+
+def _pixel_fields(shapes: _Shapes, grid_size: int, image_size: int) -> dict[str, Any]:
+    """Derives the fields of the pixel decoder."""
     blocks = shapes.count("decoder.conv_blocks.")
     widths = [shapes(f"decoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(blocks)]
     base = math.gcd(*widths)
     if base % _NORM_GROUPS:
         raise ValueError(
-            f"{origin}: the pixel decoder's widths {widths} are no multiples of its {_NORM_GROUPS} groups."
+            f"{shapes.piece.origin}: the pixel decoder's widths {widths} are no multiples of its {_NORM_GROUPS} groups."
         )
-    return EvoTokVQConfig(
-        encoder_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": width,
-            "intermediate_size": shapes("encoder_vqkd.encoder.layers.0.mlp.fc1.weight", 2)[0],
-            "num_hidden_layers": encoder_layers - 1,
-            "num_attention_heads": heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "vision_use_head": False,
-        },
-        codebook_size=rows - 1,
-        codebook_dim=codebook_dim,
-        num_codebooks=levels,
-        num_pixel_codebooks=pixel_levels,
-        codebook_keeps_sums=keeps_sums,
-        pixel_latent_channels=shapes("post_quant_conv.weight", 4)[0],
-        pixel_base_channels=base,
-        pixel_channel_multipliers=[width // base for width in reversed(widths)],
-        pixel_num_res_blocks=shapes.count("decoder.conv_blocks.0.res.") - 1,
-        pixel_norm_groups=_NORM_GROUPS,
-        pixel_resize=grid_size * 2 ** (blocks - 1) != image_size,
-        semantic_hidden_size=semantic_width,
-        semantic_num_hidden_layers=shapes.count("decoder_vqkd.blocks."),
-        semantic_num_attention_heads=semantic_heads,
-        semantic_mlp_ratio=shapes("decoder_vqkd.blocks.0.mlp.fc1.weight", 2)[0] / semantic_width,
-        semantic_feature_dim=shapes("decode_task_layer.2.weight", 2)[0],
-    )
+    return {
+        "pixel_latent_channels": shapes("post_quant_conv.weight", 4)[0],
+        "pixel_base_channels": base,
+        "pixel_channel_multipliers": [width // base for width in reversed(widths)],
+        "pixel_num_res_blocks": shapes.count("decoder.conv_blocks.0.res.") - 1,
+        "pixel_norm_groups": _NORM_GROUPS,
+        "pixel_resize": grid_size * 2 ** (blocks - 1) != image_size,
+    }
 
 
 def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int) -> int:
@@ -158,13 +176,13 @@ def _image_size(piece: Piece, choices: Choices, patch_size: int, grid_size: int)
         )
     texts = [value for value in piece.facts.values() if isinstance(value, str)]
     teachers = [int(match[1]) for match in map(_TEACHER.fullmatch, texts) if match]
-    told = [choices.image_size, *teachers, piece.facts.get("image_size")]
-    fitting = (size for size in told if isinstance(size, int) and size // patch_size == grid_size)
+    known = [choices.image_size, *teachers, piece.facts.get("image_size")]
+    fitting = (size for size in known if isinstance(size, int) and size // patch_size == grid_size)
     return next(fitting, _RELEASED_IMAGE_SIZES.get((patch_size, grid_size), grid_size * patch_size))
 
 
 def depth_decoder_config(piece: Piece, choices: Choices, facts: dict[str, Any]) -> EvoTokDepthDecoderConfig:
-    """Configuration of the depth decoder, with what the tokenizer's arguments say of it; raises ValueError as
+    """Derives the configuration of the depth decoder, with the arguments in the tokenizer's file; raises ValueError as
     `tokenizer_config`."""
     assert piece.part == DEPTH_DECODER
     shapes = _Shapes(piece)
@@ -189,11 +207,11 @@ def depth_decoder_config(piece: Piece, choices: Choices, facts: dict[str, Any]) 
 def assumed_sizes(
     piece: Piece, choices: Choices, config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None
 ) -> dict[str, int]:
-    """What neither the user nor the arguments of the tokenizer's piece have said, by the names of `Choices`."""
-    told = {name for name, value in choices._asdict().items() if value is not None}
-    told |= {name for name, value in piece.facts.items() if _positive(value)}
+    """Returns the sizes that neither the user nor the arguments in the tokenizer's file gave, as in `Choices`."""
+    known = {name for name, value in choices._asdict().items() if value is not None}
+    known |= {name for name, value in piece.facts.items() if _positive(value)}
     if any(isinstance(value, str) and _TEACHER.fullmatch(value) for value in piece.facts.values()):
-        told.add("image_size")
+        known.add("image_size")
     sizes = {
         "encoder_heads": config.encoder_config.num_attention_heads,
         "semantic_heads": config.semantic_num_attention_heads,
@@ -202,12 +220,12 @@ def assumed_sizes(
     }
     if depth is not None:
         sizes["depth_heads"] = depth.num_attention_heads
-        told.add("pixel_levels")  # so many levels it writes
-    return {name: value for name, value in sizes.items() if name not in told}
+        known.add("pixel_levels")  # as many as the depth decoder has
+    return {name: value for name, value in sizes.items() if name not in known}
 
 
 def is_released(config: EvoTokVQConfig, depth: EvoTokDepthDecoderConfig | None) -> bool:
-    """Whether encoder and depth decoder are as wide as in the release's checkpoints, whose heads are known."""
+    """Returns whether encoder and depth decoder have widths of the release, whose heads are known."""
     widths = {"encoder": config.encoder_config.hidden_size} | ({} if depth is None else {"depth": depth.hidden_size})
     return all(width in _RELEASED_WIDTHS[name] for name, width in widths.items())
 
@@ -217,7 +235,7 @@ def _positive(value: Any) -> int | None:
 
 
 def language_model_config(piece: Piece) -> Qwen2Config:
-    """Configuration of the language model, from the `config.json` beside its weights.
+    """Reads the configuration of the language model from the `config.json` beside its weights.
 
     Raises:
         ValueError: there is none, or it lacks a field.
@@ -232,7 +250,7 @@ def language_model_config(piece: Piece) -> Qwen2Config:
             "model was saved in."
         )
     kept = {name: fields[name] for name in Qwen2Config.__annotations__ if fields.get(name) is not None}
-    kept.pop("rope_scaling", None)  # deprecated; below it becomes what replaced it
+    kept.pop("rope_scaling", None)  # deprecated: becomes `rope_parameters` below
     kept["vocab_size"] = _Shapes(piece)("model.embed_tokens.weight", 2)[0]
     if "rope_parameters" not in kept:  # as Transformers 4 writes it
         scaling = fields.get("rope_scaling") or {"rope_type": "default"}

@@ -1,6 +1,6 @@
-"""Finds what files and folders of a reference checkpoint hold: by the names of the tensors, not by those of the files.
+"""Finds the parts of a model in files and folders of the release, by the names of the tensors.
 
-Tensors stay on disk (memory-mapped) until they are looked at.
+Tensors stay on disk (memory-mapped) until they are used.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from evotok.conversion.torch_files import read_torch_file
 TOKENIZER, DEPTH_DECODER, PROJECTOR = "tokenizer", "depth decoder", "projector"
 LANGUAGE_MODEL = "language model"
 
-# Prefix of a name -> the part that the rest of it belongs to.
+# Part -> prefix of its tensors in a whole model.
 _PREFIXES = {
     TOKENIZER: re.compile(r"(model\.)?vision_tower\.vision_tower\."),
     DEPTH_DECODER: re.compile(r"((model\.)?vision_tower\.)?rqtransformer\."),
     PROJECTOR: re.compile(r"(model\.)?mm_projector\."),
     LANGUAGE_MODEL: re.compile(r"(?=model\.(embed_tokens|layers|norm|rotary_emb)\.|lm_head\.)"),
 }
-# Parts that are also saved alone, without a prefix.
+# Part -> its tensors in a file of its own, without a prefix.
 _ALONE = {
     TOKENIZER: re.compile(
         r"(encoder_vqkd|encode_task_layer|quantize|scaling_layer|decoder_vqkd|decode_task_layer|post_quant_conv|decoder)\."
@@ -41,12 +41,12 @@ _MODEL_FILES = ("*.safetensors", "*model*.bin", "*model*.pt")
 
 
 class Piece(NamedTuple):
-    """One part of the model as one file or folder has it.
+    """A part of the model in one file or folder.
 
     Args:
         part: `TOKENIZER`, `DEPTH_DECODER`, `PROJECTOR` or `LANGUAGE_MODEL`.
         origin: the file or folder.
-        tensors: their names, without the prefix of the part; a projector may bring `model.embed_tokens.weight`.
+        tensors: by name without the prefix of the part; a projector may have `model.embed_tokens.weight` too.
         facts: arguments of the training for a file, `config.json` for a folder.
     """
 
@@ -57,10 +57,10 @@ class Piece(NamedTuple):
 
 
 def find_pieces(sources: list[str]) -> list[Piece]:
-    """Everything that the sources hold, in their order.
+    """Reads the pieces of all sources, in their order.
 
     Raises:
-        ValueError: a source is not there, is damaged or hostile, or holds names that belong to no part.
+        ValueError: a source is missing, damaged or harmful, or has tensors of no part.
     """
     pieces = []
     for source in map(Path, sources):
@@ -80,10 +80,12 @@ def find_pieces(sources: list[str]) -> list[Piece]:
 
 
 def _read_tree(folder: Path) -> list[Piece]:
-    """Pieces of a folder; where it has no language model itself, of the folders in it too, but for ours."""
+    """Reads the pieces of a folder; without a language model in it, of its folders too, but for those of EvoTok."""
     check_files(str(folder), folder)
     if _is_ours(folder):
-        raise ValueError(f"{folder}: a checkpoint of ours already; --to-reference converts it to the release's format.")
+        raise ValueError(
+            f"{folder}: a checkpoint of EvoTok already; --to-reference converts it to the release's format."
+        )
     pieces = _read_folder(folder)
     if not any(piece.part == LANGUAGE_MODEL for piece in pieces):
         for path in sorted(folder.iterdir()):
@@ -112,7 +114,7 @@ def _read_folder(folder: Path) -> list[Piece]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Weight files of the model that a folder holds: those that an index names, or all; safetensors first."""
+    """Lists the weight files of the model in a folder: those of an index, or all; safetensors first."""
     for pattern in _MODEL_FILES:
         indices = sorted(folder.glob(f"{pattern}.index.json"))
         if len(indices) > 1:
@@ -149,7 +151,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a file by their names without wrappers, and the arguments saved with them."""
+    """Reads the tensors of a file, by names without wrappers, and the arguments saved with them."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -178,7 +180,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _check_tensor(path: Path, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(
-            f"{path}: {name[:80]} is a {type(tensor).__name__} where a tensor is due: give weights of the release."
+            f"{path}: {name[:80]} is a {type(tensor).__name__} instead of a tensor: give weights of the release."
         )
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not plain or tensor.is_complex():
@@ -195,7 +197,7 @@ def _check_tensor(path: Path, name: str, tensor: Any) -> None:
 def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[Piece]:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        part, rest = _place(name) or (_only_part(tensors), name)
+        part, rest = _split_prefix(name) or (_only_part(tensors), name)
         if part is None:
             raise ValueError(
                 f"{origin}: {name} belongs to no part of the release's format: give what the release wrote."
@@ -208,7 +210,7 @@ def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     return [Piece(part, origin, tensors, facts) for part, tensors in parts.items()]
 
 
-def _place(name: str) -> tuple[str, str] | None:
+def _split_prefix(name: str) -> tuple[str, str] | None:
     for part, prefix in _PREFIXES.items():
         if match := prefix.match(name):
             return part, name[match.end() :]
@@ -219,11 +221,11 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _only_part(tensors: dict[str, Tensor]) -> str | None:
-    """The part that a file is of, if it is of one alone: what nothing is known of is named as that part's then."""
-    parts = {place[0] for place in map(_place, tensors) if place}
+    """Returns the part of a file of one part, so that an unknown tensor in it is reported as of that part."""
+    parts = {found[0] for found in map(_split_prefix, tensors) if found}
     return parts.pop() if len(parts) == 1 and LANGUAGE_MODEL not in parts else None
 
 
 def of_part(pieces: list[Piece], part: str) -> Iterator[Piece]:
-    """Those of one part; files before folders, because a folder repeats what a file of its own says in full."""
+    """Iterates over the pieces of a part; files before folders, which may have less of it than its own file."""
     return iter(sorted((piece for piece in pieces if piece.part == part), key=lambda piece: piece.origin.is_dir()))

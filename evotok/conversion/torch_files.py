@@ -1,4 +1,4 @@
-"""Reading files of `torch.save` from strangers: tensors, containers and plain values, and no call of anything else."""
+"""Reads untrusted files of `torch.save`: tensors, containers and plain values, and no call of anything else."""
 
 import argparse
 import importlib.util
@@ -23,20 +23,20 @@ _SCANNED_BYTES = 2**24
 
 
 class StandIn:
-    """In the place of an enum member or a path among a training's arguments: remembers what it was made of."""
+    """Stands for an enum member or a path in the arguments of a training."""
 
     def __init__(self, *values: Any):
         self.values = values
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a file of `torch.save` holds. Tensors of the usual (zip) format stay on disk until they are looked at.
+    """Reads a file of `torch.save`. Tensors of the usual (zip) format stay on disk until they are used.
 
-    Beyond the types that `weights_only` knows, `argparse.Namespace` is let through; paths, and types of programs that
-    are not installed (an enum in the arguments), become a [`StandIn`]. Nothing that the file names is imported.
+    Beside the types of `weights_only`, `argparse.Namespace` is allowed; paths, and types of modules that are not
+    installed (an enum in the arguments), become a [`StandIn`]. Nothing is imported.
 
     Raises:
-        ValueError: the file names a function or type that a checkpoint has no use for, or is damaged.
+        ValueError: the file calls a function or type that no checkpoint needs, or is damaged.
         OSError: it cannot be opened.
     """
     with path.open("rb"):
@@ -49,20 +49,20 @@ def read_torch_file(path: Path) -> Any:
         unknown = get_unsafe_globals_in_checkpoint(str(path)) if is_zip else []
         unknown = [name for name in unknown if name != "argparse.Namespace"]
         for name in unknown:
-            if not _is_foreign_type(name):
+            if not _is_harmless(name):
                 raise _Forbidden(name)
-        # One type a name: torch keeps the allowed ones in a dict of the names.
+        # A type for each name: torch keeps the allowed types in a dict by name.
         stand_ins = [(type(name.rpartition(".")[2], (StandIn,), {}), name) for name in unknown]
         with safe_globals([argparse.Namespace, *stand_ins]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except _Forbidden as error:
         name = str(error)
-    except Exception as error:  # noqa: BLE001 - a stranger's bytes raise anything
+    except Exception as error:  # noqa: BLE001 - untrusted bytes raise any type
         name = _first_forbidden(path, is_zip)
         if name is None:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise ValueError(f"{path}: not a file of torch.save, or damaged ({reason}). Copy it again.") from None
-    raise ValueError(f"{path}: asks for {name}, which a checkpoint has no use for: refused, nothing of it was run.")
+    raise ValueError(f"{path}: calls {name}, which no checkpoint needs: refused, nothing of it was run.")
 
 
 class _Forbidden(Exception):  # noqa: N818 - the name of what is forbidden
@@ -70,7 +70,7 @@ class _Forbidden(Exception):  # noqa: N818 - the name of what is forbidden
 
 
 def _first_forbidden(path: Path, is_zip: bool) -> str | None:
-    """What stopped the reading, for the message: found without running anything, in pickles of any protocol."""
+    """Finds the first forbidden name in pickles of any protocol, for the message, without running them."""
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
@@ -91,7 +91,7 @@ def _first_forbidden(path: Path, is_zip: bool) -> str | None:
                     strings.append(argument)
                 if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
                     name = ".".join(strings[-2:])
-                    if not (_EXPECTED.match(name) or _is_foreign_type(name)):
+                    if not (_EXPECTED.match(name) or _is_harmless(name)):
                         return name
                 end = start
             position += end + 1
@@ -100,8 +100,8 @@ def _first_forbidden(path: Path, is_zip: bool) -> str | None:
     return None
 
 
-def _is_foreign_type(name: str) -> bool:
-    """A path, or something of a program that is not here: what could do harm is always here."""
+def _is_harmless(name: str) -> bool:
+    """Returns whether a name is of a path, or of a module that is not installed and so cannot run."""
     if _PATHS.fullmatch(name):
         return True
     top = name.partition(".")[0]

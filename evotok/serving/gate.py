@@ -5,9 +5,10 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from starlette.datastructures import URL, Headers
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from evotok.connections import is_own_host
 from evotok.serving.errors import ApiError
 from evotok.serving.limits import Limits
 from evotok.serving.metrics import Metrics
@@ -27,8 +28,8 @@ class Gate:
         limits: of the server.
         metrics: that are kept up.
         api_key: that clients must send as `Authorization: Bearer KEY`; None for none.
-        hosts: names that the server is addressed by; None for any. A page in a browser reaches a server on the loopback
-            address too, by a name of its own that points there.
+        hosts: names that the server is addressed by, beside addresses in numbers; None for any. A page in a browser
+            reaches a server on the loopback address too, by a name of its own that points there.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Gate:
     def _check(self, scope: Scope, counted: bool) -> None:
         """Raises ApiError for a request that goes no further."""
         headers = Headers(scope=scope)
-        if self._hosts is not None and URL(scope=scope).hostname not in self._hosts:
+        if self._hosts is not None and not is_own_host(headers.get("host", ""), self._hosts):
             raise ApiError(403, "This server is not addressed by that name: use its address.", "unknown_host")
         if self._authorization is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get("authorization", "").encode("latin-1")

@@ -25,7 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.checkpoints import find_checkpoint
-from evotok.inference import read_image_prompt, room_after
+from evotok.inference import read_image_prompt, remaining_tokens
 from evotok.modeling_evotok.image_settings_evotok import read_settings
 from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
 from evotok.serving.engine import (
@@ -206,7 +206,7 @@ class VllmEngine(Engine):
         """A prompt of vLLM, which fills in the places of images, and how many tokens there is room for."""
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids, images = self._processor.tokenizer.encode(text, add_special_tokens=False), _images_of(messages)
-        room = room_after(len(ids) + len(images) * (self._processor.num_image_tokens - 1), self._config)
+        room = remaining_tokens(len(ids) + len(images) * (self._processor.num_image_tokens - 1), self._config)
         if not images:
             return {"prompt_token_ids": ids}, room
         return {"prompt": text, "multi_modal_data": {"image": images}}, room

@@ -310,7 +310,7 @@ PARTS = [
     ),
     config(
         "a level less than the weights have",
-        "evotok encode: tokenizer: the weights have 3 tensors, such as quantizer.codebooks.3.cluster_size, that the config knows nothing of: config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: the weights have 3 tensors more than the config, such as quantizer.codebooks.3.cluster_size: config.json and weights are not of one checkpoint. Copy or save it again.",
         tokenizer,
         num_codebooks=3,
     ),
@@ -340,7 +340,7 @@ PARTS = [
     ),
     tokenizer(
         "encoder of an image of a million pixels a side",
-        "evotok encode: tokenizer: the tensor semantic_decoder.position_embedding has shape (1, 17, 16), but the config asks for (1, 17179869185, 16): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: the tensor semantic_decoder.position_embedding has shape (1, 17, 16), but (1, 17179869185, 16) by the config: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_json("config.json", lambda content: content["encoder_config"].update(image_size=2**20)),
     ),
     tokenizer(
@@ -400,17 +400,17 @@ PARTS = [
     ),
     tokenizer(
         "weights that lack a tensor",
-        "evotok encode: tokenizer: the weights lack 1 tensors, such as semantic_decoder.class_token, that the config asks for: config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: the weights lack 1 tensors of the config, such as semantic_decoder.class_token: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_weights(lambda t: t.pop(first(t, "class_token"))),
     ),
     tokenizer(
         "weights with a tensor too many",
-        "evotok encode: tokenizer: the weights have 1 tensors, such as extra, that the config knows nothing of: config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: the weights have 1 tensors more than the config, such as extra: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_weights(lambda t: t.update(extra=torch.zeros(2))),
     ),
     tokenizer(
         "weights with a tensor of another shape",
-        "evotok encode: tokenizer: the tensor to_latent.linear_2.weight has shape (8, 4), but the config asks for (8, 16): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok encode: tokenizer: the tensor to_latent.linear_2.weight has shape (8, 4), but (8, 16) by the config: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_weights(reshape),
     ),
     tokenizer(
@@ -435,7 +435,7 @@ PARTS = [
     ),
     tokenizer(
         "shard that lies outside",
-        "evotok encode: tokenizer: model.safetensors.index.json asks for '../../outside/model.safetensors', outside the folder. Copy the checkpoint again.",
+        "evotok encode: tokenizer: model.safetensors.index.json names '../../outside/model.safetensors', outside the folder. Copy the checkpoint again.",
         split_weights(
             lambda index: index["weight_map"].update(
                 {first(index["weight_map"], "class_token"): "../../outside/model.safetensors"}
@@ -444,7 +444,7 @@ PARTS = [
     ),
     tokenizer(
         "shard with an absolute path",
-        "evotok encode: tokenizer: model.safetensors.index.json asks for '/etc/passwd', outside the folder. Copy the checkpoint again.",
+        "evotok encode: tokenizer: model.safetensors.index.json names '/etc/passwd', outside the folder. Copy the checkpoint again.",
         split_weights(
             lambda index: index["weight_map"].update({first(index["weight_map"], "class_token"): "/etc/passwd"})
         ),
@@ -608,7 +608,7 @@ WHOLE = [
     ),
     adapters(
         "adapters on nothing",
-        "evotok generate: model: adapters that do not say what they were trained on. Give the checkpoint itself.",
+        "evotok generate: model: adapters without the name of their checkpoint. Give the checkpoint itself.",
         '{"base_model_name_or_path": null}',
     ),
     adapters(
@@ -667,13 +667,13 @@ WHOLE = [
     ),
     text_config(
         "layer less than the weights have",
-        "evotok generate: model: the weights have 12 tensors, such as model.language_model.layers.0.input_layernorm.weight, that the config knows nothing of: config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: the weights have 12 tensors more than the config, such as model.language_model.layers.0.input_layernorm.weight: config.json and weights are not of one checkpoint. Copy or save it again.",
         num_hidden_layers=0,
         layer_types=[],
     ),
     text_config(
         "heads that do not divide the width",
-        "evotok generate: model: the tensor model.language_model.layers.0.self_attn.k_proj.bias has shape (8,), but the config asks for (5,): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: the tensor model.language_model.layers.0.self_attn.k_proj.bias has shape (8,), but (5,) by the config: config.json and weights are not of one checkpoint. Copy or save it again.",
         num_attention_heads=3,
     ),
     text_config(
@@ -710,12 +710,12 @@ WHOLE = [
     ),
     model(
         "weights that lack a tensor",
-        "evotok generate: model: the weights lack 1 tensors, such as model.semantic_projector.linear_1.bias, that the config asks for: config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: the weights lack 1 tensors of the config, such as model.semantic_projector.linear_1.bias: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_weights(lambda t: t.pop(first(t, "semantic_projector.linear_1.bias"))),
     ),
     model(
         "weights with a tensor of another shape",
-        "evotok generate: model: the tensor model.vq_model.to_latent.linear_2.weight has shape (8, 4), but the config asks for (8, 16): config.json and weights are not of one checkpoint. Copy or save it again.",
+        "evotok generate: model: the tensor model.vq_model.to_latent.linear_2.weight has shape (8, 4), but (8, 16) by the config: config.json and weights are not of one checkpoint. Copy or save it again.",
         change_weights(reshape),
     ),
     model(
@@ -730,7 +730,7 @@ WHOLE = [
     ),
     model(
         "shard that lies outside",
-        "evotok generate: model: model.safetensors.index.json asks for '../../outside/model.safetensors', outside the folder. Copy the checkpoint again.",
+        "evotok generate: model: model.safetensors.index.json names '../../outside/model.safetensors', outside the folder. Copy the checkpoint again.",
         split_weights(
             lambda index: index["weight_map"].update(
                 {first(index["weight_map"], "class_token"): "../../outside/model.safetensors"}

@@ -380,7 +380,7 @@ CASES = [
     ),
     case(
         "convert tokenizer --out new",
-        "evotok convert: tokenizer: a checkpoint of ours already; --to-reference converts it to the release's format.",
+        "evotok convert: tokenizer: a checkpoint of EvoTok already; --to-reference converts it to the release's format.",
     ),
     case(
         "convert tokenizer --out model",

@@ -58,10 +58,10 @@ def join_without_end(place: Place) -> Any:
         greedy, joined = visitor(211), []
         for number in range(200):
             session = f"greedy{number % 4}"
-            answer = greedy.join("draw-go", EIGHT, session=session)
+            answer = greedy.join("generate-start", EIGHT, session=session)
             if answer.status_code != 200:
                 break
-            joined.append({"session_hash": session, "fn_index": greedy.handler("draw-go"), **answer.json()})
+            joined.append({"session_hash": session, "fn_index": greedy.handler("generate-start"), **answer.json()})
         for body in joined:
             greedy.client.post(f"{API}/cancel", json=body)
         return answer
@@ -79,7 +79,7 @@ def drawn_among_sessions(place: Place) -> Any:
     """Somebody's image, asked about when another address has opened all the sessions that it can."""
     with visiting(place) as visitor:
         honest = visitor(213)
-        honest.ask("draw-go", list(ORDER.values()), session="honest")
+        honest.ask("generate-start", list(ORDER.values()), session="honest")
         open_sessions(place)
         return honest.ask("ask", NOTHING, session="honest")[-1]
 
@@ -109,7 +109,7 @@ def half(part: bytes, limit: str) -> Callable[[Place], Any]:
 
 def answered(place: Place) -> str:
     """An answer of the model's as the page shows it."""
-    with mock.patch("evotok.app.chat.steps", lambda *_: iter([FETCHING])), visiting(place) as visitor:
+    with mock.patch("evotok.app.chat.stream_answer", lambda *_: iter([FETCHING])), visiting(place) as visitor:
         messages = visitor(216).ask("question", [{"text": "a frog", "files": []}, None], "submit", "reader")
     content = messages[-1]["output"]["data"][1][-1]["content"]
     return content[0]["text"] if isinstance(content, list) else content
@@ -164,7 +164,7 @@ CROWDS = [
     case("image of a session among 230 of another address", "it is kept", drawn_among_sessions, is_of_the_session),
     case(
         "uploads without end",
-        "HTTP 413: At most 1 MB are taken in 60 minutes: wait a while.",
+        "HTTP 413: At most 1 MB can be uploaded in 60 minutes: wait a while.",
         upload_without_end,
     ),
     case("half a line", "the connection is closed", half(b"GET / HT", "evotok.app.server.HEAD_SECONDS")),

@@ -120,7 +120,7 @@ class Materials:
         served = self._open.enter_context(serve(self.model, self.processor, listen("127.0.0.1", None)))
         tempfile.tempdir = before
         visitor = Visitor(served.url)
-        visitor.ask("draw-go", list(ORDER.values()))  # the first event makes folders of libraries
+        visitor.ask("generate-start", list(ORDER.values()))  # the first event makes folders of libraries
         return visitor
 
     def close(self) -> None:

@@ -265,7 +265,7 @@ REQUESTS = [
 
 
 def drawn(given: str, gets: str, good: Callable[[Any], None] | None = None, **changes) -> Case:
-    return case(given, gets, lambda place: ("draw-go", "click", list((ORDER | changes).values())), good)
+    return case(given, gets, lambda place: ("generate-start", "click", list((ORDER | changes).values())), good)
 
 
 def is_whole(messages: list[dict[str, Any]]) -> None:
@@ -287,8 +287,8 @@ def _picture_here(place: Place) -> tuple[str, str, list]:
 
 
 ORDERS = [
-    drawn("no prompt", "Write what to draw first.", prompt=""),
-    drawn("prompt of spaces", "Write what to draw first.", prompt=" \n "),
+    drawn("no prompt", "Enter a prompt first.", prompt=""),
+    drawn("prompt of spaces", "Enter a prompt first.", prompt=" \n "),
     drawn(
         "prompt of 5000 letters",
         "The prompt has 5000 characters, at most 2000 are read: shorten it.",
@@ -322,10 +322,10 @@ ORDERS = [
     drawn("temperature of 3", "Value 3 is greater than maximum value 2.", temperature=3),
     drawn("prompt that is a number", "drawn as its digits", is_whole, prompt=7),
     drawn("prompt that is an object", "drawn as text, and no file is read", is_whole, prompt={"path": "/etc/passwd"}),
-    case("order of two values", "Error", lambda place: ("draw-go", "click", ["a frog", ""])),
-    asked("question that is missing", "Write a question first.", None),
+    case("order of two values", "Error", lambda place: ("generate-start", "click", ["a frog", ""])),
+    asked("question that is missing", "Enter a question first.", None),
     asked("question that is a number", "Error", 7),
-    asked("question of no words", "Write a question first.", {"text": "  ", "files": []}),
+    asked("question of no words", "Enter a question first.", {"text": "  ", "files": []}),
     asked("question whose text is a number", "Error", {"text": 5, "files": []}),
     asked("question whose files are a text", "Error", {"text": "hi", "files": "x"}),
     asked(

@@ -150,17 +150,17 @@ def is_converted(printed: str) -> None:
 CASES = [
     tokenizer(
         "code among the arguments",
-        "evotok convert: last.pt: asks for posix.system, which a checkpoint has no use for: refused, nothing of it was run.",
+        "evotok convert: last.pt: calls posix.system, which no checkpoint needs: refused, nothing of it was run.",
         rewritten(lambda content: setattr(content["args"], "evil", Evil())),
     ),
     tokenizer(
         "code among the weights",
-        "evotok convert: last.pt: asks for posix.system, which a checkpoint has no use for: refused, nothing of it was run.",
+        "evotok convert: last.pt: calls posix.system, which no checkpoint needs: refused, nothing of it was run.",
         rewritten(lambda content: content["model"].update({BIAS: Evil()})),
     ),
     tokenizer(
         "code in the format before zip files",
-        "evotok convert: last.pt: asks for posix.system, which a checkpoint has no use for: refused, nothing of it was run.",
+        "evotok convert: last.pt: calls posix.system, which no checkpoint needs: refused, nothing of it was run.",
         rewritten(lambda content: content.update(evil=Evil()), _use_new_zipfile_serialization=False),
     ),
     tokenizer(
@@ -170,7 +170,7 @@ CASES = [
     ),
     tokenizer(
         "code that is named as the program's own",
-        "evotok convert: last.pt: asks for evotok.commands.files.check_folder, which a checkpoint has no use for: refused, nothing of it was run.",
+        "evotok convert: last.pt: calls evotok.commands.files.check_folder, which no checkpoint needs: refused, nothing of it was run.",
         rewritten(lambda content: content.update(evil=OwnFunction())),
     ),
     tokenizer(
@@ -230,7 +230,7 @@ CASES = [
     ),
     tokenizer(
         "tensor of another shape",
-        f"evotok convert: last.pt: the tokenizer's {BIAS} has shape (4,) where (3,) is due. {AGAIN}",
+        f"evotok convert: last.pt: the tokenizer's {BIAS} has shape (4,) instead of (3,). {AGAIN}",
         rewritten(lambda content: content["model"].update({BIAS: torch.zeros(4)})),
     ),
     tokenizer(

@@ -1,4 +1,4 @@
-"""The page as a person uses it, in headless Chromium; skipped where there is no Chromium or Playwright."""
+"""The page in headless Chromium; skipped without Chromium or Playwright."""
 
 import re
 import shutil
@@ -10,8 +10,8 @@ from conftest import build_chat_model
 from PIL import Image
 
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
-from evotok.app.generate import preview
 from evotok.commands.app import listen
+from evotok.inference import preview_images
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
@@ -39,7 +39,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tiny_page():
-    """A page over a tiny random model of the world's image size, which answers at once and nonsense."""
+    """A page over a tiny random model of the world's image size."""
     with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
         yield served
 
@@ -73,7 +73,7 @@ def answers(page):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_chat_about_an_upload_in_several_turns(visit, tmp_path, size):
+def test_chat_about_an_upload(visit, tmp_path, size):
     Image.new("RGB", (200, 120), (220, 30, 30)).save(tmp_path / "red.png")
     page = visit("Chat", size)
     page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
@@ -88,8 +88,8 @@ def test_chat_about_an_upload_in_several_turns(visit, tmp_path, size):
     expect(answers(page)).to_have_count(0)
 
 
-def test_a_copied_image_is_pasted(visit, tmp_path):
-    """Ctrl+V into the question, and by the button of the tab that looks inside."""
+def test_paste_of_a_copied_image(visit, tmp_path):
+    """With Ctrl+V into the question, and with the button of the tab Look inside."""
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
     page = visit("Chat")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -106,26 +106,26 @@ def test_a_copied_image_is_pasted(visit, tmp_path):
     expect(page.locator("#figure")).to_contain_text("PSNR")
 
 
-def test_files_that_are_no_images_and_empty_prompts_are_told_in_a_line(visit, tmp_path):
+def test_errors_are_shown_in_a_line(visit, tmp_path):
     (tmp_path / "page.png").write_text("<html>")
     page = visit("Chat")
     page.locator("#question input[type=file]").set_input_files(tmp_path / "page.png")
     expect(page.locator("#question img")).to_have_count(1)
     send(page, "What is this?")
     expect(page.get_by_text("page.png: not an image")).to_be_visible()
-    page.get_by_role("tab", name="Draw").click()
-    page.locator("#draw-go").click()
-    expect(page.get_by_text("Write what to draw first.")).to_be_visible()
+    page.get_by_role("tab", name="Generate").click()
+    page.locator("#generate-start").click()
+    expect(page.get_by_text("Enter a prompt first.")).to_be_visible()
     assert "Traceback" not in page.content()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_draw_ask_about_it_and_look_inside_it(visit, size):
-    page = visit("Draw", size)
-    page.locator("#draw-examples button").first.click()
+def test_generated_image_goes_to_the_other_tabs(visit, size):
+    page = visit("Generate", size)
+    page.locator("#generate-examples button").first.click()
     expect(page.locator("#prompt textarea")).to_have_value(WORLD_PROMPTS[0])
     page.locator("#count input[type=number]").fill("2")
-    page.locator("#draw-go").click()
+    page.locator("#generate-start").click()
     expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ of 64 positions .* images/s .* seed \d+"))
     expect(page.locator("#status")).to_contain_text("64 of 64")
     expect(page.locator("#gallery img")).to_have_count(2)
@@ -134,65 +134,41 @@ def test_draw_ask_about_it_and_look_inside_it(visit, size):
     expect(page.locator("#transcript .user img")).to_be_visible()
     send(page, "What is this?")
     expect(answers(page)).to_have_text(re.compile(r"\w"))
-    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("tab", name="Generate").click()
     page.locator("#look").click()
     expect(page.locator("#decoded img")).to_be_visible()
 
 
-def test_seed_and_negative_prompt_are_heeded(visit):
-    page = visit("Draw")
-    expect(page.locator("#guidance input[type=number]")).to_have_value("7.5")
-    page.locator("#prompt textarea").fill(WORLD_PROMPTS[4])
-    page.locator("#count input[type=number]").fill("1")
-    page.get_by_role("button", name="More").click()
-    page.locator("#seed input").fill("7")
-    page.locator("#draw-go").click()
-    expect(page.locator("#status")).to_contain_text(re.compile(r"64 of 64 .* seed 7\b"))
-    expect(page.locator("#draw-go")).to_be_enabled()
-    picture = page.locator("#gallery img")
-    first = picture.get_attribute("src")  # the name of a picture is that of its content
-    negative = page.locator("#negative input, #negative textarea")
-    negative.fill("a pizza")
-    page.locator("#draw-go").click()
-    expect(picture).not_to_have_attribute("src", first)  # unfinished ones, too
-    expect(page.locator("#status")).to_contain_text("64 of 64")
-    expect(page.locator("#draw-go")).to_be_enabled()
-    assert picture.get_attribute("src") != first
-    negative.fill("")
-    page.locator("#draw-go").click()
-    expect(picture).to_have_attribute("src", first)
-
-
-def test_drawing_stops_and_draws_again_however_long_a_step_takes(visit, monkeypatch):
-    """Gradio passes over a click while the drawing before is still being cancelled: it must not be possible then."""
+def test_generation_stops_and_starts_again(visit, monkeypatch):
+    """Gradio ignores a click while the generation before is being cancelled: the button is off until then."""
 
     def slow(*args):
         time.sleep(1)
-        return preview(*args)
+        return preview_images(*args)
 
-    monkeypatch.setattr("evotok.app.generate.preview", slow)
-    page = visit("Draw")
+    monkeypatch.setattr("evotok.app.generate.preview_images", slow)
+    page = visit("Generate")
     page.locator("#prompt textarea").fill("a pizza")
     page.locator("#count input[type=number]").fill("8")
-    page.locator("#draw-go").click()
+    page.locator("#generate-start").click()
     expect(page.locator("#status .bar")).to_be_visible()
-    page.locator("#draw-stop").click()
+    page.locator("#generate-stop").click()
     expect(page.locator("#status")).to_contain_text("stopped")
     expect(page.locator("#gallery img")).to_have_count(8)
     page.locator("#count input[type=number]").fill("1")
-    page.locator("#draw-go").click()
+    page.locator("#generate-start").click()
     expect(page.locator("#status")).to_contain_text("64 of 64")
     expect(page.locator("#gallery img")).to_have_count(1)
 
 
-def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(visit):
-    first, second = visit("Draw"), visit("Draw")
+def test_visitor_who_leaves_does_not_block_the_next(visit):
+    first, second = visit("Generate"), visit("Generate")
     for page, count in ((first, "8"), (second, "1")):
         page.locator("#prompt textarea").fill("a robot")
         page.locator("#count input[type=number]").fill(count)
-    first.locator("#draw-go").click()
+    first.locator("#generate-start").click()
     expect(first.locator("#status .bar")).to_be_visible()
-    second.locator("#draw-go").click()
+    second.locator("#generate-start").click()
     first.context.close()
     expect(second.locator("#status")).to_contain_text("64 of 64")
 
@@ -221,8 +197,8 @@ def test_look_inside_and_swap(visit, tmp_path, size):
 # --- on a tiny model -------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_is_sent_by_enter_and_more_leaves_the_seed_empty(visit):
-    page = visit("Draw", of="tiny_page")
+def test_prompt_is_submitted_by_enter_with_an_empty_seed(visit):
+    page = visit("Generate", of="tiny_page")
     expect(page.locator("#ask")).to_be_disabled()
     expect(page.locator("#look")).to_be_disabled()
     page.get_by_role("button", name="More").click()
@@ -234,25 +210,25 @@ def test_a_prompt_is_sent_by_enter_and_more_leaves_the_seed_empty(visit):
         page.locator("#prompt textarea, #prompt input").press("Enter")
         expect(page.locator("#status")).not_to_contain_text(f"seed {seeds[-1]}")
         expect(page.locator("#status")).to_contain_text("64 of 64")
-        expect(page.locator("#draw-go")).to_be_enabled()
+        expect(page.locator("#generate-start")).to_be_enabled()
         seeds.append(re.search(r"seed (\d+)", page.locator("#status").inner_text())[1])
         page.locator("#prompt textarea, #prompt input").fill("")
     assert len(set(seeds)) == 3 and "0" not in seeds
     expect(page.locator("#ask")).to_be_enabled()
 
 
-def test_a_question_is_shown_at_once_and_can_be_retried_edited_and_copied(visit, monkeypatch):
+def test_question_is_shown_at_once_retried_edited_and_copied(visit, monkeypatch):
     page = visit("Chat", of="tiny_page")
     page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
     expect(page.locator("#question textarea")).to_have_value("What is this?")
     released = threading.Event()
-    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: (released.wait(30), iter(["a", " frog"]))[1])
+    monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: (released.wait(30), iter(["a", " frog"]))[1])
     page.locator("#question").get_by_test_id("submit-button").click()
     expect(page.locator("#transcript .user.message").last).to_contain_text("What is this?")
     expect(page.locator("#question textarea")).to_have_value("")
     released.set()
     expect(answers(page)).to_have_text(re.compile("a frog"))
-    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: iter(["a", " pizza"]))
+    monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: iter(["a", " pizza"]))
     page.locator("#transcript").get_by_label("Retry").last.click()
     expect(answers(page)).to_have_text(re.compile("a pizza"))
     expect(answers(page)).to_have_count(1)
@@ -264,48 +240,13 @@ def test_a_question_is_shown_at_once_and_can_be_retried_edited_and_copied(visit,
     expect(page.locator("#transcript").get_by_label("Copy message").first).to_be_attached()
 
 
-def test_messages_are_plain_text(visit, monkeypatch):
-    said = "![x](https://evil.example/x.png) <form action='https://evil.example'><input name=a></form> **b**"
-    monkeypatch.setattr("evotok.app.chat.steps", lambda *_: iter([said]))
-    page = visit("Chat", of="tiny_page")
-    fetched = []
-    page.on("request", lambda request: fetched.append(request.url))
-    page.locator("#chat-examples button, #chat-examples .gallery-item").first.click()
-    expect(page.locator("#question textarea")).to_have_value("What is this?")
-    page.locator("#question").get_by_test_id("submit-button").click()
-    expect(answers(page)).to_contain_text("![x](https://evil.example/x.png)")
-    assert page.locator("#transcript form").count() == 0
-    assert not [url for url in fetched if "evil" in url]
-
-
-def test_images_are_drawn_in_the_chat(visit):
-    page = visit("Chat", of="tiny_page")
-    send(page, f"/draw {WORLD_PROMPTS[1]}")
-    expect(page.locator("#transcript .user img")).to_be_visible()
-    send(page, "Who painted the Mona Lisa?")
-    expect(answers(page)).to_contain_text("has not learned")
-
-
-def test_a_bad_image_after_an_example_is_told_and_leaves_no_stale_results(visit, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradio.image_utils.preprocess_image", pytest.fail)
-    (tmp_path / "bad.png").write_text("<html>")
-    page = visit("Look inside", of="tiny_page")
-    page.locator("#inside-examples button").first.click()
-    expect(page.locator("#figure")).to_contain_text("PSNR")
-    page.locator("#source").get_by_label(re.compile("Clear|Remove")).first.click()
-    page.locator("#source input[type=file]").set_input_files(tmp_path / "bad.png")
-    expect(page.get_by_text("bad.png: not an image")).to_be_visible()
-    expect(page.locator("#figure")).not_to_contain_text("PSNR")
-    expect(page.locator("#source img")).to_have_count(0)
-
-
 def test_images_and_buttons_have_names(visit):
     page = visit("Look inside", of="tiny_page")
     page.locator("#inside-examples button").first.click()
     expect(page.locator("#maps img")).to_have_count(4)
     page.locator("#other-examples button").nth(1).click()
     expect(page.locator("#swapped img")).to_have_count(2)
-    for tab in ("Chat", "Draw", "Look inside"):
+    for tab in ("Chat", "Generate", "Look inside"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(300)
         nameless = page.evaluate(

@@ -1,4 +1,4 @@
-"""Pictures in the terminal: what is written decodes to the picture again."""
+"""Images on a terminal: what is printed decodes to the image."""
 
 import io
 import re
@@ -7,7 +7,14 @@ from base64 import b64decode
 import pytest
 from PIL import Image
 
-from evotok.commands.preview import KITTY_CHUNK, encode_blocks, encode_iterm2, encode_kitty, pick_protocol, show_preview
+from evotok.commands.terminal import (
+    KITTY_CHUNK,
+    choose_protocol,
+    encode_blocks,
+    encode_iterm2,
+    encode_kitty,
+    show_image,
+)
 
 
 class Terminal(io.StringIO):
@@ -17,28 +24,28 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def image():
-    """Noise compresses badly: a PNG of several chunks."""
+    """Noise, whose PNG has several chunks."""
     return Image.effect_noise((96, 96), 90).convert("RGB")
 
 
-def same(data: str, image: Image.Image) -> bool:
+def is_same(data: str, image: Image.Image) -> bool:
     return Image.open(io.BytesIO(b64decode(data))).tobytes() == image.tobytes()
 
 
-def test_kitty(image):
+def test_encode_kitty_is_a_png_in_chunks(image):
     sequences = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", encode_kitty(image))
     assert len(sequences) > 1 and all(len(data) <= KITTY_CHUNK for _, data in sequences)
     assert sequences[0][0].startswith("a=T,f=100,")
     assert [keys[-3:] for keys, _ in sequences] == ["m=1"] * (len(sequences) - 1) + ["m=0"]
-    assert same("".join(data for _, data in sequences), image)
+    assert is_same("".join(data for _, data in sequences), image)
 
 
-def test_iterm2(image):
+def test_encode_iterm2_is_a_png(image):
     size, data = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);height=\d+:(.*)\x07", encode_iterm2(image)).groups()
-    assert int(size) == len(b64decode(data)) and same(data, image)
+    assert int(size) == len(b64decode(data)) and is_same(data, image)
 
 
-def test_blocks_are_two_pixels_a_character():
+def test_encode_blocks_has_two_pixels_a_character():
     image = Image.new("RGB", (32, 32), (255, 0, 0))
     image.paste((0, 0, 255), (0, 1, 32, 2))
     lines = encode_blocks(image).splitlines()
@@ -56,12 +63,12 @@ def test_blocks_are_two_pixels_a_character():
         ({}, None),
     ],
 )
-def test_protocol_of_a_terminal(environ, protocol):
-    assert pick_protocol(environ) == protocol
+def test_choose_protocol(environ, protocol):
+    assert choose_protocol(environ) == protocol
 
 
-def test_nothing_is_shown_but_to_a_terminal(image, monkeypatch):
+def test_show_image_prints_to_terminals_only(image, monkeypatch):
     monkeypatch.setenv("KITTY_WINDOW_ID", "1")
     file, terminal = io.StringIO(), Terminal()
-    assert not show_preview(image, file) and not file.getvalue()
-    assert show_preview(image, terminal) and terminal.getvalue().startswith("\x1b_G")
+    assert not show_image(image, file) and not file.getvalue()
+    assert show_image(image, terminal) and terminal.getvalue().startswith("\x1b_G")
