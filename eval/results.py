@@ -83,7 +83,7 @@ def write_results(folder: Path, provenance: dict[str, Any], report: Report | Non
         for name, rows in report.tables.items():
             write_csv(folder / f"{name}.csv", rows)
         _write(folder / "README.md", render_markdown(f"EvoTok: {results['suite']}", results))
-    _write(folder / RESULTS, text)  # last: it says that the others are complete
+    _write(folder / RESULTS, text)  # last: with it the others are complete
     return results
 
 

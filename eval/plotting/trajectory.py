@@ -129,7 +129,7 @@ def cluster_sheet(pixels: torch.Tensor, clusters: dict[int, Clusters]) -> Image.
             shown = [Cell(image) for image in convert_to_images(pixels[members[:IMAGES_SHOWN]])]
             cells += shown + [Cell(Image.new("RGB", (8, 8), "white"))] * (IMAGES_SHOWN - len(shown))
     groups = max(int(own.assigned.max()) + 1 for own in clusters.values())
-    title = "Which images lie together, by depth"
+    title = "Images of the same clusters, by depth"
     subtitle = (
         f"K-means sorts {len(pixels)} images into {groups} groups by the sum of their entries, averaged over the "
         f"positions. A row is a group, shown by the images nearest to its centre; of each depth the {CLUSTERS_SHOWN} "

@@ -46,8 +46,8 @@ NOTES = {
         "guidance, `_no_min_p` with guidance but without the checkpoint's `guidance_min_p`."
     ),
     "emoji": (
-        "`t2i_top5_train` is how often the emoji asked for, in a named style, is among the five nearest of all emoji "
-        "of the world in all styles, by pooled features of EfficientNet-Lite0; `_ceiling` is that of the emoji itself "
+        "`t2i_top5_train` is how often the prompt's emoji, in a named style, is among the five nearest of all emoji of "
+        "the world in all styles, by pooled features of EfficientNet-Lite0; `_ceiling` is that of the emoji itself "
         "after the image tokenizer."
     ),
 }
