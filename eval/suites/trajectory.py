@@ -85,21 +85,6 @@ class Images(NamedTuple):
     fingerprint: dict[str, str]
 
 
-class DepthScores(NamedTuple):
-    """Measurements of a batch, decoded at one depth."""
-
-    psnr: torch.Tensor
-    """(B,) in dB."""
-    embedding: torch.Tensor
-    """(B, E), the teacher's features of the reconstruction, mean over the positions."""
-    cosine: torch.Tensor
-    """(B,), cosine of decoded semantics to the teacher's features."""
-    latents: torch.Tensor
-    """(B, N, C), sum of the entries."""
-    right: torch.Tensor
-    """(patches with a thing,), whether the probe is right; empty without a probe."""
-
-
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where images, vision tower or packages are missing, or an image cannot be read."""
     for package in ("sklearn", "matplotlib"):
@@ -142,7 +127,7 @@ def run(evaluation: Evaluation) -> Report:
     found = workers.map(lambda batch: _measure(model, teacher, probe, *batch), batches, "Trajectory")
     originals = torch.cat([embedding for embedding, _ in found])
     scores = [
-        DepthScores(*(torch.cat(parts) for parts in zip(*(own[index] for _, own in found), strict=True)))
+        {name: torch.cat([own[index][name] for _, own in found]) for name in found[0][1][index]}
         for index in range(config.num_codebooks)
     ]
     rows = [_row(depth, own, originals) for depth, own in enumerate(scores, 1)]
@@ -159,7 +144,7 @@ def run(evaluation: Evaluation) -> Report:
     if workers.is_main:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
         plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
-        plot_paths(evaluation.folder, _project_paths(evaluation.folder, [own.latents for own in scores], options))
+        plot_paths(evaluation.folder, _project_paths(evaluation.folder, [own["latents"] for own in scores], options))
         for name, sheet in (
             ("clusters", cluster_sheet(images.clustered, clusters)),
             ("reconstructions", _reconstruct(model, images.pixels, rows)),
@@ -192,22 +177,28 @@ def _measure(
     probe: PatchProbe | None,
     pixels: torch.Tensor,
     things: torch.Tensor | None,
-) -> tuple[torch.Tensor, list[DepthScores]]:
-    """Measures a batch: embedding of the originals (B, E), and scores at every depth."""
+) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Measures a batch at every depth.
+
+    Returns:
+        Embedding of the originals (B, E), the teacher's features averaged over the positions; and for every depth
+        `psnr` (B,) in dB, `embedding` (B, E) of the reconstruction, `cosine` (B,) of decoded semantics to the teacher's
+        features, `latents` (B, N, C), the sums of entries, and with a probe `right` (patches with a thing,).
+    """
     pixels = pixels.to(model.device)
     codes, target = model.encode(pixels), teacher(pixels)
     scores = []
     for depth in range(1, model.config.num_codebooks + 1):
         decoded, semantics = model.decode_pixels(codes, depth).clamp(-1, 1), model.decode_semantics(codes, depth)
-        right = torch.zeros(0) if probe is None else probe.right(semantics.float().cpu(), things)
-        measured = (
-            psnr((decoded + 1) / 2, (pixels + 1) / 2),
-            teacher(decoded).mean(1),
-            feature_cosine(semantics, target),
-            model.quantizer.decode_codes(codes[..., :depth]),
-            right,
-        )
-        scores.append(DepthScores(*(tensor.float().cpu() for tensor in measured)))
+        measured = {
+            "psnr": psnr((decoded + 1) / 2, (pixels + 1) / 2),
+            "embedding": teacher(decoded).mean(1),
+            "cosine": feature_cosine(semantics, target),
+            "latents": model.quantizer.decode_codes(codes[..., :depth]),
+        }
+        if probe is not None:
+            measured["right"] = probe.right(semantics.float().cpu(), things)
+        scores.append({name: tensor.float().cpu() for name, tensor in measured.items()})
     return target.mean(1).float().cpu(), scores
 
 
@@ -218,17 +209,17 @@ def _pool(model: EvoTokVQModel, pixels: torch.Tensor, depths: list[int]) -> dict
     return {depth: model.quantizer.decode_codes(codes[..., :depth]).mean(1).float().cpu() for depth in depths}
 
 
-def _row(depth: int, scores: DepthScores, originals: torch.Tensor) -> dict[str, float]:
+def _row(depth: int, scores: dict[str, torch.Tensor], originals: torch.Tensor) -> dict[str, float]:
     """Computes the figures of one depth; embeddings are centred, since those of all images are similar."""
     center = originals.mean(0)
     row = {
         "depth": depth,
-        "psnr": scores.psnr.mean().item(),
-        "fd": frechet_distance(FeatureStatistics.of(scores.embedding), FeatureStatistics.of(originals)),
-        "similarity_pixels": F.cosine_similarity(scores.embedding - center, originals - center).mean().item(),
-        "similarity_semantics": scores.cosine.mean().item(),
+        "psnr": scores["psnr"].mean().item(),
+        "fd": frechet_distance(FeatureStatistics.of(scores["embedding"]), FeatureStatistics.of(originals)),
+        "similarity_pixels": F.cosine_similarity(scores["embedding"] - center, originals - center).mean().item(),
+        "similarity_semantics": scores["cosine"].mean().item(),
     }
-    return row | ({"probe": scores.right.mean().item()} if len(scores.right) else {})
+    return row | ({"probe": scores["right"].mean().item()} if "right" in scores else {})
 
 
 def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str, float]], config: Any) -> list[str]:
