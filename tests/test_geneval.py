@@ -21,7 +21,6 @@ from evotok.eval.text_to_image.geneval import (
     read_records,
     relations,
     select,
-    task_shares,
 )
 
 
@@ -129,11 +128,6 @@ def test_select_takes_the_highest_scores_above_a_threshold():
     assert len(select(things, COUNTING_CONFIDENCE)["cat"]) == 1
     assert "cat" not in select([thing("cat", 0, 0, score=0.5)], COUNTING_CONFIDENCE)
     assert len(select([thing("cat", 0, 0, score=0.5 + i / 100) for i in range(20)], CONFIDENCE)["cat"]) == 16
-
-
-def test_task_shares_have_the_mean_of_tasks():
-    shares = task_shares(["colors", "colors", "colors", "counting"], [True, True, False, False])
-    assert shares == {"colors": pytest.approx(2 / 3), "counting": 0.0, "overall": pytest.approx(1 / 3)}
 
 
 def test_read_records_reads_the_benchmarks_file(tmp_path):

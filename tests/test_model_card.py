@@ -2,15 +2,13 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
-from conftest import build_chat_model
 from huggingface_hub import ModelCard
 
 from evotok import EvoTokConfig, EvoTokVQConfig
-from evotok.cards.mini import HUB_RESULTS, USAGE, main, render_card, write_card
+from evotok.cards.mini import HUB_RESULTS, main, render_card, write_card
 from evotok.cards.suites import COMMANDS, FILES, HARNESS, MINI, read_suites
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
@@ -187,15 +185,3 @@ def test_shipped_card_is_that_of_the_shipped_results():
     suites = read_suites(SHIPPED, sha256(*sorted(SHIPPED.glob("*.safetensors"))))
     assert suites.keys() == FILES.keys() and set(TARGETS) <= suites[MINI]["figures"].keys()
     assert (SHIPPED / "README.md").read_text("utf-8") == render_card(suites, EvoTokConfig.from_pretrained(SHIPPED))
-
-
-def test_usage_runs(tmp_path, monkeypatch):
-    model, processor = build_chat_model()
-    model.save_pretrained(tmp_path / "mini")
-    processor.save_pretrained(tmp_path / "mini")
-    monkeypatch.chdir(tmp_path)
-    code = USAGE.strip().removeprefix("```python").removesuffix("```").replace("assets/evotok-mini", "mini")
-    (tmp_path / "usage.py").write_text(code)
-    names = runpy.run_path("usage.py")
-    assert names["image"].size == (32, 32) and (tmp_path / "heart.png").is_file()
-    assert names["codes"].shape == (1, 16, 4) and names["pixels"].shape == (1, 3, 32, 32)

@@ -101,25 +101,29 @@ def test_other_depths_use_the_cached_statistics(place, results, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["depths=[9]"], "codes of this tokenizer have 4 levels"),
-        (["depths=[0]"], "must be 1 or more"),
-        (["limit=1"], "at least 2"),
-        (["data=nowhere"], "neither a folder with images"),
-        (["data={bad}"], "none of its 2 images can be read"),
-        (["count=50000"], "11 images, not 50,000: some are missing, or not of it"),
-        (["paper={{psnr_depth1: high}}"], "paper: psnr_depth1 must be a number, not 'high'"),
-        (["inception_weights=none.pth"], "no such file: give weights-inception"),
-        (["lpips_weights=none.pth"], "no such file: give vgg16"),
+        ({"depths": [0]}, "must be 1 or more"),
+        ({"limit": 1}, "at least 2"),
+        ({"data": "nowhere"}, "neither a folder with images"),
+        ({"count": 50_000}, "11 images, not 50,000: some are missing, or not of it"),
+        ({"paper": {"psnr_depth1": "high"}}, "paper: psnr_depth1 must be a number, not 'high'"),
+        ({"inception_weights": "none.pth"}, "no such file: give weights-inception"),
+        ({"lpips_weights": "none.pth"}, "no such file: give vgg16"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(place, tmp_path, options, message, capsys):
-    for name in ("bad/1.png", "bad/2.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_check_refuses_bad_options(place, options, message):
+    with pytest.raises(ValueError, match=message):
+        reconstruction.check(reconstruction.Options(**{"data": str(place / "images")} | options), [])
+
+
+def test_run_refuses_other_depths_and_unreadable_images(place, tmp_path, capsys):
+    for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes(b"x")
-    options = [option.format(bad=tmp_path / "bad") for option in options]
-    assert main(words(place, tmp_path / "out", *options)) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    mistakes = {"depths=[9]": "codes of this tokenizer have 4 levels"}
+    mistakes |= {f"data={tmp_path}": "none of its 2 images can be read"}
+    for word, message in mistakes.items():
+        assert main(words(place, tmp_path / "out", word)) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_missing_extras_are_named(monkeypatch):
