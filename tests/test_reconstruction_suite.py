@@ -103,7 +103,6 @@ def test_other_depths_use_the_cached_statistics(place, results, capsys):
     [
         ({"depths": [0]}, "must be 1 or more"),
         ({"limit": 1}, "at least 2"),
-        ({"data": "nowhere"}, "neither a folder with images"),
         ({"count": 50_000}, "11 images, not 50,000: some are missing, or not of it"),
         ({"paper": {"psnr_depth1": "high"}}, "paper: psnr_depth1 must be a number, not 'high'"),
         ({"inception_weights": "none.pth"}, "no such file: give weights-inception"),
