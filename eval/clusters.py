@@ -1,4 +1,4 @@
-"""Vectors in groups and on a plane: K-means and t-SNE, with scikit-learn (extra `eval`)."""
+"""K-means and t-SNE of vectors, by scikit-learn (extra `eval`)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,29 +8,29 @@ import torch
 
 
 class Clusters(NamedTuple):
-    """What K-means finds in I vectors."""
+    """Clusters of I vectors."""
 
     assigned: np.ndarray
-    """(I,) cluster of each vector."""
+    """(I,) index of each vector's cluster."""
     distances: np.ndarray
-    """(I,) to the centre of its cluster."""
+    """(I,) distance to the centre of that cluster."""
 
     def largest(self, count: int) -> list[list[int]]:
-        """Members of the largest clusters, nearest to the centre first."""
+        """Returns the members of the largest clusters, nearest to the centre first."""
         sizes = np.bincount(self.assigned)
         order = np.argsort(-sizes, kind="stable")[:count]
         nearest = np.argsort(self.distances, kind="stable")
         return [[int(i) for i in nearest if self.assigned[i] == index] for index in order]
 
     def agreement(self, labels: Sequence[str]) -> float:
-        """Adjusted mutual information with labels of the vectors: 0 by chance, 1 if each gives the other."""
+        """Computes the adjusted mutual information with labels of the vectors: 0 by chance, 1 for equal partitions."""
         from sklearn.metrics import adjusted_mutual_info_score
 
         return float(adjusted_mutual_info_score(list(labels), self.assigned))
 
 
 def cluster(vectors: torch.Tensor, count: int, seed: int) -> Clusters:
-    """K-means of (I, F) in `count` clusters, the best of ten beginnings."""
+    """Computes K-means of vectors (I, F), the best of ten initialisations."""
     from sklearn.cluster import KMeans
 
     values = vectors.float().numpy()
@@ -39,7 +39,7 @@ def cluster(vectors: torch.Tensor, count: int, seed: int) -> Clusters:
 
 
 def project(vectors: torch.Tensor, seed: int) -> np.ndarray:
-    """t-SNE: (I, F) -> (I, 2)."""
+    """Projects vectors on a plane by t-SNE: (I, F) -> (I, 2)."""
     from sklearn.manifold import TSNE
 
     return TSNE(init="pca", random_state=seed).fit_transform(vectors.float().numpy())

@@ -1,6 +1,10 @@
-"""The Frechet distance between two sets of images, over the features of any network (Heusel et al. 2017).
+"""Frechet distance between two sets of images, over the features of any network (Heusel et al. 2017).
 
-With Inception's features it is FID; with any others it goes by another name, for the numbers do not compare.
+Over Inception's features it is FID; over those of another network it has another name, since the values differ.
+
+Not torchmetrics' `FrechetInceptionDistance`: it takes the root of the product of both covariances, which for no more
+images than features (the usual case here) gives other digits and values below 0, and it keeps no statistics of the
+originals from one evaluation to the next.
 
 Shapes: B images, D width of the features.
 """
@@ -20,7 +24,7 @@ from ..data.processes import Workers
 
 @dataclass
 class FeatureStatistics:
-    """Sums over features in float64, from which mean and covariance follow; those of parts add up to the whole's."""
+    """Sums over features in float64, from which mean and covariance follow; statistics of disjoint sets are added."""
 
     count: torch.Tensor
     """() int64."""
@@ -31,19 +35,18 @@ class FeatureStatistics:
 
     @classmethod
     def empty(cls, width: int) -> "FeatureStatistics":
-        """Of no images."""
-        zeros = {"total": torch.zeros(width), "products": torch.zeros(width, width)}
-        return cls(torch.tensor(0), **{name: value.double() for name, value in zeros.items()})
+        """Returns the statistics of no images."""
+        return cls(torch.tensor(0), torch.zeros(width).double(), torch.zeros(width, width).double())
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "FeatureStatistics":
-        """Of features (I, D)."""
+        """Computes the statistics of features (B, D)."""
         statistics = cls.empty(features.shape[1])
         statistics.add(features)
         return statistics
 
     def add(self, features: torch.Tensor) -> None:
-        """Take in features (B, D)."""
+        """Adds features (B, D)."""
         features = features.double().cpu()
         self.count += len(features)
         self.total += features.sum(0)
@@ -53,7 +56,7 @@ class FeatureStatistics:
         return FeatureStatistics(self.count + other.count, self.total + other.total, self.products + other.products)
 
     def mean_and_covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(D,) and the unbiased (D, D).
+        """Returns the mean (D,) and the unbiased covariance (D, D).
 
         Raises:
             ValueError: fewer than two images.
@@ -65,13 +68,13 @@ class FeatureStatistics:
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), never below 0.
+    """Computes |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); 0 where rounding makes it negative.
 
-    The last trace is the sum of the singular values of C1^(1/2) C2^(1/2): no root is taken of what rounding has made
-    negative, so that fewer images than features, whose covariances are singular, do no harm to the arithmetic.
+    The last trace is the sum of the singular values of C1^(1/2) C2^(1/2): roots of symmetric matrices alone, whose
+    negative eigenvalues are rounding errors, so that singular covariances lose no digits.
 
     Raises:
-        ValueError: a side of fewer than two images, or features that are not finite.
+        ValueError: fewer than two images in a set, or features that are not finite.
     """
     (mean, covariance), (other_mean, other_covariance) = first.mean_and_covariance(), second.mean_and_covariance()
     if not all(value.isfinite().all() for value in (covariance, other_covariance)):
@@ -82,17 +85,17 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
-    """The symmetric root of a symmetric matrix without negative eigenvalues but for rounding."""
+    """Returns the symmetric root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 class StatisticsCache:
-    """Statistics of images that do not change, kept from one evaluation to the next.
+    """File with the statistics of one set of images, kept from one evaluation to the next.
 
     Args:
-        folder: made when something is stored.
-        network: what gave the features: name, version of its weights, size that it looks at.
+        folder: created when something is stored.
+        network: name of the feature network, version of its weights, size of its input.
         images: fingerprint of the pixels.
     """
 
@@ -101,27 +104,27 @@ class StatisticsCache:
         self.path = Path(folder) / f"{key}.safetensors"
 
     def read(self) -> FeatureStatistics | None:
-        """What was stored, or None; a damaged file counts as none."""
+        """Returns the stored statistics; None where there are none or the file is damaged."""
         try:
             return FeatureStatistics(**load_file(self.path))
         except (OSError, SafetensorError, TypeError):
             return None
 
     def write(self, statistics: FeatureStatistics) -> None:
-        """Store; a reader finds the whole file or none."""
+        """Stores statistics in one atomic write."""
         with whole_file(self.path) as part:
             save_file(vars(statistics), part)
 
 
 class FrechetMeter:
-    """Measures originals against their copies at several depths, in batches dealt out to processes.
+    """Meter of the distance between originals and their reconstructions at several depths.
 
     Args:
         features: images (B, 3, H, W) in [-1, 1] -> (B, D).
         width: D.
-        cache: of the originals' statistics; where it has them, originals are not looked at again.
-        depths: what the copies are told apart by.
-        workers: all of them make this meter, and call `distances`, together.
+        cache: of the originals' statistics; where it has them, the network does not process the originals.
+        depths: of the reconstructions.
+        workers: all processes create the meter and call `distances` together.
     """
 
     def __init__(
@@ -133,27 +136,28 @@ class FrechetMeter:
         workers: Workers,
     ):
         self.features, self.cache, self.workers = features, cache, workers
-        self._known = workers.once(cache.read)  # no process may see another file
+        self._cached = workers.once(cache.read)  # the same file on all processes
         self._originals = FeatureStatistics.empty(width)
-        self._copies = {depth: FeatureStatistics.empty(width) for depth in depths}
+        self._reconstructions = {depth: FeatureStatistics.empty(width) for depth in depths}
 
     def add_originals(self, pixels: torch.Tensor) -> None:
-        """Images (B, 3, H, W) in [-1, 1]."""
-        if self._known is None:
+        """Adds original images (B, 3, H, W) in [-1, 1]."""
+        if self._cached is None:
             self._originals.add(self.features(pixels))
 
-    def add_copies(self, depth: int, pixels: torch.Tensor) -> None:
-        """The same images, decoded."""
-        self._copies[depth].add(self.features(pixels))
+    def add_reconstructions(self, depth: int, pixels: torch.Tensor) -> None:
+        """Adds the same images, decoded at a depth."""
+        self._reconstructions[depth].add(self.features(pixels))
 
     def distances(self) -> dict[int, float]:
-        """By depth, over the images of all processes; originals that are new go into the cache."""
-        if self._known is None:
-            self._known = self._whole(self._originals)
+        """Computes the distance at each depth over the images of all processes; stores the originals' statistics."""
+        if self._cached is None:
+            self._cached = self._gather(self._originals)
             if self.workers.is_main:
-                self.cache.write(self._known)
-        return {depth: frechet_distance(self._known, self._whole(copies)) for depth, copies in self._copies.items()}
+                self.cache.write(self._cached)
+        gathered = {depth: self._gather(own) for depth, own in self._reconstructions.items()}
+        return {depth: frechet_distance(self._cached, own) for depth, own in gathered.items()}
 
-    def _whole(self, part: FeatureStatistics) -> FeatureStatistics:
-        first, *others = self.workers.gather(part)
+    def _gather(self, statistics: FeatureStatistics) -> FeatureStatistics:
+        first, *others = self.workers.gather(statistics)
         return sum(others, start=first)

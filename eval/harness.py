@@ -1,7 +1,7 @@
-"""EvoTok as a model of the lmms-eval harness, which asks the questions of a benchmark and scores the answers.
+"""Models of the lmms-eval harness, which sends the questions of benchmarks and scores the answers.
 
-The harness knows two forms of a request: `EvoTokChat` gets conversations, images in their places, and is what it takes
-by default; `EvoTokSimple` gets text and images apart, and is the one that is asked how likely a choice is.
+The harness has two forms of a request. `EvoTokChat`, its default, gets conversations with their images; `EvoTokSimple`
+gets text and images separately, and computes likelihoods of choices, too.
 """
 
 import json
@@ -19,26 +19,27 @@ from tqdm.auto import tqdm
 from ..modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..processing.processing_evotok import EvoTokProcessor
 from .inference import answer
+from .sequences import split_batches
 
 
-MAX_NEW_TOKENS = 1024  # of a task that does not say, as in the harness's own models
+MAX_NEW_TOKENS = 1024  # the default of the harness's own models
 FEW_SHOT_DELIMITER = "\n\n"
 
 
 class EvoTokSimple(lmms):
-    """Answers requests of text and images apart, and says how likely given answers are.
+    """Model for requests with text and images separately; it also computes likelihoods of answers.
 
     Args:
         model: in evaluation mode.
         processor: of the same checkpoint.
-        batch_size: requests at a time.
+        batch_size: requests of a batch.
 
     Raises:
-        ValueError: `batch_size` is no positive number; the harness's `auto` among them.
+        ValueError: `batch_size` is no positive number, such as the harness's `auto`.
     """
 
     is_simple = True
-    _options_at = 1  # where in a request to generate its options are
+    _options_at = 1  # index of the options in the arguments of a request
 
     def __init__(
         self, model: EvoTokForConditionalGeneration, processor: EvoTokProcessor, batch_size: int | str = 1
@@ -52,7 +53,7 @@ class EvoTokSimple(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers in the order of the requests; those with the same options share batches."""
+        """Generates answers in the order of the requests; requests with equal options share batches."""
         groups = defaultdict(list)
         for index, request in enumerate(requests):
             groups[json.dumps(request.args[self._options_at], sort_keys=True)].append(index)
@@ -61,10 +62,10 @@ class EvoTokSimple(lmms):
         for key, indices in groups.items():
             asked = json.loads(key) or {}
             options = generation_options(asked)
-            for batch in _batches(indices, self.batch_size):
+            for batch in split_batches(indices, self.batch_size):
                 conversations = [self._conversation(requests[index]) for index in batch]
-                said = answer(self.model, self.processor, conversations, **options)
-                for index, text in zip(batch, said, strict=True):
+                texts = answer(self.model, self.processor, conversations, **options)
+                for index, text in zip(batch, texts, strict=True):
                     answers[index] = cut_at(text, asked.get("until"))
                 bar.update(len(batch))
         bar.close()
@@ -72,14 +73,14 @@ class EvoTokSimple(lmms):
 
     @torch.inference_mode()
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """For each request a pair as `text`: the mean negative log-likelihood of a token of the answer given, its end
-        included, and whether greedy decoding would write it.
+        """Computes for each request, as `text`, the mean negative log-likelihood of the answer's tokens, its end
+        included, and whether greedy decoding generates the answer.
 
-        Negative, because the harness takes the *least* of what a task's choices get (its `api/task.py`), as from its
-        own models; wrapped, because it turns a bare pair into a string (`unwrap_generation_output`).
+        Negative, since the harness takes the *least* value among a task's choices (its `api/task.py`), as from its own
+        models; wrapped, since it turns a bare pair into a string (`unwrap_generation_output`).
         """
         results = []
-        for batch in _batches(requests, self.batch_size):
+        for batch in split_batches(requests, self.batch_size):
             inputs = self.processor.apply_chat_template(
                 [[*self._conversation(request), self._answer_given(request)] for request in batch],
                 tokenize=True,
@@ -97,7 +98,7 @@ class EvoTokSimple(lmms):
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not supported: mmsearch and ovobench alone ask on, and both need more than a model that reads images."""
+        """Raises NotImplementedError: the tasks of several rounds, mmsearch and ovobench, need more than this model."""
         raise NotImplementedError("EvoTok answers tasks of one round: leave out those of several.")
 
     def _conversation(self, request: Instance) -> list[dict[str, Any]]:
@@ -110,14 +111,14 @@ class EvoTokSimple(lmms):
     def _answer_given(self, request: Instance) -> dict[str, str]:
         _, text, *place = request.args
         text = text if isinstance(text, str) else text(self._doc(*place[1:]))
-        return {"role": "assistant", "content": text.strip()}  # the space that parts it from a plain prompt is ChatML's
+        return {"role": "assistant", "content": text.strip()}  # ChatML needs no space between prompt and answer
 
     def _doc(self, doc_id: int, task: str, split: str) -> dict[str, Any]:
         return self.task_dict[task][split][doc_id]
 
 
 class EvoTokChat(EvoTokSimple):
-    """Answers conversations."""
+    """Model for requests with conversations."""
 
     is_simple = False
     _options_at = 2
@@ -128,7 +129,7 @@ class EvoTokChat(EvoTokSimple):
 
 
 def generation_options(asked: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate` from a task's `generation_kwargs`; what they say to other models is left out."""
+    """Converts a task's `generation_kwargs` to arguments of `generate`; those of other models are left out."""
     samples = bool(asked.get("do_sample", asked.get("temperature"))) and asked.get("temperature") != 0
     names = ("num_beams", "temperature", "top_p", "top_k") if samples else ("num_beams",)
     options = {name: asked[name] for name in names if asked.get(name) is not None}
@@ -136,15 +137,11 @@ def generation_options(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_at(text: str, until: str | list[str] | None) -> str:
-    """`text` before the first of the strings that a task wants it to end at.
+    """Cuts an answer before the first of a task's stop strings.
 
-    An empty line does not count: the harness asks for it where a task says nothing, because it parts the examples of a
-    few-shot prompt; a chat model ends its turn itself, and its answer may have paragraphs.
+    An empty line is no stop string: it is the harness's default, since it separates the examples of few-shot prompts,
+    but a chat model ends its message itself, and an answer may have paragraphs.
     """
     stops = [until] if isinstance(until, str) else until or []
     ends = [text.find(stop) for stop in stops if stop and stop != FEW_SHOT_DELIMITER]
     return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
-
-
-def _batches(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

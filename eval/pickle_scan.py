@@ -1,7 +1,7 @@
-"""Pickles looked through before they are read: how deep their values nest, how large tuples are when written out.
+"""Scan of pickles before they are read: limits on the nesting of values and on the size of tuples.
 
-A tuple that is the key of a dictionary is hashed along all that it holds: nested deeply enough it ends the process,
-and sixty of them, each of twice the one before, would take years. Nothing is built here.
+A tuple that is the key of a dictionary is hashed with all that it holds: deep nesting overflows the stack, and sixty
+tuples that each hold the one before twice would take years. The scan reads opcodes and builds no object.
 """
 
 import pickletools
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 
-MAX_OPCODES = 1_000_000  # tens for each tensor of a checkpoint
+MAX_OPCODES = 1_000_000  # a checkpoint has tens for each tensor
 MAX_DEPTH = 1_000
 MAX_WEIGHT = 1_000_000
 
-_MAX_PICKLE = 2**26  # bytes of names and shapes; tensors lie beside them
-_OLD_PICKLES = 5  # of the format before zip: magic number, version, system, what was saved, names of storages
-_CHANGEABLE = ("list", "dict", "set")  # are never hashed
+_MAX_PICKLE = 2**26  # bytes of names and shapes; the tensors are separate records
+_OLD_PICKLES = 5  # of the format before zip: magic number, version, system, content, names of storages
+_UNHASHABLE = ("list", "dict", "set")
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # put values into the lowest one taken
 
 
 class _Value(NamedTuple):
     depth: int
-    weight: int  # values in it, each as often as it is there
+    weight: int  # values in it, each as often as it occurs
 
 
 _MARK = _Value(-1, 0)
 
 
 def scan_torch_file(path: str | Path) -> None:
-    """Looks through all pickles in a file of `torch.save`.
+    """Scans all pickles in a file of `torch.save`.
 
     Raises:
-        ValueError: as [`scan_pickle`]; records that are compressed, or a file of another form.
+        ValueError: as [`scan_pickle`]; records that are compressed, or a file of another format.
     """
     if not zipfile.is_zipfile(path):
         with Path(path).open("rb") as file:
@@ -43,7 +43,7 @@ def scan_torch_file(path: str | Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        # torch.save compresses nothing: what is compressed could grow without end when it is read.
+        # torch.save compresses nothing, and a compressed record could expand without limit.
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("compressed records")
         [pickled] = [record for record in records if record.filename.endswith("data.pkl")]
@@ -53,10 +53,10 @@ def scan_torch_file(path: str | Path) -> None:
 
 
 def scan_pickle(file: BinaryIO) -> None:
-    """Reads one pickle, and stands behind it.
+    """Scans one pickle; the file's position is behind it then.
 
     Raises:
-        ValueError: more opcodes, a deeper nesting or a larger tuple than a checkpoint has; or no pickle.
+        ValueError: more opcodes, a deeper nesting or a larger tuple than checkpoints have; or no pickle.
     """
     stack: list[_Value] = []
     memo: dict[int, _Value] = {}
@@ -79,12 +79,12 @@ def scan_pickle(file: BinaryIO) -> None:
 
 
 def _apply(opcode: pickletools.OpcodeInfo, stack: list[_Value]) -> None:
-    """Takes from the stack what an opcode takes, and puts there what it makes of it."""
+    """Replaces the arguments of an opcode on the stack by its results."""
     taken = list(_take(opcode, stack))
     filled = taken.pop().depth if opcode.name in _FILLING else 0
     for made in opcode.stack_after:
         depth = max(filled, 1 + max((value.depth for value in taken), default=0))
-        weight = 1 if made.name in _CHANGEABLE else 1 + sum(value.weight for value in taken)
+        weight = 1 if made.name in _UNHASHABLE else 1 + sum(value.weight for value in taken)
         if depth > MAX_DEPTH:
             raise ValueError(f"values nested more than {MAX_DEPTH:,} deep")
         if weight > MAX_WEIGHT:
@@ -93,6 +93,7 @@ def _apply(opcode: pickletools.OpcodeInfo, stack: list[_Value]) -> None:
 
 
 def _take(opcode: pickletools.OpcodeInfo, stack: list[_Value]) -> Iterator[_Value]:
+    """Pops the arguments of an opcode; it takes all values down to a mark, or a fixed number."""
     before = opcode.stack_before
     single = len(before)
     if pickletools.markobject in before:

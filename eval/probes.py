@@ -1,4 +1,4 @@
-"""What simple readers find in features: a cheap look at how much meaning lies in them."""
+"""Linear probes: how much of the labels of images and patches can be read from features."""
 
 from typing import NamedTuple
 from warnings import catch_warnings
@@ -13,11 +13,11 @@ _ITERATIONS = 300  # of the logistic regression at most
 def linear_probe(
     features: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, answers: torch.Tensor, penalty: float = 1.0
 ) -> float:
-    """Accuracy of a linear classifier, fitted in closed form: least squares on one-hot labels.
+    """Returns the accuracy of a linear classifier, fitted in closed form: least squares on one-hot labels.
 
     Args:
         features, labels: (I, F) and (I,) int64, to fit on.
-        queries, answers: (J, F) and (J,) int64, to be classified.
+        queries, answers: (J, F) and (J,) int64, to classify.
         penalty: of the squared weights, times the number of examples; features are standardised first.
     """
     mean, std = features.double().mean(0), features.double().std(0) + 1e-6
@@ -30,21 +30,11 @@ def linear_probe(
     return (asked @ weight + center).argmax(1).eq(answers).double().mean().item()
 
 
-def retrieval(features: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, answers: torch.Tensor) -> float:
-    """Share of queries whose nearest neighbour, by the cosine of centred features, has the right label.
-
-    Shapes are those of `linear_probe`.
-    """
-    mean = features.float().mean(0)
-    known, asked = (F.normalize(x.float() - mean, dim=1) for x in (features, queries))
-    return labels[(asked @ known.T).argmax(1)].eq(answers).float().mean().item()
-
-
 class PatchProbe(NamedTuple):
-    """A linear classifier of the thing at a patch, on features of unit length: logits are `features @ weight.T + bias`.
+    """Linear classifier of the thing at a patch, on features of unit length: logits are `features @ weight.T + bias`.
 
-    Its inputs are whatever lies in the space of the features that it was fitted on, such as semantics that a tokenizer
-    decodes: as these are trained by their cosine to the teacher's, only their direction counts.
+    It is fitted on the teacher's features and applied to decoded semantics, too. Those are trained by their cosine to
+    the teacher's features, so that only the direction has a meaning.
     """
 
     weight: torch.Tensor
@@ -56,7 +46,7 @@ class PatchProbe(NamedTuple):
 
     @classmethod
     def fit(cls, features: torch.Tensor, labels: torch.Tensor) -> "PatchProbe":
-        """Fits a multinomial logistic regression on the patches that show a thing.
+        """Fits a multinomial logistic regression on the patches with a thing.
 
         Args:
             features: (I, N, S) float32.
@@ -80,7 +70,7 @@ class PatchProbe(NamedTuple):
         return cls(*(torch.from_numpy(array).float() for array in (weight, bias)), torch.from_numpy(model.classes_))
 
     def right(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Whether each patch that shows a thing is classified right: (B, N, S), (B, N) -> (patches with a thing,)."""
+        """Returns whether each patch with a thing is classified right: (B, N, S), (B, N) -> (patches with a thing,)."""
         shown = labels > 0
         logits = F.normalize(features[shown], dim=-1) @ self.weight.T + self.bias
         return self.classes[logits.argmax(-1)] == labels[shown]

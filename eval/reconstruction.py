@@ -1,4 +1,4 @@
-"""How well the tokenizer keeps pixels and semantics, at every depth of the trajectory."""
+"""Reconstruction of pixels and semantics by an image tokenizer, at every depth."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,7 +6,7 @@ import torch
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
-from .metrics import feature_cosine, psnr, ssim
+from .metrics import count_codes, feature_cosine, psnr, ssim
 
 
 @torch.inference_mode()
@@ -18,19 +18,19 @@ def evaluate_reconstruction(
     with_ssim: bool = False,
     sum_up: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
 ) -> dict[str, float | list[float]]:
-    """PSNR at depth 1 to L_pix, semantic cosine at chosen depths, and use of every codebook.
+    """Measures PSNR at depth 1 to L_pix, semantic cosine at some depths, and the use of every codebook.
 
     Args:
         model: the tokenizer.
         batches: images (B, 3, H, W) in [-1, 1]; at least one.
-        teacher: gives the target features (B, N, S) of images; without it no cosine is measured.
+        teacher: computes the target features (B, N, S) of images; without it no cosine is measured.
         semantic_depths: depths of the cosine, all by default.
-        with_ssim: whether to measure SSIM beside PSNR (extra `eval`).
-        sum_up: adds a tensor up over processes, where each has its own images.
+        with_ssim: measure SSIM, too (extra `eval`).
+        sum_up: sums a tensor over processes, where each has its own images.
 
     Returns:
-        `psnr_depth{d}` in dB and `ssim_depth{d}` (means over images), `semantic_cosine_depth{d}`, and the lists
-        `usage`, `perplexity`.
+        `psnr_depth{d}` in dB, `ssim_depth{d}` and `semantic_cosine_depth{d}`, means over the images, and the lists
+        `usage` and `perplexity`.
     """
     was_training = model.training
     model.eval()
@@ -40,8 +40,7 @@ def evaluate_reconstruction(
     counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)
     for pixels in batches:
         codes = model.encode(pixels)
-        for level in range(config.num_codebooks):
-            counts[level] += torch.bincount(codes[..., level].flatten().cpu(), minlength=config.codebook_size)
+        counts += count_codes(codes, config.codebook_size)
         reference = (pixels + 1) / 2
         for depth in range(1, config.num_pixel_codebooks + 1):
             decoded = (model.decode_pixels(codes, depth=depth) + 1) / 2

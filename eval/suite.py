@@ -1,22 +1,21 @@
-"""What a suite of `evotok eval` is, and the folder of results that it leaves.
+"""Interface of the suites of `evotok eval`.
 
 A suite is a module of `eval/suites/` with
 
-    TAKES                    "checkpoint", "tokenizer" (a full checkpoint will do, too), "results" (folders), or ""
-    Options                  a dataclass derived from `SuiteOptions`, every field with a default and a docstring
-    check(options, inputs)   raises ValueError for what cannot work, before anything long begins; returns fingerprints
-                             of the files that it was pointed at: name -> SHA-256
-    run(evaluation)          measures, writes pictures into `evaluation.folder`, returns a `Report`
+    TAKES                    "checkpoint", "tokenizer" (a full checkpoint is accepted, too), "results" (folders), or ""
+    Options                  a dataclass derived from `SuiteOptions`; every field has a default and a docstring
+    check(options, inputs)   raises ValueError for bad options before any long computation; returns fingerprints of the
+                             files that the options name: name -> SHA-256
+    run(evaluation)          measures, writes images into `evaluation.folder`, returns a `Report`
 
-The folder holds `results.json` (figures, tables and all that they depend on), `README.md` with the same to read, a CSV
-for each table, and the pictures.
+`results.py` writes the report into the folder of results.
 """
 
-import csv
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,68 +26,110 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from ..data.atomic_files import whole_file
 from ..data.processes import Workers
 
 
-RESULTS = "results.json"
-MEASURED_WITH = ("torchmetrics", "scikit-learn", "scipy", "torch-fidelity", "lmms-eval", "datasets")
+MEASURING_PACKAGES = ("torchmetrics", "scikit-learn", "scipy", "torch-fidelity", "lmms-eval", "datasets")
 
 
 @dataclass
 class SuiteOptions:
-    """What every suite can be told."""
+    """Options of every suite."""
 
     batch_size: int = 32
-    """Images, questions or prompts at a time."""
+    """Images, questions or prompts of a batch."""
     seed: int = 0
-    """Of everything that is drawn by lot."""
+    """Of all random choices."""
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+        require_at_least(self, 1, "batch_size")
+
+
+def require_at_least(options: Any, least: float, *names: str) -> None:
+    """Raises ValueError where a numeric option is below its minimum; an option that is None has none."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} must be at least {least}.")
 
 
 @dataclass
 class Report:
-    """What a suite found."""
+    """Results of a suite, or of one part of it."""
 
     figures: dict[str, float]
-    """Name -> number, with `_target`, `_baseline`, `_paper` or `_n` beside a name where there is such a thing."""
+    """Name -> number; a target, baseline, published value or count has the name with `_target`, `_baseline`, `_paper`
+    or `_n`."""
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Name -> rows with the same keys."""
     data: dict[str, str] = field(default_factory=dict)
-    """What was measured on: name -> fingerprint of its content."""
+    """Data that was measured on: name -> fingerprint."""
     pictures: dict[str, str] = field(default_factory=dict)
-    """File in the folder -> what it shows."""
+    """Image file in the folder -> caption."""
     notes: list[str] = field(default_factory=list)
-    """Sentences a reader needs to understand the figures."""
+    """Sentences that explain the figures."""
     dtype: str | None = None
-    """In what precision, where that is not what the checkpoint was loaded in."""
+    """Precision of the model, where it is not the one that the checkpoint was loaded in."""
 
 
 @dataclass
 class Evaluation:
-    """A suite under way."""
+    """One run of a suite."""
 
     options: Any
     inputs: list[str]
     folder: Path
     workers: Workers
     load: Callable[[], tuple[Any, Any]] | None = None
-    """Gives (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode on its device."""
+    """Returns (model, processor) of a checkpoint, or (tokenizer, image processor), in evaluation mode."""
     files: dict[str, str] = field(default_factory=dict)
-    """What `check` returned, and `checkpoint_settings`: all of the checkpoint but its weights."""
+    """Fingerprints from `check`, and `checkpoint_settings`: of the checkpoint's files beside its weights."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of what figures depend on."""
+    """Versions of the packages that compute the figures."""
     checkpoint_sha256: str | None = None
-    """Of the checkpoint's weights."""
+    """Fingerprint of the checkpoint's weights."""
     servers: Any = None
-    """Servers that run the checkpoint, with the method `generate_images` and how many requests they have open,
-    `at_once`; None where this process generates."""
+    """Pool of servers that run the checkpoint, with `generate_images` and `at_once` (open requests); None: this process
+    generates the images."""
+
+    def measure_part(self, name: str, measure: Callable[[], Report]) -> Report:
+        """Returns the report of a part: from a run that was interrupted, else measured and kept in `parts/`.
+
+        All processes call this together. A part of other weights, options or files is measured again.
+
+        Args:
+            name: of the part's file, without suffix.
+            measure: returns the same report on every process.
+        """
+        settings = {"options": vars(self.options), "files": self.files, "checkpoint_sha256": self.checkpoint_sha256}
+        settings = json.loads(json.dumps(settings))
+        path = self.folder / "parts" / f"{name}.json"
+        kept = self.workers.once(lambda: _read_part(path, settings))
+        if kept is not None:
+            return Report(**kept)
+        report = measure()
+        if self.workers.is_main:
+            with whole_file(path) as part:
+                part.write_text(json.dumps({"settings": settings, "part": asdict(report)}), encoding="utf-8")
+        return report
+
+    def remove_parts(self) -> None:
+        """Removes the files of parts, once the results hold all of them."""
+        if self.workers.is_main:
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)
+
+
+def _read_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["part"] if found["settings"] == settings else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def sha256(*paths: Path) -> str:
-    """Fingerprint of files, one after the other; many of them are told of by a progress bar."""
+    """Computes the fingerprint of files, one after the other; several files have a progress bar."""
     digest = hashlib.sha256()
     for path in tqdm(paths, "fingerprint", unit="file", disable=None if len(paths) > 1 else True, leave=False):
         with path.open("rb") as file:
@@ -98,15 +139,16 @@ def sha256(*paths: Path) -> str:
 
 
 def fingerprints(options: SuiteOptions, *names: str) -> dict[str, str]:
-    """Of what options point to: of a file its content, of a folder the names and contents of all files in it.
-
-    All processes call this together, and the main one reads.
+    """Computes fingerprints of the files and folders that options name; the main process reads, all call it together.
 
     Args:
-        names: of the options; one that is not given, or is no path, has no fingerprint.
+        names: of the options; those that name no existing path are left out.
+
+    Returns:
+        Option -> SHA-256 of a file's content, or of the names and contents of all files in a folder.
     """
-    places = {name: Path(place) for name in names if (place := getattr(options, name)) and Path(place).exists()}
-    return Workers().once(lambda: {name: _fingerprint(place) for name, place in places.items()})
+    paths = {name: Path(path) for name in names if (path := getattr(options, name)) and Path(path).exists()}
+    return Workers().once(lambda: {name: _fingerprint(path) for name, path in paths.items()})
 
 
 def _fingerprint(path: Path) -> str:
@@ -118,115 +160,14 @@ def _fingerprint(path: Path) -> str:
 
 
 def versions(evotok_version: str) -> dict[str, str]:
-    """Of what figures depend on."""
+    """Returns the versions of the packages that figures depend on, those that are installed."""
     found = {
         "evotok": evotok_version,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    for name in MEASURED_WITH:
+    for name in MEASURING_PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """`results.json` of a folder.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    path = Path(folder) / RESULTS
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict) and {"suite", "figures", "finished"} <= results.keys():
-            return results
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no {RESULTS}: give a folder that `evotok eval` wrote.") from None
-    except (ValueError, RecursionError):
-        pass
-    raise ValueError(f"{path}: holds no results of `evotok eval`: remove it, or give another folder.")
-
-
-def begin(folder: Path, circumstances: dict[str, Any], restart: bool) -> dict[str, Any] | None:
-    """The results of the folder if it is finished and of the same circumstances; None if there is work to do.
-
-    Args:
-        circumstances: `suite`, `checkpoint_sha256`, `options`, `files` and whatever else the figures depend on.
-        restart: measure again, another checkpoint or with other options or files if they have changed.
-
-    Raises:
-        ValueError: the folder has results of another suite or is full of something else; or, without `restart`, of
-            another checkpoint, of other options or files.
-    """
-    if not (folder / RESULTS).exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder}: has files, but no {RESULTS}: give a new folder with --out.")
-        return None
-    before = read_results(folder)
-    if before["suite"] != circumstances["suite"]:
-        raise ValueError(f"{folder}: has results of another suite ({_short(before['suite'])}): give a new --out.")
-    if restart:
-        return None
-    mend = "give a new folder with --out, or measure anew with --restart."
-    if before.get("checkpoint_sha256") != circumstances["checkpoint_sha256"]:
-        other = _short(before.get("checkpoint_sha256"))
-        raise ValueError(f"{folder}: has results of another checkpoint ({other}): {mend}")
-    for key in ("options", "files"):
-        earlier, now = before.get(key, {}), circumstances[key]
-        names = sorted({*earlier, *now} - {"engine"})  # who generated pictures makes none of them another
-        changed = [name for name in names if earlier.get(name) != now.get(name)]
-        if changed:
-            raise ValueError(f"{folder}: has results of other {key} ({', '.join(changed)}): {mend}")
-    return before if before["finished"] else None
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def as_json(circumstances: dict[str, Any], report: Report | None) -> str:
-    """Content of `results.json`; without a report that of work begun."""
-    found = asdict(report) if report is not None else {"figures": {}}
-    found["dtype"] = found.get("dtype") or circumstances["dtype"]
-    return json.dumps(circumstances | found | {"finished": report is not None}, indent=1) + "\n"
-
-
-def as_csv(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """Header and rows, for `csv.writer`."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return [keys, *([row.get(key, "") for key in keys] for row in rows)]
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of a table as a file."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(as_csv(rows))
-
-
-def as_markdown(title: str, results: dict[str, Any]) -> str:
-    """Results for a reader: figures, tables, pictures, and what they depend on."""
-    parts = [f"# {title}", *results.get("notes", [])]
-    figures = results["figures"]
-    if figures:
-        parts.append(markdown_table([{"figure": name, "value": value} for name, value in figures.items()]))
-    for name, rows in results.get("tables", {}).items():
-        parts += [f"## {name.replace('_', ' ').capitalize()}", markdown_table(rows)]
-    parts += [f"![{what}]({name})" for name, what in results.get("pictures", {}).items()]
-    keys = ("checkpoint", "checkpoint_sha256", "options", "files", "data", "versions", "device", "dtype", "processes")
-    depends = {key: results[key] for key in keys}
-    parts += ["## Measured with", "```json\n" + json.dumps(depends, indent=1) + "\n```"]
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
-    header, *lines = as_csv(rows)
-    lines = [[_cell(value) for value in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [list(map(str, header)), ["---"] * len(header), *lines])
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Frozen networks that the tokenizer's semantics, and optionally its pixels, are compared with."""
+"""Frozen networks whose features the tokenizer's semantics, and optionally its pixels, are compared with."""
 
 import copy
 import re
@@ -18,14 +18,17 @@ TEACHER_BESIDE = "vision"
 
 
 def find_teacher(given: str, checkpoint: str = "") -> str:
-    """Folder or hub id of the vision tower that a tokenizer was trained with.
+    """Finds the vision tower that a tokenizer was trained with.
 
     Args:
-        given: what a user named; the folder `vision` beside the checkpoint, or the embedded tower, when empty.
+        given: the user's choice; when empty, the folder `vision` beside the checkpoint, or the embedded tower.
         checkpoint: name of the tokenizer's checkpoint.
 
+    Returns:
+        A folder or a hub id.
+
     Raises:
-        ValueError: no such folder, or none to choose.
+        ValueError: no such folder, or no vision tower in the default places.
     """
     if given:
         if not Path(given).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
@@ -43,13 +46,13 @@ def find_teacher(given: str, checkpoint: str = "") -> str:
 
 
 def teacher_files(teacher: str) -> list[Path]:
-    """Config and weights of a teacher that is a folder; nothing for a hub id."""
+    """Returns the config and the weights of a teacher's folder; no files for a hub id."""
     folder = Path(teacher)
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
 
 
 def check_teacher(teacher: nn.Module, tokenizer: nn.Module, pixels: torch.Tensor) -> None:
-    """Raises ValueError where a teacher's features of images (B, 3, H, W) have not the shape of decoded semantics."""
+    """Raises ValueError unless a teacher's features of images (B, 3, H, W) have the shape of decoded semantics."""
     shape, config = tuple(teacher(pixels.to(tokenizer.device)).shape[1:]), tokenizer.config
     if shape != (config.num_positions, config.semantic_feature_dim):
         raise ValueError(
@@ -60,11 +63,11 @@ def check_teacher(teacher: nn.Module, tokenizer: nn.Module, pixels: torch.Tensor
 
 
 class SiglipTeacher(nn.Module):
-    """What a SigLIP2 vision tower gives before its last layer, `hidden_states[-2]`: the paper's semantic target.
+    """Teacher that returns the input of a SigLIP2 vision tower's last layer, `hidden_states[-2]`: the paper's target.
 
     Args:
-        tower: a vision tower without its last layer and what comes after, such as the encoder of a tokenizer that is
-            still to be trained; copied and frozen, so that one reading of the checkpoint serves both.
+        tower: a vision tower without its last layer and its head, such as the encoder of a new tokenizer; it is copied
+            and frozen, so that the checkpoint is read once for both.
     """
 
     def __init__(self, tower: nn.Module):
@@ -73,7 +76,7 @@ class SiglipTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(cls, checkpoint: str) -> "SiglipTeacher":
-        """From a hub id or folder of a fixed-resolution SigLIP checkpoint, in fp32 whatever it is stored in."""
+        """Loads a fixed-resolution SigLIP checkpoint from a hub id or folder, in float32."""
         source = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
         tower = getattr(source, "vision_model", source)
         tower.encoder.layers = tower.encoder.layers[:-1]
@@ -81,23 +84,23 @@ class SiglipTeacher(nn.Module):
         return cls(tower)
 
     def train(self, mode: bool = True) -> "SiglipTeacher":
-        """Stays in evaluation mode."""
+        """Keeps evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, S)."""
+        """Computes features: (B, 3, H, W) in [-1, 1] -> (B, N, S)."""
         return self.tower(pixel_values).last_hidden_state
 
 
 class EfficientNetTeacher(nn.Module):
-    """EfficientNet-Lite0 (ImageNet) as the teacher of small models: its stride-16 map beside its last, doubled in size.
+    """Teacher of small models, EfficientNet-Lite0 (ImageNet): its stride-16 map and its last one, upsampled to it.
 
-    Channels are centred and scaled by `calibrate`: raw features of different images are so alike (cosine about 0.5 to
-    their mean) that a cosine to them teaches little.
+    Channels are centred and scaled by `calibrate`: raw features of different images are so similar (cosine about 0.5
+    to their mean) that a cosine loss on them has little effect.
 
     Args:
-        grid_size: side of the feature map; the network looks at images of 16 times that.
+        grid_size: side of the feature map; images are resized to 16 times that.
 
     Raises:
         ImportError: the extra `mini` is not installed.
@@ -105,7 +108,7 @@ class EfficientNetTeacher(nn.Module):
 
     MAPS = {10: 112, 15: 320}  # index of the block -> its channels
     SHALLOW = (0, 2, 4)  # blocks whose maps serve as perceptual features
-    POOLED = (14, 15)  # blocks whose averages find the same emoji in another style best
+    POOLED = (14, 15)  # blocks whose averages retrieve the same emoji in another style best
     FEATURE_DIM = sum(MAPS.values())
 
     def __init__(self, grid_size: int = 8):
@@ -126,7 +129,7 @@ class EfficientNetTeacher(nn.Module):
         self.register_buffer("std", torch.ones(self.FEATURE_DIM))
 
     def train(self, mode: bool = True) -> "EfficientNetTeacher":
-        """Stays in evaluation mode: its BatchNorm statistics are part of the target."""
+        """Keeps evaluation mode: the BatchNorm statistics are part of the target."""
         return super().train(False)
 
     def _maps(self, pixel_values: torch.Tensor, wanted: tuple[int, ...], size: int) -> list[torch.Tensor]:
@@ -150,24 +153,24 @@ class EfficientNetTeacher(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, pixel_values: torch.Tensor, batch_size: int = 64) -> None:
-        """Set the centre and scale of every channel from images (B, 3, H, W) in [-1, 1]."""
+        """Sets the centre and scale of every channel from images (B, 3, H, W) in [-1, 1]."""
         features = torch.cat([self._features(batch).flatten(0, 1) for batch in pixel_values.split(batch_size)])
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0) + 1e-6)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, grid^2, 432), standardised."""
+        """Computes standardised features: (B, 3, H, W) in [-1, 1] -> (B, grid^2, 432)."""
         return (self._features(pixel_values) - self.mean) / self.std
 
     @torch.no_grad()
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """One feature vector an image, for retrieval: (B, 3, H, W) in [-1, 1] -> (B, 512), not standardised."""
+        """Computes one vector for each image, not standardised: (B, 3, H, W) in [-1, 1] -> (B, 512)."""
         maps = self._maps(pixel_values, self.POOLED, 16 * self.grid_size)
         return torch.cat([features.mean((2, 3)) for features in maps], dim=1)
 
     def perceptual_distance(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Mean squared distance of channel-normalised shallow maps, as in LPIPS without its learned weights: scalar."""
+        """Computes the mean squared distance of normalised shallow maps, as LPIPS without learned weights: scalar."""
         size = fake.shape[-1]
         fakes = self._maps(fake, self.SHALLOW, size)
         with torch.no_grad():
@@ -178,23 +181,25 @@ class EfficientNetTeacher(nn.Module):
 
 
 def build_lpips() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """LPIPS on VGG16 (Zhang et al., 2018), as torchmetrics has it: module (fake, real) -> (B, 1, 1, 1), images in
-    [-1, 1], frozen.
+    """Builds torchmetrics' LPIPS over VGG16 (Zhang et al., 2018) as a loss, with the weights in torchvision's cache.
+
+    Returns:
+        A frozen module: (fake, real) images in [-1, 1] -> (B, 1, 1, 1).
 
     Raises:
-        ValueError: the libraries or VGG16's weights are not there; nothing is downloaded, because a training has many
+        ValueError: the libraries or VGG16's weights are missing; nothing is downloaded, since a training has many
             processes.
     """
-    weights = "vgg16-397923af.pth"  # where torchvision keeps VGG16_Weights.IMAGENET1K_V1
+    weights = "vgg16-397923af.pth"  # torchvision's file of VGG16_Weights.IMAGENET1K_V1
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights
     get = "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
     instead = "or set loss.perceptual_network=efficientnet, or loss.perceptual=0."
     try:
-        import torchvision  # noqa: F401 - torchmetrics looks for it when LPIPS is built
+        import torchvision  # noqa: F401 - torchmetrics needs it to build LPIPS
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     except ImportError as error:
         raise ValueError(f"LPIPS ({error}): pip install 'evotok[eval]' torchvision, then {get}, {instead}") from None
     if not path.is_file():
         raise ValueError(f"LPIPS needs VGG16's weights, which are not at {path}: {get} fetches them, {instead}")
-    # The network alone: the metric around it refuses values beyond [-1, 1], and remembers every batch.
+    # The network alone: the metric around it refuses values outside [-1, 1], and stores every batch.
     return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net

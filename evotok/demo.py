@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     @property
     def is_correct(self) -> bool:
         """Returns whether both answers are equal, but for case and punctuation."""
-        from evotok.eval.understanding import normalize_answer
+        from evotok.eval.metrics import normalize_answer
 
         return normalize_answer(self.answer) == normalize_answer(self.right)
 

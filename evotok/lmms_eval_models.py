@@ -1,4 +1,4 @@
-"""Models of the lmms-eval harness, for `lmms-eval --model evotok --model_args pretrained=CHECKPOINT`."""
+"""Classes that `lmms-eval --model evotok --model_args pretrained=CHECKPOINT` instantiates."""
 
 from evotok.commands.checkpoints import load_multimodal
 from evotok.data.processes import Workers
@@ -6,9 +6,10 @@ from evotok.eval.harness import EvoTokChat, EvoTokSimple
 
 
 class FromCheckpoint:
-    """Model loaded from `pretrained`: a folder, a Hub id, or `mini`.
+    """Model that is loaded from a checkpoint.
 
     Args:
+        pretrained: folder, Hub id, or `mini`.
         batch_size: `--batch_size`.
         device: `--device`; the accelerator of this process, or the CPU, when None.
         max_batch_size: `--max_batch_size`, for the harness's `auto`, which is not supported.
@@ -21,14 +22,14 @@ class FromCheckpoint:
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        Workers()  # joins the process group, and sets the device of this process
+        Workers()  # initialises the distributed processes, and selects this one's device
         model, processor = load_multimodal(pretrained)
         super().__init__(model if device is None else model.to(device), processor, batch_size)
 
 
 class Chat(FromCheckpoint, EvoTokChat):
-    """The model of the harness by default, which takes conversations."""
+    """Default model of the harness."""
 
 
 class Simple(FromCheckpoint, EvoTokSimple):
-    """The model of the harness with `--force_simple`."""
+    """Model of the harness with `--force_simple`."""

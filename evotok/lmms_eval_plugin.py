@@ -1,4 +1,4 @@
-"""Entry point `lmms_eval.models`: registers the model `evotok` with the lmms-eval harness."""
+"""Entry point `lmms_eval.models`, which registers the model `evotok` with the lmms-eval harness."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def manifest() -> "ModelManifest":
-    """Returns the manifest of the model, whose classes the harness imports when it is used."""
+    """Returns the classes of the model `evotok`, which are imported when it is used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     models = "evotok.lmms_eval_models"

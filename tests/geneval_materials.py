@@ -1,4 +1,4 @@
-"""Small stand-ins for what GenEval and GenAI-Bench need: files of prompts, detectors and language models on disk."""
+"""Files of prompts and tiny checkpoints for GenEval and GenAI-Bench."""
 
 import json
 
@@ -25,7 +25,7 @@ CLASSES = ("cat", "dog", "mouse")
 
 
 def geneval_records():
-    """As many prompts of each task as the benchmark has, about cats and dogs."""
+    """Returns as many prompts of each task as the benchmark has, about cats and dogs."""
     cat, dog = {"class": "cat", "count": 1}, {"class": "dog", "count": 1}
     forms = {
         "single_object": {"include": [cat], "prompt": "a cat"},
@@ -48,7 +48,7 @@ def write_lines(path, records):
 
 
 def save_detector(folder, sees):
-    """A tiny Mask2Former that sees one of `CLASSES`, or nothing, all over every picture."""
+    """Saves a tiny Mask2Former that detects one of `CLASSES`, or nothing, all over every image."""
     torch.manual_seed(0)
     backbone = SwinConfig(
         image_size=32,
@@ -90,7 +90,7 @@ def save_detector(folder, sees):
 
 
 def save_color_model(folder):
-    """A tiny random SigLIP."""
+    """Saves a tiny random SigLIP."""
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(["a photo of a red cat, a blue dog, a green-colored object"] * 4, vocab_size=300)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -99,7 +99,7 @@ def save_color_model(folder):
         vision_config=sizes | {"image_size": 32, "patch_size": 8},
     )
     model = SiglipModel(config)
-    for parameter in model.parameters():  # else all texts are alike
+    for parameter in model.parameters():  # otherwise all texts have similar features
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -108,7 +108,7 @@ def save_color_model(folder):
 
 
 def save_rewriter(folder, chat=True):
-    """A tiny random chat model."""
+    """Saves a tiny random chat model."""
     torch.manual_seed(0)
     tokenizer = train_text_tokenizer(["rewrite the prompt, a cat, a dog, the red one"] * 4, vocab_size=300)
     tokenizer = PreTrainedTokenizerFast(

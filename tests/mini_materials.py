@@ -1,4 +1,4 @@
-"""A tiny model of the world's image size, and a vision tower that its tokenizer could have been trained with."""
+"""Tiny model of the world's image size, with a vision tower that fits its tokenizer."""
 
 import torch
 from conftest import TINY_VQ, build_tiny_model, tiny_config
@@ -13,8 +13,7 @@ LEVELS, PIXEL_LEVELS = TINY_VQ["num_codebooks"], TINY_VQ["num_pixel_codebooks"]
 
 
 def save_mini(folder, world, guidance_min_p: float = 0.3) -> str:
-    """Random weights of 64 px in `folder/gen`, whose name is returned, and the tower in `folder/vision`, where it is
-    looked for."""
+    """Saves random weights for 64 px in `folder/gen`, which is returned, and the tower in `folder/vision`."""
     encoder = TINY_VQ["encoder_config"] | {"image_size": 64}
     tokenizer = train_text_tokenizer(corpus(world, 40), vocab_size=400)
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64)
@@ -32,7 +31,7 @@ def save_mini(folder, world, guidance_min_p: float = 0.3) -> str:
 
 
 def save_tower(folder, width: int) -> None:
-    """A random vision tower of two layers for 64 px, patches of 8."""
+    """Saves a random vision tower of two layers for 64 px, patches of 8."""
     torch.manual_seed(0)
     sizes = TINY_VQ["encoder_config"] | {"image_size": 64, "hidden_size": width, "num_hidden_layers": 2}
     SiglipVisionModel(SiglipVisionConfig(**sizes)).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The benchmarks at sizes that take no time: names and keys of the rows, and that their checks can fail."""
+"""`evotok bench` at tiny sizes: names and keys of the rows, and their checks of equality."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evotok.cli import main
-from evotok.commands.bench import SUITES
+from evotok.commands.bench import BENCHMARKS
 from evotok.eval.benchmarks import depth, generation, meters, quantizer, serving
 from evotok.eval.benchmarks.meters import Setting
 
@@ -27,36 +27,23 @@ ROWS = {
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 
 
-@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "serve"])
-def test_rows_are_printed_and_written(suite, tmp_path, capsys):
-    path, dtype = tmp_path / "new" / "rows.json", "float32" if suite in ("generate", "depth") else "bfloat16"
-    words = [
-        "bench",
-        suite,
-        "--size",
-        "tiny",
-        "--repeats",
-        "1",
-        "--threads",
-        "1",
-        "--dtype",
-        dtype,
-        "--json",
-        str(path),
-    ]
-    assert main(words) == 0
+@pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "serve"])
+def test_rows_are_printed_as_text_and_written_as_json(benchmark, tmp_path, capsys):
+    path = tmp_path / "new" / "rows.json"
+    dtype = "float32" if benchmark in ("generate", "depth") else "bfloat16"
+    words = f"{benchmark} --size tiny --repeats 1 --threads 1 --dtype {dtype} --json {path}"
+    assert main(["bench", *words.split()]) == 0
     printed, rows = capsys.readouterr().out, json.loads(path.read_text())
-    assert not printed.startswith("["), "people read what is printed, programs the file"
-    assert {row["name"] for row in rows} == set(ROWS[suite])
+    assert not printed.startswith("[")
+    assert {row["name"] for row in rows} == set(ROWS[benchmark])
     for row in rows:
         assert row["name"] in printed
-        assert ROWS[suite][row["name"]] | {"threads", "dtype", "device", "size", "machine"} <= set(row)
+        assert ROWS[benchmark][row["name"]] | {"threads", "dtype", "device", "size", "machine"} <= set(row)
         assert row.get("equal", True) is True
         assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
 
 
-def test_a_server_is_timed_by_what_its_clients_see(monkeypatch):
-    """One of the three, from its start to its end."""
+def test_serving_measures_one_server(monkeypatch):
     pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
     monkeypatch.setattr(serving, "ENGINES", {"transformers_batch": serving.ENGINES["transformers_batch"]})
     [row] = serving.run(TINY)
@@ -66,32 +53,21 @@ def test_a_server_is_timed_by_what_its_clients_see(monkeypatch):
     assert row["peak_memory_mib"] > 100 or sys.platform != "linux"
 
 
-def test_rows_for_programs(capsys):
-    assert main(["bench", "loss", "--size", "tiny", "--repeats", "1", "--json"]) == 0
-    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(ROWS["loss"])
-
-
-def test_mistakes_are_one_line(tmp_path, capsys):
-    for words in (
-        ["paint"],
-        ["loss", "--json", str(tmp_path)],
-        ["loss", "--threads", "0"],
-        ["loss", "--size", "paper"],
-    ):
-        assert main(["bench", *words]) == 2
+def test_bad_arguments_are_refused_in_one_line(tmp_path, capsys):
+    lines = ["paint", f"loss --json {tmp_path}", "loss --threads 0", "loss --size paper"]
+    for line in lines if torch.cuda.is_available() else [*lines, "loss --device cuda"]:
+        assert main(["bench", *line.split()]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-    if not torch.cuda.is_available():
-        assert main(["bench", "loss", "--device", "cuda"]) == 2
 
 
-def test_a_missing_library_leaves_a_note(monkeypatch):
+def test_quantizer_notes_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     row = quantizer.run(TINY)[1]
     assert row["name"] == "residual_vq" and "pip install vector-quantize-pytorch" in row["note"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not measured")
-def test_peak_memory_is_what_was_taken_and_given_back():
+def test_peak_extra_mib_counts_memory_that_is_freed():
     def take(mib):
         torch.ones(mib, 2**18).sum()
 
@@ -100,7 +76,7 @@ def test_peak_memory_is_what_was_taken_and_given_back():
     assert meters.peak_extra_mib(lambda: None, "cpu") <= 4
 
 
-def test_a_wrong_code_is_noticed():
+def test_is_nearest_finds_a_wrong_code():
     levels = quantizer._quantizer(3, 64, 8)
     features = torch.randn(2, 16, 8)
     codes = quantizer.search_with_cdist(levels, features)
@@ -109,7 +85,7 @@ def test_a_wrong_code_is_noticed():
     assert not quantizer.is_nearest(levels, features, codes)
 
 
-def test_a_wrong_path_is_noticed(monkeypatch):
+def test_equality_checks_find_a_wrong_path(monkeypatch):
     model = generation.build_model(TINY)
     prompt = torch.tensor([[5, model.config.vision_start_token_id]])
     assert generation.same_codes(model, prompt)

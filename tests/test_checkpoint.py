@@ -10,7 +10,7 @@ from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.data.world.palette import COLORS
 from evotok.eval.metrics import psnr
-from evotok.eval.mini.figures import TARGETS
+from evotok.eval.mini.targets import TARGETS
 
 
 ROOT = Path(__file__).resolve().parents[1]

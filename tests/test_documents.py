@@ -4,7 +4,6 @@
 `configs` in it; `sh` blocks would take hours or many GPUs and are only parsed.
 """
 
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from conftest import parse_command
 from torch.distributed.run import parse_args as parse_torchrun
 
 from evotok.cli import main
-from evotok.commands.evaluate import read_options
+from evotok.commands.evaluate import read_options, suite_module
 from evotok.training.recipes import read_recipe
 
 
@@ -137,8 +136,7 @@ def check_request(address: str, *words: str) -> None:
 
 def read_suite(name: str, config: str | None = None):
     """The options of a suite of `evotok eval`, from its own file or another."""
-    suite = importlib.import_module(f"evotok.eval.suites.{name.replace('-', '_')}")
-    return read_options(suite.Options, name, config, [])
+    return read_options(suite_module(name).Options, name, config, [])
 
 
 def read_part_of_a_recipe(code: str) -> None:

@@ -16,7 +16,7 @@ from evotok.data.world.drawings import EMOJI_STYLES
 from evotok.data.world.prompts import Prompt
 from evotok.data.world.questions import WORDINGS, Asker
 from evotok.data.world.scenes import tidy_scene
-from evotok.eval.text_to_image.scene_detector import SceneDetector, faults
+from evotok.eval.mini.scene_detector import SceneDetector, faults
 from evotok.inference import answer_questions, generate_images
 
 
@@ -99,7 +99,7 @@ def test_images_of_example_prompts_are_right(mini, world, prompt):
 def test_answers_to_example_questions_are_right(mini, world, number):
     from evotok.data.world.records import image_record
     from evotok.data.world.scenes import render
-    from evotok.eval.understanding import normalize_answer
+    from evotok.eval.metrics import normalize_answer
 
     scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
     kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-from evotok.cards.sections import MINI, read_suite
+from evotok.cards.suites import MINI, read_suite
 from tools import measure_rates as rates
 from tools.fill_documents import (
     DEPTH_FIGURES,

@@ -1,4 +1,4 @@
-"""The plugin, through the harness itself: `make test-lmms` has an environment for it."""
+"""The plugin in the lmms-eval harness; `make test-lmms` creates an environment for it."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ from evotok.data.world.evaluation import question_set
 from evotok.data.world.lmms_tasks import TASKS, write_tasks
 from evotok.eval.harness import EvoTokChat, EvoTokSimple, cut_at, generation_options
 from evotok.eval.inference import answer_questions
-from evotok.eval.understanding import score_answers
+from evotok.eval.metrics import score_answers
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """The world's, and one of choices."""
+    """Tasks of the world, and one of choices."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder, QUESTIONS)
     task = yaml.safe_load((folder / "qa_color.yaml").read_text())
@@ -63,13 +63,13 @@ def evaluate(model, folder, names, **words):
     return simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True, **words)
 
 
-def test_the_harness_finds_the_plugin():
+def test_harness_finds_the_plugin():
     assert issubclass(get_model("evotok"), EvoTokChat)
     assert issubclass(get_model("evotok", force_simple=True), EvoTokSimple)
 
 
 @pytest.mark.parametrize("force_simple", [False, True])
-def test_the_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
+def test_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
     """As `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2` does."""
     model_args = f"pretrained={find_asset('evotok-mini')}"
     words = {"model_args": model_args, "batch_size": 2, "device": "cpu", "force_simple": force_simple}
@@ -84,13 +84,13 @@ def test_the_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
     assert found["config"]["model_args"] == model_args
 
 
-def test_a_checkpoint_that_is_not_there_is_named(tasks):
+def test_harness_reports_a_missing_checkpoint(tasks):
     with pytest.raises(ValueError, match="'nowhere': no such folder"):
         evaluate("evotok", tasks, ["qa_color"], model_args="pretrained=nowhere", batch_size=2)
 
 
-def test_answers_are_those_of_generate_and_scores_those_of_the_suite_mini(world, tmp_path, capsys):
-    """The whole way: `evotok eval`, the harness, the plugin; the batch is smaller than a task has questions."""
+def test_suite_has_the_answers_of_generate_and_the_scores_of_the_suite_mini(world, tmp_path, capsys):
+    """Through `evotok eval`, the harness and the plugin; a batch is smaller than a task."""
     words = ["task_folder=world", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
     assert main(["eval", "understanding", "mini", *words]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -105,7 +105,7 @@ def test_answers_are_those_of_generate_and_scores_those_of_the_suite_mini(world,
     assert set(results["data"]) == {*TASKS, "task_folder"}
 
 
-def test_two_processes_find_what_one_finds(tasks, tmp_path):
+def test_two_processes_have_the_results_of_one(tasks, tmp_path):
     words = [f"task_folder={tasks}", "tasks=[qa_count,qa_color]", "batch_size=2", "--out"]
     assert main(["eval", "understanding", "mini", *words, str(tmp_path / "one")]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evotok.cli"]
@@ -119,7 +119,7 @@ def test_two_processes_find_what_one_finds(tasks, tmp_path):
         assert answers[0] == answers[1], task
 
 
-def test_both_forms_of_a_request_get_the_same_answers(mini, tasks):
+def test_both_forms_of_a_request_have_the_same_answers(mini, tasks):
     chat, simple = (
         evaluate(cls(*mini, batch_size=4), tasks, ["qa_count", "qa_color"])["samples"]
         for cls in (EvoTokChat, EvoTokSimple)
@@ -129,7 +129,7 @@ def test_both_forms_of_a_request_get_the_same_answers(mini, tasks):
         assert answers == [sample["filtered_resps"] for sample in simple[task]] and len(answers) == QUESTIONS
 
 
-def test_choices_are_picked_by_their_likelihood(mini, tasks):
+def test_loglikelihood_is_that_of_the_models_forward_pass(mini, tasks):
     model, processor = mini
     [result] = evaluate(EvoTokSimple(*mini, batch_size=3), tasks, ["choices"])["samples"].values()
     image = Image.open(next(iter(sorted((tasks / "qa_color/test").glob("*.png")))))
@@ -150,8 +150,8 @@ def test_choices_are_picked_by_their_likelihood(mini, tasks):
         assert greedy == bool((logits.argmax(-1) == answer[0]).all())
 
 
-def test_a_request_without_images_or_document():
-    """What the harness asks for mutual information: how likely an answer is to nothing."""
+def test_loglikelihood_accepts_requests_without_images():
+    """The harness sends them for mutual information."""
     model = EvoTokSimple(*build_chat_model(), batch_size=2)
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     requests = [Instance("loglikelihood", ("", text), 0, metadata) for text in ("a cat", "a dog", "red")]
@@ -159,13 +159,13 @@ def test_a_request_without_images_or_document():
     assert len(set(losses)) == 3 and all(loss > 0 for loss in losses)
 
 
-def test_a_batch_size_that_is_no_number():
+def test_batch_size_must_be_a_number():
     for size in ("auto", 0, -1):
         with pytest.raises(ValueError, match=f"batch_size={size}"):
             EvoTokSimple(None, None, batch_size=size)
 
 
-def test_options_of_a_task():
+def test_generation_options_are_those_of_generate():
     assert generation_options({}) == {"do_sample": False, "max_new_tokens": 1024}
     greedy = {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
     assert generation_options(greedy) == {"do_sample": False, "max_new_tokens": 16, "num_beams": 1}
@@ -179,19 +179,13 @@ def test_options_of_a_task():
     }
 
 
-def test_an_answer_ends_where_the_task_says():
+def test_cut_at_ignores_empty_lines():
     assert cut_at("A. ASSISTANT: B", ["ASSISTANT:"]) == "A."
     assert cut_at("first\n\nsecond", ["\n\n"]) == "first\n\nsecond"
     assert cut_at("a cat", None) == cut_at("a cat", []) == "a cat"
 
 
-def test_unknown_tasks_are_named(tasks, tmp_path, capsys):
-    words = [f"task_folder={tasks}", "tasks=[qa_colour]", "--out", str(tmp_path / "out")]
-    assert main(["eval", "understanding", "mini", *words]) == 2
-    assert "did you mean 'qa_color'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_the_papers_tasks_are_known_and_have_their_metrics():
+def test_tasks_of_the_paper_have_their_metrics():
     manager = TaskManager("WARNING", model_name="evotok")
     from evotok.commands.evaluate import read_options
     from evotok.eval.suites.understanding import Options

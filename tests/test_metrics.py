@@ -1,25 +1,22 @@
-"""Scores of images and features, on values known by hand."""
+"""Metrics of images, features and answers, on values known by hand."""
 
 import pytest
 import torch
 
-from evotok.eval.metrics import feature_cosine, psnr, ssim
+from evotok.eval.metrics import feature_cosine, normalize_answer, psnr, round_pixels, score_answers, ssim
 
 
-def test_psnr_of_a_constant_error_is_known():
+def test_psnr_is_of_each_image_in_float32_and_clamped():
     image = torch.full((3, 3, 4, 4), 0.5)
     error = torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1)
     assert psnr(image + error, image).tolist() == pytest.approx([20.0, 40.0, 100.0], abs=1e-3)
-
-
-def test_psnr_is_of_each_image_and_clamps():
     black, white = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     scores = psnr(torch.cat([black - 7, white + 7, white]), torch.cat([black, white, black]))
     assert scores.tolist() == pytest.approx([100.0, 100.0, 0.0])
     assert psnr(white.bfloat16(), black.bfloat16()).dtype == torch.float32
 
 
-def test_ssim_of_flat_images_is_known_and_of_each():
+def test_ssim_of_flat_images_is_that_of_the_formula():
     pytest.importorskip("torchmetrics")
     flat = torch.full((2, 3, 16, 16), 0.5)
     other = torch.stack([flat[0], flat[1] + 0.25])
@@ -31,7 +28,28 @@ def test_ssim_of_flat_images_is_known_and_of_each():
     assert ssim(noise, 1 - noise).item() < 0
 
 
-def test_feature_cosine_averages_over_positions():
+def test_feature_cosine_is_the_mean_over_positions():
     a = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 3.0], [1.0, 1.0]]])  # (B, N, S)
     b = torch.tensor([[[5.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [2.0, 0.0]]])
     assert feature_cosine(a, b).tolist() == pytest.approx([0.5, (-1 + 2**-0.5) / 2])
+
+
+def test_round_pixels_returns_values_of_eight_bits():
+    rounded = round_pixels(torch.tensor([-3.0, -1.0, 0.0001, 0.5, 1.0, 2.0]).bfloat16())
+    levels = (rounded + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round())
+    assert rounded.dtype == torch.float32 and rounded[0] == rounded[1] == -1 and rounded[-1] == rounded[-2] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("Food & Drink.", "food drink"), ("  the\tCAT \n", "the cat"), ("\uff13", "3"), ("", "")]
+)
+def test_normalize_answer_removes_case_space_and_punctuation(text, expected):
+    assert normalize_answer(text) == expected
+
+
+def test_score_answers_has_the_baseline_of_the_commonest_answer():
+    records = [{"answer": a} for a in ("cat", "cat", "a dog", "owl")]
+    assert score_answers(records, ["Cat.", "dog", "a  dog", ""]) == (0.5, 0.5, 4, "cat")
+    with pytest.raises(ValueError, match="one for each"):
+        score_answers(records, ["cat"])

@@ -1,12 +1,12 @@
-"""`evotok eval mini`: what it measures, what it keeps when it is cut off, and how it judges."""
+"""`evotok eval mini`: figures, resuming, and its judges."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_chat_model
 from mini_materials import save_mini
 from PIL import Image
 
@@ -16,16 +16,16 @@ from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
 from evotok.data.world.scenes import render
 from evotok.eval import teachers
-from evotok.eval.inference import continuous_features
 from evotok.eval.mini import emoji, generation, questions
-from evotok.eval.mini.figures import TARGETS, Part, Parts, with_targets
-from evotok.eval.mini.generation import Cell, Composition, composition_cells
+from evotok.eval.mini.emoji import Gallery, retrieval_ranks
+from evotok.eval.mini.generation import Composition, Variant, composition_variants
 from evotok.eval.mini.questions import measure_questions
+from evotok.eval.mini.targets import TARGETS
 from evotok.eval.probes import PatchProbe
-from evotok.eval.suite import Evaluation
+from evotok.eval.suite import Evaluation, Report
 from evotok.eval.suites import mini
 from evotok.eval.teachers import find_teacher, teacher_files
-from evotok.eval.text_to_image.images import save_whole
+from evotok.eval.text_to_image.images import save_image
 
 
 pytest.importorskip("sklearn")
@@ -34,7 +34,7 @@ FEW = ["scenes=4", "probe_scenes=6", "questions=5", "prompts=2", "emoji=3", "bat
 
 
 class FewPixels:
-    """Stands for EfficientNet-Lite0, which takes long for all emoji."""
+    """Stands for EfficientNet-Lite0, which is slow for all emoji."""
 
     def to(self, device):
         return self
@@ -48,13 +48,13 @@ def checkpoint(tmp_path_factory, world):
     return save_mini(tmp_path_factory.mktemp("runs"), world)
 
 
-def test_the_suite_measures_everything_once(checkpoint, tmp_path, capsys, monkeypatch):
+def test_all_parts_are_measured_once(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "EfficientNetTeacher", FewPixels)
     monkeypatch.setattr(mini.importlib.util, "find_spec", lambda name: name)
-    out, folder = tmp_path / "out", ["--out", str(tmp_path / "out"), "--json"]
-    capsys.readouterr()
-    assert main(["eval", "mini", checkpoint, *FEW, *folder]) == 0
-    results = json.loads(capsys.readouterr().out)
+    out = tmp_path / "out"
+    words = ["eval", "mini", checkpoint, *FEW, "--out", str(out)]
+    assert main(words) == 0
+    results = json.loads((out / "results.json").read_text())
     figures, tables = results["figures"], results["tables"]
     wanted = [name for name in TARGETS if not name.endswith(("4_16", "share_16", "depth4"))]  # of other sizes here
     wanted += ["psnr_new_style_depth2", "semantic_cosine_depth4", "semantic_gain_2_4", "probe_depth4", "probe_teacher"]
@@ -74,71 +74,38 @@ def test_the_suite_measures_everything_once(checkpoint, tmp_path, capsys, monkey
     assert len(lines) == 12 and lines[-1]["tag"] == "color_attribution"
     assert not (out / "parts").exists() and (out / "pictures/emoji_cfg1/00002/samples/0000.png").is_file()
     monkeypatch.setattr(mini, "run", None)
-    assert main(["eval", "mini", checkpoint, *FEW, *folder]) == 0, "what the folder has is not measured again"
+    assert main(words) == 0, "finished results are not measured again"
 
 
-def test_what_is_ready_is_kept_when_a_run_is_cut_off(checkpoint, tmp_path, monkeypatch):
-    asked = []
-
-    def cut_off_at(figure):
-        def measure(model, processor, world, name, options, workers):
-            asked.append(name)
-            if name == figure:
-                raise KeyboardInterrupt
-            return Part({name: 0.5, f"{name}_n": options.questions}, {"questions": [{"figure": name}]})
-
-        monkeypatch.setattr(mini, "measure_questions", measure)
-
-    words = ["eval", "mini", checkpoint, "parts=[questions]", "questions=7", "--out", str(tmp_path / "out")]
-    cut_off_at("qa_color")
-    assert main(words) == 130
-    first = asked.copy()
-    assert first == list(QUESTION_SETS)[: first.index("qa_color") + 1]
-    asked.clear()
-    cut_off_at(None)
-    assert main(words) == 0
-    assert asked == list(QUESTION_SETS)[first.index("qa_color") :]
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert set(results["figures"]) >= set(QUESTION_SETS) and len(results["tables"]["questions"]) == len(QUESTION_SETS)
-
-
-def test_parts_of_other_options_are_measured_anew(tmp_path):
-    def evaluation(**options):
-        return Evaluation(SimpleNamespace(**options), [], tmp_path, Workers(), files={"teacher": "a"})
-
+def test_an_interrupted_run_is_continued_by_the_alias_measure(checkpoint, tmp_path, capsys, monkeypatch):
     measured = []
 
-    def measure():
-        measured.append(1)
-        return Part({"a": 1.0})
+    def measure(interrupted, evaluation, world, model, processor, teacher, figure):
+        measured.append(figure)
+        if figure == interrupted:
+            raise KeyboardInterrupt
+        return Report({figure: 0.5, f"{figure}_n": evaluation.options.questions}, {"questions": [{"figure": figure}]})
 
-    assert Parts(evaluation(seed=0)).get("one", measure) == Parts(evaluation(seed=0)).get("one", measure)
-    assert len(measured) == 1
-    Parts(evaluation(seed=1)).get("one", measure)
-    assert len(measured) == 2
-    (tmp_path / "parts/one.json").write_text("{")
-    kept = Parts(evaluation(seed=1))
-    kept.get("one", measure)
-    kept.drop()
-    assert len(measured) == 3 and not (tmp_path / "parts").exists()
-
-
-def test_targets_stand_behind_their_figures():
-    found = with_targets({"qa_color": 0.5, "geneval_overall": 0.1, "geneval_position_held": 0.2, "probe_n": 3})
-    assert list(found) == [
-        *("qa_color", "qa_color_target", "geneval_overall", "geneval_overall_target"),
-        *("geneval_position_held", "geneval_position_held_target", "probe_n"),
-    ]
-    assert (found["geneval_overall_target"], found["geneval_position_held_target"]) == (0.9, 0.75)
+    words = [checkpoint, "parts=[questions]", "questions=7", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(mini, "measure_questions", partial(measure, "qa_color"))
+    assert main(["eval", "mini", *words]) == 130
+    monkeypatch.setattr(mini, "measure_questions", partial(measure, None))
+    assert main(["measure", *words]) == 0
+    assert measured.count("qa_color") == 2 and [*dict.fromkeys(measured)] == list(QUESTION_SETS)
+    assert len(measured) == len(QUESTION_SETS) + 1
+    output = capsys.readouterr()
+    assert "qa_color" in output.out and f"an alias of `evotok eval mini {checkpoint}" in output.err
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["suite"] == "mini" and len(results["tables"]["questions"]) == len(QUESTION_SETS)
 
 
-def test_the_guard_is_left_out_where_there_is_none():
-    assert [cell.suffix for cell in composition_cells(0.3)] == ["", "_held", "_held_cfg1", "_held_no_min_p"]
-    assert [cell.suffix for cell in composition_cells(0.0)] == ["", "_held", "_held_cfg1"]
+def test_composition_variants_have_no_min_p_only_where_the_checkpoint_has_one():
+    assert [variant.suffix for variant in composition_variants(0.3)] == ["", "_held", "_held_cfg1", "_held_no_min_p"]
+    assert [variant.suffix for variant in composition_variants(0.0)] == ["", "_held", "_held_cfg1"]
 
 
 class Copies:
-    """An image tokenizer that keeps all but the brightness."""
+    """Image tokenizer that changes the brightness alone."""
 
     device = "cpu"
 
@@ -152,72 +119,77 @@ class Copies:
         return pixels * self.factor
 
 
-@pytest.fixture
-def composition(tmp_path, world):
-    options = SimpleNamespace(prompts=3, seed=0, batch_size=4)
-    return Composition(Evaluation(options, [], tmp_path, Workers()), world)
+def evaluation(folder, **options):
+    return Evaluation(SimpleNamespace(seed=0, batch_size=4, **options), [], folder, Workers())
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_right_images_count_and_others_do_not(composition, world, monkeypatch, held_out):
-    """Real scenes instead of generated ones, those of one task with the colours of another prompt."""
-    prompts = composition.prompts(held_out)
+def test_composition_counts_right_images(tmp_path, world, monkeypatch):
+    """Real scenes instead of generated images, those of one task of another prompt."""
+    composition = Composition(evaluation(tmp_path, prompts=3), world)
+    prompts = composition.prompts(held_out=True)
 
-    def draw(evaluation, wanted):
-        [(name, pictures)] = wanted.items()
-        for index, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+    def save_scenes(evaluation, planned):
+        [(name, images)] = planned.items()
+        for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
             shown = prompts[index - 1] if prompt.kind == "counting" else prompt
-            save_whole(Image.fromarray(render(world, shown.scene)), evaluation.folder / name / picture.file)
-        return "float32"
+            save_image(Image.fromarray(render(world, shown.scene)), evaluation.folder / name / image.file)
 
-    monkeypatch.setattr(generation, "draw_missing", draw)
-    suffix = "_held" if held_out else ""
-    figures = composition.measure(Cell("cell", suffix, held_out)).figures
-    right = {task: figures[f"geneval_{task}{suffix}"] for task in TASKS}
+    monkeypatch.setattr(generation, "generate_missing", save_scenes)
+    figures = composition.measure(Variant("variant", "_held", held_out=True)).figures
+    right = {task: figures[f"geneval_{task}_held"] for task in TASKS}
     assert right == {task: 0.0 if task == "counting" else 1.0 for task in TASKS}
-    assert figures[f"geneval_overall{suffix}"] == pytest.approx(5 / 6)
+    assert figures["geneval_overall_held"] == pytest.approx(5 / 6)
 
 
-def test_the_detector_and_the_ceiling_are_judged(composition):
-    figures = composition.measure_detector(True, Copies(1.0)).figures
-    assert figures == {"geneval_detector_held": 1.0, "geneval_ceiling_held": 1.0}
-    part = composition.measure_detector(False, Copies(0.0))
-    assert part.figures == {"geneval_detector": 1.0, "geneval_ceiling": 0.0}
-    assert [row["overall"] for row in part.tables["geneval"]] == [1.0, 1.0, 0.0]
+def test_composition_measures_detector_and_ceiling(tmp_path, world):
+    composition = Composition(evaluation(tmp_path, prompts=3), world)
+    report = composition.measure_detector(True, Copies(1.0))
+    assert report.figures == {"geneval_detector_held": 1.0, "geneval_ceiling_held": 1.0}
+    report = composition.measure_detector(False, Copies(0.0))
+    assert report.figures == {"geneval_detector": 1.0, "geneval_ceiling": 0.0}
+    assert [row["overall"] for row in report.tables["geneval"]] == [1.0, 1.0, 0.0]
 
 
-def test_codes_and_continuous_features_are_scored_beside_each_other(world, monkeypatch):
+def test_measure_questions_scores_codes_and_continuous_features(tmp_path, world, monkeypatch):
     def answers(model, processor, records, batch_size, teacher):
         return ["nothing" if teacher else record["answer"] for record in records]
 
     monkeypatch.setattr(questions, "answer_questions", answers)
-    options = SimpleNamespace(questions=10, seed=0, batch_size=4)
-    part = measure_questions(None, None, world, "qa_yes_no", options, Workers(), torch.nn.Identity())
-    assert part.figures == {
-        "qa_yes_no": 1.0,
-        "qa_yes_no_continuous": 0.0,
-        "qa_yes_no_baseline": 0.5,
-        "qa_yes_no_n": 10,
-    }
-    assert [(row["question"], row["n"]) for row in part.tables["questions"]] == [
-        (kind, 2) for kind in QUESTION_SETS["qa_yes_no"].kinds
-    ]
+    teacher = torch.nn.Identity()
+    report = measure_questions(evaluation(tmp_path, questions=10), world, None, None, teacher, "qa_yes_no")
+    expected = {"qa_yes_no": 1.0, "qa_yes_no_continuous": 0.0, "qa_yes_no_baseline": 0.5, "qa_yes_no_n": 10}
+    assert report.figures == expected
+    kinds = QUESTION_SETS["qa_yes_no"].kinds
+    assert [(row["question"], row["n"]) for row in report.tables["questions"]] == [(kind, 2) for kind in kinds]
 
 
-def test_continuous_features_have_the_direction_of_the_tower_and_the_norm_of_decoded_semantics():
-    model, _ = build_chat_model()
-    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    decoded = model.get_image_features(pixels)
-    found = continuous_features(model, lambda images: 7 * decoded.last_hidden_state, pixels)
-    for name in ("last_hidden_state", "pooler_output"):
-        torch.testing.assert_close(found[name], decoded[name])
-    other = torch.randn(decoded.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
-    found = continuous_features(model, lambda images: other, pixels).last_hidden_state
-    torch.testing.assert_close(found.norm(dim=-1), decoded.last_hidden_state.norm(dim=-1))
-    torch.testing.assert_close(torch.cosine_similarity(found, other, dim=-1), torch.ones(2, found.shape[1]))
+EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
-def test_the_probe_reads_patches_that_show_a_thing():
+@pytest.mark.parametrize(
+    ("features", "gallery", "concepts", "wanted", "ranks"),
+    [
+        ([[5.0, 1.0]] * 3, [EAST, NORTH, WEST], [7, 3, 5], [7, 3, 5], [1, 2, 3]),  # concepts in no order
+        ([EAST, [1.0, 0.2]], [WEST, [1.0, 0.1], EAST, NORTH], [0, 0, 1, 2], [0, 0], [2, 1]),  # the best image counts
+        ([[0.0, 0.0], [float("nan"), 0.0]], [EAST, NORTH, WEST], [0, 1, 2], [1, 1], [3, 3]),  # ties with all
+        ([EAST], [EAST, EAST], [0, 1], [0], [2]),  # equal images
+    ],
+)
+def test_retrieval_ranks_count_all_concepts_that_are_not_worse(features, gallery, concepts, wanted, ranks):
+    tensors = torch.tensor(features), torch.tensor(gallery), torch.tensor(concepts), torch.tensor(wanted)
+    assert retrieval_ranks(*tensors).tolist() == ranks
+
+
+def test_gallery_finds_concepts_in_all_styles_and_in_one():
+    features = torch.tensor([[9.0, 1.0], [1.0, 9.0], [1.0, 8.0], [8.0, 2.0]])
+    gallery = Gallery(features, [0, 1, 0, 1], ["flat", "flat", "round", "round"])
+    own = gallery.find(features, [0, 1, 0, 1], gallery.styles)
+    assert own == {"top1": 1.0, "top5": 1.0, "top1_same_style": 1.0, "top5_same_style": 1.0}
+    # Nearest to the flat 0; among the round ones, to 1.
+    assert gallery.find(torch.tensor([[9.0, 0.9]]), [1], ["round"]) == own | {"top1": 0.0}
+
+
+def test_patch_probe_classifies_patches_with_a_thing():
     generator = torch.Generator().manual_seed(0)
     things = torch.randint(0, 4, (30, 16), generator=generator)
     features = torch.nn.functional.one_hot(things, 4).float() * 3 + torch.randn(30, 16, 4, generator=generator) * 0.3
@@ -227,11 +199,11 @@ def test_the_probe_reads_patches_that_show_a_thing():
     assert set(probe.classes.tolist()) == {1, 2, 3}, "the background is not among them"
 
 
-def test_the_vision_tower_is_found(checkpoint, tmp_path, monkeypatch):
+def test_find_teacher_searches_beside_the_checkpoint_then_the_assets(checkpoint, tmp_path, monkeypatch):
     assert find_teacher("", checkpoint) == str(Path(checkpoint).parent / "vision")
-    assert find_teacher("google/siglip2-large-patch16-256", checkpoint) == "google/siglip2-large-patch16-256"
     assert [path.name for path in teacher_files(find_teacher("", checkpoint))] == ["config.json", "model.safetensors"]
-    assert teacher_files("google/siglip2-large-patch16-256") == []
+    hub_id = "google/siglip2-large-patch16-256"
+    assert find_teacher(hub_id, checkpoint) == hub_id and teacher_files(hub_id) == []
     monkeypatch.setattr(teachers, "EMBEDDED_TEACHER", tmp_path / "tower")
     with pytest.raises(ValueError, match=r"no vision tower in assets/tower: give .* teacher=FOLDER"):
         find_teacher("", "mini")
@@ -241,25 +213,14 @@ def test_the_vision_tower_is_found(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        (["parts=[names]"], "parts: unknown 'names': choose among tokenizer, questions, composition, emoji"),
-        (["prompts=1"], "prompts=1 must be at least 2"),
-        (["scenes=0"], "scenes=0 must be at least 1"),
-        (["teacher=nowhere"], "teacher: nowhere: no such folder"),
+        ({"parts": ["names"]}, "parts: unknown 'names': choose among tokenizer, questions, composition, emoji"),
+        ({"prompts": 1}, "prompts=1 must be at least 2"),
+        ({"scenes": 0}, "scenes=0 must be at least 1"),
+        ({"teacher": "nowhere"}, "teacher: nowhere: no such folder"),
     ],
 )
-def test_mistakes_are_named(checkpoint, words, message, tmp_path, capsys):
-    assert main(["eval", "mini", checkpoint, *words, "--out", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_measure_is_another_name_of_the_suite(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        mini, "measure_questions", lambda model, processor, world, name, *rest: Part({name: 0.5, f"{name}_n": 1})
-    )
-    words = ["parts=[questions]", "--out", str(tmp_path / "out")]
-    assert main(["measure", checkpoint, *words]) == 0
-    said = capsys.readouterr()
-    assert "qa_color" in said.out and f"another name of `evotok eval mini {checkpoint}" in said.err
-    assert json.loads((tmp_path / "out/results.json").read_text())["suite"] == "mini"
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mini.check(mini.Options(**options), ["mini"])

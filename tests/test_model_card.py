@@ -1,29 +1,26 @@
-"""The model card of EvoTok-mini: made of the results of suites, for those weights."""
+"""Model card of EvoTok-mini, rendered from the results of suites."""
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
-from conftest import build_chat_model
 from huggingface_hub import ModelCard
 
 from evotok import EvoTokConfig, EvoTokVQConfig
-from evotok.cards.mini import HUB_RESULTS, USAGE, main, render_card, write_card
-from evotok.cards.sections import COMMANDS, FILES, HARNESS, MINI, left_out, read_suite, read_suites
+from evotok.cards.mini import HUB_RESULTS, main, render_card, write_card
+from evotok.cards.suites import COMMANDS, FILES, HARNESS, MINI, read_suites
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
-from evotok.eval.mini.figures import TARGETS, with_targets
+from evotok.eval.mini.targets import TARGETS, with_targets
 from evotok.eval.suite import sha256
 
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "evotok-mini"
-WEIGHTS = b"weights"
 
 
 def mini_results(checkpoint_sha256="ab" * 32):
-    """Results in which every number is another one."""
+    """Returns results in which every number is different."""
     numbers = (i / 1000 for i in range(101, 999))
     figures = {f"psnr_new_style_depth{d}": 18 + d + next(numbers) for d in (1, 2, 3, 4)} | {"psnr_new_style_n": 512}
     names = ["semantic_cosine_baseline", "probe_teacher", "probe_baseline", "codebook_usage_min"]
@@ -74,9 +71,9 @@ def results():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a checkpoint, with the results of both suites beside it."""
+    """Folder of a checkpoint, with the results of both suites beside it."""
     EvoTokConfig(vq_config=EvoTokVQConfig(codebook_size=77)).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     weights = sha256(tmp_path / "model.safetensors")
     for suite, make in ((MINI, mini_results), (HARNESS, harness_results)):
         (tmp_path / FILES[suite]).write_text(json.dumps(make(weights)))
@@ -87,17 +84,15 @@ def card_of(results, **figures):
     return render_card({MINI: results | {"figures": results["figures"] | figures}}, EvoTokConfig())
 
 
-def test_head_is_that_of_the_hub_with_the_figures_as_results(results):
+def test_metadata_has_the_figures_as_results(results):
     data = ModelCard(card_of(results)).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "any-to-any")
     assert "text-to-image" in data.tags and data.model_name == "EvoTok-mini"
     found = {result.metric_name: result.metric_value for result in data.eval_results}
     assert found == {name: round(results["figures"][figure], 4) for figure, (_, _, name) in HUB_RESULTS.items()}
-    del results["figures"]["geneval_overall"]
-    assert len(ModelCard(card_of(results)).data.eval_results) == len(HUB_RESULTS) - 1
 
 
-def test_every_figure_stands_in_the_card(results):
+def test_every_figure_is_in_the_card(results):
     card = card_of(results)
     for name, value in results["figures"].items():
         if isinstance(value, float) and not name.endswith("_target"):
@@ -107,16 +102,16 @@ def test_every_figure_stands_in_the_card(results):
         assert f"{row['semantic_cosine']:.3f} | {row['probe']:.3f} |" in card
 
 
-def test_targets_are_judged(results):
-    def row(value):
-        [line] = [line for line in card_of(results, qa_color=value).splitlines() if line.startswith("| color of a th")]
-        return [cell.strip() for cell in line.strip("|").split("|")][2:5]
+def test_targets_are_compared_with_their_figures(results):
+    assert {name for name in TARGETS if f"{name}_target" in results["figures"]} == set(TARGETS)
 
-    assert row(0.95) == ["0.950", "0.95", "yes"]
-    assert row(0.9499) == ["0.950", "0.95", "**no**"]
-    of_all = len([name for name in results["figures"] if name.endswith("_target")])
-    met = re.search(rf"(\d+) of {of_all} targets are met", card_of(results, qa_color=0.95))
-    assert int(met[1]) == 1 + int(re.search(r"(\d+) of \d+ targets", card_of(results, qa_color=0.9))[1])
+    def judged(value):
+        card = card_of(results, qa_color=value)
+        [line] = [line for line in card.splitlines() if line.startswith("| color of a th")]
+        return [cell.strip() for cell in line.strip("|").split("|")][2:5], int(re.search(r"(\d+) of \d+ t", card)[1])
+
+    (met, met_count), (missed, missed_count) = judged(0.95), judged(0.9499)
+    assert (met, missed) == (["0.950", "0.95", "yes"], ["0.950", "0.95", "**no**"]) and met_count == missed_count + 1
 
 
 def test_claims_follow_the_numbers(results):
@@ -125,108 +120,68 @@ def test_claims_follow_the_numbers(results):
     assert "**not** better" in card_of(results, geneval_overall_held=0.4, geneval_overall_held_cfg1=0.4)
 
 
-@pytest.mark.parametrize(
-    ("prefixes", "title"),
-    [
-        (("qa_",), "### Questions"),
-        (("geneval_",), "### Text to image, GenEval"),
-        (("t2i_",), "### Text to image, single emoji"),
-    ],
-)
-def test_what_is_not_measured_is_left_out(results, prefixes, title):
-    assert title in card_of(results)
-    results["figures"] = {k: v for k, v in results["figures"].items() if not k.startswith(prefixes)}
-    assert title not in card_of(results)
+def test_sections_without_results_are_left_out(results):
+    titles = {"psnr_": "### Image tokenizer, 512 scenes", "qa_": "### Questions"}
+    titles |= {"geneval_": "### Text to image, GenEval", "t2i_": "### Text to image, single emoji"}
+    whole = card_of(results)
+    for prefix, title in titles.items():
+        assert title in whole
+        fewer = {name: value for name, value in results["figures"].items() if not name.startswith(prefix)}
+        tables = {name: rows for name, rows in results["tables"].items() if (prefix, name) != ("psnr_", "levels")}
+        card = render_card({MINI: results | {"figures": fewer, "tables": tables}}, EvoTokConfig())
+        assert title not in card and len([other for other in titles.values() if other in card]) == 3
 
 
-def test_the_tokenizer_may_be_left_out(results):
-    assert "### Image tokenizer, 512 scenes" in card_of(results)
-    del results["tables"]["levels"]
-    assert "### Image tokenizer" not in card_of(results)
-
-
-def test_targets_are_those_of_the_issue(results):
-    assert {name for name in TARGETS if f"{name}_target" in results["figures"]} == set(TARGETS)
-    assert (TARGETS["psnr_new_style_depth4"], TARGETS["geneval_overall_held"], TARGETS["probe_gain_4_16"]) == (
-        24.0,
-        0.85,
-        0.08,
-    )
-
-
-def test_card_of_a_folder(folder):
-    write_card(folder)
+def test_main_copies_results_of_the_weights_and_renders_the_card(folder, tmp_path, capsys):
+    places = {suite: tmp_path / "results" / suite for suite in FILES}
+    for suite, place in places.items():
+        place.mkdir(parents=True)
+        (folder / FILES[suite]).rename(place / "results.json")
+    words = [str(folder), *map(str, places.values())]
+    assert main(words) == 0
     card = (folder / "README.md").read_text()
     assert "levels of 77 codes" in card and card.endswith(".\n")
     assert "| color of a thing | 1,007 | 0.400 |" in card and "lmms-eval) 7.6.5, to which" in card
-
-
-def test_results_are_copied_beside_their_weights(folder, tmp_path, capsys):
-    for suite in FILES:
-        out = tmp_path / "results" / suite
-        out.mkdir(parents=True)
-        (folder / FILES[suite]).rename(out / "results.json")
-    places = [str(tmp_path / "results" / suite) for suite in FILES]
-    assert main([str(folder), *places]) == 0
-    assert (folder / "README.md").is_file() and all((folder / name).is_file() for name in FILES.values())
+    assert all((folder / name).is_file() for name in FILES.values())
     (folder / "model.safetensors").write_bytes(b"others")
-    with pytest.raises(SystemExit, match="2"):
-        main([str(folder), *places])
-    assert "results of other weights" in capsys.readouterr().err
-    found = json.loads((tmp_path / "results" / MINI / "results.json").read_text())
-    (tmp_path / "results" / MINI / "results.json").write_text(json.dumps(found | {"suite": "trajectory"}))
-    with pytest.raises(SystemExit, match="2"):
-        main([str(folder), places[0]])
-    assert "results of trajectory: the card shows those of mini, understanding" in capsys.readouterr().err
+    found = json.loads((places[HARNESS] / "results.json").read_text())
+    for message in ("results of other weights", "results of trajectory: the card shows those of mini, understanding"):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert message in capsys.readouterr().err
+        (places[MINI] / "results.json").write_text(json.dumps(found | {"suite": "trajectory"}))
 
 
-def test_results_of_other_weights_are_told_of_and_left_out(folder, capsys):
+def test_results_of_other_weights_are_named_and_left_out(folder, capsys):
     path = folder / FILES[HARNESS]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint_sha256": "of other weights"}))
     assert main([str(folder)]) == 0
-    told = capsys.readouterr().err
-    assert "understanding.json: of other weights" in told and COMMANDS[HARNESS] in told and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "understanding.json: of other weights" in error and COMMANDS[HARNESS] in error and error.count("\n") == 1
     assert "lmms-eval" not in (folder / "README.md").read_text()
-    path.unlink()
-    assert left_out(folder, read_suite(folder / FILES[MINI], MINI)["checkpoint_sha256"]) == []
 
 
 @pytest.mark.parametrize("suite", FILES)
 def test_damaged_results_are_refused(folder, suite):
     path = folder / FILES[suite]
     whole = json.loads(path.read_text())
-    parts = [whole | {"finished": False}, whole | {"suite": "trajectory"}, whole | {"figures": {}}]
-    parts += [{key: whole[key] for key in whole if key != missing} for missing in ("checkpoint_sha256", "suite")]
-    for text in ("{", "[]", *map(json.dumps, parts)):
+    changed = [whole | {"finished": False}, whole | {"suite": "trajectory"}, whole | {"figures": {}}]
+    for text in ("{", "[]", *map(json.dumps, changed)):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{path.name}: no finished results of `evotok eval {suite}"):
             write_card(folder)
 
 
-def test_a_checkpoint_without_results_is_told_how_to_get_them(folder, capsys):
+def test_missing_results_are_named_with_their_commands(folder, capsys):
     (folder / FILES[MINI]).unlink()
     with pytest.raises(SystemExit, match="2"):
         main([str(folder)])
-    assert (
-        "no such file: run `evotok eval mini CHECKPOINT`, then `python -m evotok.cards.mini" in capsys.readouterr().err
-    )
+    again = "run `evotok eval mini CHECKPOINT`, then `python -m evotok.cards.mini"
+    assert f"no such file: {again}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (SHIPPED / "results.json").is_file(), reason="EvoTok-mini is not measured yet")
 def test_shipped_card_is_that_of_the_shipped_results():
-    weights = sha256(*sorted(SHIPPED.glob("*.safetensors")))
-    suites = read_suites(SHIPPED, weights)
+    suites = read_suites(SHIPPED, sha256(*sorted(SHIPPED.glob("*.safetensors"))))
     assert suites.keys() == FILES.keys() and set(TARGETS) <= suites[MINI]["figures"].keys()
     assert (SHIPPED / "README.md").read_text("utf-8") == render_card(suites, EvoTokConfig.from_pretrained(SHIPPED))
-
-
-def test_usage_runs(tmp_path, monkeypatch):
-    model, processor = build_chat_model()
-    model.save_pretrained(tmp_path / "mini")
-    processor.save_pretrained(tmp_path / "mini")
-    monkeypatch.chdir(tmp_path)
-    code = USAGE.strip().removeprefix("```python").removesuffix("```").replace("assets/evotok-mini", "mini")
-    (tmp_path / "usage.py").write_text(code)
-    names = runpy.run_path("usage.py")
-    assert names["image"].size == (32, 32) and (tmp_path / "heart.png").is_file()
-    assert names["codes"].shape == (1, 16, 4) and names["pixels"].shape == (1, 3, 32, 32)

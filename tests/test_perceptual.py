@@ -1,4 +1,4 @@
-"""Inception and LPIPS from weights on a disk: what they compute is their libraries' affair, how they load is ours."""
+"""Loading of Inception and LPIPS from files of weights."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def vgg16():
     return {f"features.{name}": value for name, value in vgg16_features().state_dict().items()}
 
 
-def test_lpips_reads_the_trunk_it_is_given(vgg16, tmp_path, monkeypatch):
+def test_load_lpips_reads_the_trunk_of_both_formats(vgg16, tmp_path, monkeypatch):
     monkeypatch.setattr("torchmetrics.functional.image.lpips._get_tv_model_features", lambda *_: vgg16_features())
     save_file(vgg16, tmp_path / "vgg16.safetensors")
     torch.save(vgg16 | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
@@ -40,43 +40,43 @@ def test_lpips_reads_the_trunk_it_is_given(vgg16, tmp_path, monkeypatch):
         for name in ("vgg16.safetensors", "vgg16.pth")
     ]
     assert found[0].shape == (2,) and (found[0] > 0).all()
-    assert torch.equal(*found), "the same weights, whatever was drawn in building the network"
+    assert torch.equal(*found), "the same weights, whatever the random initialisation was"
     same = perceptual.load_lpips(tmp_path / "vgg16.pth", torch.device("cpu"))(images, images)
     assert torch.equal(same, torch.zeros(2))
 
 
-def test_weights_of_something_else(tmp_path, monkeypatch):
+def test_load_lpips_refuses_other_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("torchmetrics.functional.image.lpips._get_tv_model_features", lambda *_: vgg16_features())
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth: cannot be used .* give vgg16-"):
         perceptual.load_lpips(tmp_path / "other.pth", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", {"a": 1}, vgg16_features])
-def test_files_that_hold_no_weights(tmp_path, content):
+@pytest.mark.parametrize("content", [b"text", {"a": 1}, vgg16_features])
+def test_read_weights_refuses_other_content(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=r"weights\.pth: (no file of weights|holds something else)"):
         perceptual.read_weights(path)
 
 
-def test_missing_files_and_packages_are_named(tmp_path, monkeypatch):
+def test_checks_name_missing_files_and_packages(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no such file: give weights-inception-2015-12-05"):
-        perceptual.check_inception(str(tmp_path / "inception.pth"))
+        perceptual.check_weights("inception_weights", str(tmp_path / "inception.pth"))
     (tmp_path / "vgg16.pth").write_bytes(b"")
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package torchvision: .*pip install torchvision"):
-        perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
+        perceptual.check_weights("lpips_weights", str(tmp_path / "vgg16.pth"))
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"vgg16\.pth: no file of weights"):
-        perceptual.check_lpips(str(tmp_path / "vgg16.pth"))
+        perceptual.check_weights("lpips_weights", str(tmp_path / "vgg16.pth"))
 
 
 @pytest.fixture
 def fidelity(monkeypatch):
     """torch-fidelity's module of Inception. The library imports torchvision for networks and data that are not used
-    here: where that is missing, or of another build than torch, one without anything in it does. torchmetrics, which
-    would use more of it, is told that there is none."""
+    here: where that is missing, or of another build than torch, empty modules replace it. For torchmetrics, which would
+    use more of it, torchvision is missing then."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
@@ -96,13 +96,13 @@ def fidelity(monkeypatch):
 
 @pytest.fixture
 def inception(fidelity, tmp_path):
-    """File of weights at random: what they are by training cannot be had here."""
+    """File of random weights: the trained ones cannot be fetched in a test."""
     torch.manual_seed(0)
     torch.save(fidelity_weights(fidelity), tmp_path / "inception.pth")
     return tmp_path / "inception.pth"
 
 
-def test_features_are_those_of_torch_fidelity(fidelity, inception):
+def test_load_inception_has_the_features_of_torch_fidelity(fidelity, inception):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     features = perceptual.load_inception(inception, torch.device("cpu"))(images)
     own = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(inception))
@@ -112,7 +112,7 @@ def test_features_are_those_of_torch_fidelity(fidelity, inception):
     torch.testing.assert_close(features, expected)
 
 
-def test_rfid_from_the_command(inception, tmp_path, capsys):
+def test_eval_reconstruction_measures_rfid(inception, tmp_path, capsys):
     words = [f"inception_weights={inception}", "limit=4", "depths=[1,4]", f"cache={tmp_path}", "--json"]
     assert main(["eval", "reconstruction", "mini", *words, "--out", str(tmp_path / "out")]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -121,7 +121,7 @@ def test_rfid_from_the_command(inception, tmp_path, capsys):
 
 
 def fidelity_weights(fidelity) -> dict:
-    """Those of a network that was never trained."""
+    """Returns the weights of an untrained network."""
     parts = {"Conv2d_1a_3x3": fidelity.BasicConv2d(3, 32, kernel_size=3, stride=2)}
     parts |= {"Conv2d_2a_3x3": fidelity.BasicConv2d(32, 32, kernel_size=3)}
     parts |= {"Conv2d_2b_3x3": fidelity.BasicConv2d(32, 64, kernel_size=3, padding=1)}

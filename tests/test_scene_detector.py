@@ -1,4 +1,4 @@
-"""The detector of scenes, over scenes whose content is known: clean, blurred and noisy, and changed ones."""
+"""Detector of scenes on scenes whose content is known: clean, blurred and noisy, and changed ones."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from evotok.data.world.evaluation import prompt_set
 from evotok.data.world.palette import PALETTE
 from evotok.data.world.prompts import KINDS
 from evotok.data.world.scenes import Item, Scene, render, tidy_scene
-from evotok.eval.text_to_image.scene_detector import SceneDetector, contradict, faults
+from evotok.eval.mini.scene_detector import SceneDetector, contradict, faults
 
 
 COUNT = 3
@@ -26,26 +26,21 @@ def prompts(world):
     return [p for held_out in (False, True) for kind in KINDS for p in prompt_set(world, kind, COUNT, held_out)]
 
 
-def blurred(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """About 23 dB from the original: blur and noise."""
-    image = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.4)), dtype=float)
-    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).round().astype(np.uint8)
-
-
 def test_real_scenes_are_accepted_and_contradictions_refused(world, detector, prompts):
     for index, prompt in enumerate(prompts):
-        sight = detector(Image.fromarray(render(world, prompt.scene)))
-        assert set(sight.items) == set(prompt.scene.items) and not sight.stray
-        assert faults(world, prompt, sight) == [], prompt.text
+        seen = detector(Image.fromarray(render(world, prompt.scene)))
+        assert set(seen.items) == set(prompt.scene.items) and not seen.stray
+        assert faults(world, prompt, seen) == [], prompt.text
         wrong = contradict(prompt, prompts[index // COUNT * COUNT + (index + 1) % COUNT])
-        assert wrong.kind == prompt.kind and faults(world, wrong, sight), prompt.text
+        assert wrong.kind == prompt.kind and faults(world, wrong, seen), prompt.text
 
 
-def test_scenes_as_a_tokenizer_blurs_them_are_accepted(world, detector, prompts):
+def test_scenes_blurred_as_by_a_tokenizer_are_accepted(world, detector, prompts):
     rng, accepted, errors = np.random.default_rng(0), [], []
     for prompt in prompts:
         pixels = render(world, prompt.scene)
-        copy = blurred(pixels, rng)
+        copy = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.4)), dtype=float)
+        copy = np.clip(copy + rng.normal(0, 8, copy.shape), 0, 255).round().astype(np.uint8)
         errors.append(np.square(pixels / 255 - copy / 255).mean())
         accepted.append(not faults(world, prompt, detector(copy)))
     assert 22 < -10 * np.log10(np.mean(errors)) < 24
@@ -53,51 +48,40 @@ def test_scenes_as_a_tokenizer_blurs_them_are_accepted(world, detector, prompts)
 
 
 def scene_of(world, *names: str, background: str = "yellow") -> Scene:
-    """`red heart`, ... in the slots."""
+    """Scene of `red heart`, ... in the standard places."""
     words = [name.split() for name in names]
     return tidy_scene(world, [(world.thing(thing).index, color) for color, thing in words], background)
 
 
-def test_each_fault_is_named(world, detector, prompts):
+def test_faults_names_each_difference(world, detector, prompts):
     scene = scene_of(world, "red heart", "blue star")
     prompt = replace(prompts[0], kind="position", scene=scene)
 
-    def found(scene: Scene) -> list[str]:
-        return faults(world, prompt, detector(render(world, scene)))
+    def found(scene: Scene, **changed) -> list[str]:
+        return faults(world, replace(prompt, **changed), detector(render(world, scene)))
 
-    assert found(scene) == []
+    swapped = scene_of(world, "blue star", "red heart")
+    assert found(scene) == found(swapped, kind="two_object") == []
+    assert found(swapped) == ["right, not left"]
     assert found(replace(scene, background="white")) == ["background white, not yellow"]
     assert found(scene_of(world, "red heart", "green star")) == ["blue star: 0 of 1", "green star: 1 of 0"]
-    assert found(scene_of(world, "red heart")) == ["blue star: 0 of 1"]
     assert found(scene_of(world, "red heart", "blue star", "blue star")) == ["blue star: 2 of 1"]
-    assert found(scene_of(world, "blue star", "red heart")) == ["right, not left"]
     beside = replace(scene.items[1], x=24, y=32)  # as far below as it is to the right
     assert found(replace(scene, items=(replace(scene.items[0], x=0, y=0), beside))) == ["no clear relation, not left"]
-    assert (
-        faults(
-            world, replace(prompt, kind="two_object"), detector(render(world, replace(scene, items=scene.items[::-1])))
-        )
-        == []
-    )
 
 
-def test_what_is_no_drawing_is_something_else(world, detector):
-    scene = scene_of(world, "red heart", background="white")
-    pixels = render(world, scene).copy()
+def test_other_pixels_are_something_else(world, detector):
+    pixels = render(world, scene_of(world, "red heart", background="white")).copy()
     pixels[2:9, 50:57] = PALETTE["green"]
-    sight = detector(pixels)
-    assert sight.stray and [item.thing for item in sight.items] == [world.thing("heart").index]
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert detector(noise).items == ()
+    seen = detector(pixels)
+    assert seen.stray and [item.thing for item in seen.items] == [world.thing("heart").index]
+    assert detector(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).items == ()
     blank = detector(np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8))
     assert (blank.background, blank.items, blank.stray) == ("blue", (), False)
-
-
-def test_half_a_drawing_is_not_enough(world, detector):
-    pixels = render(world, Scene("white", (Item(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
-    pixels[:, 32:] = 255
-    sight = detector(pixels)
-    assert sight.stray or [item.thing for item in sight.items] != [4]
+    half = render(world, Scene("white", (Item(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
+    half[:, 32:] = 255
+    seen = detector(half)
+    assert seen.stray or [item.thing for item in seen.items] != [4]
 
 
 def test_other_sizes_are_refused(detector):

@@ -1,12 +1,11 @@
 """The results in `docs/results` are of what is shipped: the embedded weights, the options of the configuration."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from evotok.commands.evaluate import read_options
+from evotok.commands.evaluate import read_options, suite_module
 from evotok.eval.suite import sha256
 from evotok.training.ablations.suite import ROWS
 
@@ -23,7 +22,7 @@ OF_MINI = {  # folder -> suite, configuration
 def finished(folder: str, suite: str, config: str | None, dtype: str = "float32") -> dict:
     """What was found, finished and with the options that are shipped."""
     results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
-    options = importlib.import_module(f"evotok.eval.suites.{suite.replace('-', '_')}").Options
+    options = suite_module(suite).Options
     assert results["suite"] == suite and results["finished"]
     assert results["options"] == vars(read_options(options, suite, config and str(ROOT / config), []))
     assert results["dtype"] == dtype and {"torch", "transformers"} < results["versions"].keys()

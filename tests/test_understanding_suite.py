@@ -1,11 +1,10 @@
-"""The suite `understanding` as far as it goes without lmms-eval; the rest is in test_lmms_eval.py."""
+"""The suite `understanding` without lmms-eval; test_lmms_eval.py has the rest."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-from evotok.cli import main
 from evotok.commands.evaluate import read_options
 from evotok.eval.suites import understanding
 from evotok.eval.suites.understanding import Options, check, figures_of
@@ -22,25 +21,13 @@ FOUND = {
 }
 
 
-def test_the_papers_nine_figures():
-    options = read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), [])
-    paper = {name: benchmark.paper for name, benchmark in options.figures().items()}
-    assert paper == {
-        "SEEDBench": 71.8,
-        "MM-Vet": 39.9,
-        "GQA": 61.8,
-        "AI2D": 76.2,
-        "RealWorldQA": 62.0,
-        "MMMU": 45.9,
-        "MMBench": 74.9,
-        "MME": 1895.1,
-        "MME-P": 1455.9,
-    }
+@pytest.fixture
+def paper():
+    return read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), []).figures()
 
 
-def test_figures_stand_beside_the_papers():
-    options = read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), [])
-    assert figures_of(FOUND, options.figures()) == {
+def test_figures_of_benchmarks_have_the_papers_scale(paper):
+    assert figures_of(FOUND, paper) == {
         "GQA": 50.0,
         "GQA_paper": 61.8,
         "GQA_n": 8,
@@ -55,7 +42,7 @@ def test_figures_stand_beside_the_papers():
     }
 
 
-def test_a_metric_that_the_task_has_not():
+def test_figures_of_refuses_a_metric_that_the_task_lacks():
     options = Options(benchmarks={"GQA": {"task": "gqa", "metrics": ["accuracy"]}})
     with pytest.raises(ValueError, match="task gqa has no metric 'accuracy', but exact_match"):
         figures_of(FOUND, options.figures())
@@ -67,19 +54,23 @@ def test_a_metric_that_the_task_has_not():
         ({"questions": 0}, "questions=0"),
         ({"benchmarks": {"GQA": {"task": "gqa"}}}, "the `metrics` of a benchmark"),
         ({"benchmarks": {"GQA": {"task": "gqa", "metric": ["x"]}}}, "Did you mean 'metrics'"),
-        ({"benchmarks": {"GQA": {"task": "gqa", "metrics": ["x"], "paper": "61"}}}, "paper must be"),
     ],
 )
-def test_mistakes_in_options(given, message):
+def test_bad_options_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Options(**given)
 
 
-def test_without_the_harness_nothing_begins(tmp_path, monkeypatch, capsys):
+def test_check_names_the_missing_harness(monkeypatch):
     monkeypatch.setattr(understanding, "find_spec", lambda name: None)
-    assert main(["eval", "understanding", "mini", "--out", str(tmp_path / "out")]) == 2
-    assert "lmms-eval is not installed: pip install 'evotok[lmms]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"lmms-eval is not installed: pip install 'evotok\[lmms\]'"):
+        check(Options(), ["mini"])
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """lmms-eval counts as installed; tasks of the world need no more of it."""
+    monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
 
 
 @pytest.mark.parametrize(
@@ -89,14 +80,12 @@ def test_without_the_harness_nothing_begins(tmp_path, monkeypatch, capsys):
         ({"task_folder": "nowhere"}, "task_folder nowhere: no tasks"),
     ],
 )
-def test_tasks_that_are_not_there(given, message, monkeypatch):
-    monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
+def test_check_refuses_unknown_tasks(harness, given, message):
     with pytest.raises(ValueError, match=message):
         check(Options(**given), ["mini"])
 
 
-def test_a_grader_without_its_key(monkeypatch):
-    monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
+def test_check_requires_the_key_of_a_grader(harness, monkeypatch):
     monkeypatch.delenv("GRADERS_KEY", raising=False)
     benchmark = {"task": "qa_color", "metrics": ["exact_match"], "judge": "GRADERS_KEY"}
     options = Options(task_folder="world", benchmarks={"colors": benchmark})

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from evotok.cards.mini import USAGE
-from evotok.cards.sections import MINI, read_suite
+from evotok.cards.suites import MINI, read_suite
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import new_files
-from evotok.eval.mini.figures import TARGETS
+from evotok.eval.mini.targets import TARGETS
 
 
 LABELS = {

@@ -1,1 +1,1 @@
-"""What EvoTok's engine costs, beside a plain reference and the machine's own limits: `evotok bench`."""
+"""Benchmarks of `evotok bench`: time and memory, against a plain reference and the limits of the machine."""

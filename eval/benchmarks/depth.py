@@ -1,4 +1,6 @@
-"""One position of the depth decoder, level by level, against recomputing all levels so far at each level."""
+"""Benchmark of the depth decoder: the codes of one position with a cache, against the plain loop without."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -25,7 +27,7 @@ SIZES = {
 
 
 def run(setting: Setting) -> list[Row]:
-    """Row `position`; its floor is reading the weights of each level once."""
+    """Measures the row `position`; its floor is the time to read the weights of each level once."""
     fields = dict(SIZES[setting.size])
     rows = fields.pop("rows")
     model = _random_model(EvoTokDepthDecoderConfig(**fields), setting)
@@ -34,16 +36,16 @@ def run(setting: Setting) -> list[Row]:
     codebooks = torch.randn(config.num_codebooks, config.codebook_size, config.codebook_dim, device=setting.device)
     cache = model.new_cache(rows)
 
-    def write(states: torch.Tensor):
+    def generate(states: torch.Tensor):
         return model.generate_codes(states, codebooks, lambda logits: logits.argmax(-1), cache)
 
-    written = EvoTokCapturedStep(write) if setting.device == "cuda" else write  # as images are written
+    step = EvoTokCapturedStep(generate) if setting.device == "cuda" else generate  # as in image generation
 
     def position():
-        return written(hidden)
+        return step(hidden)
 
     def reference():
-        return write_uncached(model, hidden, codebooks)
+        return generate_uncached(model, [hidden], codebooks)
 
     seconds, reference_seconds = best_seconds(position, reference, setting=setting)
     bandwidth = peak_bandwidth(setting)
@@ -55,7 +57,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _random_model(config: EvoTokDepthDecoderConfig, setting: Setting) -> EvoTokDepthDecoder:
-    """Made in its dtype, without a float32 copy."""
+    """Builds a model with random weights in its dtype, without a float32 copy."""
     torch.manual_seed(0)
     with torch.device("meta"):
         model = EvoTokDepthDecoder(config).to(setting.dtype)
@@ -66,7 +68,7 @@ def _random_model(config: EvoTokDepthDecoderConfig, setting: Setting) -> EvoTokD
 
 
 def weight_bytes(model: EvoTokDepthDecoder) -> int:
-    """Bytes of weights that writing one position reads: the layers at every level, the rest once."""
+    """Returns the bytes of weights that one position reads: the layers at every level, the rest once."""
     size = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in model.named_children()}
     levels = model.config.num_codebooks
     return (
@@ -78,29 +80,44 @@ def weight_bytes(model: EvoTokDepthDecoder) -> int:
 
 
 @torch.no_grad()
-def write_uncached(
-    model: EvoTokDepthDecoder, hidden: torch.Tensor, codebooks: torch.Tensor, codes: torch.Tensor | None = None
+def generate_uncached(
+    decoder: EvoTokDepthDecoder,
+    rows: Sequence[torch.Tensor],
+    codebooks: torch.Tensor,
+    combine: Callable[..., torch.Tensor] = lambda logits: logits,
+    codes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain loop: (M, H), (L, K, C) -> codes (M, L), the likeliest or those given, and their logits (M, L, K)."""
-    embeddings = hidden.new_zeros(len(hidden), 0, codebooks.shape[-1], dtype=codebooks.dtype)
-    written, every = [], []
-    for level, head in enumerate(model.classifiers):
-        prefix = torch.cat([embeddings, torch.zeros_like(codebooks[0, :1]).expand(len(hidden), 1, -1)], dim=1)
-        every.append(head(model.encode_levels(hidden, prefix)[:, level]))
-        written.append(every[-1].argmax(-1) if codes is None else codes[:, level])
-        embeddings = torch.cat([embeddings, codebooks[level][written[-1]][:, None]], dim=1)
-    return torch.stack(written, dim=1), torch.stack(every, dim=1)
+    """Generates the codes of one position by the plain loop, which recomputes all levels so far at each level.
+
+    Args:
+        rows: hidden states (M, H), or several whose logits are combined, such as those of both guidance branches.
+        codebooks: (L, K, C).
+        combine: logits of each of `rows` -> logits.
+        codes: (M, L), for their logits; the likeliest codes when None.
+
+    Returns:
+        Codes (M, L) and logits (M, L, K).
+    """
+    size, width = len(rows[0]), codebooks.shape[-1]
+    embeddings = codebooks.new_zeros(size, 0, width)
+    chosen, every = [], []
+    for level, head in enumerate(decoder.classifiers):
+        prefix = torch.cat([embeddings, codebooks.new_zeros(size, 1, width)], dim=1)
+        every.append(combine(*(head(decoder.encode_levels(hidden, prefix)[:, level]) for hidden in rows)))
+        chosen.append(every[-1].argmax(-1) if codes is None else codes[:, level])
+        embeddings = torch.cat([embeddings, codebooks[level][chosen[-1]][:, None]], dim=1)
+    return torch.stack(chosen, dim=1), torch.stack(every, dim=1)
 
 
 def same_logits(model: EvoTokDepthDecoder, hidden: torch.Tensor, codebooks: torch.Tensor) -> bool:
-    """Whether the cached path gives the plain loop's logits for the codes it wrote, within rounding of the dtype."""
+    """Returns whether the cached path has the logits of the plain loop, within rounding of the dtype."""
     logits = []
 
-    def likeliest(row: torch.Tensor) -> torch.Tensor:
+    def choose(row: torch.Tensor) -> torch.Tensor:
         logits.append(row)
         return row.argmax(-1)
 
-    codes, _ = model.generate_codes(hidden, codebooks, likeliest)
-    _, expected = write_uncached(model, hidden, codebooks, codes)
+    codes, _ = model.generate_codes(hidden, codebooks, choose)
+    _, expected = generate_uncached(model, [hidden], codebooks, codes=codes)
     difference = (torch.stack(logits, dim=1).float() - expected.float()).abs().amax()
     return bool(difference <= 8 * torch.finfo(expected.dtype).eps * expected.float().abs().amax())

@@ -1,22 +1,21 @@
-"""Whole images: guided, cached and batched, against a plain loop over the same weights."""
+"""Benchmark of image generation: guided, cached and batched, against a plain loop over the same weights."""
 
 import shutil
 import time
 
 import torch
-import torch.nn.functional as F
 from transformers import CompileConfig, DynamicCache
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from .depth import weight_bytes
+from . import depth
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
 from .report import Row, comparison
 
 
 GUIDANCE = 7.5
 PROMPT_LENGTH = 16
-REFERENCE_POSITIONS = 32  # that the plain loop is timed and compared on, at most: a whole image takes it minutes
+REFERENCE_POSITIONS = 32  # most positions of the plain loop, which needs minutes for a whole image
 _ENCODER = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vision_use_head": False}  # fmt: skip
 _TEXT = {"model_type": "qwen2", "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None}
@@ -26,8 +25,8 @@ TOKEN_IDS = {
     "vision_start_token_id": 62,
     "vision_end_token_id": 63,
 }
-# A language model of width 512 and 8 layers with a depth decoder of a quarter of the paper's width; `paper` is the 7B
-# model as a new config has it.
+# `full`: a language model of width 512 and 8 layers, a depth decoder of a quarter of the paper's width; `paper`: the
+# 7B model, the defaults of the config.
 SIZES = {
     "paper": {},
     "full": {
@@ -48,7 +47,8 @@ SIZES = {
 
 
 def run(setting: Setting) -> list[Row]:
-    """Rows `one_prompt`, whose floor is reading all weights once per position, `compiled` and `eight_prompts`."""
+    """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, `eight_prompts` and
+    `compiled`."""
     model = build_model(setting)
     prompts = torch.randint(1, 60, (8, PROMPT_LENGTH), device=setting.device)
     prompts[:, -1] = model.config.vision_start_token_id
@@ -78,7 +78,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) -> Row:
-    """One prompt with `torch.compile`; a note where it finds no compiler."""
+    """Measures one prompt with `torch.compile`; returns a note where there is no compiler."""
     if setting.device == "cpu" and shutil.which("g++") is None:
         return {"name": "compiled", "note": "not measured: torch.compile needs g++ for code on CPUs"}
     config = CompileConfig(fullgraph=True, dynamic=False)
@@ -97,7 +97,7 @@ def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) ->
 
 
 def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
-    """Random weights, in evaluation mode, made in the dtype of the setting but for the tokenizer."""
+    """Builds a model with random weights in evaluation mode, in the dtype of the setting but for the tokenizer."""
     torch.manual_seed(0)
     fields = SIZES[setting.size]
     with torch.device(setting.device):
@@ -111,14 +111,14 @@ def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
 
 
 def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
-    embeddings = model.get_input_embeddings().weight  # looked up, not read
+    embeddings = model.get_input_embeddings().weight  # only some rows are read
     parts = [*model.model.language_model.parameters(), *model.model.pixel_projector.parameters()]
     read = sum(p.numel() * p.element_size() for p in parts if p is not embeddings)
-    return read + weight_bytes(model.depth_decoder)
+    return read + depth.weight_bytes(model.depth_decoder)
 
 
 def image_codebooks(model: EvoTokForConditionalGeneration) -> torch.Tensor:
-    """Entries of the levels that are written, (L, K, C)."""
+    """Returns the entries of the pixel levels, (L, K, C)."""
     levels = model.config.vq_config.num_pixel_codebooks
     return torch.stack([codebook.weight for codebook in model.model.vq_model.quantizer.codebooks[:levels]])
 
@@ -127,15 +127,22 @@ def image_codebooks(model: EvoTokForConditionalGeneration) -> torch.Tensor:
 def generate_uncached(
     model: EvoTokForConditionalGeneration, prompts: torch.Tensor, positions: int, codes: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain loop, likeliest codes or those given: (B, T) -> codes (B, n, L) and guided logits (B, n, L, K).
+    """Generates codes by the plain loop, the likeliest or those given.
 
-    Prompts and their unconditional rows are run one after the other, each with a growing cache of its own; the text
-    head is run at each position; each level recomputes those before it.
+    Prompts and their unconditional rows run one after the other, each with a cache of its own that grows; the text head
+    runs at each position; each level recomputes those before it.
+
+    Args:
+        prompts: (B, T) token ids.
+        codes: (B, n, L), for their logits.
+
+    Returns:
+        Codes (B, n, L) and guided logits (B, n, L, K).
     """
     codebooks = image_codebooks(model)
     rows = [model.get_input_embeddings()(ids) for ids in (prompts, prompts[:, -1:])]
     caches = [DynamicCache(config=model.config.text_config) for _ in rows]
-    written, every = [], []
+    chosen, every = [], []
     for position in range(positions):
         hidden = []
         for embeds, cache in zip(rows, caches, strict=True):
@@ -145,33 +152,19 @@ def generate_uncached(
             hidden.append(outputs.last_hidden_state[:, -1])
             model.lm_head(outputs.last_hidden_state)
         given = None if codes is None else codes[:, position]
-        chosen, logits = _write_guided(model, hidden, codebooks, given)
-        written.append(chosen)
+        of_position, logits = depth.generate_uncached(model.depth_decoder, hidden, codebooks, _guide, given)
+        chosen.append(of_position)
         every.append(logits)
-        features = model.model.vq_model.quantizer.decode_codes(chosen)
-        rows = [model.model.pixel_projector(features)[:, None]] * 2
-    return torch.stack(written, dim=1), torch.stack(every, dim=1)
+        rows = [model.model.pixel_projector(model.model.vq_model.quantizer.decode_codes(of_position))[:, None]] * 2
+    return torch.stack(chosen, dim=1), torch.stack(every, dim=1)
 
 
-def _write_guided(model, hidden: list[torch.Tensor], codebooks: torch.Tensor, given: torch.Tensor | None):
-    """One position of the plain loop: codes (B, L) and guided logits (B, L, K)."""
-    codes, every = hidden[0].new_zeros(len(hidden[0]), 0, dtype=torch.long), []
-    for level in range(len(codebooks)):
-        filled = F.pad(codes, (0, len(codebooks) - level))
-        both = [_logits_of_level(model.depth_decoder, rows, codebooks, filled, level) for rows in hidden]
-        every.append(both[1] + GUIDANCE * (both[0] - both[1]))
-        chosen = every[-1].argmax(-1) if given is None else given[:, level]
-        codes = torch.cat([codes, chosen[:, None]], dim=1)
-    return codes, torch.stack(every, dim=1)
-
-
-def _logits_of_level(decoder, hidden, codebooks, codes, level: int) -> torch.Tensor:
-    embeddings = torch.stack([codebooks[i][codes[:, i]] for i in range(level + 1)], dim=1)
-    return decoder.classifiers[level](decoder.encode_levels(hidden, embeddings)[:, level]).float()
+def _guide(conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+    return unconditional.float() + GUIDANCE * (conditional.float() - unconditional.float())
 
 
 def same_codes(model: EvoTokForConditionalGeneration, prompts: torch.Tensor) -> bool:
-    """Whether the guided logits are the plain loop's for the codes written, within rounding of the dtype."""
+    """Returns whether the guided logits are the plain loop's for the same codes, within rounding of the dtype."""
     output = model.generate(
         prompts, generation_mode="image", guidance_scale=GUIDANCE, do_sample=False,
         return_dict_in_generate=True, output_scores=True,
@@ -184,7 +177,7 @@ def same_codes(model: EvoTokForConditionalGeneration, prompts: torch.Tensor) -> 
 
 
 def _outside_of_modules(model: EvoTokForConditionalGeneration, function) -> float:
-    """Seconds of a run that pass outside of the language model, the projector and the depth decoder's steps."""
+    """Measures the seconds of a run outside of the language model, the projector and the depth decoder's steps."""
     inside, decoder = [], model.depth_decoder
     modules = [model.model.language_model, model.model.pixel_projector, decoder]
     originals = [model.model.language_model.forward, model.model.pixel_projector.forward, decoder.step]

@@ -1,4 +1,4 @@
-"""The losses of both heads, forward and backward, against all logits in float32 at once."""
+"""Benchmark of the losses of both heads, forward and backward, against all logits in float32 at once."""
 
 from collections.abc import Callable
 
@@ -19,16 +19,16 @@ SIZES = {
     "full": {"rows": 2048, "width": 640, "codes": 32768, "tokens": 1024, "vocabulary": 151936},
     "tiny": {"rows": 32, "width": 32, "codes": 64, "tokens": 32, "vocabulary": 512},
 }
-LABELLED = 4  # one text token in so many is learned from: answers are shorter than questions with images
+LABELLED = 4  # one text token in so many has a label: answers are shorter than questions with images
 
 
 def run(setting: Setting) -> list[Row]:
-    """Rows `image` and `text`; ratios are ours by the reference's."""
+    """Measures the rows `image` and `text`; ratios are ours by the reference's."""
     return [_image(setting), _text(setting)]
 
 
 def _image(setting: Setting) -> Row:
-    """The depth decoder's classifiers, of all levels, after its layers."""
+    """Measures the classifiers of all levels of the depth decoder."""
     size = SIZES[setting.size]
     torch.manual_seed(0)
     config = EvoTokDepthDecoderConfig(
@@ -52,7 +52,7 @@ def _image(setting: Setting) -> Row:
 
 
 def _text(setting: Setting) -> Row:
-    """A training step of the whole model on text, with a language model of one layer."""
+    """Measures a training step of the whole model on text, with a language model of one layer."""
     size = SIZES[setting.size]
     torch.manual_seed(0)
     fields = generation.SIZES[setting.size]
@@ -110,7 +110,7 @@ def _compare(name: str, ours: Callable, reference: Callable, learned: list[torch
 
 
 def _equal(mine: tuple, expected: tuple) -> bool:
-    """Whether losses and gradients agree, within rounding of the gradients' dtype."""
+    """Returns whether losses and gradients agree, within rounding of the gradients' dtype."""
     if not torch.allclose(mine[0].float(), expected[0].float(), rtol=1e-3 if mine[0].dtype != torch.float32 else 1e-5):
         return False
     for gradient, reference in zip(mine[1], expected[1], strict=True):

@@ -1,7 +1,7 @@
-"""Measuring: time, peak memory, and what the machine can do at best.
+"""Meters of time, of peak memory, and of the limits of the machine.
 
-A floor is no estimate: it is measured in the same run, with the same threads, dtype and device as the work it is held
-against, because other work on the machine slows both.
+A floor is measured in the same run as the work that is compared with it, with the same threads, dtype and device,
+because other work on the machine slows both.
 """
 
 import ctypes
@@ -23,13 +23,13 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large.
+    """Device, dtype and size of a benchmark.
 
     Args:
         device: `"cpu"` or `"cuda"`.
-        dtype: of the models that a suite runs; quantising is float32 always.
-        size: a key of the suite's `SIZES`.
-        repeats: runs that the best time is taken of.
+        dtype: of the models; quantisation is always float32.
+        size: a key of the benchmark's `SIZES`.
+        repeats: runs, of which the best counts.
     """
 
     device: str = "cpu"
@@ -39,7 +39,7 @@ class Setting:
 
 
 def machine(device: str) -> str:
-    """The GPU's name, or the CPU's and how it multiplies bfloat16."""
+    """Returns the GPU's name, or the CPU's with its units for bfloat16."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     able = torch.cpu.get_capabilities()
@@ -48,7 +48,7 @@ def machine(device: str) -> str:
 
 
 def best_seconds(*functions: Callable[[], Any], setting: Setting) -> list[float]:
-    """Least wall time of each function, after one run to warm up; they take turns, so that a slow spell hits all."""
+    """Measures the least wall time of each function after a warm-up; they alternate, so that other load affects all."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         _timed(function, setting.device)
@@ -72,10 +72,10 @@ def _wait(device: str) -> None:
 
 
 def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
-    """Memory that a run takes at its peak beyond what was there before, in MiB, its result included.
+    """Measures the peak memory of a run beyond the memory before it, in MiB, its result included.
 
-    On CUDA the allocator's count; on Linux resident pages of the process, scratch space of libraries included; None
-    elsewhere. Call it after a first run, so that code is loaded and caches that stay are filled.
+    On CUDA it is the allocator's count; on Linux resident pages of the process, scratch space of libraries included;
+    None elsewhere. Call it after a first run, when code is loaded and lasting caches are filled.
     """
     gc.collect()
     if device == "cuda":
@@ -88,7 +88,7 @@ def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
         return None
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # freed memory that the allocator kept would hide what is taken from it
+        libc.malloc_trim(0)  # memory that the allocator keeps would be reused unseen
     restart_peak()
     before = resident_bytes()
     function()
@@ -96,25 +96,25 @@ def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
 
 
 def restart_peak() -> None:
-    """Let the peak that `resident_bytes` tells begin anew, at what is resident now (Linux)."""
+    """Resets the peak of `resident_bytes` to what is resident now (Linux)."""
     _CLEAR.write_text("5")
 
 
 def resident_bytes(peak: bool = False) -> int:
-    """Bytes of this process that lie in memory, or the most that ever did since `restart_peak` (Linux).
+    """Returns the resident bytes of this process, or their peak since `restart_peak` (Linux).
 
     Raises:
-        ValueError: a system that does not tell.
+        ValueError: the system does not report them.
     """
     field = "VmHWM" if peak else "VmRSS"
     match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     if match is None:
-        raise ValueError(f"{_STATUS} does not tell {field}: peak memory cannot be measured on this system.")
+        raise ValueError(f"{_STATUS} has no {field}: peak memory cannot be measured on this system.")
     return 1024 * int(match[1])
 
 
 def peak_flops(dtype: torch.dtype, setting: Setting) -> float:
-    """Floating-point operations a second of a large square matmul."""
+    """Measures the floating-point operations a second of a large square matmul."""
     side = 256 if setting.size == "tiny" else 2048
     left, right = (torch.randn(side, side, device=setting.device).to(dtype) for _ in range(2))
     [seconds] = best_seconds(lambda: left @ right, setting=setting)
@@ -122,7 +122,7 @@ def peak_flops(dtype: torch.dtype, setting: Setting) -> float:
 
 
 def peak_bandwidth(setting: Setting) -> float:
-    """Bytes a second that memory moves at best: the better of reading (a sum) and copying, which reads and writes."""
+    """Measures the bandwidth of memory in bytes a second: the better of reading (a sum) and copying."""
     count = 2**18 if setting.size == "tiny" else 2**27  # 512 MiB: more than caches hold
     source = torch.ones(count, device=setting.device)
     target = torch.empty_like(source)

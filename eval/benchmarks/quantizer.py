@@ -1,4 +1,4 @@
-"""Residual quantisation: the search, and a training step, against a loop of `torch.cdist` and ResidualVQ."""
+"""Benchmark of residual quantisation: search and training step, against a loop of `torch.cdist` and ResidualVQ."""
 
 import torch
 
@@ -11,13 +11,13 @@ from .report import Row, comparison
 # images, positions, levels, codes, width
 SIZES = {"full": (16, 256, 16, 32768, 32), "tiny": (2, 16, 3, 64, 8)}
 SHRINKAGE = 0.8  # of the residual's deviation from level to level, at the paper's size
-# How often each code is chosen in a step of the paper's 256 images: enough that none starts anew in the first steps. A
-# codebook of random vectors of the batch that is searched with it would be a riddle of copies, which no training sees.
+# How often each code is chosen in a step of the paper's 256 images: enough that no code restarts in the first steps.
+# Restarted codes are vectors of the batch, whose search would find exact copies, as in no training.
 CHOSEN = 2
 
 
 def run(setting: Setting) -> list[Row]:
-    """Rows `search`, `train_step` and, with `vector-quantize-pytorch` installed, `residual_vq`."""
+    """Measures the rows `search`, `residual_vq` (with `vector-quantize-pytorch` installed) and `train_step`."""
     images, positions, levels, codes, width = SIZES[setting.size]
     quantizer = _quantizer(levels, codes, width).to(setting.device).eval()
     features = torch.randn(images, positions, width).to(setting.device)
@@ -65,7 +65,7 @@ def _quantizer(levels: int, codes: int, width: int) -> EvoTokResidualVectorQuant
 
 @torch.no_grad()
 def search_with_cdist(quantizer: EvoTokResidualVectorQuantizer, features: torch.Tensor) -> torch.Tensor:
-    """The plain way to codes: all distances of a level, then their argmin. (B, N, C) -> (B, N, D)."""
+    """Searches codes by the distances to all entries of a level and their argmin: (B, N, C) -> (B, N, D)."""
     residual, codes = features.flatten(0, 1), []
     for codebook in quantizer.codebooks:
         codes.append(torch.cdist(residual, codebook.weight).argmin(1))
@@ -75,7 +75,7 @@ def search_with_cdist(quantizer: EvoTokResidualVectorQuantizer, features: torch.
 
 @torch.no_grad()
 def is_nearest(quantizer: EvoTokResidualVectorQuantizer, features: torch.Tensor, codes: torch.Tensor) -> bool:
-    """Whether each code is the nearest in float64 to what its level was left with, or ties with it within 1e-6."""
+    """Returns whether each code is the nearest in float64 to the residual of its level, ties within 1e-6 included."""
     residual = features.flatten(0, 1)
     for codebook, chosen in zip(quantizer.codebooks, codes.flatten(0, 1).unbind(1), strict=True):
         entries = codebook.weight.double()
@@ -89,7 +89,7 @@ def is_nearest(quantizer: EvoTokResidualVectorQuantizer, features: torch.Tensor,
 
 
 def _other_library(features: torch.Tensor, search, floor: float, setting: Setting, shape: tuple[int, ...]) -> Row:
-    """The same work by another library, over codebooks of its own; a note where it is not installed."""
+    """Measures the same work by another library with its own codebooks; returns a note where it is not installed."""
     levels, codes, width = shape
     try:
         from vector_quantize_pytorch import ResidualVQ

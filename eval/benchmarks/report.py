@@ -1,4 +1,4 @@
-"""Rows of a benchmark: dictionaries with a `name` and figures, as JSON and as lines to read."""
+"""Rows of a benchmark, dictionaries with a `name` and figures, as JSON and as text."""
 
 import json
 import math
@@ -19,7 +19,7 @@ def comparison(
     peak: float | None,
     equal: bool,
 ) -> Row:
-    """The row of a work that has a reference and a floor; `ratio` says how many times faster than the reference."""
+    """Builds the row of a work with a reference and a floor; `ratio` is the reference's time by ours."""
     return {
         "name": name,
         "reference": reference,
@@ -34,12 +34,12 @@ def comparison(
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """The rows as a JSON list."""
+    """Renders rows as a JSON list."""
     return json.dumps(rows, indent=1) + "\n"
 
 
 def keep_row(path: str | Path, row: Row) -> None:
-    """Put the row into a JSON list, which begins here if it is not there yet, in the place of the one of its name."""
+    """Adds a row to a JSON file, in place of the row of the same name; creates the file if it is missing."""
     path = Path(path)
     rows = {kept["name"]: kept for kept in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def keep_row(path: str | Path, row: Row) -> None:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """One paragraph a row."""
+    """Renders rows as text, a paragraph for each row."""
     return "\n\n".join(
         "\n".join([row["name"], *(f"  {_line(*item)}" for item in row.items() if item[0] != "name")]) for row in rows
     )

@@ -1,7 +1,7 @@
-"""Many questions and many images at once, over HTTP: vLLM, batches of Transformers, and one after the other.
+"""Benchmark of serving: concurrent questions and images over HTTP, with vLLM, batched and unbatched Transformers.
 
-Each is a server of its own, `evotok serve mini` in another process, which is warmed up, asked and ended before the next
-one starts. All get the same requests in the same order, from as many threads as there are requests.
+Each is a server of its own, `evotok serve mini` in another process, which is warmed up, measured and stopped before the
+next one starts. All get the same requests in the same order, from as many threads as there are requests.
 """
 
 import base64
@@ -36,7 +36,7 @@ CHECKPOINT = "mini"
 QUESTION = "What is this?"
 START_SECONDS, REQUEST_SECONDS = 600, 600
 SIZES = {"full": (64, 32), "tiny": (4, 2)}
-"""Questions and images at once."""
+"""Concurrent questions and images."""
 ENGINES = {
     "vllm": ["--engine", "vllm"],
     "transformers_batch": ["--engine", "transformers"],
@@ -45,12 +45,12 @@ ENGINES = {
 
 
 def run(setting: Setting) -> list[Row]:
-    """A row for each engine; `vllm` only where it is installed. Ratios are to the rows of Transformers."""
+    """Measures a row for each engine, `vllm` only where it is installed; ratios are to the rows of Transformers."""
     questions, images = SIZES[setting.size]
     rows = []
     for name, words in ENGINES.items():
         if name == "vllm" and find_spec("vllm") is None:
-            logger.warning("vLLM is not installed here, and not timed.")
+            logger.warning("vLLM is not installed, and not measured.")
             continue
         batch = [] if "--max-batch" in words else ["--max-batch", str(max(questions, images))]
         with running([*words, *batch, "--queue", str(2 * questions), "--timeout", str(REQUEST_SECONDS)]) as server:
@@ -66,7 +66,7 @@ def run(setting: Setting) -> list[Row]:
 
 
 def measure(server: "Server", questions: int, images: int, repeats: int) -> Row:
-    """Figures of one server: the best of the runs."""
+    """Measures one server: the best of the runs."""
     chats = [question(number) for number in range(questions)]
     prompts = [{"prompt": f"a frog, number {number}", "seed": number} for number in range(images)]
     at_once(server.ask, chats)
@@ -86,7 +86,7 @@ def measure(server: "Server", questions: int, images: int, repeats: int) -> Row:
 
 
 def question(number: int) -> dict[str, Any]:
-    """A streamed question about an image of its own."""
+    """Builds a request for a streamed answer about a random image."""
     generator = torch.Generator().manual_seed(number)
     noise = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator)
     file = io.BytesIO()
@@ -97,10 +97,10 @@ def question(number: int) -> dict[str, Any]:
 
 
 def at_once(send: Callable[[dict[str, Any]], float], bodies: Sequence[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Sends all requests at once.
+    """Sends all requests concurrently.
 
     Returns:
-        Seconds until the last answer is there, and what `send` gives of each.
+        Seconds until the last response, and the result of `send` for each request.
     """
     with ThreadPoolExecutor(len(bodies)) as threads:
         started = time.perf_counter()
@@ -109,13 +109,13 @@ def at_once(send: Callable[[dict[str, Any]], float], bodies: Sequence[dict[str, 
 
 
 class Server:
-    """A running server, and what is asked of it."""
+    """Running server and its client."""
 
     def __init__(self, process: subprocess.Popen, port: int):
         self._process, self.port = process, port
 
     def ask(self, body: dict[str, Any]) -> float:
-        """Seconds to the first text of an answer, which is read to its end."""
+        """Measures the seconds to the first text of an answer, which is read to its end."""
         first = None
         for seconds, line in self._lines("/v1/chat/completions", body):
             text = line.startswith(b'data: {"id"') and json.loads(line[6:])["choices"][0]["delta"].get("content")
@@ -123,14 +123,14 @@ class Server:
         return seconds if first is None else first
 
     def generate(self, body: dict[str, Any]) -> float:
-        """Seconds to an image."""
+        """Measures the seconds to an image."""
         return max(seconds for seconds, _ in self._lines("/v1/images/generations", body))
 
     def _lines(self, path: str, body: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
-        """Lines of an answer, each with the seconds after which it came.
+        """Yields the lines of a response with the seconds until each.
 
         Raises:
-            ValueError: the server refuses the request.
+            ValueError: the server refused the request.
         """
         connection = HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
         started = time.perf_counter()
@@ -145,19 +145,19 @@ class Server:
             connection.close()
 
     def peak_memory(self) -> int:
-        """Most bytes that the server's processes ever had resident, one added to the other (Linux; 0 elsewhere).
+        """Returns the sum of the peaks of resident bytes of the server's processes (Linux; 0 elsewhere).
 
-        Pages that they share count for each of them.
+        Shared pages count for each process.
         """
         return sum(_peak_of(process) for process in self.processes())
 
     def processes(self) -> list[int]:
-        """Process ids of the server and all that it started."""
+        """Returns the process ids of the server and its descendants."""
         return family(self._process.pid)
 
 
 def family(process: int) -> list[int]:
-    """Process ids of a process and all that descend from it (Linux; none elsewhere)."""
+    """Returns the ids of a process and its descendants (Linux; none elsewhere)."""
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
         children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
@@ -173,7 +173,7 @@ def _peak_of(process: int) -> int:
 
 @contextmanager
 def running(words: Sequence[str]) -> Iterator[Server]:
-    """`evotok serve mini` with these options, from when it answers; ended as by Ctrl+C.
+    """Runs `evotok serve mini` with options; yields it when it is ready, and terminates it.
 
     Raises:
         ValueError: it does not start.
@@ -183,7 +183,7 @@ def running(words: Sequence[str]) -> Iterator[Server]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "evotok.cli", "serve", CHECKPOINT, "--port", str(port), *words]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with TemporaryFile() as log:  # no pipe: one that nobody reads is full some day
+    with TemporaryFile() as log:  # a pipe that is not read would block the server
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment)
         try:
             _wait_for(process, port, log)
@@ -210,5 +210,5 @@ def _wait_for(process: subprocess.Popen, port: int, log: IO[bytes]) -> None:
         finally:
             connection.close()
     log.seek(0)
-    said = log.read().decode(errors="replace").strip().splitlines()
-    raise ValueError(f"the server does not start: {said[-1] if said else 'it says nothing'}")
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    raise ValueError(f"the server does not start: {lines[-1] if lines else 'without a message'}")

@@ -1,6 +1,6 @@
-"""One training step of the two halves: tokenizer, and language model with depth decoder.
+"""Benchmark of a training step of the tokenizer, and of the language model with the depth decoder.
 
-The floor is the arithmetic of the step, counted by torch while it runs, at the speed of a large matmul.
+The floor is the time of the step's operations, which torch counts, at the speed of a large matmul.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SIZES = {"full": 8, "tiny": 2}  # images of a step
 
 
 def run(setting: Setting) -> list[Row]:
-    """Rows `tokenizer_step` and `gen_step`: forward and backward under autocast to the dtype, without an optimizer."""
+    """Measures the rows `tokenizer_step` and `gen_step`: forward and backward under autocast, without an optimizer."""
     return [_row(name, build(setting), setting) for name, build in (("tokenizer_step", _tokenizer), ("gen_step", _gen))]
 
 

@@ -1,1 +1,1 @@
-"""What the suite `mini` measures: tokenizer, questions, text to image."""
+"""Parts of the suite `mini`: tokenizer, questions, text to image."""

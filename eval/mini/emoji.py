@@ -1,9 +1,14 @@
-"""Text to image: single emoji in a named style, found again among all emoji of the world by EfficientNet-Lite0."""
+"""Text to image: single emoji in a named style, retrieved among all emoji of the world by EfficientNet-Lite0.
 
+Shapes: I images, D width of the features, G images of the gallery, C concepts in it.
+"""
+
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ...data.world.drawings import EMOJI_STYLES, World
@@ -11,62 +16,56 @@ from ...data.world.evaluation import emoji_prompt_set
 from ...data.world.images import to_pixels
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import load_image
-from ..suite import Evaluation
+from ..sequences import map_batches
+from ..suite import Evaluation, Report
 from ..teachers import EfficientNetTeacher
-from ..text_to_image.images import in_numbered_folders
-from ..text_to_image.retrieval import Gallery
-from .figures import Part
-from .generation import Cell, draw_cell, through
+from ..text_to_image.geneval_layout import image_file
+from .generation import Variant, generate_variant, reconstruct
 
 
-EMOJI_CELLS = (
-    Cell("emoji", "_cfg7.5", False),
-    Cell("emoji_cfg1", "_cfg1", False, guidance_scale=1.0),
-)
+EMOJI_VARIANTS = (Variant("emoji", "_cfg7.5"), Variant("emoji_cfg1", "_cfg1", guidance_scale=1.0))
 
 
 class EmojiRetrieval:
-    """Judges single emoji: which emoji of the world, in any style, is nearest by features of EfficientNet-Lite0.
+    """Retrieves the emoji of generated images among all emoji of the world in all styles.
 
     Args:
-        evaluation: as [`Composition`]'s.
-        world: the emoji.
-        device: of the network.
+        evaluation: its options are those of the suite.
+        world: whose emoji are the gallery.
+        device: of EfficientNet-Lite0.
     """
 
     def __init__(self, evaluation: Evaluation, world: World, device: torch.device):
-        self.evaluation, self.workers, self.world = evaluation, evaluation.workers, world
-        self.device = device
+        self.evaluation, self.world, self.device = evaluation, world, device
         self.prompts = emoji_prompt_set(world, evaluation.options.emoji)
 
     @cached_property
     def network(self) -> EfficientNetTeacher:
-        """The judge."""
+        """Network whose pooled features are compared."""
         return EfficientNetTeacher().to(self.device)
 
     @cached_property
-    def gallery(self) -> Gallery:
-        """All emoji in all styles, on white."""
+    def gallery(self) -> "Gallery":
+        """Gallery of all emoji in all styles, on white."""
         shown = [(emoji, style) for style in EMOJI_STYLES for emoji in range(len(self.world.emoji_names))]
         images = [self.world.emoji_image(emoji, style) for emoji, style in shown]
         return Gallery(self._features(images), [emoji for emoji, _ in shown], [style for _, style in shown])
 
-    def measure(self, cell: Cell) -> Part:
-        """Top-1 and top-5 of the emoji asked for, among all of them."""
-        wanted = in_numbered_folders([prompt.text for prompt in self.prompts], 1)
-        name = f"pictures/{cell.name}"
-        draw_cell(self.evaluation, cell, name, wanted)
-        found = self._find([load_image(self.evaluation.folder / name / picture.file) for picture in wanted])
-        figures = {f"t2i_top{k}_train{cell.suffix}": found[f"top{k}"] for k in (5, 1)}
-        figures[f"t2i_top5_train{cell.suffix}_same_style"] = found["top5_same_style"]
-        figures[f"t2i_top5_train{cell.suffix}_n"] = len(self.prompts)
-        return Part(figures)
+    def measure(self, variant: Variant) -> Report:
+        """Measures how often the prompt's emoji is the nearest one, and among the five nearest."""
+        generate_variant(self.evaluation, variant, [prompt.text for prompt in self.prompts])
+        folder = self.evaluation.folder / "pictures" / variant.name
+        found = self._find([load_image(folder / image_file(index)) for index in range(len(self.prompts))])
+        figures = {f"t2i_top{k}_train{variant.suffix}": found[f"top{k}"] for k in (5, 1)}
+        figures[f"t2i_top5_train{variant.suffix}_same_style"] = found["top5_same_style"]
+        figures[f"t2i_top5_train{variant.suffix}_n"] = len(self.prompts)
+        return Report(figures)
 
-    def measure_ceiling(self, tokenizer: EvoTokVQModel) -> Part:
-        """The same of the emoji asked for after the image tokenizer, and by chance."""
-        found = self._find([through(tokenizer, self.world.emoji_image(p.emoji, p.style)) for p in self.prompts])
+    def measure_ceiling(self, tokenizer: EvoTokVQModel) -> Report:
+        """Measures the same for the emoji themselves after the image tokenizer, and by chance."""
+        found = self._find([reconstruct(tokenizer, self.world.emoji_image(p.emoji, p.style)) for p in self.prompts])
         chance = 5 / len(self.world.emoji_names)
-        return Part({"t2i_top5_train_ceiling": found["top5"], "t2i_top5_train_chance": chance})
+        return Report({"t2i_top5_train_ceiling": found["top5"], "t2i_top5_train_chance": chance})
 
     def _find(self, images: list[Image.Image]) -> dict[str, float]:
         return self.gallery.find(
@@ -75,10 +74,75 @@ class EmojiRetrieval:
 
     @torch.inference_mode()
     def _features(self, images: list[Image.Image]) -> torch.Tensor:
-        batches = [images[start : start + 64] for start in range(0, len(images), 64)]
-
-        def embed(batch: list[Image.Image]) -> torch.Tensor:
+        def embed(batch: Sequence[Image.Image]) -> torch.Tensor:
             pixels = torch.stack([to_pixels(np.asarray(image)) for image in batch])
             return self.network.pooled(pixels.to(self.device)).cpu()
 
-        return torch.cat(self.workers.map(embed, batches, "features of emoji"))
+        return torch.stack(map_batches(self.evaluation.workers, embed, images, 64, "features of emoji"))
+
+
+class Gallery:
+    """Images of concepts in several styles, among which images are retrieved by the cosine of standardised features.
+
+    Args:
+        features: (G, D) of the network.
+        concepts: that each image shows.
+        styles: of each image.
+    """
+
+    def __init__(self, features: torch.Tensor, concepts: Sequence[int], styles: Sequence[str]):
+        self.reference, self.features = features, standardize(features, features)
+        self.concepts, self.styles = torch.tensor(concepts), list(styles)
+
+    def find(self, features: torch.Tensor, concepts: Sequence[int], styles: Sequence[str]) -> dict[str, float]:
+        """Measures how often images are retrieved as the concepts that they should show.
+
+        Args:
+            features: (I, D) of the network.
+            concepts, styles: that each image should show.
+
+        Returns:
+            `top1` and `top5` among the whole gallery; `top1_same_style` and `top5_same_style` among the images of the
+            style that each should have.
+        """
+        features, wanted = standardize(features, self.reference), torch.tensor(concepts)
+        ranks = retrieval_ranks(features, self.features, self.concepts, wanted)
+        same_style = torch.empty_like(ranks)
+        for style in set(styles):
+            asked = torch.tensor([other == style for other in styles])
+            there = torch.tensor([other == style for other in self.styles])
+            same_style[asked] = retrieval_ranks(
+                features[asked], self.features[there], self.concepts[there], wanted[asked]
+            )
+        kinds = {"": ranks, "_same_style": same_style}
+        return {f"top{k}{suffix}": (kind <= k).float().mean().item() for suffix, kind in kinds.items() for k in (1, 5)}
+
+
+def standardize(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Standardises each channel of features (I, D) by its mean and deviation in `reference` (G, D)."""
+    return (features - reference.mean(0)) / (reference.std(0) + 1e-6)
+
+
+def retrieval_ranks(
+    features: torch.Tensor, gallery_features: torch.Tensor, gallery_concepts: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    """Returns the rank, from 1, of the concept that each image should show, among the concepts of a gallery.
+
+    The score of a concept is the best cosine of its images. A concept that is not strictly worse counts as better, so
+    that constant images, and features that are not finite, have the last rank.
+
+    Args:
+        features: (I, D).
+        gallery_features: (G, D).
+        gallery_concepts: (G,) int64, the concept of each image of the gallery.
+        wanted: (I,) int64, concepts of the gallery.
+
+    Returns:
+        (I,) int64 in 1 .. C.
+    """
+    similarity = F.normalize(features.float(), dim=-1) @ F.normalize(gallery_features.float(), dim=-1).T  # (I, G)
+    concepts, concept_of = gallery_concepts.unique(return_inverse=True)  # (C,), (G,)
+    scores = similarity.new_full((len(features), len(concepts)), -torch.inf)
+    scores.scatter_reduce_(1, concept_of.expand_as(similarity), similarity, "amax")  # (I, C)
+    own = scores.gather(1, torch.searchsorted(concepts, wanted)[:, None])
+    return (~(scores < own)).sum(1)

@@ -1,44 +1,43 @@
-"""Questions about scenes of held-out styles, answered from codes and from features of the vision tower."""
+"""Questions about scenes of the world, answered from codes and from continuous features of the vision tower."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from ...data.processes import Workers
 from ...data.world.drawings import World
 from ...data.world.evaluation import question_set
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...processing.processing_evotok import EvoTokProcessor
 from ..inference import Teacher, answer_questions
-from ..understanding import score_answers
-from .figures import Part
+from ..metrics import score_answers
+from ..sequences import map_batches
+from ..suite import Evaluation, Report
 
 
 def measure_questions(
+    evaluation: Evaluation,
+    world: World,
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
-    world: World,
-    figure: str,
-    options: Any,
-    workers: Workers,
     teacher: Teacher,
-) -> Part:
-    """Accuracy of one set of questions, beside that of the commonest answer, and with continuous features.
+    figure: str,
+) -> Report:
+    """Measures the accuracy of one set of questions, with its baseline, and the accuracy from continuous features.
 
     Args:
-        figure: one of `QUESTION_SETS`.
-        options: those of the suite.
         teacher: the vision tower that the tokenizer was trained with.
+        figure: one of `QUESTION_SETS`.
     """
-    records, size = question_set(world, figure, options.questions, options.seed), options.batch_size
-    batches = [records[start : start + size] for start in range(0, len(records), size)]
+    options = evaluation.options
+    records = question_set(world, figure, options.questions, options.seed)
 
-    def ask(batch: Sequence[dict[str, Any]], features: Any = None) -> list[str]:
-        return answer_questions(model, processor, batch, len(batch), teacher=features)
+    def ask(batch: Sequence[dict[str, Any]], teacher: Teacher | None = None) -> list[str]:
+        return answer_questions(model, processor, batch, len(batch), teacher=teacher)
 
-    given = workers.map(ask, batches, figure)
-    answers = [answer for batch in given for answer in batch]
-    given = workers.map(lambda batch: ask(batch, teacher), batches, f"{figure}, continuous")
-    continuous = [answer for batch in given for answer in batch]
+    answers = map_batches(evaluation.workers, ask, records, options.batch_size, figure)
+    continuous = map_batches(
+        evaluation.workers, partial(ask, teacher=teacher), records, options.batch_size, f"{figure}, continuous"
+    )
     scores = score_answers(records, answers)
     figures = {
         figure: scores.accuracy,
@@ -54,4 +53,4 @@ def measure_questions(
         without = score_answers(asked, [continuous[index] for index in own])
         row = {"figure": figure, "question": kind, "n": of_kind.n, "accuracy": of_kind.accuracy}
         rows.append(row | {"continuous": without.accuracy, "commonest answer": of_kind.baseline})
-    return Part(figures, {"questions": rows})
+    return Report(figures, {"questions": rows})

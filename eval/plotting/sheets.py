@@ -1,4 +1,4 @@
-"""Sheets of pictures with headings and captions, as the demo shows them."""
+"""Contact sheets: images with captions in a grid, under a heading."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ TITLE_SIZE, SUBTITLE_SIZE, TEXT_SIZE, LABEL_SIZE = 34, 18, 17, 19
 
 @dataclass
 class Line:
-    """A caption, broken where it is too wide."""
+    """Line of a caption; wrapped where it is too wide."""
 
     text: str
     color: str = INK
@@ -23,7 +23,7 @@ class Line:
 
 @dataclass
 class Cell:
-    """A picture and what stands below it."""
+    """Image and its caption."""
 
     image: Image.Image
     lines: list[Line] = field(default_factory=list)
@@ -37,14 +37,14 @@ def draw_sheet(
     side: int = 192,
     row_labels: Sequence[tuple[str, str]] = (),
 ) -> Image.Image:
-    """Cells in a grid of cards.
+    """Renders cells as a grid of cards.
 
     Args:
         cells: row by row.
         columns: cells in a row.
         title: heading of the sheet.
-        subtitle: smaller, below it; broken into lines where it is too wide.
-        side: side of a picture on the sheet, in pixels.
+        subtitle: smaller, below the heading.
+        side: of an image on the sheet, in pixels.
         row_labels: (label, smaller label) to the left of each row.
     """
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
@@ -86,7 +86,7 @@ def _height(line: Line) -> int:
 
 
 def _wrap(lines: Sequence[Line], width: int) -> list[Line]:
-    """Lines that fit into `width` pixels; a word that is wider is cut short."""
+    """Wraps lines to `width` pixels; a word that is wider is abbreviated."""
     broken = []
     for line in lines:
         font, text = _font(line.size), ""

@@ -1,4 +1,4 @@
-"""How plots look, all of them: quiet, large enough to read, text as text in SVG."""
+"""Style of all plots; text stays text in SVG."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ _STYLE = {
 
 @contextmanager
 def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.0) -> Iterator[tuple]:
-    """A figure and its axes (rows, columns), drawn without a window.
+    """Creates a figure without a window; yields it and its axes (rows, columns).
 
     Args:
         width, height: of one pair of axes, in inches.
@@ -47,6 +47,6 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 
 
 
 def save(canvas, path: Path) -> None:
-    """Write a figure as the suffix says, without the date, so that the same figure is the same file."""
+    """Saves a figure in the format of the suffix, without the date: equal figures are equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     canvas.savefig(path, dpi=150, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Plots and sheets of images of `evotok eval trajectory`: what each level adds."""
+"""Plots and contact sheets of `evotok eval trajectory`."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...processing.image_loading_evotok import convert_to_images
 from ..clusters import Clusters
 from .sheets import BLUE, GREY, INK, RED, Cell, draw_sheet
 from .style import figure, save
 
 
 CLUSTERS_SHOWN, IMAGES_SHOWN = 3, 8
-NEIGHBOURS = 12  # walks of the magnified part
+NEIGHBOURS = 12  # paths in the magnified part
 PANELS = {  # figure -> title, unit, digits
     "psnr": ("Pixels: PSNR of the reconstruction", "dB", 1),
     "probe": ("Semantics: things read by a linear probe", "accuracy", 2),
@@ -23,14 +24,14 @@ PANELS = {  # figure -> title, unit, digits
 
 
 def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -> None:
-    """`trajectory.png` and `.svg` (Fig. 5b): pixels on the left, semantics on the right; without a probe the Frechet
-    distance is in its place.
+    """Plots figures by depth to `trajectory.png` and `.svg` (Fig. 5b): pixels on the left, semantics on the right.
 
-    Both cosines are on one scale from 0 to 1: by itself a small gain would look like a large one.
+    Without a probe, its panel shows the Frechet distance. Both cosines have one scale, from 0 to 1, so that gains can
+    be compared.
 
     Args:
         rows: `depth` from 1 on, and figures of `PANELS`.
-        pixel_levels: those that the pixel decoder is trained from.
+        pixel_levels: number of levels that the pixel decoder is trained from.
     """
     from matplotlib.patches import Patch
 
@@ -43,7 +44,7 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
         for axis, (name, (title, unit, digits)) in zip(axes.flat, panels.items(), strict=True):
             color = RED if title.startswith("Semantics") else BLUE
             values = [row[name] for row in rows]
-            side = "top" if values[-1] > values[0] else "bottom"  # of a number, where the curve leaves it room
+            side = "top" if values[-1] > values[0] else "bottom"  # of a number, away from the curve
             axis.axvspan(min(depths) - 0.5, pixel_levels + 0.5, **shade)
             axis.plot(depths, values, "o-", color=color)
             for depth in sorted({depths[0], pixel_levels, depths[-1]}):
@@ -70,13 +71,13 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
             save(canvas, folder / f"trajectory.{suffix}")
 
 
-def plot_walks(folder: Path, points: np.ndarray) -> None:
-    """`tsne.png` and `.svg`: all paths, and some neighbouring ones larger.
+def plot_paths(folder: Path, points: np.ndarray) -> None:
+    """Plots the t-SNE of sums of entries to `tsne.png` and `.svg`: all paths, and some neighbouring ones magnified.
 
-    The dots of a walk shrink from its first entry to its last sum, so that none hides those before.
+    The dots of a path shrink with the depth, so that a later dot does not hide an earlier one.
 
     Args:
-        points: (T, D, 2), a walk through D levels for each of T positions.
+        points: (T, D, 2), a path through D depths for each of T positions.
     """
     from matplotlib.patches import Rectangle
 
@@ -88,9 +89,9 @@ def plot_walks(folder: Path, points: np.ndarray) -> None:
     with figure(1, 2, width=4.8, height=4.4) as (canvas, axes):
         whole, part = axes[0]
         for axis, shown, size in ((whole, points, 34), (part, near, 110)):
-            for way in shown:
-                axis.plot(*way.T, color=GREY, linewidth=size / 110, alpha=0.6, zorder=1)
-            for level in range(levels):  # first entries at the bottom, then the sums of two, and so on
+            for path in shown:
+                axis.plot(*path.T, color=GREY, linewidth=size / 110, alpha=0.6, zorder=1)
+            for level in range(levels):  # the first depth at the bottom
                 dots = axis.scatter(
                     *shown[:, level].T,
                     c=np.full(len(shown), level + 1),
@@ -115,20 +116,20 @@ def plot_walks(folder: Path, points: np.ndarray) -> None:
 
 
 def cluster_sheet(pixels: torch.Tensor, clusters: dict[int, Clusters]) -> Image.Image:
-    """Some clusters of each depth, the largest first, with the images nearest to their centres.
+    """Renders some clusters of each depth, the largest first, with the images nearest to their centres.
 
     Args:
         pixels: (I, 3, H, W) in [-1, 1].
-        clusters: by depth, of the same images.
+        clusters: depth -> clusters of the same images.
     """
     cells, labels = [], []
     for depth, own in clusters.items():
         for members in own.largest(CLUSTERS_SHOWN):
             labels.append((f"depth {depth}", f"{len(members)} images"))
-            shown = [Cell(_picture(pixels[index])) for index in members[:IMAGES_SHOWN]]
+            shown = [Cell(image) for image in convert_to_images(pixels[members[:IMAGES_SHOWN]])]
             cells += shown + [Cell(Image.new("RGB", (8, 8), "white"))] * (IMAGES_SHOWN - len(shown))
     groups = max(int(own.assigned.max()) + 1 for own in clusters.values())
-    title = "Which images lie together, by depth"
+    title = "Images of the same clusters, by depth"
     subtitle = (
         f"K-means sorts {len(pixels)} images into {groups} groups by the sum of their entries, averaged over the "
         f"positions. A row is a group, shown by the images nearest to its centre; of each depth the {CLUSTERS_SHOWN} "
@@ -140,25 +141,19 @@ def cluster_sheet(pixels: torch.Tensor, clusters: dict[int, Clusters]) -> Image.
 def reconstruction_sheet(
     originals: torch.Tensor, decoded: dict[int, torch.Tensor], psnr: dict[int, float], pixel_levels: int
 ) -> Image.Image:
-    """Images and their reconstructions, a row for each depth.
+    """Renders images and their reconstructions, a row for each depth.
 
     Args:
         originals: (I, 3, H, W) in [-1, 1].
-        decoded: the same by depth.
-        psnr: by depth, in dB.
-        pixel_levels: those that the pixel decoder is trained from.
+        decoded: depth -> reconstructions, of the same shape.
+        psnr: depth -> mean in dB.
+        pixel_levels: number of levels that the pixel decoder is trained from.
     """
-    cells = [Cell(_picture(image)) for row in (originals, *decoded.values()) for image in row]
+    cells = [Cell(image) for row in (originals, *decoded.values()) for image in convert_to_images(row)]
     labels = [("original", ""), *((f"depth {depth}", f"{psnr[depth]:.1f} dB") for depth in decoded)]
     title = "Reconstructed from more and more levels"
     subtitle = (
         "Depth is how many levels are summed; beside it the mean PSNR of all images. The pixel decoder is trained from "
-        f"{pixel_levels} levels: deeper, it is given what it was never trained on."
+        f"{pixel_levels} levels: deeper codes are input that it was never trained on."
     )
     return draw_sheet(cells, len(originals), title, subtitle, side=96, row_labels=labels)
-
-
-def _picture(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as an image."""
-    array = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)

@@ -1,4 +1,4 @@
-"""Folders of results beside each other: one table, one plot."""
+"""Comparison of folders of results: one table, one plot."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..plotting.style import figure, save
-from ..suite import RESULTS, Evaluation, Report, SuiteOptions, read_results, sha256
+from ..results import RESULTS, read_results
+from ..suite import Evaluation, Report, SuiteOptions, sha256
 
 
 TAKES = "results"
@@ -15,7 +16,7 @@ _BESIDE = ("_target", "_baseline", "_paper", "_n")
 
 @dataclass
 class Options(SuiteOptions):
-    """Nothing but what every suite has."""
+    """Options of the suite `compare`."""
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
@@ -26,14 +27,14 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
         raise ValueError(f"results of different suites ({', '.join(sorted(suites))}): compare those of one.")
     for folder, results in found.items():
         if not results["finished"]:
-            raise ValueError(f"{folder}: this evaluation was cut off: run it again to its end.")
+            raise ValueError(f"{folder}: this evaluation was interrupted: run it again to its end.")
     if not _common(found):
         raise ValueError(f"{', '.join(inputs)}: no figure is in all of them: compare those of the same options.")
     return {folder: sha256(Path(folder) / RESULTS) for folder in inputs}
 
 
 def run(evaluation: Evaluation) -> Report:
-    """A row for each figure that all folders have, a column for each folder."""
+    """Compares the figures that all folders have: a row for each figure, a column for each folder."""
     results = {folder: read_results(folder) for folder in evaluation.inputs}
     names, found = _common(results), {folder: own["figures"] for folder, own in results.items()}
     rows = [{"figure": name} | {folder: own[name] for folder, own in found.items()} for name in names]
@@ -45,20 +46,20 @@ def run(evaluation: Evaluation) -> Report:
 
 
 def _common(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Figures that all have, without what stands beside them."""
+    """Returns the figures that all results have, without targets, baselines, published values and counts."""
     first, *others = (own["figures"] for own in results.values())
     return [name for name in first if not name.endswith(_BESIDE) and all(name in own for own in others)]
 
 
 def _labels(folders: list[str]) -> list[str]:
-    """Folders without the path that they share, which would leave no room for bars."""
+    """Returns the folders without the path that they share, which would leave no room for bars."""
     paths = [Path(folder).absolute() for folder in folders]
     shared = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _plot(evaluation: Evaluation, names: list[str], found: dict[str, dict[str, float]]) -> None:
-    """Small multiples, because figures have units of their own."""
+    """Plots each figure on axes of its own, because units differ."""
     columns = min(4, len(names))
     labels = _labels(list(found))
     with figure(-(-len(names) // columns), columns) as (canvas, axes):

@@ -1,36 +1,46 @@
-"""GenAI-Bench: does a model that answers questions see in the pictures what the prompts say? (the paper's Table 3)
+"""GenAI-Bench: VQAScore of generated images, the share of a prompt that they show by a model's answers (Table 3).
 
-Pictures lie in the benchmark's own layout, `00000.jpeg`, in `pictures/` and, with a rewriter, `pictures_rewritten/` of
+Images are in the benchmark's own layout, `00000.jpeg`, in `pictures/` and, with a rewriter, `pictures_rewritten/` of
 the folder of results; `scores.jsonl` has a line for each prompt.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
+from ..results import write_json_lines
+from ..sequences import map_batches, pick_evenly
 from ..suite import Evaluation, Report, fingerprints
-from ..text_to_image.genai_bench import HEADLINES, PAPER, means, pick_evenly, read_prompts, read_skills
-from ..text_to_image.images import Wanted, draw_missing
-from ..text_to_image.prompt_rewriter import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
-from ..text_to_image.vqascore import QUESTION, VQAScorer, answer_tokens
+from ..text_to_image.benchmark import BenchmarkOptions, check_model, read_processor
+from ..text_to_image.genai_bench import (
+    HEADLINES,
+    PAPER,
+    QUESTION,
+    VQAScorer,
+    answer_tokens,
+    mean_scores,
+    read_prompts,
+    read_skills,
+)
+from ..text_to_image.images import PlannedImage, generate_missing
+from ..text_to_image.prompt_rewriter import check_rewriter, prompt_wordings
 
 
 TAKES = "checkpoint"
 NOTE = (
-    f"VQAScore: the probability of the answer to {QUESTION.format('the prompt')!r}, mean over pictures, then over the "
+    f"VQAScore: the probability of the answer to {QUESTION.format('the prompt')!r}, mean over images, then over the "
     "prompts of a skill. Only figures of the same scorer can be compared: the benchmark's own is CLIP-FlanT5-XXL."
 )
 
 
 @dataclass
 class Options(BenchmarkOptions):
-    """Where the benchmark and its scorer are."""
+    """Options of the suite `genai-bench`."""
 
     images: int = 1
-    """Pictures of each prompt; the benchmark draws one."""
+    """Images of each prompt; the benchmark has one."""
     skills: str | None = None
     """The benchmark's `genai_skills.json`."""
     scorer: str | None = None
@@ -56,28 +66,29 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Draw all prompts, as they are and rewritten, then ask about them."""
-    options, folder, workers = evaluation.options, evaluation.folder, evaluation.workers
+    """Generates images of the prompts, as they are and rewritten, and scores them."""
+    options, folder = evaluation.options, evaluation.folder
     everything = read_prompts(options.prompts)
-    skills, prompts = read_skills(options.skills, everything), pick_evenly(everything, options.limit)
-    both = wordings(evaluation, list(prompts.values()))
-    wanted = {
+    skills = read_skills(options.skills, everything)
+    prompts = {name: everything[name] for name in pick_evenly(list(everything), options.limit)}
+    wordings = prompt_wordings(evaluation, list(prompts.values()))
+    planned = {
         f"pictures{suffix}": [
-            Wanted(text, file)
+            PlannedImage(text, file)
             for name, text in zip(prompts, texts, strict=True)
-            for file in files_of(name, options.images)
+            for file in image_files(name, options.images)
         ]
-        for suffix, texts in both.items()
+        for suffix, texts in wordings.items()
     }
-    dtype = draw_missing(evaluation, wanted)
-    scorer = VQAScorer(options.scorer, workers.state.device)
+    dtype = generate_missing(evaluation, planned)
+    scorer = VQAScorer(options.scorer, evaluation.workers.state.device)
     data = {option: evaluation.files[option] for option in ("prompts", "skills")}
     report = Report(figures={}, data=data, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
         report.notes.append(f"A first impression: {len(prompts)} of {len(everything)} prompts.")
-    for suffix in both:
+    for suffix in wordings:
         scores = _score(evaluation, scorer, prompts, folder / f"pictures{suffix}")
-        of_skill = means(scores, skills)
+        of_skill = mean_scores(scores, skills)
         for skill in (*HEADLINES, "all"):
             if skill in of_skill:
                 report.figures[f"{skill}{suffix}"] = of_skill[skill]
@@ -87,28 +98,24 @@ def run(evaluation: Evaluation) -> Report:
             for skill in skills
             if skill in of_skill
         ]
-        if workers.is_main:
+        if evaluation.workers.is_main:
             lines = [{"id": name, "prompt": text, "scores": scores[name]} for name, text in prompts.items()]
-            path = folder / f"scores{suffix}.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            write_json_lines(folder / f"scores{suffix}.jsonl", lines)
     return report
 
 
-def files_of(name: str, images: int) -> list[str]:
-    """Names of the pictures of a prompt: the benchmark's, and numbered ones where there are more."""
+def image_files(name: str, images: int) -> list[str]:
+    """Returns the names of a prompt's images: the benchmark's, and numbered ones where there are more."""
     return [f"{name}.jpeg", *(f"{name}-{copy}.jpeg" for copy in range(2, images + 1))]
 
 
-def _score(
-    evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], pictures: Path
-) -> dict[str, list[float]]:
-    """Id -> score of each picture. Asked about is what the benchmark says, whatever a rewriter made of it."""
-    size, images = evaluation.options.batch_size, evaluation.options.images
-    asked = [(text, pictures / file) for name, text in prompts.items() for file in files_of(name, images)]
-    batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+def _score(evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], folder: Path) -> dict[str, list[float]]:
+    """Scores each image by the benchmark's prompt, whatever a rewriter made of it: id -> scores of its images."""
+    count = evaluation.options.images
+    pairs = [(text, folder / file) for name, text in prompts.items() for file in image_files(name, count)]
 
     def score(batch: list[tuple[str, Path]]) -> list[float]:
         return scorer([load_image(path) for _, path in batch], [text for text, _ in batch])
 
-    flat = [value for one in evaluation.workers.map(score, batches, f"asking {pictures.name}") for value in one]
-    return {name: flat[index * images : (index + 1) * images] for index, name in enumerate(prompts)}
+    flat = map_batches(evaluation.workers, score, pairs, evaluation.options.batch_size, f"asking {folder.name}")
+    return {name: flat[index * count : (index + 1) * count] for index, name in enumerate(prompts)}

@@ -1,27 +1,38 @@
-"""GenEval: are things, counts, colours and places in the pictures as the prompts ask for? (the paper's Table 3)
+"""GenEval: share of generated images with the things, counts, colours and places of their prompts (Table 3).
 
-Pictures lie in the benchmark's own layout in `pictures/` and, with a rewriter, `pictures_rewritten/` of the folder of
-results; beside them `verdicts.jsonl` has a line for each picture with what is wrong in it.
+Images are in the benchmark's own layout in `pictures/` and, with a rewriter, `pictures_rewritten/` of the folder of
+results; `verdicts.jsonl` has a line for each image with what is wrong with it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoImageProcessor, AutoProcessor
 
 from ...processing.image_loading_evotok import load_image
 from ..suite import Evaluation, Report, fingerprints
+from ..text_to_image.benchmark import BenchmarkOptions, check_model, read_processor
 from ..text_to_image.detectors import ColorClassifier, InstanceDetector, benchmark_names
-from ..text_to_image.geneval import CONFIDENCE, COUNTING_CONFIDENCE, PAPER, judge, pick, read_records, scores, select
-from ..text_to_image.images import draw_missing, in_numbered_folders, write_metadata
-from ..text_to_image.prompt_rewriter import BenchmarkOptions, check_model, check_rewriter, read_processor, wordings
-from ..text_to_image.verdicts import sample_sheet, write_verdicts
+from ..text_to_image.geneval import (
+    CONFIDENCE,
+    COUNTING_CONFIDENCE,
+    PAPER,
+    judge,
+    pick_records,
+    read_records,
+    select,
+    task_shares,
+)
+from ..text_to_image.geneval_layout import image_file, plan_images, render_samples, write_metadata, write_verdicts
+from ..text_to_image.images import generate_missing
+from ..text_to_image.prompt_rewriter import check_rewriter, prompt_wordings
 
 
 TAKES = "checkpoint"
 NOTE = (
-    "Share of right pictures, by the benchmark's rules: things above a confidence of 0.3 (0.9 where they are counted), "
+    "Share of right images, by the benchmark's rules: things above a confidence of 0.3 (0.9 where they are counted), "
     "places by centres that are apart by more than a tenth of both sizes, colours by zero-shot classification of the "
     "thing cut out. `overall` is the mean of the tasks. The paper's figures are with prompts rewritten by GPT-4o."
 )
@@ -30,12 +41,12 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 
 @dataclass
 class Options(BenchmarkOptions):
-    """Where the benchmark and its networks are."""
+    """Options of the suite `geneval`."""
 
     detector: str | None = None
-    """Folder of the Mask2Former that finds things; the benchmark's is `mask2former-swin-small-coco-instance`."""
+    """Folder of the Mask2Former that detects things; the benchmark's is `mask2former-swin-small-coco-instance`."""
     colors: str | None = None
-    """Folder of the CLIP or SigLIP that names colours; the benchmark's is `clip-vit-large-patch14`."""
+    """Folder of the CLIP or SigLIP that classifies colours; the benchmark's is `clip-vit-large-patch14`."""
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
@@ -52,7 +63,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for record in records:
         for clause in record["include"]:
             if clause["class"] not in names:
-                raise ValueError(f"detector={options.detector}: knows no {clause['class']!r}: give {DETECTOR}.")
+                raise ValueError(f"detector={options.detector}: has no class {clause['class']!r}: give {DETECTOR}.")
     if not hasattr(colors, "text_config"):
         raise ValueError(f"colors={options.colors}: embeds no text: give a CLIP or SigLIP with both towers.")
     read_processor(AutoImageProcessor, options.detector, "detector")
@@ -61,44 +72,47 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Draw all prompts, as they are and rewritten, then judge."""
+    """Generates images of the prompts, as they are and rewritten, and judges them."""
     options, workers = evaluation.options, evaluation.workers
-    records = pick(read_records(options.prompts), options.limit)
-    both = wordings(evaluation, [record["prompt"] for record in records])
-    dtype = draw_missing(evaluation, {f"pictures{s}": in_numbered_folders(both[s], options.images) for s in both})
-    jury = Jury(InstanceDetector(options.detector, workers.state.device), options.colors, workers.state.device)
+    records = pick_records(read_records(options.prompts), options.limit)
+    wordings = prompt_wordings(evaluation, [record["prompt"] for record in records])
+    planned = {f"pictures{suffix}": plan_images(prompts, options.images) for suffix, prompts in wordings.items()}
+    dtype = generate_missing(evaluation, planned)
+    judges = Judges(options, workers.state.device)
     report = Report(figures={}, data={"prompts": evaluation.files["prompts"]}, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
         report.notes.append(f"A first impression: at most {options.limit} prompts of each task.")
-    for suffix in both:
+    for suffix in wordings:
         folder = evaluation.folder / f"pictures{suffix}"
-        cases = [(record, folder / f"{index:05d}" / "samples") for index, record in enumerate(records)]
-        faults = workers.map(lambda case: jury.faults(*case, options.images), cases, f"judging {folder.name}")
+        faults = workers.map(
+            lambda case, folder=folder: judges.faults(folder, *case), list(enumerate(records)), f"judging {folder.name}"
+        )
         tags = [record["tag"] for record in records for _ in range(options.images)]
-        shares = scores(tags, [not fault for own in faults for fault in own])
-        for task, share in shares.items():
+        for task, share in task_shares(tags, [not fault for own in faults for fault in own]).items():
             count = len(tags) if task == "overall" else tags.count(task)
             figures = {"": share, "_paper": PAPER[task], "_n": count}
             report.figures |= {f"{task}{suffix}{kind}": value for kind, value in figures.items()}
         if workers.is_main:
             write_metadata(folder, records)
             write_verdicts(evaluation.folder / f"verdicts{suffix}.jsonl", records, faults)
-            sample_sheet(folder, records, faults).save(evaluation.folder / f"sample{suffix}.png")
-        report.pictures[f"sample{suffix}.png"] = "two prompts of each task, the first picture of each"
+            render_samples(folder, records, faults).save(evaluation.folder / f"sample{suffix}.png")
+        report.pictures[f"sample{suffix}.png"] = "two prompts of each task, the first image of each"
     return report
 
 
-class Jury:
-    """Finds things in the pictures of a prompt, and says what is wrong with them."""
+class Judges:
+    """Detector of things and classifier of colours, which judge images by GenEval's rules."""
 
-    def __init__(self, detector: InstanceDetector, colors: str, device):
-        self.detector, self.name_colors = detector, ColorClassifier(colors, device)
+    def __init__(self, options: Options, device: torch.device):
+        self.images = options.images
+        self.detector = InstanceDetector(options.detector, device)
+        self.classify_colors = ColorClassifier(options.colors, device)
 
-    def faults(self, record: dict[str, Any], folder: Path, images: int) -> list[list[str]]:
-        """What is wrong with each picture of a prompt."""
-        pictures = [load_image(folder / f"{copy:04d}.png") for copy in range(images)]
+    def faults(self, folder: Path, index: int, record: dict[str, Any]) -> list[list[str]]:
+        """Returns what is wrong with each image of a prompt."""
+        images = [load_image(folder / image_file(index, copy)) for copy in range(self.images)]
         least = COUNTING_CONFIDENCE if record["tag"] == "counting" else CONFIDENCE
         return [
-            judge(record, select(things, least), lambda own, picture=picture: self.name_colors(picture, own))
-            for picture, things in zip(pictures, self.detector(pictures), strict=True)
+            judge(record, select(things, least), lambda own, image=image: self.classify_colors(image, own))
+            for image, things in zip(images, self.detector(images), strict=True)
         ]

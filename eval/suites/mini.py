@@ -1,25 +1,25 @@
-"""All that EvoTok-mini is to show, on its world: tokenizer, questions, text to image.
+"""Everything that EvoTok-mini should show, on its world: tokenizer, questions, text to image.
 
-What is ready is kept when a measurement is cut off, and the next one goes on there.
+Each part is kept when it is measured, so that an interrupted run is continued.
 
     evotok eval mini runs/mini/gen
     evotok eval mini mini --config configs/eval/mini-quick.yaml     few samples of everything
 """
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
-
-import torch
 
 from ...data.world.drawings import World, load_world
 from ...data.world.evaluation import QUESTION_SETS
-from ..mini.emoji import EMOJI_CELLS, EmojiRetrieval
-from ..mini.figures import Part, Parts, with_targets
-from ..mini.generation import Composition, composition_cells
+from ..mini.emoji import EMOJI_VARIANTS, EmojiRetrieval
+from ..mini.generation import Composition, composition_variants
 from ..mini.questions import measure_questions
+from ..mini.targets import with_targets
 from ..mini.tokenizer import measure_tokenizer
-from ..suite import Evaluation, Report, SuiteOptions, sha256
+from ..suite import Evaluation, Report, SuiteOptions, require_at_least, sha256
 from ..teachers import SiglipTeacher, find_teacher, teacher_files
 
 
@@ -38,16 +38,16 @@ NOTES = {
         "answer, `_continuous` the same model with the vision tower's features instead of those of codes."
     ),
     "composition": (
-        "`geneval_` is the share of images that show what the prompt says and nothing else: background, things, their "
-        "number, colours and relation, by a detector without learned weights. `_held`: pairs of thing and colour (and "
-        "of thing and relation) that are held out from all training. `geneval_detector` is the mean of how often the "
-        "detector accepts real scenes and refuses them for a prompt that contradicts them; `geneval_ceiling` is the "
-        "share that it accepts of real scenes after the image tokenizer. `_cfg1` is without guidance, `_no_min_p` with "
-        "guidance but without the checkpoint's `guidance_min_p`."
+        "`geneval_` is the share of images that show all that the prompt determines and nothing else: background, "
+        "things, their number, colours and relation, by a detector without learned weights. `_held`: pairs of thing "
+        "and colour (and of thing and relation) that are held out from all training. `geneval_detector` is the mean of "
+        "how often the detector accepts real scenes and refuses them for a prompt that contradicts them; "
+        "`geneval_ceiling` is the share that it accepts of real scenes after the image tokenizer. `_cfg1` is without "
+        "guidance, `_no_min_p` with guidance but without the checkpoint's `guidance_min_p`."
     ),
     "emoji": (
-        "`t2i_top5_train` is how often the emoji asked for, in a named style, is among the five nearest of all emoji "
-        "of the world in all styles, by pooled features of EfficientNet-Lite0; `_ceiling` is that of the emoji itself "
+        "`t2i_top5_train` is how often the prompt's emoji, in a named style, is among the five nearest of all emoji of "
+        "the world in all styles, by pooled features of EfficientNet-Lite0; `_ceiling` is that of the emoji itself "
         "after the image tokenizer."
     ),
 }
@@ -55,10 +55,10 @@ NOTES = {
 
 @dataclass
 class Options(SuiteOptions):
-    """How much is measured."""
+    """Options of the suite `mini`."""
 
     batch_size: int = 64
-    """Images, questions or prompts at a time."""
+    """Images, questions or prompts of a batch."""
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     """Of tokenizer, questions, composition, emoji."""
     scenes: int = 512
@@ -80,15 +80,13 @@ class Options(SuiteOptions):
         for name in self.parts:
             if name not in PARTS:
                 raise ValueError(f"parts: unknown {name!r}: choose among {', '.join(PARTS)}.")
-        for name in ("scenes", "probe_scenes", "questions", "emoji"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "scenes", "probe_scenes", "questions", "emoji")
         if self.prompts < 2:
             raise ValueError(f"prompts={self.prompts} must be at least 2: each needs another one to contradict it.")
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError where an extra is missing or the vision tower cannot be found."""
+    """Raises ValueError where a package of the parts or the vision tower is missing."""
     needed = {"tokenizer": ("sklearn", "eval"), "emoji": ("efficientnet_lite_pytorch", "mini")}
     for part, (package, extra) in needed.items():
         if part in options.parts and importlib.util.find_spec(package) is None:
@@ -100,71 +98,55 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Measures the parts asked for, each once."""
-    options, world = evaluation.options, load_world()
+    """Measures the parts that the options name."""
+    world = load_world()
     assert evaluation.load is not None
     model, processor = evaluation.load()
     if model.config.vq_config.image_size != world.size:
         size = model.config.vq_config.image_size
         raise ValueError(f"{evaluation.inputs[0]}: images of {size} px, not of {world.size}: give a mini model.")
     evaluation = replace(evaluation, load=lambda: (model, processor))
-    teacher = _teacher(evaluation, model.device) if {"tokenizer", "questions"} & set(options.parts) else None
-    kept = Parts(evaluation)
-    found: list[Part] = []
-    if "tokenizer" in options.parts:
-        found.append(kept.get("tokenizer", lambda: _tokenizer(evaluation, world, model.model.vq_model, teacher)))
-    if "questions" in options.parts:
-        ask = lambda figure: measure_questions(  # noqa: E731
-            model, processor, world, figure, options, evaluation.workers, teacher
-        )
-        found += [kept.get(figure, lambda figure=figure: ask(figure)) for figure in QUESTION_SETS]
+    parts = _measures(evaluation, world, model, processor)
+    reports = [evaluation.measure_part(name, measure) for name, measure in parts.items()]
+    evaluation.remove_parts()
+    return _merge(evaluation, world, model, reports)
+
+
+def _measures(evaluation: Evaluation, world: World, model: Any, processor: Any) -> dict[str, Callable[[], Report]]:
+    """Returns the name of each part -> the function that measures it."""
+    options, tokenizer = evaluation.options, model.model.vq_model
+    parts: dict[str, Callable[[], Report]] = {}
+    if {"tokenizer", "questions"} & set(options.parts):
+        teacher = SiglipTeacher.from_pretrained(find_teacher(options.teacher, evaluation.inputs[0])).to(model.device)
+        if "tokenizer" in options.parts:
+            parts["tokenizer"] = partial(measure_tokenizer, evaluation, world, tokenizer, teacher)
+        if "questions" in options.parts:
+            ask = partial(measure_questions, evaluation, world, model, processor, teacher)
+            parts |= {figure: partial(ask, figure) for figure in QUESTION_SETS}
     if "composition" in options.parts:
-        found += _composition(evaluation, world, kept, model)
+        composition = Composition(evaluation, world)
+        variants = composition_variants(float(model.generation_config.guidance_min_p or 0.0))
+        parts |= {variant.name: partial(composition.measure, variant) for variant in variants}
+        parts["real_seen"] = partial(composition.measure_detector, False, tokenizer)
+        parts["real_held_out"] = partial(composition.measure_detector, True, tokenizer)
     if "emoji" in options.parts:
-        found += _emoji(evaluation, world, kept, model)
-    kept.drop()
-    return _report(evaluation, world, model, found)
+        retrieval = EmojiRetrieval(evaluation, world, model.device)
+        parts |= {variant.name: partial(retrieval.measure, variant) for variant in EMOJI_VARIANTS}
+        parts["emoji_ceiling"] = partial(retrieval.measure_ceiling, tokenizer)
+    return parts
 
 
-def _teacher(evaluation: Evaluation, device: torch.device) -> SiglipTeacher:
-    folder = find_teacher(evaluation.options.teacher, evaluation.inputs[0])
-    return SiglipTeacher.from_pretrained(folder).to(device)
-
-
-def _tokenizer(evaluation: Evaluation, world: World, tokenizer: Any, teacher: SiglipTeacher) -> Part:
-    return measure_tokenizer(tokenizer, teacher, world, evaluation.options, evaluation.workers)
-
-
-def _composition(evaluation: Evaluation, world: World, kept: Parts, model: Any) -> list[Part]:
-    composition, tokenizer = Composition(evaluation, world), model.model.vq_model
-    found = [
-        kept.get(
-            "real_held_out" if held_out else "real_seen",
-            lambda held_out=held_out: composition.measure_detector(held_out, tokenizer),
-        )
-        for held_out in (False, True)
-    ]
-    cells = composition_cells(float(model.generation_config.guidance_min_p or 0.0))
-    return [kept.get(cell.name, lambda cell=cell: composition.measure(cell)) for cell in cells] + found
-
-
-def _emoji(evaluation: Evaluation, world: World, kept: Parts, model: Any) -> list[Part]:
-    retrieval = EmojiRetrieval(evaluation, world, model.device)
-    found = [kept.get(cell.name, lambda cell=cell: retrieval.measure(cell)) for cell in EMOJI_CELLS]
-    return [*found, kept.get("emoji_ceiling", lambda: retrieval.measure_ceiling(model.model.vq_model))]
-
-
-def _report(evaluation: Evaluation, world: World, model: Any, found: list[Part]) -> Report:
+def _merge(evaluation: Evaluation, world: World, model: Any, reports: list[Report]) -> Report:
     figures: dict[str, float] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
-    for part in found:
-        figures |= part.figures
-        for name, rows in part.tables.items():
+    for report in reports:
+        figures |= report.figures
+        for name, rows in report.tables.items():
             tables.setdefault(name, []).extend(rows)
-    parts = {"image tokenizer": model.model.vq_model, "language model": model.model.language_model}
-    parts |= {"depth decoder": model.depth_decoder, "all": model}
+    modules = {"image tokenizer": model.model.vq_model, "language model": model.model.language_model}
+    modules |= {"depth decoder": model.depth_decoder, "all": model}
     tables["parameters"] = [
-        {"part": name, "parameters": sum(p.numel() for p in part.parameters())} for name, part in parts.items()
+        {"part": name, "parameters": sum(p.numel() for p in module.parameters())} for name, module in modules.items()
     ]
     sheets = {"seen.png": "seen pairs", "held_out.png": "held-out pairs of thing and colour, and of thing and relation"}
     return Report(

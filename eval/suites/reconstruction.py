@@ -1,7 +1,7 @@
-"""How much of images the tokenizer keeps, by depth: PSNR, SSIM, LPIPS, Frechet distances, and use of the codebooks."""
+"""Reconstruction of images by a tokenizer, by depth: PSNR, SSIM, LPIPS, Frechet distances, and use of the codebooks."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,33 @@ from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
 from ..frechet import FrechetMeter, StatisticsCache
-from ..metrics import psnr, ssim
-from ..perceptual import INCEPTION, LPIPS, check_inception, check_lpips, load_inception, load_lpips
+from ..metrics import count_codes, psnr, round_pixels, ssim
+from ..perceptual import INCEPTION, LPIPS, check_weights, load_inception, load_lpips
 from ..plotting.sheets import Cell, draw_sheet
 from ..plotting.style import figure, save
+from ..sequences import pick_evenly, split_batches
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 from ..teachers import EfficientNetTeacher
-from ..text_to_image.retrieval import round_pixels
 
 
 TAKES = "tokenizer"
 EFFICIENTNET_GRID = 14  # 14 x 16 = 224 pixels, which the network was trained on
 EFFICIENTNET_WIDTH, INCEPTION_WIDTH = 512, 2048
-FIGURES = ("psnr", "ssim", "ssim_range2", "lpips", "rfid", "fd_efficientnet")
-ON_THE_SHEET = 8
-LISTED = 20  # unreadable images
-_TITLES = {
+TITLES = {  # figure -> title of its plot
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
+    "ssim_range2": "",  # is not plotted
     "lpips": "LPIPS",
     "rfid": "rFID",
     "fd_efficientnet": "Frechet distance, EfficientNet-Lite0",
 }
+ON_THE_SHEET = 8
+LISTED = 20  # unreadable images
 
 
 @dataclass
 class Options(SuiteOptions):
-    """Which images, and which networks compare them."""
+    """Options of the suite `reconstruction`."""
 
     data: str = "world:test"
     """`world:<split>`, a folder of images, or a data set: of the Hub, or a folder with one."""
@@ -48,11 +48,11 @@ class Options(SuiteOptions):
     column: str = ""
     """Of a data set; the first with images when empty."""
     limit: int | None = None
-    """Most images, from all over the set; None for all."""
+    """Most images, evenly picked; None for all."""
     count: int | None = None
     """Images that the set must have, where it is a benchmark's."""
     depths: list[int] = field(default_factory=list)
-    """Levels that are decoded; 1 to the number for pixels when empty."""
+    """Depths that are decoded; 1 to the number of pixel levels when empty."""
     inception_weights: str = ""
     """File of FID's Inception; without it there is no rFID."""
     lpips_weights: str = ""
@@ -60,7 +60,7 @@ class Options(SuiteOptions):
     cache: str = "~/.cache/evotok/features"
     """Folder where feature statistics of the originals are kept."""
     paper: dict[str, Any] = field(default_factory=dict)
-    """Figure -> what a paper reports, to stand beside it."""
+    """Figure -> value that a paper reports, shown beside it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,13 +74,12 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError where there are no such images, files of weights, or packages for them."""
+    """Raises ValueError where images, files of weights, or packages for them are missing."""
     if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
         raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
-    if options.inception_weights:
-        check_inception(options.inception_weights)
-    if options.lpips_weights:
-        check_lpips(options.lpips_weights)
+    for option in ("inception_weights", "lpips_weights"):
+        if path := getattr(options, option):
+            check_weights(option, path)
     images = open_images(options.data, options.split, options.column)
     if options.count is not None and len(images) != options.count:
         raise ValueError(
@@ -94,7 +93,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 @torch.inference_mode()
 def run(evaluation: Evaluation) -> Report:
-    """Encode every image once, decode each depth, and compare."""
+    """Encodes every image once, decodes it at each depth, and compares."""
     options, workers = evaluation.options, evaluation.workers
     tokenizer, _ = evaluation.load()
     config = tokenizer.config
@@ -110,37 +109,38 @@ def run(evaluation: Evaluation) -> Report:
     counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)
 
     def compare(indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Figure -> (B,) of one batch; sums of features and codes stay in this process."""
+        """Compares one batch: figure -> (B,); sums of features and codes stay in this process."""
         pixels = images.pixels(indices, config.image_size).to(tokenizer.device)
         codes = tokenizer.encode(pixels)
-        for level, chosen in enumerate(codes.flatten(0, 1).T.cpu()):
-            counts[level] += torch.bincount(chosen, minlength=config.codebook_size)
+        counts.add_(count_codes(codes, config.codebook_size))
         for meter in meters.values():
             meter.add_originals(pixels)
         scores = {}
         for depth in depths:
             decoded = round_pixels(tokenizer.decode_pixels(codes, depth=depth))
             for meter in meters.values():
-                meter.add_copies(depth, decoded)
+                meter.add_reconstructions(depth, decoded)
             scores |= {f"{name}_depth{depth}": value.cpu() for name, value in image_scores(decoded, pixels).items()}
             if lpips is not None:
                 scores[f"lpips_depth{depth}"] = lpips(decoded, pixels).cpu()
         return scores
 
-    batches = [found.indices[i : i + options.batch_size] for i in range(0, len(found.indices), options.batch_size)]
-    scored = workers.map(compare, batches, "reconstructing")
+    scored = workers.map(compare, split_batches(found.indices, options.batch_size), "reconstructing")
     figures = {name: torch.cat([scores[name] for scores in scored]).mean().item() for name in scored[0]}
     for name, meter in meters.items():
         figures |= {f"{name}_depth{depth}": value for depth, value in meter.distances().items()}
     used = codebook_usage(torch.stack(workers.gather(counts)).sum(0))
     report = _report(options, figures, depths, used, images, found)
     if workers.is_main:
-        _draw(evaluation, report, tokenizer, images, found, depths)
+        evaluation.folder.mkdir(parents=True, exist_ok=True)
+        _save_sheet(evaluation.folder, report, tokenizer, images, found, depths)
+        if len(depths) > 1:
+            _save_plot(evaluation.folder, report, depths)
     return report
 
 
 def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`psnr`, `ssim`, and `ssim_range2` to compare with those who compute it so: (B, 3, H, W) in [-1, 1] -> (B,)."""
+    """Computes `psnr`, `ssim` and `ssim_range2` (data range 2, as some papers): (B, 3, H, W) in [-1, 1] -> (B,)."""
     images, references = (images + 1) / 2, (references + 1) / 2
     return {
         "psnr": psnr(images, references),
@@ -152,22 +152,22 @@ def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, to
 def _meters(
     evaluation: Evaluation, device: torch.device, found: Readable, depths: Sequence[int]
 ) -> dict[str, FrechetMeter]:
-    """Those of the networks whose weights are there, by the name of the distance."""
-    options, meters = evaluation.options, {}
-
-    def add(name: str, features: Callable[[torch.Tensor], torch.Tensor], width: int, version: str) -> None:
-        cache = StatisticsCache(Path(options.cache).expanduser(), version, found.sha256)
-        meters[name] = FrechetMeter(features, width, cache, depths, evaluation.workers)
-
+    """Builds the meters of the networks whose weights are there: name of the distance -> meter."""
+    options, networks = evaluation.options, {}
     try:
         teacher = EfficientNetTeacher(EFFICIENTNET_GRID).to(device)
         version = f"efficientnet-lite0, blocks {EfficientNetTeacher.POOLED}, {16 * EFFICIENTNET_GRID} px"
-        add("fd_efficientnet", teacher.pooled, EFFICIENTNET_WIDTH, version)
+        networks["fd_efficientnet"] = (teacher.pooled, EFFICIENTNET_WIDTH, version)
     except ImportError:
-        pass  # the report says so
+        pass  # a note of the report names it
     if path := options.inception_weights:
-        add("rfid", load_inception(path, device), INCEPTION_WIDTH, f"inception {evaluation.files['inception_weights']}")
-    return meters
+        version = f"inception {evaluation.files['inception_weights']}"
+        networks["rfid"] = (load_inception(path, device), INCEPTION_WIDTH, version)
+    folder = Path(options.cache).expanduser()
+    return {
+        name: FrechetMeter(features, width, StatisticsCache(folder, version, found.sha256), depths, evaluation.workers)
+        for name, (features, width, version) in networks.items()
+    }
 
 
 def _report(
@@ -178,7 +178,7 @@ def _report(
     images: ImageSet,
     found: Readable,
 ) -> Report:
-    names = [name for name in FIGURES if f"{name}_depth{depths[0]}" in figures]
+    names = [name for name in TITLES if f"{name}_depth{depths[0]}" in figures]
     usage, perplexity = (used[name].tolist() for name in ("usage", "perplexity"))
     ordered = {f"{name}_depth{depth}": figures[f"{name}_depth{depth}"] for name in names for depth in depths}
     ordered |= {f"{name}_paper": float(value) for name, value in options.paper.items() if name in ordered}
@@ -190,6 +190,18 @@ def _report(
             for level, (share, spread) in enumerate(zip(usage, perplexity, strict=True), start=1)
         ],
     }
+    if found.unreadable:
+        tables["unreadable"] = [{"image": n, "reason": why} for n, why in list(found.unreadable.items())[:LISTED]]
+    return Report(
+        ordered | {"images_n": len(found.indices), "unreadable_n": len(found.unreadable)},
+        tables,
+        data={images.name: found.sha256},
+        notes=_notes(names, images, found),
+    )
+
+
+def _notes(names: list[str], images: ImageSet, found: Readable) -> list[str]:
+    """Returns the notes of the report; `names` are the figures that were measured."""
     notes = [
         f"{len(found.indices):,} images of {images.name}, the shorter side resized (bicubic, antialiased), the middle "
         "cut out; decoded images are rounded to 8 bits. `ssim_range2` is SSIM with the data range 2 for images in "
@@ -213,31 +225,18 @@ def _report(
             "those of the same images."
         )
     if found.unreadable:
-        tables["unreadable"] = [{"image": n, "reason": why} for n, why in list(found.unreadable.items())[:LISTED]]
         notes.append(
             f"{len(found.unreadable):,} images could not be read and are left out; the first are listed below."
         )
-    return Report(
-        ordered | {"images_n": len(found.indices), "unreadable_n": len(found.unreadable)},
-        tables,
-        data={images.name: found.sha256},
-        notes=notes,
-    )
+    return notes
 
 
-def _draw(
-    evaluation: Evaluation,
-    report: Report,
-    tokenizer: EvoTokVQModel,
-    images: ImageSet,
-    found: Readable,
-    depths: list[int],
+def _save_sheet(
+    folder: Path, report: Report, tokenizer: EvoTokVQModel, images: ImageSet, found: Readable, depths: list[int]
 ) -> None:
-    """A sheet of a few images at every depth and, where there are several, a plot of the figures by depth."""
-    count = min(ON_THE_SHEET, len(found.indices))
-    pixels = images.pixels(
-        [found.indices[i * len(found.indices) // count] for i in range(count)], tokenizer.config.image_size
-    )
+    """Saves a contact sheet of a few images at every depth."""
+    indices = pick_evenly(found.indices, ON_THE_SHEET)
+    pixels = images.pixels(indices, tokenizer.config.image_size)
     codes = tokenizer.encode(pixels.to(tokenizer.device))
     rows, labels = [convert_to_images(pixels)], [("original", "")]
     for depth in depths:
@@ -245,20 +244,22 @@ def _draw(
         labels.append((f"depth {depth}", f"{report.figures[f'psnr_depth{depth}']:.1f} dB"))
     sheet = draw_sheet(
         [Cell(image) for row in rows for image in row],
-        columns=count,
-        title="Images and what is left of them",
+        columns=len(indices),
+        title="Images and their reconstructions",
         subtitle=f"{images.name}; the PSNR is the mean of all {len(found.indices):,} images.",
         side=128,
         row_labels=labels,
     )
-    evaluation.folder.mkdir(parents=True, exist_ok=True)
-    sheet.save(evaluation.folder / "reconstructions.png")
+    sheet.save(folder / "reconstructions.png")
     report.pictures["reconstructions.png"] = "a few images, decoded from more and more levels"
-    if len(depths) > 1:
-        shown = {name: title for name, title in _TITLES.items() if f"{name}_depth{depths[0]}" in report.figures}
-        with figure(1, len(shown)) as (canvas, axes):
-            for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
-                axis.plot(depths, [report.figures[f"{name}_depth{depth}"] for depth in depths], marker="o")
-                axis.set(title=title, xlabel="levels decoded", xticks=depths)
-            save(canvas, evaluation.folder / "depths.svg")
-        report.pictures["depths.svg"] = "the figures by depth"
+
+
+def _save_plot(folder: Path, report: Report, depths: list[int]) -> None:
+    """Saves a plot of the figures by depth."""
+    shown = {name: title for name, title in TITLES.items() if title and f"{name}_depth{depths[0]}" in report.figures}
+    with figure(1, len(shown)) as (canvas, axes):
+        for axis, (name, title) in zip(axes.flat, shown.items(), strict=True):
+            axis.plot(depths, [report.figures[f"{name}_depth{depth}"] for depth in depths], marker="o")
+            axis.set(title=title, xlabel="levels decoded", xticks=depths)
+        save(canvas, folder / "depths.svg")
+    report.pictures["depths.svg"] = "the figures by depth"

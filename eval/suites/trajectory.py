@@ -1,4 +1,4 @@
-"""What each level of the trajectory adds: pixels, then semantics (figures 3, 5 and 6 of the paper)."""
+"""Trajectory: what each level adds to pixels and semantics (figures 3, 5 and 6 of the paper)."""
 
 import itertools
 from dataclasses import dataclass
@@ -21,16 +21,18 @@ from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
 from ..metrics import feature_cosine, psnr
 from ..mini.tokenizer import fit_probe
-from ..plotting.trajectory import cluster_sheet, plot_depths, plot_walks, reconstruction_sheet
+from ..plotting.trajectory import cluster_sheet, plot_depths, plot_paths, reconstruction_sheet
 from ..probes import PatchProbe
-from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256, write_csv
+from ..results import write_csv
+from ..sequences import pick_evenly
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_at_least, sha256
 from ..teachers import SiglipTeacher, check_teacher, find_teacher, teacher_files
 
 
 TAKES = "tokenizer"
 CLUSTER_DEPTHS = (1, 4, 8, 16)  # Fig. 6
 RECONSTRUCTIONS = 8
-SAID = {
+LABELS = {  # figure -> its name in a note
     "psnr": "PSNR",
     "similarity_pixels": "The similarity of the reconstruction to the original",
     "similarity_semantics": "The similarity of the decoded semantics to the teacher's",
@@ -46,10 +48,10 @@ PICTURES = {
 
 @dataclass
 class Options(SuiteOptions):
-    """What is measured and drawn."""
+    """Options of the suite `trajectory`."""
 
     images: int = 512
-    """Images at most; of the world as many scenes, and as many single things for the clusters."""
+    """Most images; of the world as many scenes, and as many images of single things for the clusters."""
     data: str | None = None
     """Folder of images; scenes of the world in held-out styles when left out."""
     teacher: str = ""
@@ -58,59 +60,43 @@ class Options(SuiteOptions):
     probe_scenes: int = 1024
     """Scenes of trained styles that the probe is fitted on; without `data` only."""
     tokens: int = 150
-    """Positions whose path through the levels is drawn."""
+    """Positions whose path through the levels is plotted."""
     clusters: int = 8
-    """Of K-means."""
+    """Number of clusters of K-means."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("images", 40), ("probe_scenes", 1), ("tokens", 40), ("clusters", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+        require_at_least(self, 40, "images", "tokens")
+        require_at_least(self, 1, "probe_scenes")
+        require_at_least(self, 2, "clusters")
 
 
 class Images(NamedTuple):
-    """What is measured on."""
+    """Images that are measured on."""
 
     pixels: torch.Tensor
     """(I, 3, H, W) in [-1, 1]."""
     things: torch.Tensor | None
-    """(I, N), the labels of the probe; None for a folder."""
+    """(I, N), labels of the probe; None for a folder."""
     clustered: torch.Tensor
-    """(J, 3, H, W), the images that are put into clusters."""
+    """(J, 3, H, W), images that are clustered."""
     labels: dict[str, list[str]]
-    """What is known of each of those; empty for a folder."""
+    """Labels of those; empty for a folder."""
     fingerprint: dict[str, str]
 
 
-class Level(NamedTuple):
-    """A batch, decoded from the first levels."""
-
-    psnr: torch.Tensor
-    """(B,) in dB."""
-    embedding: torch.Tensor
-    """(B, E), the mean over positions of the teacher's features of the reconstruction."""
-    cosine: torch.Tensor
-    """(B,), of decoded semantics to the teacher's features."""
-    latents: torch.Tensor
-    """(B, N, C), the sum of the entries."""
-    right: torch.Tensor
-    """(patches,), whether the probe reads the thing of each patch that shows one; empty without a probe."""
-
-
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError for a folder without images or with one that cannot be read, a teacher that is not there, or an
-    extra that is missing."""
+    """Raises ValueError where images, vision tower or packages are missing, or an image cannot be read."""
     for package in ("sklearn", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
     if options.data is not None:
-        _check_images(_folder(options), options.clusters)
+        _check_images(_open_folder(options), options.clusters)
     files = teacher_files(find_teacher(options.teacher, inputs[0]))
     return fingerprints(options, "data") | ({"teacher": sha256(*files)} if files else {})
 
 
-def _folder(options: Options) -> ImageSet:
+def _open_folder(options: Options) -> ImageSet:
     return limited(folder_images(str(options.data), image_files(str(options.data))), options.images)
 
 
@@ -127,7 +113,7 @@ def _check_images(images: ImageSet, clusters: int) -> None:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Decodes every prefix of the codes, and compares what pixels and semantics gain by each level."""
+    """Decodes the codes at every depth, and compares what pixels and semantics gain."""
     options: Any = evaluation.options
     assert evaluation.load is not None
     model, _ = evaluation.load()
@@ -140,11 +126,11 @@ def run(evaluation: Evaluation) -> Report:
     batches = list(zip(images.pixels.split(size), things, strict=False))
     found = workers.map(lambda batch: _measure(model, teacher, probe, *batch), batches, "Trajectory")
     originals = torch.cat([embedding for embedding, _ in found])
-    levels = [
-        Level(*(torch.cat(parts) for parts in zip(*(own[depth] for _, own in found), strict=True)))
-        for depth in range(config.num_codebooks)
+    scores = [
+        {name: torch.cat([own[index][name] for _, own in found]) for name in found[0][1][index]}
+        for index in range(config.num_codebooks)
     ]
-    rows = [_row(depth, level, originals) for depth, level in enumerate(levels, 1)]
+    rows = [_row(depth, own, originals) for depth, own in enumerate(scores, 1)]
     depths = [depth for depth in CLUSTER_DEPTHS if depth <= config.num_codebooks]
     pooled = workers.map(lambda pixels: _pool(model, pixels, depths), images.clustered.split(size), "Clusters")
     clusters = {
@@ -158,21 +144,21 @@ def run(evaluation: Evaluation) -> Report:
     if workers.is_main:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
         plot_depths(evaluation.folder, rows, config.num_pixel_codebooks)
-        plot_walks(evaluation.folder, _walks(evaluation.folder, [level.latents for level in levels], options))
+        plot_paths(evaluation.folder, _project_paths(evaluation.folder, [own["latents"] for own in scores], options))
         for name, sheet in (
             ("clusters", cluster_sheet(images.clustered, clusters)),
             ("reconstructions", _reconstruct(model, images.pixels, rows)),
         ):
             sheet.quantize(256).save(evaluation.folder / f"{name}.png", optimize=True)  # a third of the bytes
-    places = sorted({1, config.num_pixel_codebooks, config.num_codebooks})
-    figures = {f"{name}_depth{depth}": rows[depth - 1][name] for depth in places for name in rows[0] if name != "depth"}
+    shown = sorted({1, config.num_pixel_codebooks, config.num_codebooks})
+    figures = {f"{name}_depth{depth}": rows[depth - 1][name] for depth in shown for name in rows[0] if name != "depth"}
     tables = {"by_depth": rows} | ({"clusters": agreement} if agreement else {})
     return Report(figures, tables, images.fingerprint, PICTURES, _notes(options, rows, agreement, config))
 
 
 def _images(options: Any, size: int) -> Images:
     if options.data is not None:
-        folder = _folder(options)
+        folder = _open_folder(options)
         pixels = folder.pixels(range(len(folder)), size)
         return Images(pixels, None, pixels, {}, {"images": sha256(*map(Path, folder.names))})
     world = load_world()
@@ -191,98 +177,98 @@ def _measure(
     probe: PatchProbe | None,
     pixels: torch.Tensor,
     things: torch.Tensor | None,
-) -> tuple[torch.Tensor, list[Level]]:
-    """Embedding of the originals (B, E), and a `Level` for every depth."""
+) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Measures a batch at every depth.
+
+    Returns:
+        Embedding of the originals (B, E), the teacher's features averaged over the positions; and for every depth
+        `psnr` (B,) in dB, `embedding` (B, E) of the reconstruction, `cosine` (B,) of decoded semantics to the teacher's
+        features, `latents` (B, N, C), the sums of entries, and with a probe `right` (patches with a thing,).
+    """
     pixels = pixels.to(model.device)
     codes, target = model.encode(pixels), teacher(pixels)
-    levels = []
+    scores = []
     for depth in range(1, model.config.num_codebooks + 1):
         decoded, semantics = model.decode_pixels(codes, depth).clamp(-1, 1), model.decode_semantics(codes, depth)
-        right = torch.zeros(0) if probe is None else probe.right(semantics.float().cpu(), things)
-        measured = (
-            psnr((decoded + 1) / 2, (pixels + 1) / 2),
-            teacher(decoded).mean(1),
-            feature_cosine(semantics, target),
-            model.quantizer.decode_codes(codes[..., :depth]),
-            right,
-        )
-        levels.append(Level(*(tensor.float().cpu() for tensor in measured)))
-    return target.mean(1).float().cpu(), levels
+        measured = {
+            "psnr": psnr((decoded + 1) / 2, (pixels + 1) / 2),
+            "embedding": teacher(decoded).mean(1),
+            "cosine": feature_cosine(semantics, target),
+            "latents": model.quantizer.decode_codes(codes[..., :depth]),
+        }
+        if probe is not None:
+            measured["right"] = probe.right(semantics.float().cpu(), things)
+        scores.append({name: tensor.float().cpu() for name, tensor in measured.items()})
+    return target.mean(1).float().cpu(), scores
 
 
 @torch.inference_mode()
 def _pool(model: EvoTokVQModel, pixels: torch.Tensor, depths: list[int]) -> dict[int, torch.Tensor]:
-    """By depth the sums of entries, averaged over the positions, (B, C)."""
+    """Returns depth -> sums of entries, averaged over the positions, (B, C)."""
     codes = model.encode(pixels.to(model.device))
     return {depth: model.quantizer.decode_codes(codes[..., :depth]).mean(1).float().cpu() for depth in depths}
 
 
-def _row(depth: int, level: Level, originals: torch.Tensor) -> dict[str, float]:
-    """Figures of one depth. Embeddings are centred: of all images they are too alike for a plain cosine."""
+def _row(depth: int, scores: dict[str, torch.Tensor], originals: torch.Tensor) -> dict[str, float]:
+    """Computes the figures of one depth; embeddings are centred, since those of all images are similar."""
     center = originals.mean(0)
     row = {
         "depth": depth,
-        "psnr": level.psnr.mean().item(),
-        "fd": frechet_distance(FeatureStatistics.of(level.embedding), FeatureStatistics.of(originals)),
-        "similarity_pixels": F.cosine_similarity(level.embedding - center, originals - center).mean().item(),
-        "similarity_semantics": level.cosine.mean().item(),
+        "psnr": scores["psnr"].mean().item(),
+        "fd": frechet_distance(FeatureStatistics.of(scores["embedding"]), FeatureStatistics.of(originals)),
+        "similarity_pixels": F.cosine_similarity(scores["embedding"] - center, originals - center).mean().item(),
+        "similarity_semantics": scores["cosine"].mean().item(),
     }
-    return row | ({"probe": level.right.mean().item()} if len(level.right) else {})
+    return row | ({"probe": scores["right"].mean().item()} if "right" in scores else {})
 
 
 def _notes(options: Any, rows: list[dict[str, float]], agreement: list[dict[str, float]], config: Any) -> list[str]:
     last, levels = config.num_pixel_codebooks, config.num_codebooks
     shown = "scenes in held-out styles" if options.data is None else f"images of {options.data}"
     notes = [
-        f"`psnr` and `fd` compare reconstruction and original, {shown}; `fd` is the Frechet distance over features of "
-        "the teacher, averaged over an image: no FID. `similarity_pixels` is the cosine of these features, centred on "
-        "the originals'; `similarity_semantics` is that of decoded semantics and the teacher's features, position by "
-        f"position. Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is "
-        "given what it was never trained on.",
+        f"Measured on {shown}. `fd` is the Frechet distance over features of the teacher, averaged over an image: no "
+        "FID. `similarity_pixels` is the cosine of these features, centred on the originals'; `similarity_semantics` "
+        "is that of decoded semantics and the teacher's features, position by position; `probe` is the accuracy of the "
+        "thing at a patch, by a logistic regression on the teacher's features that is applied to decoded semantics. "
+        f"Pixels are trained from {last} levels and semantics from {levels}: at other depths a decoder is given input "
+        "that it was never trained on."
     ]
     first, at_pixels, end = rows[0], rows[last - 1], rows[-1]
-    if "probe" in first:
-        notes.append(
-            "`probe` is the accuracy of the thing at a patch, by a logistic regression that is fitted on the teacher's "
-            "features of scenes in trained styles and applied to decoded semantics."
-        )
-    for name, what in SAID.items():
-        if name in first:
-            notes.append(
-                f"{what} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and "
-                f"{end[name]:.3f} at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
-            )
+    notes += [
+        f"{label} goes from {first[name]:.3f} at depth 1 to {at_pixels[name]:.3f} at depth {last} and {end[name]:.3f} "
+        f"at depth {levels}: {_share(first[name], at_pixels[name], end[name])}."
+        for name, label in LABELS.items()
+        if name in first
+    ]
     if agreement:
-        gains = ", ".join(
-            f"{name} {agreement[0][name]:.3f} to {agreement[-1][name]:.3f}" for name in agreement[0] if name != "depth"
-        )
+        gains = [f"{name} {agreement[0][name]:.3f} to {agreement[-1][name]:.3f}" for name in list(agreement[0])[1:]]
         notes.append(
             "`clusters` is the agreement of K-means of the sums of entries, averaged over an image of one thing, with "
             "what the image shows (adjusted mutual information: 0 by chance, 1 at most), from depth "
-            f"{agreement[0]['depth']} to {agreement[-1]['depth']}: {gains}."
+            f"{agreement[0]['depth']} to {agreement[-1]['depth']}: {', '.join(gains)}."
         )
     return notes
 
 
 def _share(first: float, middle: float, end: float) -> str:
-    """How much of a gain later levels bring."""
+    """Describes how much of a gain the levels after those for pixels bring."""
     if end <= first:
         return "the levels together bring no gain"
     return f"{max(0.0, (end - middle) / (end - first)):.0%} of the gain comes after the levels for pixels"
 
 
-def _walks(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarray:
-    """Paths of some positions on a plane, (T, D, 2), of D sums (I, N, C), by t-SNE; also `tsne.csv`."""
-    ways = torch.stack(latents, 2).flatten(0, 1)  # (I x N, D, C)
+def _project_paths(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarray:
+    """Projects the paths of some positions through D sums (I, N, C) on a plane, (T, D, 2); writes `tsne.csv`."""
+    paths = torch.stack(latents, 2).flatten(0, 1)  # (I x N, D, C)
     generator = torch.Generator().manual_seed(options.seed)
-    ways = ways[torch.randperm(len(ways), generator=generator)[: options.tokens]]
-    points = project(ways.flatten(0, 1), options.seed).reshape(*ways.shape[:2], 2)
+    paths = paths[torch.randperm(len(paths), generator=generator)[: options.tokens]]
+    points = project(paths.flatten(0, 1), options.seed).reshape(*paths.shape[:2], 2)
     write_csv(
         folder / "tsne.csv",
         [
             {"position": position, "depth": depth, "x": round(float(x), 3), "y": round(float(y), 3)}
-            for position, way in enumerate(points)
-            for depth, (x, y) in enumerate(way, 1)
+            for position, path in enumerate(points)
+            for depth, (x, y) in enumerate(path, 1)
         ],
     )
     return points
@@ -290,8 +276,8 @@ def _walks(folder: Path, latents: list[torch.Tensor], options: Any) -> np.ndarra
 
 @torch.inference_mode()
 def _reconstruct(model: EvoTokVQModel, pixels: torch.Tensor, rows: list[dict[str, float]]) -> Image.Image:
-    """Some images, decoded of more and more levels, with the mean PSNR of all images beside them."""
-    pixels = pixels[torch.arange(RECONSTRUCTIONS) * len(pixels) // RECONSTRUCTIONS].to(model.device)
+    """Renders some images, decoded from more and more levels, with the mean PSNR of all images."""
+    pixels = torch.stack(pick_evenly(pixels, RECONSTRUCTIONS)).to(model.device)
     codes, last = model.encode(pixels), model.config.num_pixel_codebooks
     depths = sorted({1, 2, last, model.config.num_codebooks})
     decoded = {depth: model.decode_pixels(codes, depth=depth) for depth in depths}

@@ -1,4 +1,4 @@
-"""Understanding: questions about images, asked and scored by the lmms-eval harness, beside what the paper reports."""
+"""Understanding: questions about images, scored by the lmms-eval harness, with the values that the paper reports."""
 
 import contextlib
 import difflib
@@ -14,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ...data.errors import one_line
 from ...data.world.lmms_tasks import TASKS as WORLD_TASKS
 from ...data.world.lmms_tasks import write_tasks
 from ...data.yaml_files import build_section
-from ..suite import Evaluation, Report, SuiteOptions, fingerprints, sha256
+from ..results import write_json_lines
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_at_least, sha256
 
 
 TAKES = "checkpoint"
@@ -26,18 +28,18 @@ WORLD = "world"
 
 @dataclass
 class Benchmark:
-    """A figure that a paper reports."""
+    """Figure that a paper reports."""
 
     task: str = ""
-    """Name of it in lmms-eval."""
+    """Its name in lmms-eval."""
     metrics: list[str] = field(default_factory=list)
     """Metrics of the task whose sum is the figure."""
     scale: float = 1.0
-    """From the harness's figure to the paper's."""
+    """Factor from the harness's figure to the paper's."""
     paper: float | None = None
-    """What the paper reports."""
+    """Value that the paper reports."""
     judge: str | None = None
-    """Environment variable with the key for the model that grades the answers, if one does."""
+    """Environment variable with the key of the model that grades the answers, where the task needs one."""
 
     def __post_init__(self):
         if not self.task or not self.metrics:
@@ -46,30 +48,29 @@ class Benchmark:
 
 @dataclass
 class Options(SuiteOptions):
-    """Which questions are asked."""
+    """Options of the suite `understanding`."""
 
     benchmarks: dict[str, Any] = field(default_factory=dict)
-    """Figure -> its `Benchmark`; tasks of no benchmark report what the harness calls their metrics."""
+    """Figure -> fields of its `Benchmark`; tasks without a benchmark report the harness's metrics."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to ask; empty: all of `task_folder`, or without one those of `benchmarks`."""
     task_folder: str | None = None
-    """Folder of one's own tasks, then the only ones known; `world`: the questions of `evotok eval mini`."""
+    """Folder of own tasks, which replace those of the harness; `world`: the questions of `evotok eval mini`."""
     questions: int | None = None
     """Most questions of each task."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.questions is not None and self.questions < 1:
-            raise ValueError(f"questions={self.questions} must be at least 1.")
-        self.figures()  # the mistakes in them
+        require_at_least(self, 1, "questions")
+        self.figures()  # raises their errors
 
     def figures(self) -> dict[str, Benchmark]:
-        """`benchmarks`, read."""
-        return {name: build_section(Benchmark, said, f"benchmarks.{name}") for name, said in self.benchmarks.items()}
+        """Builds the benchmarks: figure -> benchmark."""
+        return {name: build_section(Benchmark, own, f"benchmarks.{name}") for name, own in self.benchmarks.items()}
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError if the harness is missing, does not know a task, or a task's grader has no key."""
+    """Raises ValueError where the harness, a task, or the key of a task's grader is missing."""
     if find_spec("lmms_eval") is None:
         raise ValueError("the harness lmms-eval is not installed: pip install 'evotok[lmms]'.")
     folder = options.task_folder
@@ -98,7 +99,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Ask and score; the answers are written beside the figures, a file a task."""
+    """Runs the harness; the answers are written to the folder of results, a file for each task."""
     options, folder = evaluation.options, evaluation.options.task_folder
     if folder == WORLD:
         folder = str(evaluation.folder / "tasks")
@@ -107,15 +108,14 @@ def run(evaluation: Evaluation) -> Report:
         evaluation.workers.wait()
     found = _ask(evaluation, folder)
     if not evaluation.workers.is_main:
-        return Report({})  # the harness gathers what all found on the main process
+        return Report({})  # the harness gathers the results on the main process
     data = {}
     for task, samples in found["samples"].items():
-        samples = sorted(samples, key=lambda sample: sample["doc_id"])  # as gathered, process by process
-        lines = [json.dumps(_answer(sample), ensure_ascii=False) + "\n" for sample in samples]
-        (evaluation.folder / f"answers-{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+        samples = sorted(samples, key=lambda sample: sample["doc_id"])  # they are gathered process by process
+        write_json_lines(evaluation.folder / f"answers-{task}.jsonl", map(_answer, samples))
         questions = [[sample["doc_id"], sample["doc"], sample["target"]] for sample in samples]
         data[task] = hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()
-    if folder:  # a YAML may hold the folder's own place
+    if folder:  # a YAML file may contain the path of the folder
         paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".yaml")
         data["task_folder"] = sha256(*sorted(paths))
     notes = [f"Asked and scored by lmms-eval {version('lmms-eval')}; the answers are in `answers-*.jsonl`."]
@@ -125,13 +125,10 @@ def run(evaluation: Evaluation) -> Report:
 
 
 def figures_of(found: dict[str, Any], benchmarks: dict[str, Benchmark]) -> dict[str, float]:
-    """Figures of what the harness found: those of benchmarks, then the metrics of other tasks.
-
-    Args:
-        found: the harness's results.
+    """Computes the figures of the benchmarks, then those of other tasks, from the harness's results.
 
     Raises:
-        ValueError: a task has not the metric that a benchmark asks for.
+        ValueError: a task lacks the metric of a benchmark.
     """
     rows: dict[str, dict[str, float]] = {}
     for row in _rows(found):
@@ -147,22 +144,22 @@ def figures_of(found: dict[str, Any], benchmarks: dict[str, Benchmark]) -> dict[
         figures[name] = benchmark.scale * sum(metrics[metric] for metric in benchmark.metrics)
         if benchmark.paper is not None:
             figures[f"{name}_paper"] = benchmark.paper
-        figures |= _asked(found, name, benchmark.task)
+        figures |= _count(found, name, benchmark.task)
     named = {benchmark.task for benchmark in benchmarks.values()}
     for task, metrics in rows.items():
         if task not in named:
             figures |= {task if len(metrics) == 1 else f"{task}_{metric}": value for metric, value in metrics.items()}
-            figures |= _asked(found, task, task)
+            figures |= _count(found, task, task)
     return figures
 
 
-def _asked(found: dict[str, Any], name: str, task: str) -> dict[str, int]:
-    """How many questions a figure is of; the harness does not say it of groups of tasks."""
+def _count(found: dict[str, Any], name: str, task: str) -> dict[str, int]:
+    """Returns the number of questions of a figure; the harness has none for groups of tasks."""
     return {f"{name}_n": found["n-samples"][task]["effective"]} if task in found["n-samples"] else {}
 
 
 def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
-    """The harness's results, None on all but the main process. What it prints goes to stderr."""
+    """Returns the harness's results, None on all but the main process; its prints are redirected to stderr."""
     options = evaluation.options
     with contextlib.redirect_stdout(sys.stderr):
         from lmms_eval.evaluator import simple_evaluate
@@ -172,7 +169,7 @@ def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
 
         manager = _task_manager(folder)
         tasks = _chosen(options, manager.all_subtasks)
-        assert evaluation.load is not None  # TAKES a checkpoint
+        assert evaluation.load is not None
         try:
             return simple_evaluate(
                 model=EvoTokChat(*evaluation.load(), options.batch_size),
@@ -184,16 +181,16 @@ def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
                 random_seed=options.seed,
                 numpy_random_seed=options.seed,
                 torch_random_seed=options.seed,
-                # Where submissions are written, and that scoring needs no images, as on the harness's command line.
+                # Folder of submissions, and scoring without images, as the harness's command line sets them.
                 cli_args=SimpleNamespace(output_path=str(evaluation.folder), process_with_media=False),
             )
         except RetryError as error:  # data that cannot be fetched, or answers that cannot be scored
-            reason = " ".join(str(error.last_attempt.exception()).split())[:200]
+            reason = one_line(error.last_attempt.exception())
             raise ValueError(f"lmms-eval gave up on one of {', '.join(tasks)}: {reason}") from error
 
 
 def _task_manager(folder: str | None) -> Any:
-    """The harness's index of tasks: its own, or those of a folder."""
+    """Builds the harness's index of tasks: its own, or those of a folder."""
     with contextlib.redirect_stdout(sys.stderr):
         from lmms_eval.tasks import TaskManager
 
@@ -201,13 +198,13 @@ def _task_manager(folder: str | None) -> Any:
 
 
 def _chosen(options: Options, in_folder: Collection[str]) -> list[str]:
-    """The tasks to ask: those named, else all of the folder, else those of the benchmarks."""
+    """Returns the tasks to run: those of the options, else all of the folder, else those of the benchmarks."""
     benchmarks = dict.fromkeys(benchmark.task for benchmark in options.figures().values())
     return list(options.tasks or (sorted(in_folder) if options.task_folder else benchmarks))
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every metric that the harness reports, without its errors."""
+    """Returns every metric that the harness reports, without standard errors."""
     rows = []
     for task, metrics in found["results"].items():
         for key, value in metrics.items():
@@ -218,5 +215,5 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _answer(sample: dict[str, Any]) -> dict[str, Any]:
-    """A line of a file of answers."""
+    """Returns a line of a file of answers."""
     return {"question": sample["doc_id"], "answer": sample["filtered_resps"][0], "wanted": str(sample["target"])}

@@ -1,7 +1,7 @@
-"""The networks that GenEval looks through: instance segmentation for things, zero-shot classification for colours.
+"""Networks of GenEval: instance segmentation for things, zero-shot classification for colours.
 
-GenEval detects with Mask2Former (Swin-S, COCO instances), here as Transformers has it, and names colours with CLIP
-ViT-L/14; SigLIP will do, too. Both come from folders on disk.
+GenEval detects with Mask2Former (Swin-S, COCO instances), here Transformers' version, and classifies colours with CLIP
+ViT-L/14; SigLIP can be used, too. Both are loaded from folders.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ GENEVAL_NAMES = {
     "tvmonitor": "tv",
     "hair dryer": "hair drier",
 }
-"""Names that COCO's classes have in checkpoints -> those of the benchmark."""
+"""Class names of checkpoints that differ from the benchmark's -> the benchmark's."""
 COLOR_PROMPTS = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
-BEHIND = "#999999"
-"""What a thing stands on when its colour is asked for."""
+BACKGROUND = "#999999"
+"""Colour of all that is outside a thing's mask when its colour is classified."""
 
 
 def benchmark_names(id2label: dict[int, str]) -> list[str]:
-    """The benchmark's name of each class of a detector."""
+    """Returns the benchmark's name of each class of a detector."""
     return [GENEVAL_NAMES.get(id2label[index], id2label[index]) for index in range(len(id2label))]
 
 
 class InstanceDetector:
-    """Things in pictures, by Mask2Former.
+    """Detector of things in images, Mask2Former.
 
     Args:
         checkpoint: folder of a Mask2Former for instance segmentation.
@@ -54,7 +54,7 @@ class InstanceDetector:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Thing]]:
-        """Things of each picture with a score of at least `CONFIDENCE`."""
+        """Returns the things of each image with a score of at least `CONFIDENCE`."""
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
         found = self.processor.post_process_instance_segmentation(
             self.model(**inputs),
@@ -66,14 +66,14 @@ class InstanceDetector:
 
     def _things(self, found: dict) -> list[Thing]:
         things = []
-        if found["segments_info"]:  # else the map is one of no instances
+        if found["segments_info"]:  # otherwise the map holds no instances
             for mask, about in zip(found["segmentation"].bool().cpu().numpy(), found["segments_info"], strict=True):
                 things.append(Thing(self.names[about["label_id"]], about["score"], box_of(mask), mask))
         return things
 
 
 class ColorClassifier:
-    """Colours of things, by CLIP or SigLIP.
+    """Classifier of the colours of things, CLIP or SigLIP.
 
     Args:
         checkpoint: folder of a model that embeds text and images.
@@ -87,21 +87,21 @@ class ColorClassifier:
         self.embedded: dict[str, torch.Tensor] = {}
 
     def __call__(self, image: Image.Image, things: Sequence[Thing]) -> list[str]:
-        """One of `COLORS` for each of one or more things of one class."""
-        return self.classify([cut_out(image, thing) for thing in things], things[0].label)
+        """Returns one of `COLORS` for each of one or more things of one class."""
+        return self.classify([crop_thing(image, thing) for thing in things], things[0].label)
 
     @torch.inference_mode()
     def classify(self, crops: Sequence[Image.Image], label: str) -> list[str]:
-        """The colour whose texts are the most similar to each crop."""
+        """Returns the colour whose texts are the most similar to each crop."""
         inputs = self.processor(images=list(crops), return_tensors="pt").to(self.model.device)
         features = F.normalize(_pooled(self.model.get_image_features(**inputs)), dim=-1)  # (I, D)
         return [COLORS[index] for index in (features @ self._text_features(label).T).argmax(-1).tolist()]
 
     def _text_features(self, label: str) -> torch.Tensor:
-        """(colours, D): mean over the wordings of `COLOR_PROMPTS`, each of length 1."""
+        """Computes the mean of unit features over the wordings of `COLOR_PROMPTS`: (colours, D)."""
         if label not in self.embedded:
             texts = [wording.format(color=color, label=label) for color in COLORS for wording in COLOR_PROMPTS]
-            # SigLIP was trained on texts padded to its full length; CLIP does not mind.
+            # SigLIP was trained on texts padded to the full length, and CLIP's features do not depend on padding.
             inputs = self.processor(
                 text=texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
             ).to(self.model.device)
@@ -114,8 +114,8 @@ def _pooled(output) -> torch.Tensor:
     return getattr(output, "pooler_output", output)
 
 
-def cut_out(image: Image.Image, thing: Thing) -> Image.Image:
-    """A thing in its box, all that is not of its mask covered with `BEHIND`."""
+def crop_thing(image: Image.Image, thing: Thing) -> Image.Image:
+    """Crops an image to the box of a thing; all outside its mask is covered with `BACKGROUND`."""
     if thing.mask is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, BEHIND), Image.fromarray(thing.mask))
+        image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), Image.fromarray(thing.mask))
     return image.crop([round(side) for side in thing.box])

@@ -1,11 +1,11 @@
-"""GenEval (Ghosh et al., 2023): its prompts, and its rules of what a right picture is, over the things found in it.
+"""GenEval (Ghosh et al., 2023): its prompts, and its rules for right images, over the things detected in an image.
 
-No network here: the rules are functions of boxes, scores and names. Whoever detects, `judge` decides as the benchmark's
-own script does, with the thresholds that the script has.
+The rules are functions of boxes, scores and names, with the thresholds of the benchmark's own script; the networks are
+in `detectors.py`.
 
 A record is a line of the benchmark's `evaluation_metadata.jsonl`: `tag` (the task), `prompt`, `include` and, for
-counting, `exclude`: clauses with a `class`, a `count` and perhaps a `color` or a `position` (relation, index of the
-clause that it relates to).
+counting, `exclude`: clauses with a `class`, a `count` and possibly a `color` or a `position` (relation, index of the
+other clause).
 """
 
 import json
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ...data.errors import one_line
+from ..sequences import pick_evenly
 
 
 TASKS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
@@ -26,18 +29,18 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 
 CONFIDENCE = 0.3
-"""A thing counts above this score,"""
+"""Least score of a thing,"""
 COUNTING_CONFIDENCE = 0.9
-"""and where things are counted, above this one, since the detector sees the same thing twice."""
+"""and where things are counted, since the detector finds the same thing twice."""
 MOST = 16
-"""Things of a class, the surest ones."""
+"""Most things of a class, those with the highest scores."""
 APART = 0.1
-"""A centre is beside another only by more than this share of both sizes."""
+"""Least distance of two centres in a direction, as a share of both sizes."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something found in a picture."""
+    """Thing detected in an image."""
 
     label: str
     score: float
@@ -48,16 +51,16 @@ class Thing:
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a mask (H, W) that is not empty; the last two just outside."""
+    """Returns left, top, right and bottom of a mask (H, W) that is not empty; right and bottom are exclusive."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The benchmark's prompts.
+    """Reads the benchmark's prompts.
 
     Raises:
-        ValueError: no such file, a line of another form, or not the benchmark's number of prompts of a task.
+        ValueError: no such file, a line of another format, or another number of prompts of a task than the benchmark's.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +71,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             _check_record(record)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)
             raise ValueError(f"{path}, line {number}: no prompt of GenEval ({reason}): copy the file again.") from None
         records.append(record)
     for task, wanted in TASKS.items():
@@ -79,7 +82,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_record(record: dict[str, Any]) -> None:
-    """Raises an error of any type for what `judge` could not work with."""
+    """Raises an error of any type for a record that `judge` cannot use."""
     if record["tag"] not in TASKS or not isinstance(record["prompt"], str) or not record["include"]:
         raise ValueError("tag, prompt or include")
     for index, clause in enumerate([*record["include"], *record.get("exclude", [])]):
@@ -92,20 +95,16 @@ def _check_record(record: dict[str, Any]) -> None:
             raise ValueError("position")
 
 
-def pick(records: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
-    """`limit` records of each task, from all over the list; all of them for None."""
+def pick_records(records: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """Picks `limit` records of each task evenly; all records, in their order, for None."""
     if limit is None:
         return list(records)
-    chosen = []
-    for task in dict.fromkeys(record["tag"] for record in records):
-        own = [record for record in records if record["tag"] == task]
-        count = min(limit, len(own))
-        chosen += [own[i * len(own) // count] for i in range(count)]
-    return chosen
+    tasks = dict.fromkeys(record["tag"] for record in records)
+    return [record for task in tasks for record in pick_evenly([one for one in records if one["tag"] == task], limit)]
 
 
 def select(things: Sequence[Thing], least: float = 0.0) -> dict[str, list[Thing]]:
-    """Label -> the things with a score above `least`, the `MOST` surest ones, the surest first."""
+    """Groups things with a score above `least` by label: the `MOST` of the highest scores, in descending order."""
     found: dict[str, list[Thing]] = {}
     for thing in sorted(things, key=lambda thing: -thing.score):
         if thing.score > least and len(found.setdefault(thing.label, [])) < MOST:
@@ -114,9 +113,9 @@ def select(things: Sequence[Thing], least: float = 0.0) -> dict[str, list[Thing]
 
 
 def relations(thing: Thing, other: Thing) -> set[str]:
-    """Where a thing is, seen from another: some of `RELATIONS`, two for a clear diagonal, none for one on the other.
+    """Returns the relations of a thing to another, of `RELATIONS`: two on a diagonal, none where they overlap much.
 
-    The offset of the centres, less `APART` of both sizes in each direction, must be more than half of the distance.
+    In a direction, the offset of the centres less `APART` of both sizes must be more than half of their distance.
     """
     boxes = np.array([thing.box, other.box], dtype=float).reshape(2, 2, 2)  # thing, corner, x and y
     offset = boxes[0].mean(0) - boxes[1].mean(0)
@@ -133,14 +132,14 @@ ColorsOf = Callable[[Sequence[Thing]], list[str]]
 
 
 def judge(record: dict[str, Any], found: dict[str, list[Thing]], colors_of: ColorsOf) -> list[str]:
-    """What is wrong with a picture, in words; nothing for a right one.
+    """Returns what is wrong with an image, in words; nothing for a right one.
 
-    All clauses of `include` must hold, and none of `exclude`. Of each class only the `count` surest things are looked
-    at; more than `count` are fine unless excluded.
+    All clauses of `include` must hold, and none of `exclude`. Of each class only the `count` things with the highest
+    scores are checked; more than `count` are right unless excluded.
 
     Args:
-        found: as `select` gives it.
-        colors_of: the colours of things of one class.
+        found: from `select`.
+        colors_of: returns the colours of things of one class.
     """
     faults, groups = [], []
     for clause in record["include"]:
@@ -156,7 +155,7 @@ def judge(record: dict[str, Any], found: dict[str, list[Thing]], colors_of: Colo
 
 
 def _fault(clause: dict[str, Any], things: list[Thing], groups: list, colors_of: ColorsOf) -> str:
-    """What a clause misses, or ""; `groups` are the things of the clauses before it, None where they failed."""
+    """Returns what a clause lacks, or ""; `groups` are the things of the clauses before it, None where they failed."""
     label, count = clause["class"], clause["count"]
     if len(things) < count:
         return f"{label}: {len(things)} of {count}"
@@ -175,11 +174,11 @@ def _fault(clause: dict[str, Any], things: list[Thing], groups: list, colors_of:
     return ""
 
 
-def scores(tags: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
-    """`overall`, the mean of the tasks, and the share of right pictures of each task.
+def task_shares(tags: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
+    """Computes the share of right images of each task, and `overall`, the mean of the tasks.
 
     Args:
-        tags, right: task of each picture, and whether it is right.
+        tags, right: task of each image, and whether it is right.
     """
     tasks = dict.fromkeys(tags)
     shares = {task: float(np.mean([ok for tag, ok in zip(tags, right, strict=True) if tag == task])) for task in tasks}

@@ -1,7 +1,7 @@
-"""Pictures of a benchmark's prompts in a folder, each generated once, whoever generates it.
+"""Images of prompts in folders of the results: each is generated once, by this process, by others, or by servers.
 
-The seed of a picture depends on its place in the list of pictures and the options alone: so a run that was cut off, one
-of many processes, and servers that run the model generate what one process does.
+The seed of an image depends on the options and on its index in the list of images alone: an interrupted run that is
+continued, several processes, and servers that run the model generate the images of one process.
 """
 
 import hashlib
@@ -18,35 +18,36 @@ from PIL import Image
 from ...data.atomic_files import whole_file
 from ...processing.image_loading_evotok import EvoTokImageError, load_image
 from ..inference import generate_images
-from ..suite import Evaluation, SuiteOptions
+from ..sequences import split_batches
+from ..suite import Evaluation, SuiteOptions, require_at_least
 
 
-DRAWN = "drawn.json"
-SERVED_AT_ONCE = 8
-"""Pictures asked of servers between two steps of the progress bar, for each request that they have open."""
+NOTE = "drawn.json"
+"""File of a folder of images with the settings that they were generated with."""
+REQUESTS_PER_STEP = 8
+"""Images that servers generate in one step of the progress bar, for each request that they have open."""
 _SETTINGS = ("seed", "guidance_scale", "guidance_min_p")
 _FORMATS = {".png": {"format": "PNG"}, ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0}}
 
 
 @dataclass
-class DrawingOptions(SuiteOptions):
-    """What a suite that generates pictures can be told."""
+class GenerationOptions(SuiteOptions):
+    """Options of a suite that generates images."""
 
     images: int = 4
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     guidance_scale: float = 7.5
-    """Weight of the prompt, the paper's by default; 1: no guidance."""
+    """Guidance scale, the paper's by default; 1: no guidance."""
     guidance_min_p: float | None = None
-    """Least probability, as a share of the best code's, from which on guidance may choose a code; the checkpoint's own
+    """Least probability of a code that guidance may choose, as a share of the likeliest code's; the checkpoint's own
     when left out."""
     engine: str | None = None
-    """Addresses of servers that run the checkpoint (`evotok serve`), with commas between them, to generate the pictures
-    by; in this process when left out."""
+    """Addresses of servers that run the checkpoint (`evotok serve`), separated by commas, which generate the images;
+    this process generates them when left out."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.images < 1:
-            raise ValueError(f"images={self.images} must be at least 1.")
+        require_at_least(self, 1, "images")
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale={self.guidance_scale} must be 0 or more.")
         if self.guidance_min_p is not None and not 0 <= self.guidance_min_p <= 1:
@@ -54,153 +55,132 @@ class DrawingOptions(SuiteOptions):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A picture to draw."""
+class PlannedImage:
+    """Image that a folder shall hold."""
 
     prompt: str
     file: str
-    """Its place in the folder; the suffix says the format, `.png` or `.jpeg`."""
+    """Path in the folder; the suffix is the format, `.png` or `.jpeg`."""
 
 
-def draw_missing(evaluation: Evaluation, wanted: Mapping[str, Sequence[Wanted]]) -> str:
-    """Draw what folders of the results lack, all processes together; the model is loaded if there is anything to draw.
-
-    The sampling values are the checkpoint's own but for `guidance_scale`. Pictures of another checkpoint, of other
-    prompts or options go first: whoever asks for them anew has said `--restart`.
-
-    Args:
-        wanted: name of the folder -> pictures in it.
-
-    Returns:
-        In what precision they were drawn, now or earlier; more than one, if a run went on elsewhere.
-
-    Raises:
-        ValueError: a folder is not ours, or a picture in it cannot be read; nothing has been drawn then.
-    """
-    options, workers = evaluation.options, evaluation.workers
-    folders = {evaluation.folder / name: pictures for name, pictures in wanted.items()}
-    if workers.is_main:
-        for folder, pictures in folders.items():
-            _prepare(folder, pictures, evaluation)
-    workers.wait()
-    missing = []
-    for folder, pictures in folders.items():
-        check_pictures(folder / picture.file for picture in pictures if (folder / picture.file).exists())
-        for index, picture in enumerate(pictures):
-            if not (folder / picture.file).exists():
-                missing.append(Order(picture.prompt, picture_seed(options.seed, index), folder / picture.file))
-    workers.wait()  # until all have looked
-    if missing:
-        _draw(evaluation, missing, list(folders))
-    return ", ".join(sorted({dtype for folder in folders for dtype in _read_note(folder).get("dtypes", [])}))
-
-
-class Order(NamedTuple):
-    """A picture that is missing."""
+class MissingImage(NamedTuple):
+    """Planned image that is not there yet."""
 
     prompt: str
     seed: int
     path: Path
 
 
-def _draw(evaluation: Evaluation, missing: Sequence[Order], folders: Sequence[Path]) -> None:
-    """Generates pictures, in this process or by servers."""
+def generate_missing(evaluation: Evaluation, planned: Mapping[str, Sequence[PlannedImage]]) -> str:
+    """Generates the planned images that folders of the results lack; all processes call it together.
+
+    The model is loaded where an image is missing. The sampling values are the checkpoint's own but for guidance.
+    Images of another checkpoint, of other prompts or of other options are removed first.
+
+    Args:
+        planned: name of the folder -> its images.
+
+    Returns:
+        Precision that the images were generated in; several, where a run was continued in another one.
+
+    Raises:
+        ValueError: a folder with other files, or an image that cannot be read; nothing has been generated then.
+    """
+    options, workers = evaluation.options, evaluation.workers
+    folders = {evaluation.folder / name: images for name, images in planned.items()}
+    if workers.is_main:
+        for folder, images in folders.items():
+            _prepare(folder, images, evaluation)
+    workers.wait()
+    missing = []
+    for folder, images in folders.items():
+        check_images(folder / image.file for image in images if (folder / image.file).exists())
+        for index, image in enumerate(images):
+            if not (folder / image.file).exists():
+                missing.append(MissingImage(image.prompt, image_seed(options.seed, index), folder / image.file))
+    workers.wait()  # every process has its list before the first image is written
+    if missing:
+        _generate(evaluation, missing, list(folders))
+    return ", ".join(sorted({dtype for folder in folders for dtype in _read_note(folder).get("dtypes", [])}))
+
+
+def _generate(evaluation: Evaluation, missing: Sequence[MissingImage], folders: Sequence[Path]) -> None:
+    """Generates images in this process or by servers, and notes the precision."""
     options, workers = evaluation.options, evaluation.workers
     sampling = {"guidance_scale": options.guidance_scale, "guidance_min_p": options.guidance_min_p}
     if evaluation.servers is not None:
-        size, dtype = SERVED_AT_ONCE * evaluation.servers.at_once, "served"
+        size, dtype = REQUESTS_PER_STEP * evaluation.servers.at_once, "served"
+        given = {name: value for name, value in sampling.items() if value is not None}
 
-        def draw(batch: Sequence[Order]) -> None:
-            values = {name: value for name, value in sampling.items() if value is not None}
-            orders = [(order.prompt, order.seed) for order in batch]
-            for index, image in evaluation.servers.generate_images(orders, **values):
-                save_whole(image, batch[index].path)
+        def generate(batch: Sequence[MissingImage]) -> None:
+            requests = [(image.prompt, image.seed) for image in batch]
+            for index, image in evaluation.servers.generate_images(requests, **given):
+                save_image(image, batch[index].path)
     else:
         model, processor = evaluation.load()
         size, dtype = options.batch_size, str(model.dtype).removeprefix("torch.")
 
-        def draw(batch: Sequence[Order]) -> None:
-            prompts, seeds = [order.prompt for order in batch], [order.seed for order in batch]
+        def generate(batch: Sequence[MissingImage]) -> None:
+            prompts, seeds, paths = zip(*batch, strict=True)
             images = generate_images(model, processor, prompts, batch_size=size, seeds=seeds, **sampling)
-            for image, order in zip(images, batch, strict=True):
-                save_whole(image, order.path)
+            for image, path in zip(images, paths, strict=True):
+                save_image(image, path)
 
     if workers.is_main:
         for folder in folders:
             note = _read_note(folder)
             _write_note(folder, note | {"dtypes": sorted({*note.get("dtypes", []), dtype})})
-    workers.map(draw, [missing[start : start + size] for start in range(0, len(missing), size)], "pictures")
+    workers.map(generate, split_batches(missing, size), "pictures")
     workers.wait()
 
 
-def picture_seed(seed: int, index: int) -> int:
-    """Of a picture's generator: neighbours share nothing."""
+def image_seed(seed: int, index: int) -> int:
+    """Returns the seed of an image's generator; those of neighbours are unrelated."""
     return random.Random(f"{seed}/{index}").getrandbits(63)
 
 
-def save_whole(image: Image.Image, path: Path) -> None:
-    """Write a picture that appears under its name when it is complete."""
+def save_image(image: Image.Image, path: Path) -> None:
+    """Saves an image in one atomic write, in the format of the suffix."""
     with whole_file(path) as part:
         image.save(part, **_FORMATS[path.suffix])
 
 
-def check_pictures(paths: Iterable[Path]) -> None:
-    """Raises ValueError for the first file that is no picture."""
+def check_images(paths: Iterable[Path]) -> None:
+    """Raises ValueError for the first file that cannot be read as an image."""
     for path in paths:
         try:
             load_image(path)
         except EvoTokImageError as error:
-            raise ValueError(f"{error} Or remove it, and it is drawn again.") from None
+            raise ValueError(f"{error} Or remove it, and it is generated again.") from None
 
 
-def _prepare(folder: Path, wanted: Sequence[Wanted], evaluation: Evaluation) -> None:
-    """A folder for pictures of this checkpoint, these prompts and options, with those that it has already."""
-    listed = json.dumps([[picture.prompt, picture.file] for picture in wanted])
+def _prepare(folder: Path, images: Sequence[PlannedImage], evaluation: Evaluation) -> None:
+    """Creates a folder for images of these settings, or keeps it with the images of the same settings."""
+    listed = json.dumps([[image.prompt, image.file] for image in images])
     settings = {name: getattr(evaluation.options, name) for name in _SETTINGS}
     settings["checkpoint_sha256"] = evaluation.checkpoint_sha256
-    # The other sampling values are among these.
-    settings["checkpoint_settings"] = evaluation.files.get("checkpoint_settings")
+    settings["checkpoint_settings"] = evaluation.files.get("checkpoint_settings")  # the other sampling values
     settings["pictures_sha256"] = hashlib.sha256(listed.encode()).hexdigest()
     note = _read_note(folder)
     if {name: value for name, value in note.items() if name != "dtypes"} == settings:
         return
     if folder.exists():
-        if not (folder / DRAWN).is_file() and any(folder.iterdir()):
-            raise ValueError(f"{folder}: has files, but no {DRAWN}: move them elsewhere, pictures are drawn here.")
+        if not (folder / NOTE).is_file() and any(folder.iterdir()):
+            raise ValueError(f"{folder}: has files, but no {NOTE}: move them elsewhere, images are generated here.")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     _write_note(folder, settings)
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """What pictures of a folder were drawn from, and in what precision; nothing if that is not known."""
+    """Reads the settings and the precision of a folder's images; an empty dict where they are unknown."""
     try:
-        note = json.loads((folder / DRAWN).read_text(encoding="utf-8"))
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 
 
 def _write_note(folder: Path, note: dict[str, Any]) -> None:
-    with whole_file(folder / DRAWN) as part:
+    with whole_file(folder / NOTE) as part:
         part.write_text(json.dumps(note) + "\n", encoding="utf-8")
-
-
-# --- GenEval's layout ------------------------------------------------------------------------------------------------
-
-
-def in_numbered_folders(prompts: Sequence[str], images: int) -> list[Wanted]:
-    """Pictures of all prompts as GenEval lays them out: `00000/samples/0000.png`."""
-    return [
-        Wanted(prompt, f"{index:05d}/samples/{copy:04d}.png")
-        for index, prompt in enumerate(prompts)
-        for copy in range(images)
-    ]
-
-
-def write_metadata(folder: Path, records: Sequence[dict[str, Any]]) -> None:
-    """`00000/metadata.jsonl` and so on, beside the pictures, for scorers that read GenEval's layout."""
-    for index, record in enumerate(records):
-        path = folder / f"{index:05d}" / "metadata.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""The model card of EvoTok-mini, rendered from the results of `evotok eval` and `config.json` in its folder.
+"""Model card of EvoTok-mini, rendered from the results of `evotok eval` and `config.json` in its folder.
 
     evotok eval mini assets/evotok-mini --out docs/results/mini
     python -m evotok.cards.mini assets/evotok-mini docs/results/mini
 
 The second command copies the results beside the checkpoint and renders `README.md`. Every measured number in the card
-is one of theirs; what is not measured is left out.
+is one of theirs; sections without results are left out.
 """
 
 import argparse
@@ -12,17 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from evotok.cards.checkpoint import TAGS, USAGE, parts_table, render_template
 from evotok.cards.results import results_sections
-from evotok.cards.sections import COMMANDS, FILES, MINI, left_out, read_suite, read_suites, table
+from evotok.cards.suites import COMMANDS, FILES, MINI, outdated_results, read_suite, read_suites
 from evotok.commands.checkpoints import find_checkpoint
 from evotok.commands.files import new_files
-from evotok.eval.suite import read_results, sha256
+from evotok.eval.results import RESULTS, read_results
+from evotok.eval.suite import sha256
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig
 
 
-TAGS = ["evotok", "image-tokenizer", "residual-vector-quantization", "text-to-image", "image-text-to-text"]
 HUB_RESULTS = {  # figure -> task of the Hub, metric, its name
     "psnr_new_style_depth4": ("image-feature-extraction", "psnr", "PSNR of 4 levels, held-out styles"),
     "probe_share_16": ("image-feature-extraction", "accuracy", "probe on decoded semantics, share of the teacher's"),
@@ -34,38 +35,6 @@ HUB_RESULTS = {  # figure -> task of the Hub, metric, its name
     "geneval_overall": ("text-to-image", "geneval", "GenEval's tasks, seen pairs"),
     "geneval_overall_held": ("text-to-image", "geneval", "GenEval's tasks, held-out pairs"),
 }
-
-USAGE = """\
-```python
-import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor
-
-import evotok  # or, without the package: trust_remote_code=True in both calls below
-
-model = AutoModelForMultimodalLM.from_pretrained("assets/evotok-mini")
-processor = AutoProcessor.from_pretrained("assets/evotok-mini")
-to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-
-# text -> image
-chat = [{"role": "user", "content": "a red heart left of a blue star on a yellow background"}]
-inputs = processor.apply_chat_template(chat, generation_mode="image", **to_tensors)
-generator = torch.Generator().manual_seed(0)
-codes = model.generate(**inputs, generation_mode="image", guidance_scale=7.5, generator=generator)
-image = processor.post_process_image_generation(model.decode_image_tokens(codes))[0]
-image.save("heart.png")
-
-# image -> text
-question = {"type": "text", "text": "What color is the background?"}
-chat = [{"role": "user", "content": [{"type": "image", "image": image}, question]}]
-inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **to_tensors)
-tokens = model.generate(**inputs, max_new_tokens=16)
-print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-
-# image <-> codes
-inputs = processor(images=image, return_tensors="pt")
-codes = model.model.vq_model.encode(inputs["pixel_values"])  # (1, positions, levels)
-pixels = model.model.vq_model.decode_pixels(codes, depth=2)  # any prefix of the levels
-```"""
 
 TEMPLATE = """\
 ---
@@ -105,7 +74,7 @@ The recipes are in `configs/mini/`; `make mini` runs them in this order.
 
 ## Results
 
-A target was set before training. {{ met }}
+The targets were set before training. {{ met }}
 
 {{ results }}
 
@@ -119,11 +88,10 @@ checkpoint.
 
 ## Limits
 
-- The model knows 48 names, nine colours and the sentences of its recipes, in English. Photographs, other words and open
-  conversation are out of its reach.
-- Scenes from text show one canonical drawing of each thing, {{ thing_size }} px wide, in fixed places.
-- The detector of generated scenes compares with these canonical drawings; it does not measure beauty or likeness to
-  photographs.
+- The model is limited to 48 names, nine colours and the sentences of its recipes, in English. It cannot process
+  photographs, other words or open conversation.
+- Scenes from text show one canonical icon of each thing, {{ thing_size }} px wide, in fixed places.
+- The detector of generated scenes compares with these canonical icons; it measures no aesthetic quality.
 - It was not tested for bias.
 """
 
@@ -141,10 +109,10 @@ def write_card(folder: Path) -> None:
 
 
 def render_card(suites: dict[str, dict[str, Any]], config: EvoTokConfig) -> str:
-    """The card as Markdown with a YAML head, ending in a line break.
+    """Renders the card as Markdown with YAML metadata.
 
     Args:
-        suites: what `read_suites` found, that of the suite `mini` among it.
+        suites: results of `read_suites`, those of the suite `mini` included.
     """
     figures = suites[MINI]["figures"]
     data = ModelCardData(
@@ -158,21 +126,20 @@ def render_card(suites: dict[str, dict[str, Any]], config: EvoTokConfig) -> str:
     )
     targets = [name for name in figures if f"{name}_target" in figures]
     met = sum(figures[name] >= figures[f"{name}_target"] for name in targets)
-    card = ModelCard.from_template(
+    return render_template(
         data,
-        template_str=TEMPLATE,
+        TEMPLATE,
         size=config.vq_config.image_size,
         thing_size=config.vq_config.image_size // 2,
-        parts=_parts(suites[MINI], config),
+        parts=parts_table(config, {row["part"]: row["parameters"] for row in suites[MINI]["tables"]["parameters"]}),
         usage=USAGE,
         met=f"{met} of {len(targets)} targets are met.",
         results=results_sections(suites),
     )
-    return f"{str(card).rstrip()}\n"
 
 
 def hub_results(figures: dict[str, float]) -> list[EvalResult]:
-    """Figures for the Hub's metadata, those that were measured."""
+    """Converts figures to the Hub's metadata."""
     return [
         EvalResult(
             task_type=task,
@@ -187,33 +154,16 @@ def hub_results(figures: dict[str, float]) -> list[EvalResult]:
     ]
 
 
-def _parts(results: dict[str, Any], config: EvoTokConfig) -> str:
-    vq, text, depth = config.vq_config, config.text_config, config.depth_decoder_config
-    grid = f"{vq.image_size} px, {vq.grid_size} x {vq.grid_size} positions"
-    sizes = {
-        "image tokenizer": f"{grid}, {vq.num_codebooks} residual levels of {vq.codebook_size:,} codes, "
-        f"{vq.num_pixel_codebooks} of them for pixels",
-        "language model": f"{text.model_type}, {text.num_hidden_layers} layers, {text.hidden_size} wide, "
-        f"{text.vocab_size:,} tokens",
-        "depth decoder": f"{depth.num_hidden_layers} layers, {depth.hidden_size} wide, {depth.num_codebooks} codes a "
-        "position",
-        "all": "with projectors",
-    }
-    counts = {row["part"]: row["parameters"] for row in results["tables"]["parameters"]}
-    rows = [(part, size, f"{counts[part] / 1e6:.1f} M") for part, size in sizes.items()]
-    return table(("part", "size", "parameters"), rows)
-
-
 def copy_results(folder: Path, results: Path, weights: list[Path]) -> None:
     """Copies the `results.json` of a folder of results beside a checkpoint, under the name of its suite.
 
     Raises:
-        ValueError: results of another suite than the card shows, unfinished ones, or of other weights.
+        ValueError: results of a suite that the card does not show, unfinished ones, or of other weights.
     """
     suite = read_results(results)["suite"]
     if suite not in FILES:
         raise ValueError(f"{results}: results of {suite}: the card shows those of {', '.join(COMMANDS)}.")
-    path = results / "results.json"
+    path = results / RESULTS
     if read_suite(path, suite)["checkpoint_sha256"] != sha256(*weights):
         raise ValueError(f"{results}: results of other weights than those in {folder}: measure this checkpoint.")
     with new_files(folder, overwrite=True) as reserve:
@@ -221,7 +171,7 @@ def copy_results(folder: Path, results: Path, weights: list[Path]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Copies results beside a checkpoint and renders its card; the exit code."""
+    """Copies results beside a checkpoint and renders its card; returns the exit code."""
     parser = argparse.ArgumentParser(description="Render the model card of a checkpoint from results of evotok eval.")
     parser.add_argument("checkpoint", help="folder of a checkpoint, or mini")
     parser.add_argument("results", nargs="*", type=Path, help="folders of the suites mini and understanding")
@@ -231,7 +181,8 @@ def main(argv: list[str] | None = None) -> int:
         for results in options.results:
             copy_results(checkpoint.folder, results, checkpoint.weights)
         write_card(checkpoint.folder)
-        lines = left_out(checkpoint.folder, read_suite(checkpoint.folder / FILES[MINI], MINI)["checkpoint_sha256"])
+        weights = read_suite(checkpoint.folder / FILES[MINI], MINI)["checkpoint_sha256"]
+        lines = outdated_results(checkpoint.folder, weights)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
     for line in lines:

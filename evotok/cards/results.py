@@ -1,25 +1,26 @@
-"""The results in the model card of EvoTok-mini: tables of the figures that `evotok eval mini` wrote."""
+"""Sections of the model card of EvoTok-mini with the results of `evotok eval`."""
 
 from typing import Any
 
-from evotok.cards.sections import COMMANDS, MINI, by_the_harness, table
+from evotok.cards.suites import COMMANDS, HARNESS, MINI
 from evotok.data.world.evaluation import QUESTION_SETS
 from evotok.data.world.prompts import TASKS
+from evotok.eval.results import markdown_table
 
 
-TOKENIZER = {  # how figures begin -> what they are, and digits; the last number of the name is put in
+TOKENIZER = {  # prefix of figures -> label with the last number of the name, digits
     "psnr_new_style_depth": ("PSNR at depth {}, dB", 2),
     "semantic_gain_": ("gain of the cosine to the teacher, from the levels for pixels to level {}", 3),
     "probe_gain_": ("gain of the probe's accuracy, from the levels for pixels to level {}", 3),
     "probe_share_": ("accuracy of the probe at level {}, share of the teacher's", 3),
 }
-CELLS = {  # figures of `geneval_overall` -> what is generated
+VARIANTS = {  # suffix of `geneval_overall` -> label
     "": "seen pairs, CFG 7.5",
     "_held": "held-out pairs, CFG 7.5",
     "_held_no_min_p": "held-out pairs, CFG 7.5 without `guidance_min_p`",
     "_held_cfg1": "held-out pairs, CFG 1",
 }
-EMOJI = {
+EMOJI = {  # figure -> label
     "t2i_top5_train_cfg7.5": "CFG 7.5",
     "t2i_top5_train_cfg1": "CFG 1",
     "t2i_top5_train_ceiling": "the emoji themselves, through the image tokenizer",
@@ -27,17 +28,17 @@ EMOJI = {
 
 
 def results_sections(suites: dict[str, dict[str, Any]]) -> str:
-    """Sections of what was measured, as Markdown.
+    """Renders the sections of the suites as Markdown.
 
     Args:
-        suites: suite -> its results, that of `mini` among them.
+        suites: suite -> its results, those of `mini` included.
     """
     results = suites[MINI]
     figures, tables = results["figures"], results["tables"]
     sections = [
         _tokenizer(figures, tables),
         _questions(figures),
-        by_the_harness(suites),
+        _harness(suites),
         _composition(figures, tables),
         _emoji(figures),
         _how_measured(results),
@@ -50,7 +51,7 @@ def _value(figures: dict[str, float], name: str, digits: int = 3) -> str:
 
 
 def _judged(figures: dict[str, float], name: str) -> list[str]:
-    """Cells: the target, and whether it is met."""
+    """Returns two cells: the target, and whether it is met."""
     target = figures.get(f"{name}_target")
     return ["", ""] if target is None else [f"{target:g}", "yes" if figures[name] >= target else "**no**"]
 
@@ -60,11 +61,11 @@ def _tokenizer(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]
         return ""
     rows = [
         [
-            said.format(name.rpartition("_")[2].removeprefix("depth")),
+            label.format(name.rpartition("_")[2].removeprefix("depth")),
             _value(figures, name, digits),
             *_judged(figures, name),
         ]
-        for prefix, (said, digits) in TOKENIZER.items()
+        for prefix, (label, digits) in TOKENIZER.items()
         for name in figures
         if name.startswith(prefix) and name[-1].isdecimal()
     ]
@@ -76,9 +77,9 @@ def _tokenizer(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]
     return f"""\
 ### Image tokenizer, {figures["psnr_new_style_n"]:,} scenes in held-out styles
 
-{table(("", "value", "target", "met"), rows)}
+{markdown_table(("", "value", "target", "met"), rows)}
 
-{table(header, levels)}
+{markdown_table(header, levels)}
 
 The probe reads the thing at a patch from decoded semantics. It is fitted on the features of the vision tower, on which
 its accuracy is {_value(figures, "probe_teacher")}; always the commonest thing: {_value(figures, "probe_baseline")}. The
@@ -99,10 +100,29 @@ def _questions(figures: dict[str, float]) -> str:
     return f"""\
 ### Questions
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
 Scenes in held-out styles, but where the table says otherwise. Greedy answers, exact match but for case, space and
-punctuation. *Continuous features*: the same model, given the features of the encoder before quantisation."""
+punctuation. *Continuous features*: the same model with the features of the encoder before quantisation."""
+
+
+def _harness(suites: dict[str, dict[str, Any]]) -> str:
+    """Renders the section of the same questions, scored by lmms-eval; empty without its results."""
+    if HARNESS not in suites:
+        return ""
+    figures, version = suites[HARNESS]["figures"], suites[HARNESS]["versions"]["lmms-eval"]
+    rows = [
+        [asked.asks, f"{figures[f'{name}_n']:,}", f"{figures[name]:.3f}"]
+        for name, asked in QUESTION_SETS.items()
+        if name in figures
+    ]
+    return f"""\
+### The same questions through lmms-eval
+
+{markdown_table(("question", "n", "exact match"), rows)}
+
+Asked and scored by [lmms-eval](https://github.com/EvolvingLMMs-Lab/lmms-eval) {version}, to which EvoTok is a plugin:
+`{COMMANDS[HARNESS]}`."""
 
 
 def _composition(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> str:
@@ -115,20 +135,20 @@ def _composition(figures: dict[str, float], tables: dict[str, list[dict[str, Any
         cells = [_value(figures, seen), *_judged(figures, seen), _value(figures, held), *_judged(figures, held)]
         rows.append([task.replace("_", " "), *cells])
     compared = [
-        [said, f"{figures[f'geneval_overall{suffix}_n']:,}", _value(figures, f"geneval_overall{suffix}")]
-        for suffix, said in CELLS.items()
+        [label, f"{figures[f'geneval_overall{suffix}_n']:,}", _value(figures, f"geneval_overall{suffix}")]
+        for suffix, label in VARIANTS.items()
         if f"geneval_overall{suffix}" in figures
     ]
-    for suffix, said in (("", "seen"), ("_held", "held-out")):
-        real = f"real scenes of {said} pairs"
+    for suffix, pairs in (("", "seen"), ("_held", "held-out")):
+        real = f"real scenes of {pairs} pairs"
         compared.append([f"{real}: accuracy of the detector", "", _value(figures, f"geneval_detector{suffix}")])
         compared.append([f"{real} after the image tokenizer", "", _value(figures, f"geneval_ceiling{suffix}")])
     return f"""\
 ### Text to image, GenEval's tasks in the world
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
-{table(("images", "n", "overall"), compared)}
+{markdown_table(("images", "n", "overall"), compared)}
 
 An image counts when it shows all that its prompt determines (background, things, their number, colours and relation)
 and nothing else, by a detector without learned weights. {_guidance(figures)}"""
@@ -144,17 +164,17 @@ def _guidance(figures: dict[str, float]) -> str:
 
 def _emoji(figures: dict[str, float]) -> str:
     rows = []
-    for name, said in EMOJI.items():
+    for name, label in EMOJI.items():
         if name in figures:
             count = figures.get(f"{name}_n")
             n, same = "" if count is None else f"{count:,}", _value(figures, f"{name}_same_style")
-            rows.append([said, n, _value(figures, name), *_judged(figures, name), same])
+            rows.append([label, n, _value(figures, name), *_judged(figures, name), same])
     if not rows:
         return ""
     return f"""\
 ### Text to image, single emoji in a named style
 
-{table(("images", "n", "top-5", "target", "met", "top-5 in that style"), rows)}
+{markdown_table(("images", "n", "top-5", "target", "met", "top-5 in that style"), rows)}
 
 Prompts name a thing and a style of the training set (`a heart, noto style`). An image counts when its emoji is among
 the five nearest of all emoji in all styles, by pooled features of EfficientNet-Lite0. Chance is

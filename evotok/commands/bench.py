@@ -1,4 +1,4 @@
-"""`evotok bench`: what the engine costs, beside a plain reference and the machine's own limits."""
+"""`evotok bench`: measures time and memory, against a plain reference and the limits of the machine."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ EXAMPLES = """  evotok bench quantizer --threads 2
   evotok bench generate --dtype float32 --json generate.json
   evotok bench loss --size tiny
   evotok bench serve --repeats 1        # with vLLM where it is installed"""
-SUITES = {
+BENCHMARKS = {  # name -> module
     "quantizer": "quantizer",
     "depth": "depth",
     "generate": "generation",
@@ -26,9 +26,9 @@ SUITES = {
 
 
 def run(
-    suite: Annotated[
-        Literal["quantizer", "depth", "generate", "loss", "serve", "train"],
-        typer.Argument(metavar="SUITE", help="what to time"),
+    benchmark: Annotated[
+        Literal[tuple(BENCHMARKS)],
+        typer.Argument(metavar="BENCHMARK", help="what to measure"),
     ],
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")
@@ -40,16 +40,16 @@ def run(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to run")] = "cpu",
     size: Annotated[
         Literal["full", "tiny", "paper"],
-        typer.Option(help="tiny: only to see it run; paper: generate with the 7B model's shapes, on a GPU of 40 GB"),
+        typer.Option(help="tiny: a quick trial; paper: generate with the 7B model's shapes, on a GPU of 40 GB"),
     ] = "full",
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="the best of N runs counts")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Time the engine against a plain reference and the machine's limits."""
+    """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
         raise ValueError(f"{file}: give --json with the file that the rows shall be written to.")
-    if size == "paper" and suite != "generate":
-        raise ValueError(f"--size paper: {suite} takes full or tiny.")
+    if size == "paper" and benchmark != "generate":
+        raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
     import torch
 
@@ -57,14 +57,14 @@ def run(
     from evotok.eval.benchmarks.report import to_json, to_text
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no such device here, take cpu.")
+        raise ValueError("--device cuda: torch finds no such device, take cpu.")
     if threads is not None:
         torch.set_num_threads(threads)
-    measures = importlib.import_module(f"evotok.eval.benchmarks.{SUITES[suite]}")
+    module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[benchmark]}")
     setting = Setting(device, getattr(torch, dtype), size, repeats)
-    if sys.stderr.isatty():  # a line that stands still: what moves would be timed as well
-        print(f"timing {suite}, {repeats} times ...", file=sys.stderr)
-    rows = measures.run(setting)
+    if sys.stderr.isatty():  # one line: a progress bar would be measured as well
+        print(f"measuring {benchmark}, {repeats} times ...", file=sys.stderr)
+    rows = module.run(setting)
     common = {"threads": torch.get_num_threads(), "dtype": dtype, "device": device}
     common |= {"size": size, "machine": machine(device)}
     rows = [row | common for row in rows]

@@ -1,9 +1,9 @@
-"""`evotok eval`: a suite of measurements on a checkpoint, into a folder of its own."""
+"""`evotok eval`: measures a checkpoint by a suite, into a folder of results."""
 
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from evotok.commands.checkpoints import find_checkpoint
-from evotok.commands.files import check_folder
+from evotok.commands import checkpoints
+from evotok.commands.files import check_folder, made_folder
 from evotok.commands.options import Json, complete_checkpoint
 from evotok.commands.recipes import find_recipe
 from evotok.commands.terminal import print_results
@@ -26,19 +26,19 @@ EXAMPLES = """  evotok eval reconstruction mini
   evotok eval compare results/reconstruction-a results/reconstruction-b
   evotok eval geneval evotok-7b prompts=evaluation_metadata.jsonl ... engine=http://a:8000,http://b:8000
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""
-SETTINGS = (  # of a checkpoint, beside its weights; results and a card may lie there, too
+SETTINGS = (  # files of a checkpoint beside its weights; results and a card may be there, too
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
 )
 SUITES = {  # name -> summary
     "ablations": "Tables 4 and 5: other arrangements of the tokenizer, trained and measured",
-    "compare": "folders of results beside each other",
-    "genai-bench": "does a model that answers questions see what was asked for? your copy of GenAI-Bench",
-    "geneval": "are things, counts, colours and places as asked? your copy of GenEval",
+    "compare": "folders of results side by side",
+    "genai-bench": "images scored by a model that answers questions; your copy of GenAI-Bench",
+    "geneval": "things, counts, colours and places of images; your copy of GenEval",
     "mini": "EvoTok-mini on its world: tokenizer by level, questions, GenEval's tasks, emoji",
     "reconstruction": "PSNR, SSIM, LPIPS, Frechet distances and use of the codebooks, by depth",
     "trajectory": "what each level adds to pixels and semantics (Fig. 3, 5, 6)",
-    "understanding": "questions about images, asked and scored by lmms-eval",
+    "understanding": "questions about images, scored by lmms-eval",
 }
 
 
@@ -79,7 +79,7 @@ def run(
     if suite not in WITHOUT_CHECKPOINT:
         if len(names) != 1:
             raise ValueError(f"{len(names)} checkpoints: give one to measure, such as `evotok eval {suite} mini`.")
-        find_checkpoint(names[0])
+        checkpoints.find_checkpoint(names[0])
     _read_tree(suite, config, words)
     folder = check_folder(out or Path("results") / _default_name(suite, names))
     results, lines = _measure(suite, names, words, config, folder, restart)
@@ -87,9 +87,9 @@ def run(
         print_results(as_json, results, lines)
 
 
-def suite_module(name: str) -> str:
-    """Returns the import path of the module of a suite."""
-    return _MODULES.get(name, f"evotok.eval.suites.{name.replace('-', '_')}")
+def suite_module(name: str) -> Any:
+    """Imports the module of a suite."""
+    return importlib.import_module(_MODULES.get(name, f"evotok.eval.suites.{name.replace('-', '_')}"))
 
 
 def _default_name(suite: str, names: list[str]) -> str:
@@ -99,57 +99,76 @@ def _default_name(suite: str, names: list[str]) -> str:
 def _measure(
     name: str, inputs: list[str], words: list[str], config: str | None, out: Path, restart: bool
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the folder holds in the end, and the lines that say it; nothing on processes that did not write it."""
-    import evotok
-    from evotok.commands.checkpoints import load_multimodal, load_tokenizer
-    from evotok.data.processes import Workers
-    from evotok.eval.suite import Evaluation, begin, sha256, versions
+    """Runs a suite where its folder has no finished results; returns the results as a dict and as lines.
 
-    suite = importlib.import_module(suite_module(name))
-    settings = read_options(suite.Options, name, config, words)
-    circumstances: dict[str, Any] = {"suite": name, "checkpoint": None, "checkpoint_sha256": None}
+    On processes that do not write the results, returns None and no lines.
+    """
+    import evotok
+    from evotok.data.processes import Workers
+    from evotok.eval.results import find_finished, write_results
+    from evotok.eval.suite import Evaluation, sha256, versions
+
+    suite = suite_module(name)
+    options = read_options(suite.Options, name, config, words)
+    provenance: dict[str, Any] = {"suite": name, "checkpoint": None, "checkpoint_sha256": None}
     load, files = None, {}
     if suite.TAKES in ("checkpoint", "tokenizer"):
-        checkpoint = find_checkpoint(inputs[0])
-        folder = checkpoint.folder
-        circumstances |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*checkpoint.weights)}
-        files["checkpoint_settings"] = sha256(*(folder / name for name in SETTINGS if (folder / name).is_file()))
-        loader = {"checkpoint": load_multimodal, "tokenizer": load_tokenizer}[suite.TAKES]
-        load = _noting_dtype(partial(loader, inputs[0]), circumstances)
+        checkpoint = checkpoints.find_checkpoint(inputs[0])
+        provenance |= {"checkpoint": inputs[0], "checkpoint_sha256": sha256(*checkpoint.weights)}
+        settings = (checkpoint.folder / name for name in SETTINGS)
+        files["checkpoint_settings"] = sha256(*(path for path in settings if path.is_file()))
+        load = partial(_load, suite.TAKES, inputs[0], provenance)
     elif bool(inputs) != bool(suite.TAKES):
         raise ValueError(f"{name}: " + ("give the folders of results." if suite.TAKES else "takes no checkpoint."))
-    files |= suite.check(settings, inputs)
+    files |= suite.check(options, inputs)
 
     workers = Workers()
-    circumstances |= {
-        "options": vars(settings),
+    provenance |= {
+        "options": vars(options),
         "files": files,
         "versions": versions(evotok.__version__),
         "device": workers.state.device.type,
-        "dtype": None,  # of the model, once it is loaded
+        "dtype": None,  # set by `_load`
         "processes": workers.count,
     }
-    results = begin(out, circumstances, restart)
-    workers.wait()  # until all have looked: the first one writes now
+    results = find_finished(out, provenance, restart)
+    workers.wait()  # all have read the folder before the main process writes to it
     if results is None:
         started = time.perf_counter()
-        with _begun(out, circumstances) if workers.is_main else nullcontext():
+        with _unfinished(out, provenance) if workers.is_main else nullcontext():
             workers.wait()
-            known = {key: circumstances[key] for key in ("versions", "checkpoint_sha256")}
-            evaluation = Evaluation(settings, inputs, out, workers, load, files, **known, servers=_servers(settings))
+            evaluation = Evaluation(
+                options,
+                inputs,
+                out,
+                workers,
+                load,
+                files,
+                versions=provenance["versions"],
+                checkpoint_sha256=provenance["checkpoint_sha256"],
+                servers=_servers(options),
+            )
             report = suite.run(evaluation)
-        circumstances["seconds"] = round(time.perf_counter() - started, 1)
+        provenance["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
-            results = _write(out, circumstances, report)
+            results = write_results(out, provenance, report)
     if not workers.is_main:
         return None, []
     lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
     return results, [*lines, f"{out / 'README.md'}"]
 
 
-def _servers(settings: Any) -> "ServerPool | None":
-    """The servers of the option `engine`."""
-    addresses = getattr(settings, "engine", None)
+def _load(takes: str, checkpoint: str, provenance: dict[str, Any]) -> tuple[Any, Any]:
+    """Loads a checkpoint or its tokenizer, and notes the precision."""
+    load = checkpoints.load_multimodal if takes == "checkpoint" else checkpoints.load_tokenizer
+    model, processor = load(checkpoint)
+    provenance["dtype"] = str(model.dtype).removeprefix("torch.")
+    return model, processor
+
+
+def _servers(options: Any) -> "ServerPool | None":
+    """Connects to the servers of the option `engine`."""
+    addresses = getattr(options, "engine", None)
     if addresses is None:
         return None
     from evotok.serving.pool import ServerPool
@@ -158,7 +177,7 @@ def _servers(settings: Any) -> "ServerPool | None":
 
 
 def read_options(cls: type, suite: str, config: str | None, words: list[str]) -> Any:
-    """The options of a suite: of its YAML file, changed by words like `seed=1`.
+    """Reads the options of a suite from its YAML file, changed by words like `seed=1`.
 
     Raises:
         ValueError: no such file, an unknown option, or a value of the wrong type.
@@ -170,7 +189,7 @@ def read_options(cls: type, suite: str, config: str | None, words: list[str]) ->
 
 
 def _read_tree(suite: str, config: str | None, words: list[str]) -> tuple[dict[str, Any], str]:
-    """The options as YAML says them, not checked yet, and the name of the file that they are from."""
+    """Reads the options without checking them; returns them with the name of their file, for messages."""
     from evotok.data.yaml_files import override, read_tree
 
     path = find_recipe(config or f"configs/eval/{suite}.yaml")
@@ -181,46 +200,16 @@ def _read_tree(suite: str, config: str | None, words: list[str]) -> tuple[dict[s
     return tree, str(path) if has_file else suite
 
 
-def _noting_dtype(load: Callable[[], tuple[Any, Any]], circumstances: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
-    """`load`, which notes in what precision the model computes."""
-
-    def load_and_note() -> tuple[Any, Any]:
-        model, processor = load()
-        circumstances["dtype"] = str(model.dtype).removeprefix("torch.")
-        return model, processor
-
-    return load_and_note
-
-
 @contextmanager
-def _begun(out: Path, circumstances: dict[str, Any]) -> Iterator[None]:
-    """Results that say that work has begun; after an error they go again, unless there is more in the folder."""
-    from evotok.commands.files import made_folder
-    from evotok.eval.suite import RESULTS
+def _unfinished(out: Path, provenance: dict[str, Any]) -> Iterator[None]:
+    """Marks the results as unfinished; after an error the mark is removed, unless the folder has other files."""
+    from evotok.eval.results import RESULTS, write_results
 
     with made_folder(out):
-        _write(out, circumstances, None)
+        write_results(out, provenance, None)
         try:
             yield
         except BaseException:
             if [path.name for path in out.iterdir()] == [RESULTS]:
                 (out / RESULTS).unlink()
             raise
-
-
-def _write(out: Path, circumstances: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Write the results, or that work has begun; pictures are there already."""
-    import json
-
-    from evotok.commands.files import new_files
-    from evotok.eval.suite import RESULTS, as_json, as_markdown, write_csv
-
-    text = as_json(circumstances, report)
-    results = json.loads(text)
-    with new_files(out, overwrite=True) as reserve:
-        reserve(RESULTS).write_text(text, encoding="utf-8")
-        if report is not None:
-            reserve("README.md").write_text(as_markdown(f"EvoTok: {results['suite']}", results), encoding="utf-8")
-            for name, rows in report.tables.items():
-                write_csv(reserve(f"{name}.csv"), rows)
-    return results

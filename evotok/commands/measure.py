@@ -1,4 +1,4 @@
-"""`evotok measure`: another name of `evotok eval mini`, kept for those who know it."""
+"""`evotok measure`: alias of `evotok eval mini`."""
 
 import sys
 from typing import Annotated
@@ -27,8 +27,8 @@ def run(
     restart: evaluate.Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint on the embedded world: another name of `evotok eval mini`."""
+    """Measure a checkpoint on the embedded world: an alias of `evotok eval mini`."""
     words = list(inputs or ())
     words = words if any("=" not in word for word in words) else ["mini", *words]
     evaluate.run("mini", words, config, out, restart, as_json)
-    print(f"`evotok measure` is another name of `evotok eval mini {' '.join(words)}`.", file=sys.stderr)
+    print(f"`evotok measure` is an alias of `evotok eval mini {' '.join(words)}`.", file=sys.stderr)

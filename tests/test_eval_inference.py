@@ -1,11 +1,11 @@
-"""Answers in batches, and how they are scored."""
+"""Answers to the questions of records; the rest of `eval/inference.py` is in test_inference.py."""
 
 import pytest
+import torch
 from conftest import build_chat_model
 from PIL import Image
 
-from evotok.eval.inference import answer_questions, prompt_of
-from evotok.eval.understanding import normalize_answer, score_answers
+from evotok.eval.inference import answer_questions, continuous_features, prompt_of
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def record(question, answer, *colors):
     return {"messages": messages, "images": [Image.new("RGB", (32, 32), c) for c in colors], "answer": answer}
 
 
-def test_prompt_holds_the_images_in_order_and_not_the_answer():
+def test_prompt_of_has_the_images_in_order_and_no_answer():
     [message] = prompt_of(entry := record("same?", "no", "red", "blue"))
     assert [part["image"].getpixel((0, 0))[0] for part in message["content"][:2]] == [255, 0]
     assert message["content"][2] == {"type": "text", "text": "same?"}
-    assert "image" not in entry["messages"][0]["content"][0], "the record is left as it was"
+    assert "image" not in entry["messages"][0]["content"][0], "the record is unchanged"
 
 
-def test_a_batch_answers_as_one_by_one(chat_model):
+def test_answer_questions_does_not_depend_on_the_batch(chat_model):
     """Rows of different length and number of images: left padding must change nothing."""
     colors = ("red", "green", "blue", "yellow", "black")
     questions = ("what is this?", "a?", "the red one, a cat or a dog, is what this is?", "is this a cat?", "what?")
@@ -39,32 +39,14 @@ def test_a_batch_answers_as_one_by_one(chat_model):
     assert len(set(alone)) > 1 and all("<|" not in answer for answer in alone)
 
 
-def test_no_questions_no_answers(chat_model):
-    assert answer_questions(*chat_model, []) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Food & Drink.", "food drink"),
-        ("  the\tCAT \n", "the cat"),
-        ("fluent-3d!", "fluent 3d"),
-        ("\uff13", "3"),  # full-width digit
-        ("", ""),
-    ],
-)
-def test_normalized_answers(text, expected):
-    assert normalize_answer(text) == expected
-
-
-def test_scores_stand_beside_the_commonest_answer():
-    records = [{"answer": a} for a in ("cat", "cat", "a dog", "owl")]
-    scores = score_answers(records, ["Cat.", "dog", "a  dog", ""])
-    assert scores == (0.5, 0.5, 4, "cat")
-    assert scores.accuracy == 0.5 and scores.n == 4
-
-
-@pytest.mark.parametrize(("records", "answers"), [([], []), ([{"answer": "a"}], ["a", "b"])])
-def test_answers_that_do_not_match_records(records, answers):
-    with pytest.raises(ValueError, match="one for each"):
-        score_answers(records, answers)
+def test_continuous_features_have_the_towers_direction_and_the_norm_of_decoded_semantics(chat_model):
+    model, _ = chat_model
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    decoded = model.get_image_features(pixels)
+    found = continuous_features(model, lambda images: 7 * decoded.last_hidden_state, pixels)
+    for name in ("last_hidden_state", "pooler_output"):
+        torch.testing.assert_close(found[name], decoded[name])
+    other = torch.randn(decoded.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
+    found = continuous_features(model, lambda images: other, pixels).last_hidden_state
+    torch.testing.assert_close(found.norm(dim=-1), decoded.last_hidden_state.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(found, other, dim=-1), torch.ones(2, found.shape[1]))

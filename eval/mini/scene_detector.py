@@ -1,8 +1,8 @@
-"""Detects things, colours, places and the background in generated images of the world, without learned weights.
+"""Detector of things, colours, places and the background in generated images of the world, without learned weights.
 
-An image of a text-to-image prompt shows canonical drawings of one size on the lattice of patches: each window of the
-lattice is compared with each drawing in each colour on each background, and those that explain most of the image are
-taken, one after the other, as long as they do not overlap. What stays unexplained is reported too.
+A right image of a prompt shows canonical icons of one size on the lattice of patches. Each window of the lattice is
+compared with each icon in each colour on each background, and those that explain most of the image are taken, one after
+the other, without overlap. Pixels that stay unexplained are reported, too.
 
 Shapes: P windows of the lattice, K masks, A pixels of a window.
 """
@@ -20,36 +20,36 @@ from ...data.world.scenes import CANVAS, PATCH, TIDY_SIZE, Item, Scene, relation
 
 
 BLURS = (0.0, 0.8, 1.6)
-"""Standard deviations, in pixels, of the Gaussians that drawings are compared under: image tokenizers blur edges."""
+"""Standard deviations, in pixels, of Gaussian blurs of the icons: image tokenizers blur edges."""
 PRESENT = 0.3
-"""A thing is there when it explains at least this share of the energy that it would have in a perfect image,"""
+"""Least share of the energy that a thing would have in a perfect image,"""
 EXPLAINED = 0.5
-"""and at least this share of what differs from the background in its window."""
+"""and least share of the difference from the background in its window, that a detected thing explains."""
 SMALLEST_BACKGROUND = 0.08
-"""Share of the pixels that a background has at least; four things leave more than this."""
+"""Least share of the pixels that a background has; four things leave more than this."""
 OFF = 90.0
-"""Distance of 8-bit colours from which on a pixel is not explained,"""
+"""Least distance of 8-bit colours at which a pixel is unexplained,"""
 STRAY = 5
-"""and side of the smallest square of such pixels that counts as something else, in pixels."""
+"""and side, in pixels, of the smallest square of such pixels that counts as something else."""
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What is detected in an image."""
+class Detection:
+    """Background and things that are detected in an image."""
 
     background: str
-    """Name of the palette."""
+    """Name of a colour of the palette."""
     items: tuple[Item, ...]
-    """The things; `drawing` is the canonical one."""
+    """The things, with canonical icons."""
     stray: bool
-    """Whether the image shows something else besides."""
+    """Whether the image shows anything else."""
 
 
 class SceneDetector:
-    """Finds canonical drawings on the lattice.
+    """Detector of canonical icons on the lattice.
 
     Args:
-        world: the drawings.
+        world: that the icons belong to.
     """
 
     def __init__(self, world: World):
@@ -62,11 +62,11 @@ class SceneDetector:
         corners = range(0, CANVAS - TIDY_SIZE + 1, PATCH)
         self.corners = np.array([(x, y) for y in corners for x in corners])  # (P, 2)
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Sight:
-        """Detects what an RGB image shows.
+    def __call__(self, image: Image.Image | np.ndarray) -> Detection:
+        """Detects the background and the things of an image.
 
         Args:
-            image: 64x64 pixels; an array is (64, 64, 3) uint8.
+            image: RGB, 64 x 64 pixels; an array is (64, 64, 3) uint8.
 
         Raises:
             ValueError: an image of another size.
@@ -78,10 +78,10 @@ class SceneDetector:
         candidates = np.flatnonzero(shares >= min(SMALLEST_BACKGROUND, shares.max()))
         explanations = [(background, *self._explain(pixels, background)) for background in candidates]
         background, items, left = min(explanations, key=lambda explanation: np.square(explanation[2]).sum())
-        return Sight(COLORS[background], tuple(items), _has_square(np.linalg.norm(left, axis=0) > OFF))
+        return Detection(COLORS[background], tuple(items), _has_square(np.linalg.norm(left, axis=0) > OFF))
 
     def _explain(self, pixels: np.ndarray, background: int) -> tuple[list[Item], np.ndarray]:
-        """Things on this background, and what they leave of the image, (3, 64, 64)."""
+        """Returns the things on a background, and the image less background and things, (3, 64, 64)."""
         contrast = RGB - RGB[background]  # (9, 3)
         left = (pixels - RGB[background]).transpose(2, 0, 1).copy()
         energy = np.square(contrast).sum(1)[:, None, None] * self.mass  # (9, 1, K)
@@ -96,7 +96,7 @@ class SceneDetector:
             there = (gain >= PRESENT * energy) & (gain >= EXPLAINED * differs)
             if not there.any():
                 break
-            # What a window would leave counts against it: between two things it may explain more than on either.
+            # The remainder of a window counts against it: one between two things may explain more than one on a thing.
             best = np.where(there, 2 * gain - differs, -np.inf).argmax()
             color, place, mask = np.unravel_index(best, gain.shape)
             (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]
@@ -108,30 +108,30 @@ class SceneDetector:
 
 
 def _has_square(off: np.ndarray) -> bool:
-    """Whether a mask (H, W) has a square of `STRAY` pixels a side that is all set."""
+    """Returns whether a mask (H, W) contains a square of `STRAY` x `STRAY` pixels."""
     return bool(np.lib.stride_tricks.sliding_window_view(off, (STRAY, STRAY)).all((2, 3)).any())
 
 
-def faults(world: World, prompt: Prompt, sight: Sight) -> list[str]:
-    """What an image lacks of its prompt or has beside it, in words; nothing for a right one.
+def faults(world: World, prompt: Prompt, seen: Detection) -> list[str]:
+    """Returns the differences of an image from its prompt, in words; nothing for a right one.
 
     All that the prompt determines is compared: things, their number and colours, the relation of two where the prompt
     states one, and the background.
     """
     wrong = []
-    if sight.background != prompt.scene.background:
-        wrong.append(f"background {sight.background}, not {prompt.scene.background}")
-    wanted, found = prompt.scene.kinds, Counter((item.thing, item.color) for item in sight.items)
+    if seen.background != prompt.scene.background:
+        wrong.append(f"background {seen.background}, not {prompt.scene.background}")
+    wanted, found = prompt.scene.kinds, Counter((item.thing, item.color) for item in seen.items)
     for thing, color in dict.fromkeys([*wanted, *found]):
         if found[thing, color] != wanted.get((thing, color), 0):
             count = f"{found[thing, color]} of {wanted.get((thing, color), 0)}"
             wrong.append(f"{color} {world.things[thing].name}: {count}")
-    if sight.stray:
+    if seen.stray:
         wrong.append("something else")
     if not wrong and prompt.kind.startswith("position"):
         first, second = prompt.scene.items
-        seen = {(item.thing, item.color): item for item in sight.items}
-        is_, should = (relation(a, b) for a, b in ((seen[_kind(first)], seen[_kind(second)]), (first, second)))
+        items = {(item.thing, item.color): item for item in seen.items}
+        is_, should = (relation(a, b) for a, b in ((items[_kind(first)], items[_kind(second)]), (first, second)))
         if is_ != should:
             wrong.append(f"{is_ or 'no clear relation'}, not {should}")
     return wrong
@@ -142,10 +142,10 @@ def _kind(item: Item) -> tuple[int, str]:
 
 
 def contradict(prompt: Prompt, other: Prompt) -> Prompt:
-    """A prompt that an image of `prompt` must not pass: the scene is changed in what its task is about.
+    """Returns a prompt that an image of `prompt` contradicts: the scene differs in what its task is about.
 
     Args:
-        other: of the same kind, to take a thing from.
+        other: of the same kind; a thing of it replaces one of `prompt`.
     """
     scene, (*rest, last) = prompt.scene, prompt.scene.items
     if prompt.kind == "counting":
@@ -165,6 +165,6 @@ def contradict(prompt: Prompt, other: Prompt) -> Prompt:
 
 
 def _another(color: str, background: str) -> str:
-    """The next colour of the palette that is not the background."""
+    """Returns the next colour of the palette that is not the background."""
     following = COLORS[COLORS.index(color) + 1 :] + COLORS
     return next(name for name in following if name not in (color, background))

@@ -1,0 +1,42 @@
+"""Batches and even subsets of sequences, over the processes of an evaluation."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ..data.processes import Workers
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def pick_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
+    """Returns `count` items at equal distances, the first one included; all items for None or where there are no more.
+
+    A tensor or a range will do as a sequence; the result is a list of its elements.
+    """
+    count = len(items) if count is None else min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def split_batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Splits items into batches of `size`; the last one may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def map_batches(
+    workers: Workers,
+    function: Callable[[Sequence[Item]], Sequence[Result]],
+    items: Sequence[Item],
+    size: int,
+    description: str,
+) -> list[Result]:
+    """Computes a batched function of all items, over all processes; the results are in the order of the items.
+
+    Args:
+        function: batch -> as many results, on the CPU.
+        size: items of a batch.
+        description: of the progress bar.
+    """
+    batches = workers.map(function, split_batches(items, size), description)
+    return [result for batch in batches for result in batch]
