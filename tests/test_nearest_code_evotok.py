@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evotok.modeling_evotok import nearest_code_evotok
-from evotok.modeling_evotok.nearest_code_evotok import search_nearest
+from evotok.modeling_evotok.nearest_code_evotok import find_nearest_codes
 
 
 def nearest(vectors, codebook):
@@ -47,7 +47,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_codes_are_those_of_double_precision(case, coarse):
     vectors, codebook = CASES[case]
-    codes, expected = search_nearest(vectors, codebook), nearest(vectors, codebook)
+    codes, expected = find_nearest_codes(vectors, codebook), nearest(vectors, codebook)
     assert codes.dtype == torch.long and codes.shape == (len(vectors),)
     distances = torch.cdist(vectors.double(), codebook.double())
     chosen, least = (distances.gather(1, c[:, None]) for c in (codes, expected))
@@ -58,13 +58,13 @@ def test_codes_are_those_of_double_precision(case, coarse):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nothing_is_near_to_what_is_not_finite(value, coarse):
     vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
-    expected = search_nearest(vectors, codebook)
+    expected = find_nearest_codes(vectors, codebook)
     vectors[7, 3] = vectors[200] = value
-    codes = search_nearest(vectors, codebook)
+    codes = find_nearest_codes(vectors, codebook)
     assert codes[7] == codes[200] == -1
     codes[[7, 200]] = expected[[7, 200]]
     assert torch.equal(codes, expected)
-    traced = torch.jit.trace(search_nearest, (vectors, codebook), check_trace=False)
+    traced = torch.jit.trace(find_nearest_codes, (vectors, codebook), check_trace=False)
     assert traced(vectors, codebook)[7] == -1
 
 
@@ -78,16 +78,16 @@ def test_the_coarse_pass_alone_would_be_wrong(coarse):
 def test_the_first_of_equal_entries_is_taken(coarse):
     codebook = normal(256, 8)
     codebook[[100, 200]] = codebook[3].clone()
-    assert search_nearest(codebook[3:4], codebook).item() == 3
-    assert search_nearest(normal(40, 8), codebook[:1].expand(300, 8)).unique().tolist() == [0]
-    assert search_nearest(torch.zeros(40, 8), torch.zeros(300, 8)).unique().tolist() == [0]
+    assert find_nearest_codes(codebook[3:4], codebook).item() == 3
+    assert find_nearest_codes(normal(40, 8), codebook[:1].expand(300, 8)).unique().tolist() == [0]
+    assert find_nearest_codes(torch.zeros(40, 8), torch.zeros(300, 8)).unique().tolist() == [0]
 
 
 def test_block_sizes_change_nothing(monkeypatch, coarse):
     vectors, codebook = CASES["plain"]
-    whole = search_nearest(vectors, codebook)
+    whole = find_nearest_codes(vectors, codebook)
     monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (7, 48))
-    assert torch.equal(search_nearest(vectors, codebook), whole)
+    assert torch.equal(find_nearest_codes(vectors, codebook), whole)
 
 
 def test_no_tensor_has_all_distances(monkeypatch):
@@ -98,13 +98,15 @@ def test_no_tensor_has_all_distances(monkeypatch):
         torch, "cdist", lambda a, b, cdist=torch.cdist, **kw: seen.append(b.numel()) or cdist(a, b, **kw)
     )
     codebook = normal(16, 4).repeat(64, 1)  # 64 groups, each the same
-    assert torch.equal(search_nearest(normal(64, 4, seed=3), codebook), nearest(normal(64, 4, seed=3), codebook[:16]))
+    assert torch.equal(
+        find_nearest_codes(normal(64, 4, seed=3), codebook), nearest(normal(64, 4, seed=3), codebook[:16])
+    )
     assert max(seen) <= 8 * 64 * 16 * 4 and len(seen) > 1
 
 
 def test_a_graph_searches_with_fixed_shapes():
     vectors, codebook = CASES["plain"]
-    compiled = torch.compile(search_nearest, fullgraph=True, backend="eager")
+    compiled = torch.compile(find_nearest_codes, fullgraph=True, backend="eager")
     assert torch.equal(compiled(vectors, codebook), nearest(vectors, codebook))
 
 
@@ -118,7 +120,7 @@ def test_a_gpu_finds_the_nearest(case, kernels, monkeypatch):
     vectors, codebook = (tensor.cuda() for tensor in CASES[case])
     if not kernels:
         monkeypatch.setattr(nearest_code_evotok, "_kernels", lambda device, width: None)
-    codes, distances = search_nearest(vectors, codebook), torch.cdist(vectors.double(), codebook.double())
+    codes, distances = find_nearest_codes(vectors, codebook), torch.cdist(vectors.double(), codebook.double())
     assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all()
     assert (codes != distances.argmin(1)).sum() <= 1
 
@@ -126,13 +128,13 @@ def test_a_gpu_finds_the_nearest(case, kernels, monkeypatch):
 @on_a_gpu
 def test_a_gpu_holds_a_fraction_of_the_distances_and_records_the_search():
     vectors, codebook = normal(16384, 32).cuda(), normal(32768, 32, seed=2).cuda()
-    expected = search_nearest(vectors, codebook)
+    expected = find_nearest_codes(vectors, codebook)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    search_nearest(vectors, codebook)
+    find_nearest_codes(vectors, codebook)
     assert torch.cuda.max_memory_allocated() - before < len(vectors) * len(codebook) * 4 / 16
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        codes = search_nearest(vectors, codebook)
+        codes = find_nearest_codes(vectors, codebook)
     graph.replay()
     assert torch.equal(codes, expected)

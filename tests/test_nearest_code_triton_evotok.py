@@ -29,7 +29,7 @@ nearest_code_evotok._coarse_dtype = lambda device: torch.float32
 kernels._BLOCK = 20
 for case, (vectors, codebook) in CASES.items():
     vectors = vectors[:200:8]
-    codes = nearest_code_evotok.search_nearest(vectors, codebook)
+    codes = nearest_code_evotok.find_nearest_codes(vectors, codebook)
     assert codes.dtype == torch.long and codes.shape == (len(vectors),), case
     distances = torch.cdist(vectors.double(), codebook.double())
     assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all(), case
@@ -38,9 +38,9 @@ for case, (vectors, codebook) in CASES.items():
 vectors, codebook = normal(130, 8, seed=3), normal(1000, 8)
 codebook[[100, 200]] = codebook[3].clone()
 vectors[5] = codebook[3]
-codes = nearest_code_evotok.search_nearest(vectors, codebook)
+codes = nearest_code_evotok.find_nearest_codes(vectors, codebook)
 assert codes[5] == 3 and torch.equal(codes, nearest(vectors, codebook))
-assert nearest_code_evotok.search_nearest(vectors[:3], codebook[:1].expand(300, 8)).tolist() == [0, 0, 0]
+assert nearest_code_evotok.find_nearest_codes(vectors[:3], codebook[:1].expand(300, 8)).tolist() == [0, 0, 0]
 
 padded = codebook[:992]
 keys, queries = nearest_code_evotok._coarse_keys(padded), nearest_code_evotok._queries(vectors)

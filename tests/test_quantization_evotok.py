@@ -8,7 +8,7 @@ from evotok.modeling_evotok.quantization_evotok import (
     EvoTokCodebook,
     EvoTokResidualVectorQuantizer,
     codebook_usage,
-    search_nearest,
+    find_nearest_codes,
 )
 
 
@@ -70,7 +70,7 @@ def test_moving_averages_follow_the_clusters():
     codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
     vectors = torch.cat([torch.full((30, 8), 1.0), torch.full((10, 8), 9.0)])
     for _ in range(1000):
-        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+        codebook.update(vectors, find_nearest_codes(vectors, codebook.weight))
     torch.testing.assert_close(codebook.weight.data, torch.tensor([[1.0] * 8, [9.0] * 8]), atol=1e-2, rtol=0)
     torch.testing.assert_close(codebook.cluster_size, torch.tensor([30.0, 10.0]), atol=1e-1, rtol=0)
 
@@ -103,9 +103,9 @@ def test_nothing_moves_before_the_warmup_is_over():
     codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
     before, vectors = codebook.weight.clone(), torch.ones(20, 8)
     for _ in range(3):
-        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+        codebook.update(vectors, find_nearest_codes(vectors, codebook.weight))
         assert torch.equal(codebook.weight, before)
-    codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    codebook.update(vectors, find_nearest_codes(vectors, codebook.weight))
     assert not torch.equal(codebook.weight[0], before[0])
     assert torch.equal(codebook.weight[1], before[1])  # nobody chose it: no mean to move to
 
@@ -115,11 +115,11 @@ def test_unused_codes_are_restarted_from_the_batch():
     codebook.weight.data.fill_(1e6)
     codebook.weight.data[0] = 0
     vectors = torch.randn(640, 8)
-    codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    codebook.update(vectors, find_nearest_codes(vectors, codebook.weight))
     distances = torch.cdist(codebook.weight[1:].double(), vectors.double())
     assert (distances.amin(1) < 1e-6).all()
     assert (
-        codebook_usage(torch.bincount(search_nearest(vectors, codebook.weight), minlength=64)[None])["usage"].item()
+        codebook_usage(torch.bincount(find_nearest_codes(vectors, codebook.weight), minlength=64)[None])["usage"].item()
         > 0.9
     )
 

@@ -3,7 +3,7 @@
 import torch
 
 from ...modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
-from ...modeling_evotok.cuda_graph_evotok import EvoTokCapturedStep
+from ...modeling_evotok.image_generation_evotok import EvoTokCudaGraph
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
 from .report import Row, comparison
@@ -37,7 +37,7 @@ def run(setting: Setting) -> list[Row]:
     def write(states: torch.Tensor):
         return model.generate_codes(states, codebooks, lambda logits: logits.argmax(-1), cache)
 
-    written = EvoTokCapturedStep(write) if setting.device == "cuda" else write  # as images are written
+    written = EvoTokCudaGraph(write) if setting.device == "cuda" else write  # as images are written
 
     def position():
         return written(hidden)

@@ -290,12 +290,12 @@ CASES = [
     ),
     shaped(
         "code just above the codebook",
-        "evotok decode: codes.safetensors: codes run from 32 to 32 but the codebooks hold 32 entries, 0 to 31: give codes that this tokenizer wrote.",
+        "evotok decode: codes.safetensors: codes run from 32 to 32 but the codebooks hold 32 entries, 0 to 31: give codes of this tokenizer.",
         np.full((1, 16, 4), ENTRIES, dtype=np.uint16),
     ),
     shaped(
         "largest code there is",
-        "evotok decode: codes.safetensors: codes run from 65535 to 65535 but the codebooks hold 32 entries, 0 to 31: give codes that this tokenizer wrote.",
+        "evotok decode: codes.safetensors: codes run from 65535 to 65535 but the codebooks hold 32 entries, 0 to 31: give codes of this tokenizer.",
         np.full((1, 16, 4), 65535, dtype=np.uint16),
     ),
     Case(

@@ -101,58 +101,58 @@ BAD = [
     ),
     case(
         "content that is bytes",
-        'Content part \'104\' is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part \'104\' is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         user(b"hello"),
     ),
     case("content that is an image", "Content of type Image: give a string or a list of parts.", user(PICTURE)),
     case(
         "part that is text",
-        'Content part \'hello\' is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part \'hello\' is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": ["hello"]}],
     ),
     case(
         "part that is None",
-        'Content part \'None\' is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part \'None\' is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [None]}],
     ),
     case(
         "part in a list",
-        'Content part "[{\'type\': \'text\', \'text\': \'hello\'}]" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "[{\'type\': \'text\', \'text\': \'hello\'}]" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [[say("hello")]]}],
     ),
     case(
         "part without type",
-        'Content part "{\'text\': \'hello\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'text\': \'hello\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [{"text": "hello"}]}],
     ),
     case(
         "part of type video",
-        'Content part "{\'type\': \'video\', \'video\': \'a.mp4\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'video\', \'video\': \'a.mp4\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}],
     ),
     case(
         "part of type audio",
-        'Content part "{\'type\': \'audio\', \'audio\': \'a.wav\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'audio\', \'audio\': \'a.wav\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}],
     ),
     case(
         "part of type text without text",
-        'Content part "{\'type\': \'text\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'text\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [{"type": "text"}]}],
     ),
     case(
         "text that is None",
-        'Content part "{\'type\': \'text\', \'text\': None}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'text\', \'text\': None}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [say(None)]}],
     ),
     case(
         "text that is a number",
-        'Content part "{\'type\': \'text\', \'text\': 3}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'text\', \'text\': 3}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [say(3)]}],
     ),
     case(
         "text that is bytes",
-        'Content part "{\'type\': \'text\', \'text\': b\'hello\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}.',
+        'Content part "{\'type\': \'text\', \'text\': b\'hello\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}.',
         [{"role": "user", "content": [say(b"hello")]}],
     ),
     case(
@@ -356,25 +356,25 @@ PROCESSED = [
     processed("texts with None among them", "`text` must be a string or a list of strings.", text=["a", None]),
     processed(
         "codes without placeholder",
-        "generation_codes of shape (1, 16, 2) for 0 images to be written: give (G, N, L) = (0, 16, levels).",
+        "generation_codes of shape (1, 16, 2) for 0 generated images: give (G, N, L) = (0, 16, levels).",
         text="a",
         generation_codes=CODES,
     ),
     processed(
         "codes for half the positions",
-        "generation_codes of shape (1, 8, 2) for 1 images to be written: give (G, N, L) = (1, 16, levels).",
+        "generation_codes of shape (1, 8, 2) for 1 generated images: give (G, N, L) = (1, 16, levels).",
         text="<|image_gen|>",
         generation_codes=CODES[:, :8],
     ),
     processed(
         "codes of one dimension",
-        "generation_codes of shape (2,) for 1 images to be written: give (G, N, L) = (1, 16, levels).",
+        "generation_codes of shape (2,) for 1 generated images: give (G, N, L) = (1, 16, levels).",
         text="<|image_gen|>",
         generation_codes=CODES[0, 0],
     ),
     processed(
         "codes of words",
-        "generation_codes of shape () for 1 images to be written: give (G, N, L) = (1, 16, levels).",
+        "generation_codes of shape () for 1 generated images: give (G, N, L) = (1, 16, levels).",
         text="<|image_gen|>",
         generation_codes="codes",
     ),
@@ -456,12 +456,12 @@ MODEL = [
     ),
     written(
         "codes with one above the codebook",
-        "generation_codes must lie between 0 and 31: give codes that this tokenizer wrote.",
+        "generation_codes must lie between 0 and 31: give codes of this tokenizer.",
         GOOD_CODES.clone().fill_(ENTRIES),
     ),
     written(
         "codes with one under 0",
-        "generation_codes must lie between 0 and 31: give codes that this tokenizer wrote.",
+        "generation_codes must lie between 0 and 31: give codes of this tokenizer.",
         GOOD_CODES.clone().fill_(-1),
     ),
     written(
@@ -476,7 +476,7 @@ MODEL = [
     ),
     written(
         "codes and pixels at once",
-        "Give images written as generation_pixel_values or as generation_codes, not both.",
+        "Give generated images as generation_pixel_values or as generation_codes, not both.",
         GOOD_CODES,
         generation_pixel_values=PIXELS,
     ),
@@ -519,7 +519,7 @@ MODEL = [
     ),
     read(
         "image codes above the codebook",
-        "codes run from 32 to 32 but the codebooks hold 32 entries, 0 to 31: give codes that this tokenizer wrote.",
+        "codes run from 32 to 32 but the codebooks hold 32 entries, 0 to 31: give codes of this tokenizer.",
         image_codes=GOOD_CODES + ENTRIES,
     ),
     read(
