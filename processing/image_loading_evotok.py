@@ -269,7 +269,7 @@ def _scale_to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
         low, high = (0.0, 65535.0) if low >= 0 and high <= 65535 else (low, high)
         logger.warning_once(
             f"image of mode {mode} has no range of its own: it is read as {low:g} (black) to {high:g} (white). Save it "
-            "as 8-bit or 16-bit to say which."
+            "as 8-bit or 16-bit."
         )
     return np.rint((values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
 
