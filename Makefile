@@ -30,8 +30,8 @@ MADE_FROM := setup.py pyproject.toml constraints.txt
 # The oldest Transformers that has what EvoTok uses, and the one it is made with.
 OLDEST := 5.21.0
 NEWEST := 5.23.0
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
-	processing_evotok chat_template_evotok checkpoint remote_code))
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,configuration_evotok common_* modeling_* generation_evotok \
+	quantization_evotok processing_evotok chat_template_evotok checkpoint remote_code))
 LMMS_EVAL := 0.7.3
 VLLM := 0.32.0
 TORCH_FIDELITY := 0.4.0
