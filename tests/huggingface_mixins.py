@@ -5,12 +5,14 @@ below. It has no tests of generation, for which there is `test_common_generation
 Transformers nothing is missing: `make test-hf HF_TESTS_FROM=/path/to/transformers/tests`.
 """
 
+import functools
 import importlib
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 from common_testers import DepthDecoderTester, MultimodalTester, VQModelTester
 from conftest import build_chat_model
@@ -127,3 +129,9 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @staticmethod
     def prepare_processor_dict() -> dict:
         return {"num_image_tokens": 16}
+
+    def test_chat_template_save_loading(self):
+        """Loads other chat templates, which `EvoTokProcessor` refuses by default."""
+        trusting = functools.partial(EvoTokProcessor.from_pretrained, trust_chat_template=True)
+        with mock.patch.object(EvoTokProcessor, "from_pretrained", trusting):
+            super().test_chat_template_save_loading()

@@ -31,7 +31,7 @@ def plain_cross_entropy(states, weight, bias, targets):
 
 
 def loss_and_gradients(function, tensors, targets):
-    copies = [None if t is None else t.clone().requires_grad_(t.requires_grad) for t in tensors]
+    copies = [None if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
     loss = function(*copies, targets) / len(targets)
     loss.backward()
     return loss.detach(), [None if t is None else t.grad for t in copies]
