@@ -17,10 +17,10 @@
     model.generate(**inputs, generation_mode="image", guidance_scale=7.5)     -> codes (B x n, N, L)
     model.decode_image_tokens(codes)                                          -> pixels
 
-Sampling values of images are fields of `generation_config` apart from those of text: `guidance_scale` and
-`guidance_min_p`, which text does not use, and `image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`. Text
-has `temperature=0`, the most likely token, unless a call sets another temperature, or `do_sample=True`, which then
-samples at 1. In image mode the arguments of a call have no prefix; for all other fields see `sampling_evotok`.
+Images and text have their own sampling values in `generation_config`. Images: `guidance_scale`, `guidance_min_p`,
+`image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`; arguments of a call have no prefix. Text:
+`temperature=0`, the most likely token, unless a call sets another temperature, or `do_sample=True`, which then samples
+at 1. For all other fields see `sampling_evotok`.
 
 Shapes: B prompts, n images per prompt, M = B x n images, R = M or, guided, 2M rows [conditional; unconditional],
 T prompt length, N positions, L levels, H width, K codebook size, C codebook width.

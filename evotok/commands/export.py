@@ -16,7 +16,7 @@ from evotok.commands.options import Checkpoint, GuidanceMinP, Json, Temperature,
 from evotok.commands.terminal import say, waiting
 
 
-EXAMPLES = """  evotok export mini --out evotok-mini    # the embedded checkpoint with its code: loads without this package
+EXAMPLES = """  evotok export mini --out evotok-mini    # the embedded checkpoint, to load without this package
   evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256
   evotok export runs/paper/low-memory/gen --out evotok-7b-lora    # adapters, merged into what they were trained on"""
 
