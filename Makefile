@@ -30,8 +30,8 @@ MADE_FROM := setup.py pyproject.toml constraints.txt
 # The oldest Transformers that has what EvoTok uses, and the one it is made with.
 OLDEST := 5.21.0
 NEWEST := 5.23.0
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,common_* modeling_* generation_evotok quantization_evotok \
-	processing_evotok chat_template_evotok checkpoint remote_code))
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,configuration_evotok common_* modeling_* generation_evotok \
+	quantization_evotok processing_evotok chat_template_evotok checkpoint remote_code))
 LMMS_EVAL := 0.7.3
 VLLM := 0.32.0
 TORCH_FIDELITY := 0.4.0
@@ -162,7 +162,7 @@ docs: $(VENV)/.ready-dev
 mini: MINI := mini$(if $(filter cuda,$(DEVICE)),-cuda)
 mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.training.chain $(subst -,/,configs/$(MINI)) $(if $(RESULTS),--results '$(RESULTS)')
-	$(BIN)/evotok export runs/$(MINI)/gen --out assets/evotok-mini --guidance-min-p 0.3
+	$(BIN)/evotok export runs/$(MINI)/gen --out assets/evotok-mini --guidance-min-p 0.3 --no-code
 	$(BIN)/evotok eval mini mini --out docs/results/mini --restart
 	$(BIN)/python -m evotok.cards.mini mini docs/results/mini
 	$(BIN)/evotok eval trajectory mini --out docs/results/trajectory --restart

@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 CODE = ("modeling_evotok", "processing", "data", "training", "eval")
 DATA = {
     "configs": ["**/*.yaml", "**/*.json"],
-    "assets": ["**/*.json", "**/*.jinja", "**/*.md", "**/*.png", "**/*.py", "**/*.safetensors", "**/*.webp"],
+    "assets": ["**/*.json", "**/*.jinja", "**/*.md", "**/*.png", "**/*.safetensors", "**/*.webp"],
 }
 
 

@@ -1,7 +1,7 @@
 """Turns records of conversations into batches for `EvoTokForConditionalGeneration.forward`.
 
-The same tokens as `EvoTokProcessor.apply_chat_template(..., return_assistant_tokens_mask=True)` gives, faster: the
-template is rendered and tokenized with one placeholder an image, and expanded on the ids.
+`EvoTokProcessor.apply_chat_template` renders and tokenizes the conversations; images are loaded here, record by record,
+so that a corrupt one costs its record and not the batch.
 """
 
 import random
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.utils import logging
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..modeling_evotok.losses_evotok import IGNORE_INDEX
 from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
@@ -24,8 +24,6 @@ from .streams.last_good import LastGood
 
 
 logger = logging.get_logger(__name__)
-
-IGNORE_INDEX = -100
 
 
 @dataclass
@@ -177,30 +175,19 @@ class EvoTokCollator:
         """Sets the ids and labels of every sample, placeholders expanded."""
         if not samples:
             return
-        processor = self.processor
-        texts, spans = render_jinja_template(
+        encoded = self.processor.apply_chat_template(
             [sample.messages for sample in samples],
-            chat_template=processor.chat_template,
+            tokenize=True,
+            return_dict=True,
             return_assistant_tokens_mask=True,
-            system_prompt=processor.system_prompt,
-            **processor.tokenizer.special_tokens_map,
+            processor_kwargs={"tokens_only": True, "padding": False, "add_special_tokens": False},
         )
-        encoded = processor.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
-        )
-        for sample, ids, offsets, turns in zip(
-            samples, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
-        ):
-            ids, offsets = np.array(ids), np.array(offsets)
-            target, turn = np.full(len(ids), self.train_on == "all"), np.zeros(len(ids), dtype=bool)
-            for start, end in turns:
-                turn = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-                target |= turn
-            given = ids == processor.image_token_id
-            repeats = np.where(given | (ids == processor.image_generation_token_id), processor.num_image_tokens, 1)
-            labels = np.where(target & ~given, ids, IGNORE_INDEX)
-            sample.ids, sample.labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
-            sample.last_turn = np.repeat(turn, repeats)
+        for sample, ids, mask in zip(samples, encoded["input_ids"], encoded["assistant_masks"], strict=True):
+            sample.ids, by_assistant = np.array(ids), np.array(mask, dtype=bool)
+            is_target = (by_assistant | (self.train_on == "all")) & (sample.ids != self.processor.image_token_id)
+            sample.labels = np.where(is_target, sample.ids, IGNORE_INDEX)
+            starts = by_assistant & ~np.pad(by_assistant, (1, 0))[:-1]  # of the runs of tokens of one message
+            sample.last_turn = by_assistant & (starts.cumsum() == starts.sum())
 
     def _fit(self, sample: _Sample) -> bool:
         """Cuts a sample to `max_length`; False if that is not to be had without breaking an image."""

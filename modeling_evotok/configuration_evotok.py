@@ -13,8 +13,8 @@
 # limitations under the License.
 """Configurations of EvoTok: the image tokenizer, the depth decoder, and the multimodal model built of both.
 
-Defaults are the paper's sizes (256 px, SigLIP2-large encoder, 16 levels of 32,768 codes, Qwen2.5-7B). Every size is a
-field, so that the mini model differs from the paper's by its `config.json` alone.
+Defaults are the paper's sizes (256 px, SigLIP2-large encoder, 16 levels of 32,768 entries, Qwen2.5-7B). Every size is a
+field, so that the mini model differs from the paper's in its `config.json` alone.
 """
 
 import sys
@@ -33,8 +33,8 @@ _AUTO_MAP = {
     "AutoModelForMultimodalLM": "modeling_evotok.EvoTokForConditionalGeneration",
 }
 
-if "evotok" not in sys.modules:  # else the package has done it
-    # `transformers serve` loads what these tables name, and reads images of what the first one names, and nothing else.
+if "evotok" not in sys.modules:  # the package fills all tables of the Auto classes
+    # `transformers serve` loads models of these tables only, and accepts images for those of the first one.
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
@@ -53,29 +53,29 @@ if "evotok" not in sys.modules:  # else the package has done it
 class EvoTokVQConfig(PreTrainedConfig):
     r"""
     encoder_config (`dict` or `PreTrainedConfig`, *optional*):
-        Vision encoder. Its last layer's output is taken as it is (no post-layernorm, no pooling head), so
+        Vision encoder. The output of its last layer is used without post-layernorm and pooling head, and
         `num_hidden_layers` is 23 where the SigLIP2-large checkpoint has 24: `hidden_states[-2]` of the original.
     codebook_size (`int`, *optional*, defaults to 32768):
         Entries K of each codebook.
     codebook_dim (`int`, *optional*, defaults to 32):
         Width C of the shared latent space.
     num_codebooks (`int`, *optional*, defaults to 16):
-        Levels of the residual trajectory, L_sem of Eq. 4.
+        Levels, L_sem of Eq. 4.
     num_pixel_codebooks (`int`, *optional*, defaults to 4):
-        Levels whose sum is decoded to pixels, L_pix of Eq. 4: a prefix of the trajectory, at most all of it.
+        Pixel levels, whose sum is decoded to pixels, L_pix of Eq. 4: the first of all levels.
     codebook_decay (`float`, *optional*, defaults to 0.99):
-        Decay of the moving averages that codebooks are learned by.
+        Decay of the EMA of the codebooks.
     codebook_epsilon (`float`, *optional*, defaults to 1e-05):
         Laplace smoothing of the cluster sizes.
     codebook_warmup_steps (`int`, *optional*, defaults to 2000):
-        Training steps before the moving averages start; until then unused codes are only restarted from data.
+        Training steps before the EMA starts; until then entries are only restarted.
     codebook_restart_threshold (`float`, *optional*, defaults to 1.0):
-        A code whose average count per step falls below it is restarted from a vector of the global batch; 0 never.
+        An entry with a lower average count per step is restarted from a vector of the global batch; 0 for never.
     codebook_keeps_sums (`bool`, *optional*, defaults to `False`):
-        Whether the moving sums of vectors have a buffer of their own, as in checkpoints converted from the paper's
-        release; otherwise they are the entries times their cluster sizes.
+        Whether the sums of vectors of the EMA have a buffer, as in checkpoints converted from the paper's release;
+        otherwise they are the entries times their cluster sizes.
     vq_loss_reduction (`str`, *optional*, defaults to `"mean"`):
-        `"sum"` or `"mean"` over the levels in Eq. 7; the mean keeps the weight free of the depth.
+        `"sum"` or `"mean"` over the levels in Eq. 7; the weight of a mean does not depend on their number.
     pixel_latent_channels (`int`, *optional*, defaults to 256):
         Pixel decoder: width after the 1x1 convolution.
     pixel_base_channels (`int`, *optional*, defaults to 128):
@@ -87,28 +87,28 @@ class EvoTokVQConfig(PreTrainedConfig):
     pixel_norm_groups (`int`, *optional*, defaults to 32):
         Pixel decoder: groups of its normalisations.
     pixel_resize (`bool`, *optional*, defaults to `False`):
-        Pixel decoder: whether its image is resized (bicubic) to `image_size` where the grid, upsampled, has another
-        side: 27 x 27 positions of 14 pixels make 432 pixels of an image of 384. Otherwise the two must be equal.
+        Pixel decoder: whether its output is resized (bicubic) to `image_size` where the upsampled grid has another
+        side: 27 x 27 positions upsampled by 16 have 432 pixels for an image of 384. Otherwise the two must be equal.
     semantic_hidden_size (`int`, *optional*, defaults to 1024):
         Semantic decoder, a ViT over the grid: its width.
     semantic_num_hidden_layers (`int`, *optional*, defaults to 3):
         Semantic decoder: layers.
     semantic_num_attention_heads (`int`, *optional*, defaults to 12):
-        Semantic decoder: heads, `semantic_hidden_size // semantic_num_attention_heads` wide, which need not divide.
+        Semantic decoder: heads, each `semantic_hidden_size // semantic_num_attention_heads` wide.
     semantic_mlp_ratio (`float`, *optional*, defaults to 4.0):
         Semantic decoder: width of the MLPs, as a multiple of its own.
     semantic_feature_dim (`int`, *optional*, defaults to 1024):
-        Width of the teacher features that semantics are decoded to.
+        Width of the decoded semantics, that of the teacher's features.
     layer_norm_eps (`float`, *optional*, defaults to 1e-06):
         Epsilon of the layer and group normalisations.
     initializer_range (`float`, *optional*, defaults to 0.02):
-        Standard deviation that linear layers, class token and positions are drawn with; convolutions are LeCun normal.
+        Standard deviation of initial linear layers, class token and positions; convolutions are LeCun normal.
     """
 
     model_type = "evotok_vq"
-    _auto_class = "AutoConfig"  # a saved folder carries this code
+    _auto_class = "AutoConfig"  # a saved checkpoint carries this code
     base_config_key = "vq_config"
-    attribute_map = {"hidden_size": "semantic_feature_dim"}  # width of the features that others get of an image
+    attribute_map = {"hidden_size": "semantic_feature_dim"}  # width of the image features for generic code
     sub_configs_defaults = {
         "encoder_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -156,21 +156,21 @@ class EvoTokVQConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int:
-        """Side of the square input image, in pixels."""
+        """Returns the side of an image in pixels."""
         return self.encoder_config.image_size
 
     @property
     def grid_size(self) -> int:
-        """Side of the square grid of positions."""
+        """Returns the side of the grid of positions."""
         return self.encoder_config.image_size // self.encoder_config.patch_size
 
     @property
     def num_positions(self) -> int:
-        """Positions of an image, N."""
+        """Returns the number of positions of an image, N."""
         return self.grid_size**2
 
     def validate_depths(self):
-        """`num_pixel_codebooks` is a prefix of the trajectory, at most all of it."""
+        """Checks that the pixel levels are some or all of the levels."""
         if not 1 <= self.num_pixel_codebooks <= self.num_codebooks:
             raise ValueError(
                 f"num_pixel_codebooks={self.num_pixel_codebooks} must be between 1 and num_codebooks="
@@ -178,8 +178,10 @@ class EvoTokVQConfig(PreTrainedConfig):
             )
 
     def validate_upsampling(self):
-        """The pixel decoder doubles the grid once per multiplier but the last, back to the image's size unless it
-        resizes."""
+        """Checks that the pixel decoder upsamples the grid to the size of the image, unless it resizes.
+
+        It upsamples by 2 after each multiplier but the last.
+        """
         factor = 2 ** (len(self.pixel_channel_multipliers) - 1)
         patch_size = getattr(self.encoder_config, "patch_size", factor)
         if patch_size != factor and not self.pixel_resize:
@@ -192,7 +194,7 @@ class EvoTokVQConfig(PreTrainedConfig):
 
 @auto_docstring(
     custom_intro="""
-    Configuration of [`EvoTokDepthDecoder`], the transformer over depth that writes the codes of one position (paper,
+    Configuration of [`EvoTokDepthDecoder`], the transformer over levels that predicts the codes of one position (paper,
     Sec. 3.3, Eq. 9).
     """
 )
@@ -204,7 +206,7 @@ class EvoTokDepthDecoderConfig(PreTrainedConfig):
     codebook_dim (`int`, *optional*, defaults to 32):
         As in [`EvoTokVQConfig`].
     num_codebooks (`int`, *optional*, defaults to 4):
-        Levels written per position, L_pix.
+        Levels predicted for a position, L_pix.
     backbone_hidden_size (`int`, *optional*, defaults to 3584):
         Width of the language model's hidden states.
     hidden_dropout (`float`, *optional*, defaults to 0.1):
@@ -214,7 +216,7 @@ class EvoTokDepthDecoderConfig(PreTrainedConfig):
     """
 
     model_type = "evotok_depth_decoder"
-    _auto_class = "AutoConfig"  # a saved folder carries this code
+    _auto_class = "AutoConfig"  # a saved checkpoint carries this code
     base_config_key = "depth_decoder_config"
 
     codebook_size: int = 32768
@@ -232,7 +234,7 @@ class EvoTokDepthDecoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_heads(self):
-        """Heads divide the width."""
+        """Checks that the number of heads divides the width."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
@@ -250,15 +252,14 @@ class EvoTokConfig(PreTrainedConfig):
     vq_config (`dict` or `EvoTokVQConfig`, *optional*):
         The image tokenizer.
     depth_decoder_config (`dict` or `EvoTokDepthDecoderConfig`, *optional*):
-        The depth decoder. Code sizes and widths that it shares with the other two are taken from them when it is left
-        out or leaves them out.
+        The depth decoder. Sizes that it shares with the other two are copied from them unless they are given.
     text_config (`dict` or `PreTrainedConfig`, *optional*):
         The language model, of any causal architecture; Qwen2.5-7B by default.
     image_token_id (`int`, *optional*, defaults to 151655):
-        Placeholder of one position of an image that is given (Qwen2.5's `<|image_pad|>`).
+        Placeholder of one position of an input image (Qwen2.5's `<|image_pad|>`).
     image_generation_token_id (`int`, *optional*, defaults to 151665):
-        Placeholder of one position of an image that is written. The default is the first row of Qwen2.5's padded
-        vocabulary that its tokenizer leaves free.
+        Placeholder of one position of a generated image. The default is the first row of Qwen2.5's padded vocabulary
+        that its tokenizer does not use.
     vision_start_token_id (`int`, *optional*, defaults to 151652):
         Token before either kind of image.
     vision_end_token_id (`int`, *optional*, defaults to 151653):
@@ -272,8 +273,8 @@ class EvoTokConfig(PreTrainedConfig):
     """
 
     model_type = "evotok"
-    _auto_class = "AutoConfig"  # a saved folder carries this code
-    # All but the logits: `Trainer.predict` puts batches together, and not every batch has every one of these.
+    _auto_class = "AutoConfig"  # a saved checkpoint carries this code
+    # All but the logits: `Trainer.predict` concatenates batches, and not every batch has all of these.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "hidden_states",
@@ -319,7 +320,7 @@ class EvoTokConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        # One class registers for one Auto class; a folder saved by either model must open with all of them.
+        # Transformers adds one Auto class when it saves a model; a checkpoint of either model loads with all of them.
         kwargs.setdefault("auto_map", dict(_AUTO_MAP))
         depth = {} if self.depth_decoder_config is None else self.depth_decoder_config
         super().__post_init__(**kwargs)
@@ -333,11 +334,11 @@ class EvoTokConfig(PreTrainedConfig):
             for name, value in shared.items():
                 if name not in depth:
                     setattr(self.depth_decoder_config, name, value)
-        # Set in the text config of many language models; generation and saving read the outer one.
+        # Many language models set it in the text config, but generation and saving read the outer config.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
 
     def validate_parts_agree(self):
-        """The depth decoder speaks the tokenizer's codes and the language model's width."""
+        """Checks that the sizes of the depth decoder are those of the tokenizer and the language model."""
         depth, vq, text = self.depth_decoder_config, self.vq_config, self.text_config
         if isinstance(depth, dict) or isinstance(vq, dict) or isinstance(text, dict) or depth is None:
             return
@@ -347,9 +348,11 @@ class EvoTokConfig(PreTrainedConfig):
             "num_codebooks (vq_config.num_pixel_codebooks)": (depth.num_codebooks, vq.num_pixel_codebooks),
             "backbone_hidden_size (text_config.hidden_size)": (depth.backbone_hidden_size, text.hidden_size),
         }
-        for name, (mine, theirs) in pairs.items():
-            if mine != theirs:
-                raise ValueError(f"depth_decoder_config.{name} is {mine} but must be {theirs}: make the parts agree.")
+        for name, (value, required) in pairs.items():
+            if value != required:
+                raise ValueError(
+                    f"depth_decoder_config.{name} is {value} but must be {required}: make the parts agree."
+                )
 
 
 __all__ = ["EvoTokConfig", "EvoTokDepthDecoderConfig", "EvoTokVQConfig"]

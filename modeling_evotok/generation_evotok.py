@@ -11,17 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Generation with EvoTok: text as with any Transformers model, images by guided sampling of codes.
+"""Generation of text, as with any Transformers model, and of images, by guided sampling of codes.
 
     model.generate(**inputs)                                                  -> token ids
     model.generate(**inputs, generation_mode="image", guidance_scale=7.5)     -> codes (B x n, N, L)
     model.decode_image_tokens(codes)                                          -> pixels
 
-Sampling values of images live in `generation_config` beside those of text and never mix with them: `guidance_scale` and
-`guidance_min_p`, which mean nothing for text, and `image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`,
-because text has its own `do_sample` and so on: `temperature=0`, the likeliest token, unless a call asks for another
-temperature, or for `do_sample=True`, which then is at 1. In image mode the arguments of a call are named without the
-prefix; what becomes of every other field is said in `image_settings_evotok`.
+Images and text have their own sampling values in `generation_config`. Images: `guidance_scale`, `guidance_min_p`,
+`image_do_sample`, `image_temperature`, `image_top_k`, `image_top_p`; arguments of a call have no prefix. Text:
+`temperature=0`, the most likely token, unless a call sets another temperature, or `do_sample=True`, which then samples
+at 1. For all other fields see `sampling_evotok`.
 
 Shapes: B prompts, n images per prompt, M = B x n images, R = M or, guided, 2M rows [conditional; unconditional],
 T prompt length, N positions, L levels, H width, K codebook size, C codebook width.
@@ -38,9 +37,8 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
-from .image_generation_evotok import EvoTokImageWriter
-from .image_settings_evotok import IMAGE_GENERATION_DEFAULTS, image_generation_config, read_settings
-from .sampling_evotok import EvoTokCodeSampler
+from .image_generation_evotok import EvoTokImageGenerator
+from .sampling_evotok import EvoTokCodeSampler, read_settings
 
 
 _IMAGES = ("pixel_values", "image_codes", "generation_pixel_values", "generation_codes")
@@ -48,12 +46,12 @@ _IMAGES = ("pixel_values", "image_codes", "generation_pixel_values", "generation
 
 @dataclass
 class EvoTokImageGenerationOutput(ModelOutput):
-    """What `generate(generation_mode="image", return_dict_in_generate=True)` returns.
+    """Output of `generate(generation_mode="image", return_dict_in_generate=True)`.
 
     Args:
-        codes: (M, N, L) int64, the images of prompt i at rows i x n to (i + 1) x n.
-        scores: (M, N, L, K) float32 with `output_scores=True`: the logits that were sampled from, after guidance, guard
-            and warping; -inf for a code that could not be drawn.
+        codes: (M, N, L) int64, the images of prompt i in rows i x n to (i + 1) x n.
+        scores: (M, N, L, K) float32 with `output_scores=True`: logits after guidance, `guidance_min_p` and warping;
+            -inf for a code of probability 0.
     """
 
     codes: torch.LongTensor | None = None
@@ -61,7 +59,7 @@ class EvoTokImageGenerationOutput(ModelOutput):
 
 
 class EvoTokGenerationMixin(GenerationMixin):
-    """`generate` for text and images, for a model with `model` (an [`EvoTokModel`]) and `depth_decoder`."""
+    """Generation of text and images by a model with `model` (an [`EvoTokModel`]) and `depth_decoder`."""
 
     @torch.no_grad()
     def generate(
@@ -72,15 +70,13 @@ class EvoTokGenerationMixin(GenerationMixin):
         generation_mode: str = "text",
         **kwargs,
     ):
-        """Generate text or images.
+        """Generates text or images.
 
         Args:
-            inputs: (B, T) token ids; may be called `input_ids`.
-            generation_config: as in Transformers. In image mode its `image_*` fields count first, its plain
-                `temperature`, `top_k`, `top_p` and `do_sample` second, then the model's own `generation_config`; see
-                the table of `image_settings_evotok`.
-            generation_mode: `"text"`, which is Transformers' `generate` with all its arguments (`guidance_scale` counts
-                only if the call says it), or `"image"`, whose arguments are those of `generate_images`.
+            inputs: (B, T) token ids; `input_ids` is another name.
+            generation_config: as in Transformers; for image mode see the table of `sampling_evotok`.
+            generation_mode: `"text"`, Transformers' `generate` with all its arguments, where `guidance_scale` is an
+                argument of the call only; or `"image"`, with the arguments of `generate_images`.
 
         Returns:
             text: as in Transformers. image: codes (M, N, L), or an [`EvoTokImageGenerationOutput`].
@@ -93,28 +89,29 @@ class EvoTokGenerationMixin(GenerationMixin):
             return self.generate_images(input_ids, generation_config, *args, **kwargs)
         if generation_mode != "text":
             raise ValueError(f"generation_mode={generation_mode!r} must be 'text' or 'image'.")
-        if "guidance_scale" not in kwargs:  # the saved one is for images: here it would run the model twice per token
+        # The model's own guidance scale is for images; for text it would run the model twice per token.
+        if "guidance_scale" not in kwargs:
             if generation_config is None:
                 kwargs["guidance_scale"] = None
             elif generation_config.guidance_scale in (None, self.generation_config.guidance_scale):
-                generation_config = copy.deepcopy(generation_config)  # pipelines and servers give a copy of the saved
+                generation_config = copy.deepcopy(generation_config)  # pipelines and servers pass a copy of the model's
                 generation_config.guidance_scale = 1.0
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any):
-        """As in Transformers, but temperature 0 is no error: it takes the likeliest token, unless sampling is asked for
-        and no temperature is."""
+        """Prepares the config as Transformers does, with temperature 0 for greedy text unless a call or its config
+        sets `do_sample` and no temperature."""
         if kwargs.get("temperature") is None:
             kwargs.pop("temperature", None)
-        asked = kwargs.get("do_sample") is True
+        sample = kwargs.get("do_sample") is True
         if generation_config is not None and generation_config.temperature is None:
-            asked = asked or generation_config.do_sample is True
-        asked = asked and "temperature" not in kwargs
+            sample = sample or generation_config.do_sample is True
+        sample = sample and "temperature" not in kwargs
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if prepared.temperature == 0:
-            prepared.do_sample, prepared.temperature = asked and prepared.do_sample, 1.0
+            prepared.do_sample, prepared.temperature = sample and prepared.do_sample, 1.0
             if (prepared.num_return_sequences or 1) > 1:
-                prepared.validate()  # greedy copies of one answer are an error there
+                prepared.validate()  # which refuses several greedy answers to one prompt
         return prepared, model_kwargs
 
     @torch.no_grad()
@@ -131,38 +128,39 @@ class EvoTokGenerationMixin(GenerationMixin):
         streamer: Any | None = None,
         **kwargs,
     ) -> torch.LongTensor | EvoTokImageGenerationOutput:
-        """Write exactly N positions after each prompt; no text token can end an image early, none is ever scored.
+        """Generates one image of exactly N positions after each prompt; text tokens are never scored.
 
         Args:
             input_ids: (B, T), left-padded, each row ending in `vision_start_token_id`; if none does, it is added, as to
-                the prompts of pipelines, which are made for text.
-            attention_mask: (B, T); without it, pad tokens before each prompt are masked, and none within it.
-            negative_prompt_ids: (B or 1, T') left-padded, what guidance moves away from, ending in
-                `vision_start_token_id` as well; by default `image_negative_prompt_ids` of the generation config, and
-                without them that token alone.
+                the text prompts of pipelines.
+            attention_mask: (B, T); by default pad tokens before each prompt are masked, but not those within it.
+            negative_prompt_ids: (B or 1, T') left-padded unconditional prompts of guidance, ending in
+                `vision_start_token_id`, too; by default `image_negative_prompt_ids` of the generation config, or else
+                that token alone.
             negative_prompt_attention_mask: (B or 1, T').
             generator: one for all images, or a list of M, one for each.
             callback: called with a position and the codes so far, (M, position + 1, L).
-            streamer: its `put` gets the codes (M, L) of each position on the CPU, its `end` is called last.
-            kwargs: `guidance_scale` (1 runs no second row), `guidance_min_p`, `do_sample`, `temperature`, `top_k`,
-                `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`; `cache_implementation`,
-                `"static"` (default, a fixed shape that compiles) or `"dynamic"`; `compile_config`, with which
-                `torch.compile` makes one graph of a position, in a minute for each new shape, and `disable_compile`,
-                with which a GPU records none; and images in the prompt as in `forward`: `pixel_values`,
-                `image_codes`, `generation_pixel_values`, `generation_codes`.
+            streamer: its `put` is called with the codes (M, L) of each position on the CPU, its `end` at the end.
+            kwargs: `guidance_scale` (1 for no unconditional rows), `guidance_min_p`, `do_sample`, `temperature`,
+                `top_k`, `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`;
+                `cache_implementation`, `"static"` (default, of fixed shape, which compiles) or `"dynamic"`;
+                `compile_config`, with which `torch.compile` makes one graph of a position, in a minute for each new
+                shape, and `disable_compile`, with which no CUDA graph is recorded; and images in the prompt as in
+                `forward`: `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
 
-        The model runs in evaluation mode, whatever mode it is in, and is left as it was found.
+        The model runs in evaluation mode; its own mode is restored.
 
         Raises:
             ValueError: a prompt does not end in start of image or is too long, an argument is unknown or out of range,
                 or there is not one generator an image; the model's scores are not finite.
         """
-        settings, images = self._image_settings(generation_config, kwargs)
+        images = {name: kwargs.pop(name) for name in _IMAGES if name in kwargs}
+        settings = read_settings(self.generation_config, generation_config, kwargs)
         copies, return_dict = settings.pop("num_return_sequences"), settings.pop("return_dict_in_generate")
         if type(copies) is not int or copies < 1:
             raise ValueError(f"num_return_sequences={copies} must be a whole number, 1 or more.")
         scores = [] if settings.pop("output_scores") and return_dict else None
-        writing = {name: settings.pop(name) for name in ("cache_implementation", "compile_config", "disable_compile")}
+        options = {name: settings.pop(name) for name in ("cache_implementation", "compile_config", "disable_compile")}
         pad = settings.pop("pad_token_id")
         sampler = EvoTokCodeSampler(**settings, generator=generator, scores=scores)
 
@@ -175,10 +173,10 @@ class EvoTokGenerationMixin(GenerationMixin):
                     negative_prompt_attention_mask = torch.ones_like(negative_prompt_ids)
                 negative = negative_prompt_ids, negative_prompt_attention_mask, "negative_prompt_ids", pad
                 embeds, mask = _stack_rows(embeds, mask, *self._embed_prompts(*negative), input_ids.shape[0])
-            writer = EvoTokImageWriter(self, embeds, mask, sampler, **writing)
-            codes = writer.new_codes()
-            for position, written in enumerate(writer):
-                codes[:, position] = written
+            image_generator = EvoTokImageGenerator(self, embeds, mask, sampler, **options)
+            codes = image_generator.empty_codes()
+            for position, position_codes in enumerate(image_generator):
+                codes[:, position] = position_codes
                 if callback is not None:
                     callback(position, codes[:, : position + 1])
                 if streamer is not None:
@@ -193,34 +191,29 @@ class EvoTokGenerationMixin(GenerationMixin):
         return EvoTokImageGenerationOutput(codes=codes, scores=scores)
 
     def decode_image_tokens(self, codes: torch.LongTensor) -> torch.FloatTensor:
-        """Pixels (M, 3, height, width), about [-1, 1], of codes (M, N, L), or (M x N, L) as pipelines flatten them; the
-        processor makes PIL images of them."""
+        """Decodes codes (M, N, L), or (M x N, L) as pipelines flatten them, to pixels (M, 3, height, width), about
+        [-1, 1], which the processor converts to PIL images."""
         if codes.ndim == 2:
             codes = codes.unflatten(0, (-1, self.config.vq_config.num_positions))
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             return self.model.vq_model.decode_pixels(codes)
 
-    def _image_settings(self, generation_config: GenerationConfig | None, kwargs: dict) -> tuple[dict, dict]:
-        """Values of the sampler and the call, each from the first place that has it; and the images in the prompt."""
-        images = {name: kwargs.pop(name) for name in _IMAGES if name in kwargs}
-        return read_settings(self.generation_config, generation_config, kwargs), images
-
     def _embed_prompts(
         self, input_ids, attention_mask, name: str, pad: int | None, **images
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embedded prompts (B, T, H) and their mask (B, T), checked."""
+        """Checks and embeds prompts: (B, T, H) and their mask (B, T)."""
         start = self.config.vision_start_token_id
         if input_ids is None or input_ids.ndim != 2 or not input_ids.numel():
             raise ValueError(f"{name} must be token ids of shape (batch, length).")
         if attention_mask is None:
-            attention_mask = _mask_of(input_ids, pad, self.generation_config.bos_token_id)
-        opened = input_ids[:, -1] == start  # (B,)
-        if not opened.any() and attention_mask[:, -1].all():
+            attention_mask = _padding_mask(input_ids, pad, self.generation_config.bos_token_id)
+        has_start = input_ids[:, -1] == start  # (B,)
+        if not has_start.any() and attention_mask[:, -1].all():
             input_ids, attention_mask = F.pad(input_ids, (0, 1), value=start), F.pad(attention_mask, (0, 1), value=1)
-        elif not opened.all():
+        elif not has_start.all():
             raise ValueError(
-                f"All rows of {name} must end in the start-of-image token ({start}), or none: pad on the left, and let "
-                "the processor's chat template open the image."
+                f"All rows of {name} must end in the start-of-image token ({start}), or none: pad on the left, and use "
+                "the processor's chat template with generation_mode='image'."
             )
         length, limit = int(attention_mask.sum(-1).max()), self.config.text_config.max_position_embeddings
         positions = self.config.vq_config.num_positions
@@ -233,12 +226,12 @@ class EvoTokGenerationMixin(GenerationMixin):
         return self.model.embed_inputs(input_ids, **images).inputs_embeds, attention_mask.long()
 
     def _default_negative_prompt(self, device: torch.device) -> torch.LongTensor:
-        """The prompt (1, S) that says nothing, as `evotok export` saved it, or the start of an image alone."""
+        """Returns the empty prompt (1, S) that `evotok export` saves, or the start-of-image token alone."""
         ids = getattr(self.generation_config, "image_negative_prompt_ids", None) or [self.config.vision_start_token_id]
         return torch.tensor([ids], device=device)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        """As in Transformers; images written in the prompt are embedded in the first step only, like images given."""
+        """Prepares the inputs of a step, as in Transformers; images are embedded in the first step only."""
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("image_codes", "generation_pixel_values", "generation_codes"):
                 kwargs.pop(name, None)
@@ -250,10 +243,10 @@ class EvoTokGenerationMixin(GenerationMixin):
         return inputs
 
     def _refuse_missing_images(self, input_ids, mm_encoder_outputs=None, **images):
-        """Raises ValueError for placeholders of which no image is given; other counts are checked when embedding."""
-        given = (mm_encoder_outputs or {}).get("image")
+        """Raises ValueError for placeholders without any image; other counts are checked by `embed_inputs`."""
+        encoded = (mm_encoder_outputs or {}).get("image")
         for token_id, images_of_kind in (
-            (self.config.image_token_id, (given, images.get("pixel_values"), images.get("image_codes"))),
+            (self.config.image_token_id, (encoded, images.get("pixel_values"), images.get("image_codes"))),
             (
                 self.config.image_generation_token_id,
                 (images.get("generation_pixel_values"), images.get("generation_codes")),
@@ -263,7 +256,7 @@ class EvoTokGenerationMixin(GenerationMixin):
                 self.model.check_placeholders(input_ids == token_id, 0)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """As in Transformers, which would repeat image by image: a row's images are repeated together."""
+        """Repeats inputs as Transformers does, but the images of a row together, not one by one."""
         kinds = {
             "image_codes": self.config.image_token_id,
             "generation_pixel_values": self.config.image_generation_token_id,
@@ -284,7 +277,7 @@ class EvoTokGenerationMixin(GenerationMixin):
 
 @contextmanager
 def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout and gradient checkpointing, which would also switch caches off; every module is left as found."""
+    """Disables dropout, and gradient checkpointing, which would disable caches; restores the mode of every module."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -295,10 +288,12 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _mask_of(input_ids: torch.LongTensor, pad: int | None, bos: int | None) -> torch.LongTensor:
-    """The mask (B, T) of padded prompts: pad tokens at either end, which are then refused at the right one. Between
-    others the same token is no padding, as where the end of a turn pads; nor is the last of the first ones where the
-    beginning of texts pads."""
+def _padding_mask(input_ids: torch.LongTensor, pad: int | None, bos: int | None) -> torch.LongTensor:
+    """Computes the mask (B, T) of padded prompts: 0 for pad tokens at either end; those at the right are refused later.
+
+    A pad token between others is text, because the end of a turn may be the pad token; so is the last one at the left
+    if the pad token begins texts.
+    """
     if pad is None:
         return torch.ones_like(input_ids)
     is_pad = (input_ids == pad).long()
@@ -309,7 +304,7 @@ def _mask_of(input_ids: torch.LongTensor, pad: int | None, bos: int | None) -> t
 
 
 def _stack_rows(embeds, mask, negative_embeds, negative_mask, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-pad both kinds of rows to one length and stack them: (2M, T, H), (2M, T)."""
+    """Pads conditional and unconditional rows to one length and stacks them: (2M, T, H), (2M, T)."""
     if negative_embeds.shape[0] not in (1, batch_size):
         raise ValueError(
             f"negative_prompt_ids has {negative_embeds.shape[0]} rows and input_ids {batch_size}: give one, or as many."
@@ -325,10 +320,4 @@ def _stack_rows(embeds, mask, negative_embeds, negative_mask, batch_size: int) -
     return torch.cat(embeds), torch.cat(masks)
 
 
-__all__ = [
-    "IMAGE_GENERATION_DEFAULTS",
-    "EvoTokCodeSampler",
-    "EvoTokGenerationMixin",
-    "EvoTokImageGenerationOutput",
-    "image_generation_config",
-]
+__all__ = ["EvoTokGenerationMixin", "EvoTokImageGenerationOutput"]

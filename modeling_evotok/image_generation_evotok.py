@@ -11,31 +11,87 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writing images position by position, with caches of fixed shape: the loop in which drawing spends its time.
+"""Generation of the codes of images, position by position, with caches of fixed shape.
 
     prompt -> language model -> hidden state -> depth decoder -> codes of position 0
     codes  -> pixel projector -> language model -> hidden state -> depth decoder -> codes of position 1, and so on
 
-The second line is one function of tensors, `write_position`: it compiles as one graph, and on a GPU it is recorded as a
-CUDA graph, see `cuda_graph_evotok`. Nothing in the loop waits for the device.
+The second line is one function of tensors, `generate_position`: it compiles as one graph, and on a GPU it is recorded
+as a CUDA graph. Nothing in the loop waits for the device.
 
 Shapes: M images, R = M rows or, guided, 2M [conditional; unconditional], T prompt length, S length of the cache, N
 positions, L levels, H width of the language model, K codebook size, C codebook width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from .cuda_graph_evotok import EvoTokCapturedStep
 from .modeling_evotok_depth import EvoTokDepthCache
 from .sampling_evotok import EvoTokCodeSampler
 
 
-def read(model, embeds, mask, position_ids, cache) -> torch.Tensor:
-    """One pass of the language model, without its head: (R, t, H) -> last hidden states (R, H)."""
+# Calls before a graph is recorded, in which libraries allocate workspaces and kernels are compiled.
+_WARM_UP_CALLS = 2
+
+
+class EvoTokCudaGraph:
+    """Function of tensors that is called as it is at first, then recorded as a CUDA graph and replayed from there on.
+
+    A position is some thousand small kernels, which Python launches more slowly than a GPU runs them; a graph launches
+    them at once. `torch.compile` fuses them as well, but takes a minute; a recording takes as long as the position.
+
+    Args:
+        function: takes and returns tensors on one GPU, and may change others in place. It must not wait for the device;
+            the other tensors that it uses must keep their addresses; shapes and dtypes of all calls are the same.
+    """
+
+    def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]]):
+        self.function, self.calls = function, 0
+        self.stream = torch.cuda.Stream()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: tuple[torch.Tensor, ...] = ()
+        self.outputs: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns the function's outputs, which the next call overwrites.
+
+        Raises:
+            RuntimeError: the function cannot be recorded.
+        """
+        self.calls += 1
+        if self.calls <= _WARM_UP_CALLS:
+            current = torch.cuda.current_stream()
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                outputs = self.function(*inputs)
+            current.wait_stream(self.stream)
+            return outputs
+        if self.graph is None:
+            self._record(inputs)
+        for recorded, given in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(given)
+        self.graph.replay()
+        return self.outputs
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.inputs = tuple(given.clone() for given in inputs)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.outputs = self.function(*self.inputs)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "A position cannot be recorded as a CUDA graph: something in it, such as a hook or a replaced layer, "
+                f"waits for the device. Pass disable_compile=True to generate. ({error})"
+            ) from error
+        self.graph = graph
+
+
+def run_language_model(model, embeds, mask, position_ids, cache) -> torch.Tensor:
+    """Runs the language model without its head: (R, t, H) -> last hidden states (R, H)."""
     language_model = model.model.language_model
     outputs = language_model(
         inputs_embeds=embeds.to(language_model.dtype),
@@ -47,7 +103,7 @@ def read(model, embeds, mask, position_ids, cache) -> torch.Tensor:
     return outputs.last_hidden_state[:, -1]
 
 
-def write_position(
+def generate_position(
     model,
     features: torch.Tensor,
     position_ids: torch.Tensor,
@@ -58,25 +114,27 @@ def write_position(
     depth_cache: EvoTokDepthCache,
     sampler: EvoTokCodeSampler,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the position before, write the next: (R, C), (R, 1), (R, S), (L, M, K) -> codes (R, L), features (R, C)."""
-    hidden = read(model, model.model.pixel_projector(features)[:, None], mask, position_ids, cache)
+    """Generates a position from the one before it: features (R, C), position ids (R, 1), mask (R, S), noise (L, M, K)
+    -> codes (R, L), features (R, C)."""
+    embeds = model.model.pixel_projector(features)[:, None]
+    hidden = run_language_model(model, embeds, mask, position_ids, cache)
     return model.depth_decoder.generate_codes(hidden, codebooks, sampler, depth_cache, noise)
 
 
-class EvoTokImageWriter:
-    """The images of a batch of prompts: iterating gives the codes (M, L) of one position after another.
+class EvoTokImageGenerator:
+    """Generator of the images of a batch of prompts: an iterator over the codes (M, L) of each position.
 
     Args:
         model: an [`EvoTokForConditionalGeneration`].
         embeds: (R, T, H) embedded prompts, left-padded.
         mask: (R, T) int64.
-        sampler: draws the codes.
+        sampler: samples the codes.
         cache_implementation: `"static"`, `"dynamic"`, or None for the former where it works.
-        compile_config: compile `write_position` with it.
-        disable_compile: record no CUDA graph.
+        compile_config: compiles `generate_position`.
+        disable_compile: records no CUDA graph.
 
     Raises:
-        ValueError: an unknown `cache_implementation`, or a growing cache that is to be compiled.
+        ValueError: an unknown `cache_implementation`, or a dynamic cache with `compile_config`.
     """
 
     def __init__(
@@ -93,61 +151,63 @@ class EvoTokImageWriter:
         (rows, self.length), self.positions = mask.shape, model.config.vq_config.num_positions
         self.images = rows // 2 if sampler.guided else rows
         self.cache = self._new_cache(cache_implementation, mask.device)
-        self.grows = isinstance(self.cache, DynamicCache)
-        if self.grows and compile_config is not None:
-            raise ValueError("compile_config needs shapes that stay: cache_implementation='static'.")
+        self.is_dynamic = isinstance(self.cache, DynamicCache)
+        if self.is_dynamic and compile_config is not None:
+            raise ValueError("compile_config needs fixed shapes: cache_implementation='static'.")
         self.prompt_ids = (mask.cumsum(-1) - 1).clamp(min=0)  # (R, T)
         self.next_ids = mask.sum(-1, keepdim=True) + torch.arange(self.positions, device=mask.device)  # (R, N)
-        self.mask = F.pad(mask, (0, self.positions), value=1)  # (R, T + N); what is not written yet, causality hides
+        self.mask = F.pad(mask, (0, self.positions), value=1)  # (R, T + N); the causal mask hides later positions
         self.depth_cache = model.depth_decoder.new_cache(rows, mask.device)
         device = self.depth_cache.positions.device
-        self.codebooks = self._codebooks(mask.device).to(device)  # (L, K, C)
+        self.codebooks = self._stack_codebooks(mask.device).to(device)  # (L, K, C)
         sampler.failed = torch.zeros((), dtype=torch.bool, device=device)
-        drawn = (self.images, self.codebooks.shape[1]) if sampler.do_sample else (0, 0)
-        self.noise = torch.empty(len(self.codebooks), *drawn, device=device)
-        self.write = self._fast(write_position, compile_config, disable_compile)
+        noise_shape = (self.images, self.codebooks.shape[1]) if sampler.do_sample else (0, 0)
+        self.noise = torch.empty(len(self.codebooks), *noise_shape, device=device)
+        self.generate_next = self._compile(compile_config, disable_compile)
 
-    def new_codes(self) -> torch.LongTensor:
-        """Where codes of all positions fit, (M, N, L)."""
+    def empty_codes(self) -> torch.LongTensor:
+        """Allocates codes of all positions, (M, N, L)."""
         return self.mask.new_empty(self.images, self.positions, len(self.codebooks))
 
     def __iter__(self) -> Iterator[torch.LongTensor]:
-        hidden = read(self.model, self.embeds, self.mask[:, : self.length], self.prompt_ids, self.cache)
+        hidden = run_language_model(self.model, self.embeds, self.mask[:, : self.length], self.prompt_ids, self.cache)
         codes, features = self.model.depth_decoder.generate_codes(
-            hidden, self.codebooks, self.sampler, self.depth_cache, self.sampler.cast(self.noise)
+            hidden, self.codebooks, self.sampler, self.depth_cache, self.sampler.fill_noise(self.noise)
         )
         yield codes[: self.images]
         for position in range(1, self.positions):
             ids = self.next_ids[:, position - 1 : position]
-            seen = self.mask[:, : self.length + position] if self.grows else self.mask
-            codes, features = self.write(features, ids, seen, self.sampler.cast(self.noise))
+            mask = self.mask[:, : self.length + position] if self.is_dynamic else self.mask
+            codes, features = self.generate_next(features, ids, mask, self.sampler.fill_noise(self.noise))
             yield codes[: self.images]
 
-    def _fast(self, function, compile_config: CompileConfig | None, disable_compile: bool):
-        """`function` of what changes from position to position, compiled and recorded if it may be."""
+    def _compile(self, compile_config: CompileConfig | None, disable_compile: bool) -> Callable:
+        """Returns `generate_position` as a function of what changes between positions, compiled and recorded where
+        possible."""
+        function = generate_position
         if compile_config is not None:
             options = compile_config.to_dict()
-            # Their CUDA graphs would be recorded inside of ours.
+            # CUDA graphs of these modes cannot be recorded within ours.
             options["mode"] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}.get(
                 options["mode"], options["mode"]
             )
             function = torch.compile(function, **options)
 
-        def write(features, ids, seen, noise):
-            kept = (self.codebooks, self.cache, self.depth_cache, self.sampler)
-            return function(self.model, features, ids, seen, noise, *kept)
+        def generate_next(features, ids, mask, noise):
+            fixed = (self.codebooks, self.cache, self.depth_cache, self.sampler)
+            return function(self.model, features, ids, mask, noise, *fixed)
 
-        return EvoTokCapturedStep(write) if self._can_be_captured() and not disable_compile else write
+        return EvoTokCudaGraph(generate_next) if self._can_record() and not disable_compile else generate_next
 
-    def _can_be_captured(self) -> bool:
-        """Whether all that a position needs lies on one GPU, and is known to leave the host alone."""
+    def _can_record(self) -> bool:
+        """Returns whether all tensors of a position are on one GPU and none of its modules is known to use the host."""
         model, quantizer = self.model, getattr(self.model, "hf_quantizer", None)
         parts = (model.model.language_model, model.model.pixel_projector, model.depth_decoder)
         devices = {parameter.device for part in parts for parameter in part.parameters()}
         return (
             devices == {self.mask.device}
             and self.mask.is_cuda
-            and not self.grows
+            and not self.is_dynamic
             and self.sampler.scores is None
             and model.config.text_config._attn_implementation in ("sdpa", "eager")
             and (quantizer is None or quantizer.is_compileable)
@@ -156,21 +216,21 @@ class EvoTokImageWriter:
     def _new_cache(self, implementation: str | None, device: torch.device) -> StaticCache | DynamicCache:
         config = self.model.config.text_config
         if implementation is None:
-            # Flash attention takes the mask for all there is to see, written or not; under autocast keys and values
-            # differ in dtype from step to step, and only a growing cache takes that.
-            grows = "flash" in config._attn_implementation or torch.is_autocast_enabled(device.type)
-            implementation = "dynamic" if grows else "static"
+            # Flash attention attends to all that the mask allows, later positions as well; under autocast keys and
+            # values differ in dtype between positions, which a static cache does not allow.
+            is_dynamic = "flash" in config._attn_implementation or torch.is_autocast_enabled(device.type)
+            implementation = "dynamic" if is_dynamic else "static"
         if implementation == "static":
             return StaticCache(config=config, max_cache_len=self.length + self.positions)
         if implementation == "dynamic":
             return DynamicCache(config=config)
         raise ValueError(f"cache_implementation={implementation!r} must be 'static' or 'dynamic' for images.")
 
-    def _codebooks(self, device: torch.device) -> torch.Tensor:
-        """Entries of the levels written, one contiguous table (L, K, C): looked up N x L times."""
+    def _stack_codebooks(self, device: torch.device) -> torch.Tensor:
+        """Stacks the entries of the generated levels into one contiguous tensor (L, K, C), for N x L lookups."""
         config = self.model.config.depth_decoder_config
-        every = torch.arange(config.codebook_size, device=device)[:, None].expand(-1, config.num_codebooks)
-        return self.model.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
+        codes = torch.arange(config.codebook_size, device=device)[:, None].expand(-1, config.num_codebooks)
+        return self.model.model.vq_model.quantizer.embed(codes).transpose(0, 1).contiguous()
 
 
-__all__ = ["EvoTokImageWriter"]
+__all__ = ["EvoTokCudaGraph", "EvoTokImageGenerator"]

@@ -17,13 +17,14 @@
     embedding of level 0          -> token 1 -> code of level 1
     sum of levels 0 and 1         -> token 2 -> code of level 2, and so on
 
-Two paths over the same weights: `forward` and `loss` are teacher-forced, `step` and `generate_codes` write one level at
-a time with a small cache of fixed shape.
+Two paths over the same weights: `forward` and `loss` are teacher-forced, `step` and `generate_codes` predict one level
+at a time with a cache of fixed shape.
 
 Shapes: M positions, L levels, H width of the language model, E width here, C codebook width, K codebook size.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,30 +35,38 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import auto_docstring
+from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
-from .losses_evotok import linear_cross_entropy
-from .modeling_evotok_vq import eager_attention_forward
-from .modeling_outputs_evotok import EvoTokDepthDecoderOutput
+from .decoders_evotok import eager_attention_forward
+from .losses_evotok import EvoTokDepthLoss, linear_cross_entropy
 
 
-# Rows with which a matmul on a CPU waits for the weight, not for the arithmetic, and is better made from its side.
+# Numbers of rows with which a matmul on a CPU is bound by reading the weight, and faster with the operands exchanged.
 _FEW_ROWS = range(1 if torch.cpu.get_capabilities().get("amx_tile") else 9, 33)
 
 
-class EvoTokDepthLoss(NamedTuple):
-    """Eq. 11: `loss`, the mean over positions and levels, and `level_losses` (L,), its detached means per level; or
-    shares of the means over a global batch."""
+@auto_docstring(custom_intro="Output of [`EvoTokDepthDecoder`].")
+@dataclass
+class EvoTokDepthDecoderOutput(ModelOutput):
+    r"""
+    logits (`torch.FloatTensor` of shape `(M, L, K)`):
+        Logits of the codes of every level.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+        `(M, L, E)` before the first layer and after each, with `output_hidden_states=True`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*):
+        `(M, heads, L, L)` of each layer, with `output_attentions=True` and eager attention.
+    """
 
-    loss: torch.Tensor
-    level_losses: torch.Tensor
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class EvoTokDepthCache(NamedTuple):
-    """Keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once, and the position
-    embeddings (L, E).
+    """Cache of keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once, with the
+    position embeddings (L, E).
 
     A level overwrites its own slot and reads no later one, so that the next position needs no reset.
     """
@@ -67,17 +76,17 @@ class EvoTokDepthCache(NamedTuple):
     positions: torch.Tensor
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, level: int) -> tuple[torch.Tensor, ...]:
-        """Store (M, heads, 1, head_dim) and return all levels so far, (M, heads, level + 1, head_dim)."""
+        """Stores a level (M, heads, 1, head_dim) and returns all levels so far, (M, heads, level + 1, head_dim)."""
         self.keys[layer, :, :, level : level + 1] = key
         self.values[layer, :, :, level : level + 1] = value
         return self.keys[layer, :, :, : level + 1], self.values[layer, :, :, : level + 1]
 
 
 class EvoTokDepthLinear(nn.Linear):
-    """Linear. A few rows in bfloat16 on a CPU are multiplied from the weight's side: oneDNN then reads it as it lies.
+    """Linear layer that multiplies a few rows in bfloat16 on a CPU as weight times rows, the order of its memory.
 
-    Writing codes is nothing but reading weights, and the other way round they are read a third slower or worse; but up
-    to eight rows a CPU without matrix units (AMX) reads them faster that way round.
+    The time of generating codes is that of reading weights, and rows times weight reads them a third slower or worse;
+    but with up to eight rows on a CPU without matrix units (AMX) it is faster.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -90,7 +99,7 @@ class EvoTokDepthLinear(nn.Linear):
 
 
 class EvoTokDepthAttention(nn.Module):
-    """Multi-head causal attention over levels, all projections with bias."""
+    """Multi-head causal attention over levels; all projections have a bias."""
 
     def __init__(self, config: EvoTokDepthDecoderConfig, layer_idx: int):
         super().__init__()
@@ -129,7 +138,7 @@ class EvoTokDepthAttention(nn.Module):
 
 
 class EvoTokDepthMLP(nn.Module):
-    """Linear, activation, Linear."""
+    """MLP of the depth decoder: Linear, activation, Linear."""
 
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
@@ -165,9 +174,10 @@ class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
 
 
 class EvoTokCodeProjection(EvoTokDepthLinear):
-    """Linear: (..., E) -> (..., K) logits; with targets (M,) int64 it gives the sum of their cross-entropies instead.
+    """Linear layer: (..., E) -> logits (..., K), or given targets (M,) int64 the sum of their cross-entropies.
 
-    The loss is in the forward of the layer that owns the weight, where sharded training (ZeRO-3, FSDP) has gathered it.
+    The loss is computed in the `forward` of the layer that owns the weight, where sharded training (ZeRO-3, FSDP) has
+    gathered it.
     """
 
     def forward(self, hidden_states: torch.Tensor, targets: torch.LongTensor | None = None) -> torch.Tensor:
@@ -177,7 +187,7 @@ class EvoTokCodeProjection(EvoTokDepthLinear):
 
 
 class EvoTokCodeClassifier(nn.Module):
-    """LayerNorm and Linear: (..., E) -> (..., K) logits of one level. The layers end without a norm of their own."""
+    """Head of one level: the final LayerNorm and a Linear layer, (..., E) -> logits (..., K)."""
 
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
@@ -185,19 +195,19 @@ class EvoTokCodeClassifier(nn.Module):
         self.proj = EvoTokCodeProjection(config.hidden_size, config.codebook_size)
 
     def forward(self, hidden_states: torch.Tensor, targets: torch.LongTensor | None = None) -> torch.Tensor:
-        """Logits, or given targets (M,) the sum of their cross-entropies, float32."""
+        """Computes logits, or given targets (M,) the sum of their cross-entropies in float32."""
         states = self.norm(hidden_states.to(self.norm.weight.dtype))
         if targets is None:
             return self.proj(states)
         if isinstance(self.proj, EvoTokCodeProjection):
             return self.proj(states, targets)
-        # An adapter, or a quantised layer, stands in its place.
+        # An adapter or a quantised layer has replaced the projection.
         return F.cross_entropy(self.proj(states).float(), targets, reduction="sum")
 
 
 @auto_docstring(
     custom_intro="""
-    Writes the codes of one position, level by level, from the language model's hidden state before it.
+    Depth decoder: predicts the codes of one position, level by level, from the language model's hidden state.
     """
 )
 class EvoTokDepthDecoder(PreTrainedModel):
@@ -207,7 +217,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
     _auto_class = "AutoModel"  # a saved folder carries this code
     main_input_name = "hidden_states"
     supports_gradient_checkpointing = True
-    # Its stepwise path calls the parts, past the hooks of the whole.
+    # `step` calls the submodules without the hooks of the whole.
     _no_split_modules = ["EvoTokDepthDecoder", "EvoTokDepthDecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -227,9 +237,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self.post_init()
 
     def encode_levels(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
-        """Teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
+        """Computes teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
         first = self.backbone_projection(hidden_states.to(self.backbone_projection.bias.dtype))  # (M, E)
-        sums = code_embeddings[:, :-1].cumsum(dim=1)  # (M, L - 1, C): a level sees the sum of those before it
+        sums = code_embeddings[:, :-1].cumsum(dim=1)  # (M, L - 1, C), sums of the levels before each
         rest = self.code_projection(sums.to(self.code_projection.bias.dtype))
         states = torch.cat([first[:, None], rest], dim=1)
         levels = torch.arange(states.shape[1], device=states.device)
@@ -242,7 +252,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
     @capture_outputs
     @auto_docstring(
         custom_intro="""
-        Teacher-forced logits of all levels.
+        Computes teacher-forced logits of all levels.
         """
     )
     def forward(
@@ -250,13 +260,13 @@ class EvoTokDepthDecoder(PreTrainedModel):
     ) -> tuple | EvoTokDepthDecoderOutput:
         r"""
         hidden_states (`torch.FloatTensor` of shape `(M, H)`):
-            The language model's output at the position before the one written.
+            The language model's output at the position before the predicted one.
         code_embeddings (`torch.FloatTensor` of shape `(M, L, C)`):
-            Embeddings of the true codes, not summed; the last level's is not read.
+            Entries of the target codes, not summed; that of the last level is not used.
 
         Returns:
             [`EvoTokDepthDecoderOutput`], or with `return_dict=False` a tuple of its fields that are not None. Training
-            uses `loss`, which never holds all logits.
+            uses `loss`, which does not hold all logits at once.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
         logits = torch.stack([head(states[:, level]) for level, head in enumerate(self.classifiers)], dim=1)
@@ -269,16 +279,15 @@ class EvoTokDepthDecoder(PreTrainedModel):
         codes: torch.LongTensor,
         num_positions: torch.Tensor | int | None = None,
     ) -> EvoTokDepthLoss:
-        """Cross-entropy of the true codes, mean over M x L (Eq. 11).
+        """Computes the cross-entropy of the target codes, mean over M x L (Eq. 11).
 
-        Logits exist for one level and a few positions at a time, see `linear_cross_entropy`.
+        Logits exist for one level and a block of positions at a time, see `linear_cross_entropy`.
 
         Args:
             hidden_states: (M, H), M at least 1.
             code_embeddings: (M, L, C), not summed.
             codes: (M, L) int64.
-            num_positions: what to divide sums over positions by instead of M: their number in the global batch, of
-                which these M are a part.
+            num_positions: divisor of sums over positions instead of M: their number in the global batch.
         """
         states = self.encode_levels(hidden_states, code_embeddings)
         sums = [head(states[:, level], codes[:, level]) for level, head in enumerate(self.classifiers)]
@@ -286,9 +295,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
         return EvoTokDepthLoss(level_losses.mean(), level_losses.detach())
 
     def new_cache(self, batch_size: int, device: torch.device | None = None) -> EvoTokDepthCache:
-        """A cache for `step`, to be allocated once and used for any number of positions.
+        """Allocates a cache for `step`, which serves any number of positions.
 
-        `device` counts where the weights have none of their own, because Accelerate has offloaded them.
+        `device` is used where Accelerate has offloaded the weights, so that they have none of their own.
         """
         config, embeddings = self.config, self.position_embeddings
         device = device if embeddings.weight.is_meta else embeddings.weight.device
@@ -299,16 +308,13 @@ class EvoTokDepthDecoder(PreTrainedModel):
 
     @torch.no_grad()
     def step(self, inputs: torch.Tensor, level: int, cache: EvoTokDepthCache) -> torch.Tensor:
-        """Logits of one level, given that the levels before it are in the cache.
+        """Computes the logits (M, K) of one level, with the levels before it in the cache.
 
         Args:
-            inputs: (M, H) the language model's hidden states at level 0, after it (M, C) the sum of the embeddings of
-                all levels written so far.
-            level: from 0 to L - 1; a Python number, so that the four steps compile into one graph.
+            inputs: (M, H) the language model's hidden states at level 0, then (M, C) the sum of the entries of all
+                levels before.
+            level: from 0 to L - 1; a Python number, so that all levels compile into one graph.
             cache: of `new_cache(M)`; changed in place.
-
-        Returns:
-            (M, K).
         """
         projection = self.code_projection if level else self.backbone_projection
         state = projection(inputs.to(cache.positions)) + cache.positions[level]
@@ -326,17 +332,17 @@ class EvoTokDepthDecoder(PreTrainedModel):
         cache: EvoTokDepthCache | None = None,
         noise: torch.Tensor | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor]:
-        """Write all levels of one position.
+        """Generates the codes of one position.
 
         Args:
             hidden_states: (M, H).
-            codebooks: (L, K, C), one contiguous table of the entries of the levels written.
-            sample: takes the logits (M, K) of a level, and its noise if any is given, and returns its codes (M,).
-            cache: of `new_cache(M)`; a fresh one if None.
-            noise: one tensor a level, that of `EvoTokCodeSampler.cast` for instance.
+            codebooks: (L, K, C), the entries of all levels as one contiguous tensor.
+            sample: function of the logits (M, K) of a level, and of its noise if there is any, to its codes (M,).
+            cache: of `new_cache(M)`; a new one if None.
+            noise: one tensor a level, for instance of `EvoTokCodeSampler.fill_noise`.
 
         Returns:
-            codes (M, L) int64 and the sum of their embeddings (M, C).
+            codes (M, L) int64 and the sum of their entries (M, C).
         """
         cache = self.new_cache(hidden_states.shape[0], hidden_states.device) if cache is None else cache
         inputs, codes = hidden_states, []
@@ -348,4 +354,4 @@ class EvoTokDepthDecoder(PreTrainedModel):
         return torch.stack(codes, dim=1), inputs
 
 
-__all__ = ["EvoTokDepthDecoder", "EvoTokDepthDecoderOutput", "EvoTokDepthLoss"]
+__all__ = ["EvoTokDepthDecoder", "EvoTokDepthDecoderOutput"]

@@ -13,21 +13,22 @@
 # limitations under the License.
 """Exact nearest-neighbour search in one codebook, at the speed of a bfloat16 matmul.
 
-A coarse pass scores all entries with inputs rounded to bfloat16 and keeps only the minimum of each group of entries; a
-group whose minimum lies within a proven error bound of the best is searched again with float32 differences. So the
-rounding of the coarse pass costs a second look at a few groups, never a wrong code.
+A coarse pass scores all entries with inputs rounded to bfloat16 and keeps the minimum of each group of entries only. A
+group whose minimum lies within a proven error bound of the best is searched again with float32 differences. The
+rounding therefore adds a second search of a few groups, but no wrong code.
 
 The bound. With hats for values rounded to bfloat16, u = 2^-8, and o a constant of the vector that keeps scores above 0,
 
-    c_j = o - x.e_j + |e_j|^2 / 2        is, but for a constant, half the squared distance
+    c_j = o - x.e_j + |e_j|^2 / 2        is half the squared distance, up to a constant
     |coarse_j - c_j| <= E + u coarse_j   where E = r (|x - x^| + |x^| u) + 3 g r^2
 
-for every entry with |e_j| <= r, by Cauchy-Schwarz; g = (C + 5) 2^-23 bounds the float32 sum relative to its terms,
-units that truncate included. Let b be the coarse best and w the true nearest. |e_w| and |e_b| are at most |x| + d_b,
-the distance to b, which the coarse score gives up to its own error: E + u coarse_b < 0.013 r^2, so that
-r = 1.2 (|x| + d_b^) covers it. Now c_w <= c_b, and rounding keeps order: coarse_w <= (1 + 1.01 u) coarse_b + 2 E.
+for every entry with |e_j| <= r, by Cauchy-Schwarz; g = (C + 5) 2^-23 bounds the error of the float32 sum relative to
+its terms, for units that truncate, too. Let b be the coarse best and w the true nearest. |e_w| and |e_b| are at most
+|x| + d_b, with d_b the distance to b, which the coarse score gives up to its own error: E + u coarse_b < 0.013 r^2, so
+that r = 1.2 (|x| + d_b^) is large enough. Now c_w <= c_b, and rounding is monotonic:
+coarse_w <= (1 + 1.01 u) coarse_b + 2 E.
 
-On a GPU with Triton, the kernels of `nearest_code_triton_evotok` do all of it; elsewhere torch does.
+On a GPU with Triton the kernels of `nearest_code_triton_evotok` compute it, elsewhere torch does.
 
 Shapes: M vectors, R of them in a block, C codebook width, K codebook size, G = K / 16 groups, P pairs of group and row.
 """
@@ -40,38 +41,37 @@ import torch.nn.functional as F
 
 
 _GROUP = 16
-# Scores of one block, rows x entries: they stay in the second-level cache, of one core or of the GPU.
+# Rows and entries of one block, whose scores fit into the second-level cache of one core or of the GPU.
 _BLOCK = {"cpu": (512, 1024), "cuda": (4096, 4096)}
-_WIDEST = 128  # of the keys whose tiles fit into a GPU's memory
-# Groups per row that are searched again in one go. More are met where many entries are nearly as near as the nearest:
-# in codebooks of copies, and far from a codebook.
+_MAX_KEY_WIDTH = 128  # up to which tiles of keys fit into a GPU's shared memory
+# Groups per row that are searched again at once. There are more where many entries are about as near as the nearest: in
+# codebooks with equal entries, and for vectors far from all entries.
 _MAX_PAIRS = 8
 
 
 @torch.no_grad()
-def search_nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest codebook entry in Euclidean distance, Eq. 3; the first index on ties.
+def find_nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Finds the nearest codebook entry in Euclidean distance, Eq. 3; the first one on ties.
 
-    Two entries tie if their distances, summed from float32 differences, are equal: that is, to about 1e-7.
+    Two entries tie if their distances, summed from float32 differences, are equal, that is, to about 1e-7.
 
     Args:
         vectors: (M, C) float32.
-        codebook: (K, C) float32, or of lower precision in a model that was made so after loading.
+        codebook: (K, C) float32, or of lower precision in a model that was cast after loading.
 
     Returns:
-        (M,) int64, -1 for a vector that is not finite, to which nothing is near. Memory beyond the result is O(K + M C)
-        plus a constant, never M x K; in a graph that is compiled or exported it is M x K, and the search one float32
-        matmul.
+        (M,) int64, -1 for a vector that is not finite. Memory beyond the result is O(K + M C) plus a constant, not
+        M x K; but in a compiled or exported graph it is M x K, and the search one float32 matmul.
     """
     finite = is_finite(vectors)
-    # What is not would be compared with every entry.
+    # A vector that is not finite would be compared with every entry.
     codes = _search_finite(vectors.masked_fill(~finite[:, None], 0.0), codebook.float())
     return codes.masked_fill(~finite, -1)
 
 
 def _search_finite(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # A graph needs shapes that do not depend on the data, as those of the candidates do.
+        # A graph needs shapes that do not depend on the data; those of the candidates do.
         return (codebook.square().sum(1) / 2 - vectors @ codebook.t()).argmin(1)
     size = codebook.shape[0]
     padded = F.pad(codebook.t(), (0, -size % _GROUP), mode="replicate").t() if size % _GROUP else codebook
@@ -84,13 +84,13 @@ def _search_finite(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 
 
 def is_finite(vectors: torch.Tensor) -> torch.BoolTensor:
-    """Which vectors (..., C) hold neither NaN nor an infinity, (...): by their sum, in operations of any graph."""
+    """Returns which vectors (..., C) hold neither NaN nor an infinity, (...), by operations that any graph can hold."""
     total = vectors.sum(-1)
     return total - total == 0
 
 
 def _coarse_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matmuls in it are fast; the values are rounded to it anyway, so that the bound holds for both."""
+    """Returns bfloat16 where its matmuls are fast, else float32; values are rounded to bfloat16 in both cases."""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         return torch.bfloat16 if able.get("amx_tile") or able.get("avx512_bf16") else torch.float32
@@ -98,12 +98,12 @@ def _coarse_dtype(device: torch.device) -> torch.dtype:
 
 
 def _coarse_keys(codebook: torch.Tensor) -> torch.Tensor:
-    """Rows [e^, three parts of |e|^2 / 2, 1]: (K, C) -> (K, C + 4) in the coarse dtype."""
+    """Builds rows [e^, three parts of |e|^2 / 2, 1]: (K, C) -> (K, C + 4) in the coarse dtype."""
     size, dim = codebook.shape
     keys = codebook.new_empty(size, dim + 4, dtype=torch.bfloat16)
     keys[:, :dim] = codebook
     rest = torch.linalg.vector_norm(codebook, dim=1).square() / 2
-    for part in range(3):  # 24 bits in three times 8
+    for part in range(3):  # 24 bits as three parts of 8
         keys[:, dim + part] = rest
         rest = rest - keys[:, dim + part]
     keys[:, -1] = 1
@@ -111,7 +111,7 @@ def _coarse_keys(codebook: torch.Tensor) -> torch.Tensor:
 
 
 def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """(R, C) -> (R,) int64, as `search_nearest`, for a codebook of whole groups."""
+    """Finds the nearest codes of one block, (R, C) -> (R,) int64, in a codebook of whole groups."""
     rows, dim = vectors.shape
     queries = _queries(vectors)  # (R, C + 4)
     minima = _group_minima(keys, queries.t().contiguous().to(keys.dtype))  # (G, R)
@@ -126,20 +126,20 @@ def _search_block(vectors: torch.Tensor, codebook: torch.Tensor, keys: torch.Ten
         distance, index = distances.squeeze(1).min(1)  # (P,)
         before = shortest
         shortest = before.scatter_reduce(0, of, distance, "amin")
-        codes.masked_fill_(shortest < before, len(codebook))  # what was found before lies farther away
+        codes.masked_fill_(shortest < before, len(codebook))  # codes found before are farther away
         code = (groups * _GROUP + index).masked_fill(distance > shortest[of], len(codebook))
         codes.scatter_reduce_(0, of, code, "amin")
     return codes
 
 
 def _queries(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows [-x^, 1, 1, 1, o]: (R, C) -> (R, C + 4) bfloat16; by a row of the keys they give the coarse score."""
+    """Builds rows [-x^, 1, 1, 1, o]: (R, C) -> (R, C + 4) bfloat16; the product with a key is the coarse score."""
     offset = (0.5 + 2**-5) * torch.linalg.vector_norm(vectors, dim=1, keepdim=True).square()
     return torch.cat([-vectors, vectors.new_ones(len(vectors), 3), offset], dim=1).bfloat16()
 
 
 def _limits(vectors: torch.Tensor, queries: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """The coarse score (R,) that the true nearest does not exceed, given the best coarse score (R,) of each row."""
+    """Computes the bound (R,) on the coarse score of the true nearest from the best coarse score (R,) of each row."""
     dim = vectors.shape[1]
     length = torch.linalg.vector_norm(vectors, dim=1)  # (R,)
     nearest = (2 * (best - queries[:, -1]) + length.square()).clamp(min=0).sqrt()
@@ -150,8 +150,8 @@ def _limits(vectors: torch.Tensor, queries: torch.Tensor, best: torch.Tensor) ->
 
 
 def _kernels(device: torch.device, dim: int) -> Callable | None:
-    """The search as kernels, for GPUs that multiply bfloat16 and codebooks that are not too wide."""
-    if device.type != "cuda" or dim + 4 > _WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
+    """Returns the search by Triton kernels, for GPUs with bfloat16 units and keys up to `_MAX_KEY_WIDTH`, else None."""
+    if device.type != "cuda" or dim + 4 > _MAX_KEY_WIDTH or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
         from .nearest_code_triton_evotok import search
@@ -161,7 +161,7 @@ def _kernels(device: torch.device, dim: int) -> Callable | None:
 
 
 def _within(minima: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Groups and rows (P,) of minima (G, R) within the row's limit (R,), sought by stretches of groups first."""
+    """Finds the groups and rows (P,) of minima (G, R) within the row's limit (R,), by stretches of groups first."""
     stretch = math.gcd(len(minima), 32)
     stretches = minima.view(len(minima) // stretch, stretch, minima.shape[1])
     which, row = (stretches.amin(1) <= limit).nonzero(as_tuple=True)
@@ -170,9 +170,10 @@ def _within(minima: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _group_minima(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Least coarse score of every group: (K, C + 4), (C + 4, R) -> (G, R).
+    """Computes the least coarse score of every group: (K, C + 4), (C + 4, R) -> (G, R).
 
-    In bfloat16 they come as int16: positive floats order as their bits do, and torch reduces integers vectorised.
+    Scores in bfloat16 are returned as int16: positive floats have the order of their bits, and torch reduces integers
+    with vector instructions.
     """
     rows, columns = queries.shape[1], _BLOCK.get(keys.device.type, _BLOCK["cpu"])[1]
     as_bits = keys.dtype == torch.bfloat16

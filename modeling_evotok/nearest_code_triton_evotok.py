@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The search as three kernels for GPUs: no score of a single entry reaches memory.
+"""Exact nearest-neighbour search as three Triton kernels: no score of a single entry is written to memory.
 
-How many groups a row looks at again is known to the device alone: nothing waits for it, and every shape is fixed, so
-that a CUDA graph can hold the search. The bound that makes it exact is that of `nearest_code_evotok`, whose names and
-numbers are used here; 0.53125 is the share of its o, 2^-8 and 2^-23 are its roundings.
+How many groups of a row are searched again is decided on the device: nothing waits for it, and every shape is fixed, so
+that a CUDA graph can hold the search. The bound is that of `nearest_code_evotok`, whose names and numbers are used
+here; 0.53125 is the share of its o, 2^-8 and 2^-23 are its roundings.
 
-Group g has the entries g, G + g, 2 G + g and so on: its minimum is that of whole tiles, element by element.
+Group g has the entries g, G + g, 2 G + g and so on: minima of groups are elementwise minima of whole tiles.
 
 Shapes: M vectors, R of them in a block, C codebook width, W width of keys and queries (C + 4 and zeros), K entries, G
 groups of K / G members.
@@ -28,22 +28,22 @@ import triton
 import triton.language as tl
 
 
-# Rows of a block, whose minima lie in memory; of one tile of minima; entries whose keys one program makes. With at most
-# 128 columns all fit into the registers and the shared memory of any GPU since 2020.
+# Rows of a block, whose minima are kept in memory; rows and groups of one tile of minima; entries of one program that
+# writes keys. With at most 128 columns all fit into registers and shared memory of any GPU since 2020.
 _BLOCK, _ROWS, _GROUPS, _ENTRIES = 4096, 128, 64, 64
 
 
 def search(vectors: torch.Tensor, codebook: torch.Tensor, members: int, dtype: torch.dtype) -> torch.Tensor:
-    """Index (M,) int64 of the nearest entry, the first on ties.
+    """Finds the index (M,) int64 of the nearest entry, the first one on ties.
 
     Args:
         vectors, codebook: (M, C), (K, C) float32; distances are sums of squared differences.
-        members: of a group; K is a multiple of it.
-        dtype: of the products; values are rounded to bfloat16 in any.
+        members: entries of a group; K is a multiple of it.
+        dtype: of the matmul; values are rounded to bfloat16 in any case.
     """
     vectors, codebook = vectors.contiguous(), codebook.contiguous()
     size, dim = codebook.shape
-    columns = max(16, triton.next_power_of_2(dim + 4))  # what a product of tiles asks for
+    columns = max(16, triton.next_power_of_2(dim + 4))  # as products of tiles require
     keys = codebook.new_empty(size, columns, dtype=dtype)
     codes = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
     with torch.cuda.device_of(vectors):
@@ -55,7 +55,7 @@ def search(vectors: torch.Tensor, codebook: torch.Tensor, members: int, dtype: t
 
 
 def group_minima(vectors: torch.Tensor, keys: torch.Tensor, members: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least coarse score (R, G) bfloat16 of every group, and o (R,) float32 of every row: (R, C), (K, W)."""
+    """Computes the least coarse score (R, G) bfloat16 of every group and o (R,) float32 of every row."""
     (rows, dim), groups = vectors.shape, len(keys) // members
     minima = keys.new_empty(rows, groups, dtype=torch.bfloat16)
     offsets = vectors.new_empty(rows)
@@ -67,7 +67,7 @@ def group_minima(vectors: torch.Tensor, keys: torch.Tensor, members: int) -> tup
 def search_groups(
     vectors: torch.Tensor, codebook: torch.Tensor, minima: torch.Tensor, offsets: torch.Tensor, codes: torch.Tensor
 ) -> None:
-    """Write into codes (R,) the nearest among the groups that may hold it: (R, C), (K, C), (R, G), (R,)."""
+    """Writes into codes (R,) the nearest entry of the groups within the bound: (R, C), (K, C), (R, G), (R,)."""
     (rows, groups), dim = minima.shape, codebook.shape[1]
     sizes = (len(codebook) // groups, triton.next_power_of_2(groups), triton.next_power_of_2(dim))
     _search_groups[(rows,)](vectors, codebook, minima, offsets, codes, groups, dim, *sizes)
@@ -75,13 +75,13 @@ def search_groups(
 
 @triton.jit
 def _write_keys(codebook, keys, size, dim, tile: tl.constexpr, columns: tl.constexpr):
-    """Rows [e^, three parts of |e|^2 / 2, 1, 0 ...] of so many entries."""
+    """Writes rows [e^, three parts of |e|^2 / 2, 1, 0 ...] of one tile of entries."""
     row, column = tl.program_id(0) * tile + tl.arange(0, tile), tl.arange(0, columns)
     inside = row[:, None] < size
     entry = tl.load(codebook + row[:, None] * dim + column[None, :], mask=inside & (column[None, :] < dim), other=0.0)
     rest = tl.sum(entry * entry, 1) / 2
     key = tl.where(column[None, :] == dim + 3, 1.0, entry.to(tl.bfloat16).to(tl.float32))
-    for part in tl.static_range(3):  # 24 bits in three times 8
+    for part in tl.static_range(3):  # 24 bits as three parts of 8
         rounded = rest.to(tl.bfloat16).to(tl.float32)
         key = tl.where(column[None, :] == dim + part, rounded[:, None], key)
         rest -= rounded
@@ -93,14 +93,14 @@ def _group_minima(
     vectors, keys, minima, offsets, rows, groups, dim,
     members: tl.constexpr, tile_rows: tl.constexpr, tile_groups: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
-    """One tile (rows, groups) of the minima: products of the rows with one member of each group after another."""
+    """Computes one tile (rows, groups) of the minima, by products with one member of each group after another."""
     group = tl.program_id(0) * tile_groups + tl.arange(0, tile_groups)
     row = tl.program_id(1) * tile_rows + tl.arange(0, tile_rows)
     column = tl.arange(0, columns)
     inside = (row[:, None] < rows) & (column[None, :] < dim)
     vector = tl.load(vectors + row[:, None] * dim + column[None, :], mask=inside, other=0.0)
     offset = (0.53125 * tl.sum(vector * vector, 1)).to(tl.bfloat16).to(tl.float32)
-    tl.store(offsets + row, offset, mask=row < rows)  # the same from all tiles of these rows
+    tl.store(offsets + row, offset, mask=row < rows)  # all tiles of these rows store the same
     query = tl.where(column[None, :] < dim, -vector, tl.where(column[None, :] < dim + 3, 1.0, 0.0))
     query = tl.where(column[None, :] == dim + 3, offset[:, None], query)
     query = query.to(tl.bfloat16).to(keys.dtype.element_ty)  # rows [-x^, 1, 1, 1, o, 0 ...]
@@ -118,7 +118,7 @@ def _search_groups(
     vectors, codebook, minima, offsets, codes, groups, dim,
     members: tl.constexpr, tile_groups: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
-    """One row: the score that its true nearest does not exceed, and the groups within it, in order."""
+    """Searches the groups of one row within its bound, in order."""
     row = tl.program_id(0)
     group, member, column = tl.arange(0, tile_groups), tl.arange(0, members), tl.arange(0, columns)
     vector = tl.load(vectors + row * dim + column, mask=column < dim, other=0.0)

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Residual vector quantisation with codebooks learned by moving averages (paper, Eq. 1-4 and 7).
+"""Residual vector quantisation with codebooks updated by EMA (paper, Eq. 1-4 and 7).
 
-Two pieces: `EvoTokCodebook` holds one level and learns it, `EvoTokResidualVectorQuantizer` chains the levels. All of it
-runs in fp32 whatever the autocast: in bf16 the distances of near codes tie and codes change.
+`EvoTokCodebook` is one level, `EvoTokResidualVectorQuantizer` the chain of levels. Both compute in fp32 under autocast,
+too: in bf16 the distances of near entries tie and codes change.
 
 Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
 """
@@ -30,16 +30,16 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .configuration_evotok import EvoTokVQConfig
-from .nearest_code_evotok import is_finite, search_nearest
+from .nearest_code_evotok import find_nearest_codes, is_finite
 
 
-def without_autocast(device_type: str) -> AbstractContextManager:
-    """Full precision inside; nothing at all where autocast is off, because an exported graph cannot hold a switch."""
+def disable_autocast(device_type: str) -> AbstractContextManager:
+    """Returns a context without autocast, which is empty where it is off already: an exported graph has no switch."""
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
-def moved_only(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `Module.to`, `half` and so on do to a tensor, but for casts to anything but float32."""
+def move_without_cast(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Wraps what `Module.to`, `half` and so on apply to each tensor: tensors are moved, and cast to float32 only."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = function(tensor)
@@ -50,10 +50,10 @@ def moved_only(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[to
 
 
 def codebook_usage(counts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Share of entries in use and perplexity of each level.
+    """Computes the share of entries in use and the perplexity of each level.
 
     Args:
-        counts: (D, K) how often each code was chosen, over any amount of data.
+        counts: (D, K) how often each code was chosen.
 
     Returns:
         `usage` (D,) in [0, 1] and `perplexity` (D,) in [1, K].
@@ -72,7 +72,7 @@ def _all_reduce(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class EvoTokQuantizerOutput(ModelOutput):
-    """What quantising gives.
+    """Output of the residual quantizer.
 
     Args:
         codes: (B, N, D) int64.
@@ -88,7 +88,7 @@ class EvoTokQuantizerOutput(ModelOutput):
 
 
 class EvoTokCodebook(nn.Module):
-    """One level: K entries, learned by moving averages of the vectors they were chosen for."""
+    """Codebook of one level: K entries, each the EMA of the vectors that it was chosen for."""
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()
@@ -97,39 +97,41 @@ class EvoTokCodebook(nn.Module):
         self.warmup_steps = config.codebook_warmup_steps
         self.restart_threshold = config.codebook_restart_threshold
         size, dim = config.codebook_size, config.codebook_dim
-        # A parameter, so that it counts, shards and moves as one; the optimizer never sees it.
+        # A parameter, so that it is counted, sharded and moved like others; no optimizer updates it.
         self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=False)
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("vector_sum", torch.zeros(size, dim) if config.codebook_keeps_sums else None)
 
     def train(self, mode: bool = True) -> "EvoTokCodebook":
-        """As in PyTorch; `from_pretrained` makes new parameters and calls this last: no optimizer may see them."""
+        """Sets the mode, as in PyTorch, and freezes the entries: `from_pretrained` makes new parameters before it calls
+        `eval()`."""
         self.weight.requires_grad_(False)
         return super().train(mode)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Nearest codes (M,) of vectors (M, C) float32, or the entries (..., C) of codes (...) int64.
+        """Returns the nearest codes (M,) of vectors (M, C) float32, or the entries (..., C) of codes (...) int64.
 
-        One entrance for both: hooks of `forward` are how Accelerate brings in a weight that it has offloaded.
+        One method for both, because Accelerate loads offloaded weights in hooks of `forward`.
         """
-        return search_nearest(inputs, self.weight) if inputs.is_floating_point() else F.embedding(inputs, self.weight)
+        if inputs.is_floating_point():
+            return find_nearest_codes(inputs, self.weight)
+        return F.embedding(inputs, self.weight)
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """One step of the moving averages on the global batch, then restart of unused codes.
+        """Updates the EMA with the global batch, then restarts unused entries.
 
-        The sums of vectors need no buffer of their own: `weight * cluster_size` is the sum that the weights came from,
-        but for the smoothing; where there is one all the same, the average goes on from it. Before `warmup_steps` the
-        entries stay where they are and only restarts move them, so that sizes and sums never drift apart.
+        The sums of vectors need no buffer: but for the smoothing they are `weight * cluster_size`; a buffer of a
+        converted checkpoint is updated all the same. Before `warmup_steps` only restarts change entries.
 
-        An entry is the mean of its vectors even where fewer than one a step are its own, which happens where restarts
-        are off or have a low threshold. The paper's release divides their sum by one at least there, so that such
-        entries shrink towards the origin, where no vector is, and are chosen less and less.
+        An entry is the mean of its vectors even if fewer than one a step are assigned to it, which happens where
+        restarts are off or have a low threshold. The paper's release divides by at least one there, so that such
+        entries shrink towards the origin and are chosen ever less.
 
         Args:
-            vectors: (M, C) float32, this process's residuals; what is not finite is passed over.
-            codes: (M,) int64, the entries they were assigned to.
+            vectors: (M, C) float32, residuals of this process; those that are not finite are ignored.
+            codes: (M,) int64, the entries they are assigned to.
         """
         size, dim = self.weight.shape
         learned = is_finite(vectors) & (codes >= 0)
@@ -143,13 +145,13 @@ class EvoTokCodebook(nn.Module):
         new_sum = self.decay * old_sum + (1 - self.decay) * sums  # (K, C)
         total = new_size.sum()
         smoothed = (new_size + self.epsilon) / (total + size * self.epsilon) * total
-        # An entry nobody has chosen yet has no mean to move to.
+        # An entry that was never chosen has no mean.
         moves = (new_size > 0) & (self.step >= self.warmup_steps)
         weight = torch.where(moves, new_sum / smoothed.clamp(min=self.epsilon), self.weight)
         if self.restart_threshold:
-            drawn = self._draw(vectors)
-            unused = (new_size < self.restart_threshold) & is_finite(drawn)[:, None]
-            weight = torch.where(unused, drawn, weight)
+            samples = self._sample(vectors)
+            unused = (new_size < self.restart_threshold) & is_finite(samples)[:, None]
+            weight = torch.where(unused, samples, weight)
             new_size = new_size.masked_fill(unused, self.restart_threshold)
             moves = moves & ~unused
         if self.vector_sum is not None:
@@ -158,8 +160,8 @@ class EvoTokCodebook(nn.Module):
         self.cluster_size.copy_(new_size.squeeze(1))
         self.step.add_(1)
 
-    def _draw(self, vectors: torch.Tensor) -> torch.Tensor:
-        """K random vectors of the global batch, the same on every process: process r fills rows r, r + world, ..."""
+    def _sample(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Samples K vectors of the global batch, the same on every process: process r fills rows r, r + world, ..."""
         size = self.weight.shape[0]
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         rank = dist.get_rank() if world > 1 else 0
@@ -175,6 +177,7 @@ class EvoTokCodebook(nn.Module):
 
 
 def _refuse_missing(codes: torch.LongTensor) -> None:
+    """Raises ValueError for code -1, that of features that are not finite."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or codes.is_meta:
         return
     if (codes < 0).any():
@@ -184,7 +187,7 @@ def _refuse_missing(codes: torch.LongTensor) -> None:
 
 
 class EvoTokResidualVectorQuantizer(nn.Module):
-    """The residual trajectory: each level quantises what the levels before it left over (Eq. 2)."""
+    """Residual quantizer: each level quantises the residual of the levels before it (Eq. 2)."""
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()
@@ -194,15 +197,15 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         self.codebooks = nn.ModuleList(EvoTokCodebook(config) for _ in range(config.num_codebooks))
 
     def _apply(self, fn, recurse=True):
-        """As in PyTorch, which calls it for every cast, but codebooks stay in fp32, as when they are loaded."""
-        return super()._apply(moved_only(fn), recurse)
+        """Moves the codebooks, as in PyTorch, which casts by this method, too; they stay in fp32."""
+        return super()._apply(move_without_cast(fn), recurse)
 
     def forward(self, features: torch.Tensor) -> EvoTokQuantizerOutput:
-        """Quantise, and in training mode also learn the codebooks (one step per call).
+        """Quantises features, and in training mode updates the codebooks.
 
         Args:
-            features: (B, N, C), any floating dtype; computed in float32. Where they are not finite the code is -1, and
-                nothing is learned: in training the loss is not finite either, and no step waits for a check.
+            features: (B, N, C), any floating dtype; computed in float32. Features that are not finite have the code -1
+                and update nothing: in training the loss is not finite either, and no step waits for a check.
 
         Raises:
             ValueError: features that are not finite, in evaluation.
@@ -236,13 +239,13 @@ class EvoTokResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.LongTensor:
-        """Codes of features without learning from them: (B, N, C) -> (B, N, D) int64.
+        """Encodes features without updating the codebooks: (B, N, C) -> codes (B, N, D) int64.
 
         Raises:
-            ValueError: features that are not finite; looked at when all is done, so that nothing waits halfway. In a
-                graph that was compiled or exported their code is -1.
+            ValueError: features that are not finite, checked at the end so that no level waits for the device. In a
+                compiled or exported graph their code is -1.
         """
-        with without_autocast(features.device.type):
+        with disable_autocast(features.device.type):
             residual, codes = features.float().flatten(0, 1), []
             for codebook in self.codebooks:
                 codes.append(codebook(residual))
@@ -251,19 +254,19 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
 
     def embed(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Entry of every code, not summed: (..., d) int64 -> (..., d, C), for any prefix of d <= D levels."""
-        self._check(codes)
+        """Looks up the entry of every code, not summed: (..., d) int64 -> (..., d, C), at any depth d <= D."""
+        self._check_codes(codes)
         return torch.stack([self.codebooks[level](codes[..., level]) for level in range(codes.shape[-1])], dim=-2)
 
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Sum of the entries, Eq. 4: (..., d) int64 -> (..., C), for any prefix of d <= D levels."""
-        self._check(codes)
+        """Sums the entries of codes, Eq. 4: (..., d) int64 -> (..., C), at any depth d <= D."""
+        self._check_codes(codes)
         total = self.codebooks[0](codes[..., 0])
         for level in range(1, codes.shape[-1]):
             total = total + self.codebooks[level](codes[..., level])
         return total
 
-    def _check(self, codes: torch.Tensor) -> None:
+    def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.dtype not in (torch.int32, torch.int64) or not 1 <= codes.shape[-1] <= len(self.codebooks):
             raise ValueError(
                 f"codes of shape {tuple(codes.shape)} and dtype {codes.dtype} must be int64 with 1 to "

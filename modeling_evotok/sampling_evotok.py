@@ -11,9 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Drawing the code of one level of one position: guidance, plausibility guard, temperature, top-k, top-p.
+"""Sampling of codes: the settings of a call and of generation configs, and the sampler that they configure.
 
-Shapes: M images, R = M or, guided, 2M rows [conditional; unconditional], K codebook size.
+| field | of a call | of a config given to it | of the model's own config |
+| --- | --- | --- | --- |
+| `guidance_scale`, `guidance_min_p` | used | used | used |
+| `do_sample`, `temperature`, `top_k`, `top_p` | used | `image_do_sample` and so on, else these | `image_...` alone |
+| `num_return_sequences`, `return_dict_in_generate`, `output_scores` | used | used | used |
+| `compile_config`, `disable_compile`, `pad_token_id` | used | used | used |
+| `cache_implementation` | used | used | used if "static" or "dynamic", else text only |
+| `max_new_tokens`, `max_length`, `use_cache` | ignored: the length of an image is fixed, its cache always used | | |
+| `min_p`, `num_beams`, `output_logits`, and others of `_REFUSED` | refused | refused | text only |
+| all others: stop strings, penalties, banned or forced tokens ... | refused | text only | text only |
+
+As in Transformers, None unsets a value: no temperature, no top-k, no top-p, no guidance.
+
+Shapes: M images, R = M or, guided, 2M rows [conditional; unconditional], L levels, K codebook size.
 """
 
 import math
@@ -22,25 +35,132 @@ from numbers import Number
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+
+
+# The paper's guidance and its release's sampling; `guidance_min_p` 0 is the paper's plain guidance.
+IMAGE_GENERATION_DEFAULTS = {
+    "guidance_scale": 7.5,
+    "guidance_min_p": 0.0,
+    "image_do_sample": True,
+    "image_temperature": 1.0,
+    "image_top_k": 900,
+    "image_top_p": 0.96,
+}
+# Text is greedy unless a temperature is given. Servers read the temperature alone, and sample at 1 without one.
+TEXT_GENERATION_DEFAULTS = {"do_sample": True, "temperature": 0.0}
+_CACHES = ("static", "dynamic")
+# Settings of the call beside those of the sampler.
+_CALL = {
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "cache_implementation": None,
+    "compile_config": None,
+    "disable_compile": False,
+    "pad_token_id": None,
+}
+_IGNORED = ("max_new_tokens", "max_length", "use_cache")  # pipelines add some of them to every call
+# Features that image generation could have, but does not.
+_REFUSED = (
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "renormalize_logits",
+    "remove_invalid_values",
+    "watermarking_config",
+    "num_beams",
+    "num_beam_groups",
+    "penalty_alpha",
+    "dola_layers",
+    "constraints",
+    "force_words_ids",
+    "use_mtp",
+    "max_time",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+# Values that switch a feature off, beside None and False.
+_NEUTRAL = {"typical_p": 1, "num_beams": 1, "num_beam_groups": 1, "repetition_penalty": 1, "length_penalty": 1}
+
+
+def image_generation_config(config) -> GenerationConfig:
+    """Builds the generation config of a new [`EvoTokForConditionalGeneration`]: special tokens of the language model,
+    sampling values of images and of text, and image placeholders banned from text."""
+    text_config = config.text_config
+    tokens = {name: getattr(text_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    placeholders = [config.image_token_id, config.image_generation_token_id]
+    defaults = IMAGE_GENERATION_DEFAULTS | TEXT_GENERATION_DEFAULTS
+    return GenerationConfig(**tokens, suppress_tokens=placeholders, **defaults)
+
+
+def read_settings(own: GenerationConfig, given: GenerationConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Reads the settings of the table above, each from the first place that has it, under its name in a call.
+
+    Args:
+        own: config of the model.
+        given: config of the call.
+        kwargs: arguments of the call; those that are read here are removed.
+
+    Raises:
+        ValueError: a field of `given`, or an argument, that image generation does not have.
+    """
+    _refuse(given, own)
+    settings = {}
+    for field, default in IMAGE_GENERATION_DEFAULTS.items():
+        name = field.removeprefix("image_")
+        values = (getattr(place, key, None) for place, key in ((given, field), (given, name), (own, field)))
+        settings[name] = kwargs.pop(name, next((value for value in values if value is not None), default))
+    for name, default in _CALL.items():
+        values = [kwargs.pop(name, None), getattr(given, name, None), getattr(own, name, None)]
+        if name == "cache_implementation" and values[2] not in _CACHES:
+            values.pop()  # for text only
+        settings[name] = next((value for value in values if value is not None), default)
+    for name in _IGNORED:
+        kwargs.pop(name, None)
+    unknown = sorted(name for name, value in kwargs.items() if not _is_neutral(name, value))
+    if unknown:
+        raise ValueError(f"generate(generation_mode='image') takes no {', '.join(unknown)}.")
+    return settings
+
+
+def _refuse(given: GenerationConfig | None, own: GenerationConfig) -> None:
+    """Raises ValueError for fields of a config that image generation does not have, unless the model's own config has
+    the same value for text: pipelines pass a copy of it."""
+    refused = []
+    for name in _REFUSED:
+        value = getattr(given, name, None)
+        if not _is_neutral(name, value) and value != getattr(own, name, None):
+            refused.append(name)
+    if refused:
+        raise ValueError(f"generation_config: no {', '.join(refused)} for images: leave it out of the config.")
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    known = hasattr(GenerationConfig(), name)
+    return value is None or (known and (value is False or (name in _NEUTRAL and value == _NEUTRAL[name])))
 
 
 @dataclass
 class EvoTokCodeSampler:
-    """Draws one code per image from the logits of one level: guidance, plausibility guard, temperature, top-k, top-p.
+    """Sampler of one code per image from the logits of one level.
 
     Args:
-        guidance_scale: s in `u + s (c - u)`; exactly 1 means that there are no unconditional rows.
-        guidance_min_p: only codes whose conditional probability is at least this share of the likeliest one's may be
-            drawn, whatever guidance makes of the others; 0 for no guard. Far from the mode both rows are noise, and s
-            times their difference lifts absurd codes.
-        do_sample: False takes the likeliest code, as temperature 0 does.
+        guidance_scale: s in `u + s (c - u)`; with exactly 1 there are no unconditional rows.
+        guidance_min_p: only codes whose conditional probability is at least this share of the highest one may be
+            sampled; 0 for no limit. Far from the mode both rows are noise, and s times their difference favours
+            implausible codes.
+        do_sample: False selects the most likely code, as temperature 0 does.
         top_k, top_p: None or 0, and None or 1, for no limit.
-        generator: of the device that the model runs on; a list has one generator an image, with which an image depends
-            on its own seed alone, whatever else is in the batch.
-        scores: gets the scores (M, K) of every call.
-        failed: () bool, becomes true where scores were not finite: nothing waits for it but `check_scores`.
+        generator: on the device of the model; with a list of one generator an image, an image depends on its own seed
+            alone and not on the rest of the batch.
+        scores: list to which the scores (M, K) of every call are appended.
+        failed: () bool, set to True where scores are not finite, without waiting for the device; see `check_scores`.
 
-    Numbers may be NumPy's; None unsets a value: no guidance, no guard, no temperature, no limit.
+    Numbers may be NumPy's; None unsets a value: no guidance, no limit, no temperature.
 
     Raises:
         ValueError: a value out of range.
@@ -59,7 +179,7 @@ class EvoTokCodeSampler:
     def __post_init__(self):
         unset = {"guidance_scale": 1.0, "guidance_min_p": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         for name, value in unset.items():
-            setattr(self, name, _plain_number(getattr(self, name), value))
+            setattr(self, name, _to_python_number(getattr(self, name), value))
         checks = {
             "guidance_scale": lambda value: 0 <= value < math.inf,
             "guidance_min_p": lambda value: 0 <= value <= 1,
@@ -76,20 +196,20 @@ class EvoTokCodeSampler:
 
     @property
     def guided(self) -> bool:
-        """Whether there are unconditional rows."""
+        """Returns whether there are unconditional rows."""
         return self.guidance_scale != 1
 
-    def cast(self, noise: torch.Tensor) -> torch.Tensor:
-        """Fill (L, M, K) float32 with what the draws of one position need, level by level.
+    def fill_noise(self, noise: torch.Tensor) -> torch.Tensor:
+        """Fills (L, M, K) float32 with exponential noise for one position, level by level.
 
-        Ahead of them, because neither a compiled position nor one that is replayed on a GPU can ask a generator.
+        It is generated before the position, because a compiled or recorded position cannot use a generator.
         """
         if self.do_sample:
             for level in noise:
-                self._fill(level)
+                self._fill_level(level)
         return noise
 
-    def _fill(self, noise: torch.Tensor) -> torch.Tensor:
+    def _fill_level(self, noise: torch.Tensor) -> torch.Tensor:
         """Fills (M, K) float32 with exponential noise."""
         if not isinstance(self.generator, list):
             return noise.exponential_(generator=self.generator)
@@ -101,7 +221,8 @@ class EvoTokCodeSampler:
         return noise
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.LongTensor:
-        """(R, K) -> (R,) int64, the same code in both rows of an image; `noise` (M, K) is drawn here unless given."""
+        """Samples codes: logits (R, K) -> (R,) int64, the same code in both rows of an image. Without `noise` (M, K) it
+        is generated here."""
         conditional = scores = logits.float()
         if self.guided:
             conditional, unconditional = scores.chunk(2)  # (M, K)
@@ -111,24 +232,24 @@ class EvoTokCodeSampler:
             scores = scores.masked_fill(conditional < floor, -math.inf)
         if self.do_sample:
             scores = self.warp(scores)
-            # As torch.multinomial draws, but for its checks, for which the host would wait for the device.
+            # As torch.multinomial samples, without its checks, for which the host would wait for the device.
             probabilities = scores.softmax(-1)
             if noise is None:
-                noise = self._fill(torch.empty_like(probabilities))
+                noise = self._fill_level(torch.empty_like(probabilities))
             codes = (probabilities / noise).argmax(-1)
         else:
             probabilities, codes = scores, scores.argmax(-1)
-        if self.failed is not None:  # whatever is not finite spoils a row, or is taken for its largest value
+        if self.failed is not None:  # a value that is not finite makes the row NaN, or is selected as the largest
             self.failed.logical_or_(~probabilities.gather(-1, codes[:, None]).isfinite().all())
         if self.scores is not None:
             self.scores.append(scores)
         return codes.repeat(2) if self.guided else codes
 
     def check_scores(self) -> None:
-        """Waits for the device.
+        """Checks the scores of all calls so far, waiting for the device.
 
         Raises:
-            ValueError: scores that codes were drawn from were not finite.
+            ValueError: some of them were not finite.
         """
         if self.failed is not None and self.failed:
             raise ValueError(
@@ -137,9 +258,9 @@ class EvoTokCodeSampler:
             )
 
     def warp(self, scores: torch.Tensor) -> torch.Tensor:
-        """Temperature, top-k and top-p of (M, K), as Transformers' warpers have them (ties with the k-th are kept).
+        """Applies temperature, top-k and top-p to (M, K), as Transformers' warpers do; ties with the k-th are kept.
 
-        Theirs sort all K entries for top-p, at every level of every position; here the k that top-k left are enough.
+        Transformers sorts all K entries for top-p at every level of every position; here the k of top-k are enough.
         """
         size = scores.shape[-1]
         scores = scores / self.temperature
@@ -158,8 +279,8 @@ class EvoTokCodeSampler:
         return scores
 
 
-def _plain_number(value: Any, unset: float) -> Any:
-    """Python's own number where `value` is one of NumPy or a tensor of one, and `unset` where it is None."""
+def _to_python_number(value: Any, unset: float) -> Any:
+    """Converts a number of NumPy, or a tensor of one, to Python's; None becomes `unset`."""
     if value is None:
         return unset
     if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -169,4 +290,10 @@ def _plain_number(value: Any, unset: float) -> Any:
     return value
 
 
-__all__ = ["EvoTokCodeSampler"]
+__all__ = [
+    "IMAGE_GENERATION_DEFAULTS",
+    "TEXT_GENERATION_DEFAULTS",
+    "EvoTokCodeSampler",
+    "image_generation_config",
+    "read_settings",
+]

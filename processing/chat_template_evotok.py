@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The chat template of EvoTok, and the checks that conversations go through before it is rendered.
+"""Chat template of EvoTok, and checks of conversations before it is rendered.
 
-Text is data: a special token typed by a user (`<|image_pad|>`, `<|im_start|>`) must not become one. Such a marker gets
-a space after its first character, so that the tokenizer sees plain text and the reader sees what was meant. The
-template itself does so, for whoever renders it without this code: a bare tokenizer, vLLM, `transformers serve`.
+A special token typed by a user (`<|image_pad|>`, `<|im_start|>`) must not become one. Such a marker gets a space after
+its first character, so that it is tokenized as plain text and stays readable. The template does the same, for renderers
+without this code: a tokenizer alone, vLLM, `transformers serve`.
 """
 
 import re
@@ -25,8 +25,8 @@ from typing import Any
 from .image_loading_evotok import SOURCE_KEYS, EvoTokImageError, find_source
 
 
-# ChatML with the images of a message in place. `system_prompt` and `generation_mode` are template variables.
-# `markers` is filled in from the tokenizer. Engines find out whether content is a list from the loop `part in content`.
+# ChatML with images within messages. `system_prompt` and `generation_mode` are template variables; `markers` is filled
+# in from the tokenizer. Engines detect by the loop `part in content` that content may be a list.
 CHAT_TEMPLATE = """\
 {%- set markers = [] %}
 {%- macro plain(text) %}
@@ -74,7 +74,7 @@ CHAT_TEMPLATE = """\
     {%- endif %}
 {%- endif %}
 """
-# Checkpoints have it that were saved before the template protected itself.
+# Macro of the template of checkpoints that were saved before it escaped markers.
 _FORMER_RENDER = """\
 {%- macro render(content, placeholder) %}
     {%- if content is string %}
@@ -90,12 +90,12 @@ _FORMER_RENDER = """\
     {%- endif %}
 {%- endmacro %}
 """
-_TURNS = CHAT_TEMPLATE[CHAT_TEMPLATE.index("{{- bos_token") :]
-_FORMER_TEMPLATE = _FORMER_RENDER + re.sub(r"plain\((system_prompt|message\['role'\])\)", r"\1", _TURNS)
+_MESSAGES = CHAT_TEMPLATE[CHAT_TEMPLATE.index("{{- bos_token") :]
+_FORMER_TEMPLATE = _FORMER_RENDER + re.sub(r"plain\((system_prompt|message\['role'\])\)", r"\1", _MESSAGES)
 _LITERAL = r"'(?:[^'\\]|\\.)*'"
 _MARKERS = re.compile(rf"\{{%- set markers = \[(?:{_LITERAL}(?:, {_LITERAL})*)?\] %\}}\n")
 
-# A token of the template stands between quotes in its code.
+# Tokens are quoted in the code of the template.
 _PLAIN_TOKEN = re.compile(r"[^\s'\"\\{}%#]{1,64}")
 
 ROLES = ("system", "user", "assistant")
@@ -109,78 +109,76 @@ def build_chat_template(
     image_generation_token: str,
     vision_start_token: str,
     vision_end_token: str,
-    framed: bool = True,
+    delimit_input_images: bool = True,
     markers: Sequence[str] = (),
 ) -> str:
-    """The chat template with these tokens.
+    """Builds the chat template with these tokens.
 
     Args:
-        framed (`bool`): whether images given stand between start and end tokens, as images written do; those of the
-            paper's release do not.
-        markers (`Sequence[str]`): special tokens that text must not forge, from [`list_control_tokens`].
+        delimit_input_images (`bool`): whether input images are between start and end tokens, as generated images are;
+            in the paper's release they are not.
+        markers (`Sequence[str]`): special tokens to escape in text, from [`list_control_tokens`].
 
     Raises:
         ValueError: a token that would be code of the template.
     """
     tokens = image_token, image_generation_token, vision_start_token, vision_end_token
     quoted = ", ".join("'" + marker.encode("unicode_escape").decode().replace("'", "\\'") + "'" for marker in markers)
-    template = _fill(CHAT_TEMPLATE, tokens, framed)
+    template = _fill(CHAT_TEMPLATE, tokens, delimit_input_images)
     return template.replace("set markers = []", f"set markers = [{quoted}]", 1)
 
 
-def _fill(template: str, names: Sequence[str], framed: bool) -> str:
-    """Puts the tokens of `build_chat_template` into a template."""
-    image_token, _, vision_start_token, vision_end_token = names
+def _fill(template: str, tokens: Sequence[str], delimit_input_images: bool) -> str:
+    """Replaces the default tokens in a template by those of `build_chat_template`."""
+    image_token, _, vision_start_token, vision_end_token = tokens
     defaults = "<|image_pad|>", "<|image_gen|>", "<|vision_start|>", "<|vision_end|>"
-    for default, token in zip(defaults, names, strict=True):
+    for default, token in zip(defaults, tokens, strict=True):
         if not isinstance(token, str) or not _PLAIN_TOKEN.fullmatch(token):
             raise ValueError(f"{str(token)[:80]!r} should be a token such as {default!r}.")
         template = template.replace(default, token)
-    if framed:
+    if delimit_input_images:
         return template
-    around = f"'{vision_start_token}' + placeholder + '{vision_end_token}'"
-    return template.replace(around, f"(placeholder if placeholder == '{image_token}' else {around})")
+    delimited = f"'{vision_start_token}' + placeholder + '{vision_end_token}'"
+    return template.replace(delimited, f"(placeholder if placeholder == '{image_token}' else {delimited})")
 
 
-def is_framed_template(template: Any, *tokens: str) -> bool | None:
-    """Whether images given stand between start and end tokens in a template of [`build_chat_template`], now or in
-    former versions, with these four tokens and any markers; None for any other template."""
+def delimits_input_images(template: Any, *tokens: str) -> bool | None:
+    """Returns whether a template of [`build_chat_template`], of this version or a former one, with these four tokens
+    and any markers, delimits input images; None for any other template."""
     unmarked = _MARKERS.sub("{%- set markers = [] %}\n", template, count=1) if isinstance(template, str) else template
-    for framed in (True, False):
-        if unmarked in (_fill(CHAT_TEMPLATE, tokens, framed), _fill(_FORMER_TEMPLATE, tokens, framed)):
-            return framed
+    for delimit in (True, False):
+        if unmarked in (_fill(CHAT_TEMPLATE, tokens, delimit), _fill(_FORMER_TEMPLATE, tokens, delimit)):
+            return delimit
     return None
 
 
 def list_control_tokens(tokenizer: Any) -> list[str]:
-    """Special tokens of `tokenizer` that text must not forge, the longest first."""
+    """Lists the special tokens of `tokenizer` to escape in text, the longest first."""
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted((token for token in tokens if len(token.strip()) > 1), key=lambda token: (-len(token), token))
 
 
 def build_control_pattern(tokenizer: Any) -> re.Pattern:
-    """Matches every special token of `tokenizer`, the longest first."""
+    """Builds a pattern that matches every special token of `tokenizer`, the longest first."""
     return re.compile("|".join(map(re.escape, list_control_tokens(tokenizer))) or "(?!)")
 
 
 def prepare_conversations(conversation: Any, control_pattern: re.Pattern) -> tuple[list[list[dict]], bool]:
-    """Copies a conversation, or a batch of them, with its text made harmless, neighbouring text parts joined, and every
-    image in one form: `{"type": "image", "image": source}`, or without a source where it is given elsewhere.
-
-    The processor and the collators of training read messages by this alone.
+    """Checks and copies a conversation, or a batch of them, with escaped markers, neighbouring text parts joined, and
+    images as `{"type": "image", "image": source}`, or without a source where the image is passed elsewhere.
 
     Args:
         conversation: messages `{"role": ..., "content": str or list of parts}`, where a part is
             `{"type": "text", "text": ...}`, or `{"type": "image", ...}` or `{"type": "image_url", ...}` with an image
-            as `find_source` takes it, or with none; or a list of such conversations.
+            for `find_source`, or with none; or a list of such conversations.
         control_pattern (`re.Pattern`): from [`build_control_pattern`].
 
     Returns:
-        The conversations as a batch, and whether a batch was given.
+        The conversations as a batch, and whether `conversation` was a batch.
 
     Raises:
-        ValueError: for an empty conversation, an unknown role or type of part, text that is none, an image given in two
-            ways, or calls of tools.
+        ValueError: an empty conversation, an unknown role or type of part, text that is no string, an image given in
+            two ways, or tool calls.
     """
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
@@ -202,19 +200,19 @@ def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
         role = message.get("role") if isinstance(message, Mapping) else message
         raise ValueError(f"Message with role {str(role)[:40]!r}: give a dict whose role is one of {', '.join(ROLES)}.")
     if message.get("tool_calls"):
-        raise ValueError("Messages that call tools are not understood: leave tool_calls out.")
+        raise ValueError("Messages that call tools are not supported: leave tool_calls out.")
     content = message.get("content")
     if content is None:
         content = ""
     if isinstance(content, str):
-        return {**message, "content": _neutralize(content, control_pattern)}
+        return {**message, "content": _escape_markers(content, control_pattern)}
     if not isinstance(content, Sequence):
         raise ValueError(f"Content of type {type(content).__name__}: give a string or a list of parts.")
     parts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            if parts and parts[-1]["type"] == "text":  # a marker must not be put together from two parts either
+            if parts and parts[-1]["type"] == "text":  # two parts must not join to a marker
                 parts[-1]["text"] += part["text"]
             else:
                 parts.append({"type": "text", "text": part["text"]})
@@ -222,12 +220,12 @@ def _prepare_message(message: Any, control_pattern: re.Pattern) -> dict:
             parts.append(_read_image(part))
         else:
             raise ValueError(
-                f"Content part {str(part)[:80]!r} is not understood: give "
+                f"Content part {str(part)[:80]!r} is not supported: give "
                 '{"type": "text", "text": "..."} or {"type": "image"}.'
             )
     for part in parts:
         if part["type"] == "text":
-            part["text"] = _neutralize(part["text"], control_pattern)
+            part["text"] = _escape_markers(part["text"], control_pattern)
     return {**message, "content": parts}
 
 
@@ -240,8 +238,8 @@ def _read_image(part: Mapping) -> dict:
     return rest | {"type": "image"} | ({} if source is None else {"image": source})
 
 
-def _neutralize(text: str, control_pattern: re.Pattern) -> str:
-    """`<|im_end|>` -> `< |im_end|>`."""
+def _escape_markers(text: str, control_pattern: re.Pattern) -> str:
+    """Escapes markers in text: `<|im_end|>` becomes `< |im_end|>`."""
     if _SURROGATE.search(text):
         raise ValueError("Text holds half of a surrogate pair, which is no character: remove it.")
     return control_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
@@ -252,7 +250,7 @@ __all__ = [
     "ROLES",
     "build_chat_template",
     "build_control_pattern",
-    "is_framed_template",
+    "delimits_input_images",
     "list_control_tokens",
     "prepare_conversations",
 ]

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processor of EvoTok: conversations with images in either turn -> what the model's `forward` and `generate` take.
+"""Processor of EvoTok: converts conversations with images to the inputs of the model's `forward` and `generate`.
 
-An image in a user turn is *given* (understanding) and becomes `pixel_values`; one in an assistant turn is *written*
-(generation) and becomes `generation_pixel_values`, or `generation_codes` where it is encoded already.
+Images of system and user messages are input images and become `pixel_values`; those of assistant messages are generated
+images and become `generation_pixel_values`, or `generation_codes` if they are encoded already.
 """
 
 import re
@@ -34,12 +34,11 @@ from transformers.utils import auto_docstring, is_torchvision_available, logging
 from .chat_template_evotok import (
     build_chat_template,
     build_control_pattern,
-    is_framed_template,
+    delimits_input_images,
     list_control_tokens,
     prepare_conversations,
 )
-from .image_arrays_evotok import check_unit_range, convert_to_images
-from .image_loading_evotok import flatten_images, load_image
+from .image_loading_evotok import check_unit_range, convert_to_images, flatten_images, load_image
 
 
 logger = logging.get_logger(__name__)
@@ -47,13 +46,13 @@ logger = logging.get_logger(__name__)
 
 @auto_docstring(
     custom_intro="""
-    Image processor, tokenizer and chat template of EvoTok in one. Special tokens that the tokenizer lacks are added to
-    it; for Qwen2.5, which has all but `<|image_gen|>`, that is id 151665, the first free row of the padded vocabulary.
-    Padding is on the left, as generation needs it.
+    Image processor, text tokenizer and chat template of EvoTok. Special tokens that the tokenizer lacks are added to
+    it: for Qwen2.5, which has all but `<|image_gen|>`, as id 151665, the first free row of the padded vocabulary.
+    Padding is on the left, as generation requires.
     """
 )
 class EvoTokProcessor(ProcessorMixin):
-    _auto_class = "AutoProcessor"  # a saved folder carries this code
+    _auto_class = "AutoProcessor"  # a saved checkpoint carries this code
 
     def __init__(
         self,
@@ -72,17 +71,17 @@ class EvoTokProcessor(ProcessorMixin):
         num_image_tokens (`int`, *optional*, defaults to 256):
             Positions of one image, N.
         image_token (`str`, *optional*, defaults to `"<|image_pad|>"`):
-            Placeholder of a position of an image that is given.
+            Placeholder of a position of an input image.
         image_generation_token (`str`, *optional*, defaults to `"<|image_gen|>"`):
-            Placeholder of a position of an image that is written.
+            Placeholder of a position of a generated image.
         vision_start_token (`str`, *optional*, defaults to `"<|vision_start|>"`):
-            Stands before either kind of image.
+            Token before either kind of image.
         vision_end_token (`str`, *optional*, defaults to `"<|vision_end|>"`):
-            Stands after either kind of image.
+            Token after either kind of image.
         system_prompt (`str`, *optional*):
-            For conversations without a system message of their own.
+            System message of conversations without one.
         allow_remote_images (`bool`, *optional*, defaults to `True`):
-            Whether images given as `http(s)://` addresses are fetched; False where messages are others'.
+            Whether `http(s)://` addresses of images are fetched; False for untrusted input.
         """
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
@@ -94,10 +93,10 @@ class EvoTokProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self._prepare_tokenizer()
         if not chat_template:
-            self.chat_template = self.own_template()
+            self.chat_template = self.build_template()
 
     def _prepare_tokenizer(self):
-        """Adds the special tokens that are missing and looks up the ids."""
+        """Adds missing special tokens to the tokenizer and sets the ids of all."""
         names = ("vision_start_token", "vision_end_token", "image_token", "image_generation_token")
         known = self.tokenizer.get_vocab()
         wanted = ["<|im_start|>", "<|im_end|>", *(getattr(self, name) for name in names)]
@@ -116,19 +115,21 @@ class EvoTokProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_chat_template: bool = False, **kwargs):
-        r"""As in Transformers, but for the chat template. One is code: it can run without end, or fill the memory.
+        r"""Loads a processor, as in Transformers, but refuses other chat templates than EvoTok's.
+
+        A chat template is code: it can run without end, or fill the memory.
 
         Args:
             trust_chat_template (`bool`, *optional*, defaults to `False`):
-                Take the checkpoint's own chat template, whatever it is; else it has to be EvoTok's.
+                Whether any chat template of the checkpoint is used.
 
         Raises:
-            ValueError: another chat template lies in the checkpoint.
+            ValueError: another chat template in the checkpoint.
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        framed = processor._is_framed(processor.chat_template)
-        if framed is not None:  # whatever version of EvoTok saved it
-            processor.chat_template = processor.tokenizer.chat_template = processor.own_template(framed)
+        delimit = processor._delimits_input_images(processor.chat_template)
+        if delimit is not None:  # by any version of EvoTok
+            processor.chat_template = processor.tokenizer.chat_template = processor.build_template(delimit)
         elif not trust_chat_template and "chat_template" not in kwargs:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: its chat template is not EvoTok's, and could run without end: "
@@ -136,12 +137,13 @@ class EvoTokProcessor(ProcessorMixin):
             )
         return processor
 
-    def own_template(self, framed: bool = True) -> str:
-        """EvoTok's chat template with this processor's tokens, see `build_chat_template`."""
-        return build_chat_template(*self._template_tokens, framed=framed, markers=list_control_tokens(self.tokenizer))
+    def build_template(self, delimit_input_images: bool = True) -> str:
+        """Builds EvoTok's chat template with this processor's tokens, see `build_chat_template`."""
+        markers = list_control_tokens(self.tokenizer)
+        return build_chat_template(*self._template_tokens, delimit_input_images=delimit_input_images, markers=markers)
 
-    def _is_framed(self, template: Any) -> bool | None:
-        return is_framed_template(template, *self._template_tokens)
+    def _delimits_input_images(self, template: Any) -> bool | None:
+        return delimits_input_images(template, *self._template_tokens)
 
     @property
     def _template_tokens(self) -> tuple[str, str, str, str]:
@@ -149,7 +151,7 @@ class EvoTokProcessor(ProcessorMixin):
 
     @classmethod
     def from_parts(cls, tokenizer, image_size: int = 256, num_image_tokens: int = 256, **kwargs) -> "EvoTokProcessor":
-        """A processor around `tokenizer` for square images of `image_size` pixels and `num_image_tokens` positions."""
+        """Builds a processor for square images of `image_size` pixels a side and `num_image_tokens` positions."""
         image_processor_class = SiglipImageProcessorPil
         if is_torchvision_available():
             from transformers import SiglipImageProcessor as image_processor_class
@@ -162,20 +164,23 @@ class EvoTokProcessor(ProcessorMixin):
         images: ImageInput | None = None,
         text: TextInput | list[TextInput] | None = None,
         generation_codes: Any = None,
+        tokens_only: bool | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         r"""
         images (`ImageInput`, *optional*):
-            Anything that `load_image` takes, one for each placeholder of either kind in reading order over the batch,
-            as a flat list or as a list for each text. Arrays and tensors hold floats from 0 to 1 or from 0 to 255, or
-            integers; with `do_rescale=False` only floats from 0 to 1, which are then not rounded to 8 bits.
+            Sources for `load_image`, one for each placeholder of either kind in reading order over the batch, as a flat
+            list or as a list for each text. Arrays and tensors hold floats from 0 to 1 or from 0 to 255, or integers;
+            with `do_rescale=False` only floats from 0 to 1, which are then not rounded to 8 bits.
         generation_codes (`torch.LongTensor` of shape `(G, N, L)`, *optional*):
-            Codes of the images that are written; `images` then holds the given ones only.
+            Codes of the generated images; `images` are then the input images only.
+        tokens_only (`bool`, *optional*):
+            Whether only tokens are returned and images are ignored: for callers that process images apart.
 
         Returns:
             [`BatchFeature`]: `input_ids` and `attention_mask` `(B, T)`, each placeholder expanded to
-            `num_image_tokens`; `pixel_values` `(I, 3, H, W)` of the images given; `generation_pixel_values`
-            `(G, 3, H, W)` or `generation_codes` `(G, N, L)` of the images written.
+            `num_image_tokens`; `pixel_values` `(I, 3, H, W)` of the input images; `generation_pixel_values`
+            `(G, 3, H, W)` or `generation_codes` `(G, N, L)` of the generated images.
 
         Raises:
             ValueError: if placeholders and images do not match, or an image cannot be read.
@@ -183,52 +188,54 @@ class EvoTokProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if texts is not None and not (isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)):
             raise ValueError("`text` must be a string or a list of strings.")
-        given, written = self._route_images(self._load_images(images, kwargs), images, texts, generation_codes)
-        said = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
-        if "padding" not in said:  # a class attribute would say so too, but only since Transformers 5.23
+        input_images, generated_images = [], []
+        if not tokens_only:
+            loaded = self._load_images(images, kwargs)
+            input_images, generated_images = self._split_images(loaded, images, texts, generation_codes)
+        options = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
+        if "padding" not in options:  # a default as class attribute needs Transformers 5.23
             kwargs["padding"] = True
-        inputs = super().__call__(images=given or None, text=text, **kwargs)
-        if written:
+        inputs = super().__call__(images=input_images or None, text=text, **kwargs)
+        if generated_images:
             images_kwargs = self._merge_kwargs(
                 self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
             )
-            processed = self.image_processor(written, **images_kwargs["images_kwargs"])
+            processed = self.image_processor(generated_images, **images_kwargs["images_kwargs"])
             inputs["generation_pixel_values"] = processed["pixel_values"]
         if generation_codes is not None:
             inputs["generation_codes"] = generation_codes
         return inputs
 
     def save_pretrained(self, save_directory: str, **kwargs):
-        """As in Transformers, with the special tokens in the chat template that the tokenizer has now; and without the
-        map to the carried code, which is written into the processor on the way, and is not read back either."""
-        framed = self._is_framed(self.chat_template)
-        if framed is not None:
-            self.chat_template = self.own_template(framed)
+        """Saves the processor, as in Transformers, with a chat template of the tokenizer's present special tokens."""
+        delimit = self._delimits_input_images(self.chat_template)
+        if delimit is not None:
+            self.chat_template = self.build_template(delimit)
         try:
             return super().save_pretrained(save_directory, **kwargs)
         finally:
-            vars(self).pop("auto_map", None)
+            vars(self).pop("auto_map", None)  # Transformers sets it, but does not read it back
 
     def _load_images(self, images: Any, kwargs: dict) -> list:
-        """8-bit images, or with `do_rescale=False` the arrays themselves."""
-        given = flatten_images(images)
-        said = kwargs.get("common_kwargs", {}) | kwargs.get("images_kwargs", {}) | kwargs
+        """Loads 8-bit images, or with `do_rescale=False` checks and returns the arrays themselves."""
+        sources = flatten_images(images)
+        options = kwargs.get("common_kwargs", {}) | kwargs.get("images_kwargs", {}) | kwargs
         rescale, normalize = (
-            getattr(self.image_processor, name, True) if said.get(name) is None else said[name]
+            getattr(self.image_processor, name, True) if options.get(name) is None else options[name]
             for name in ("do_rescale", "do_normalize")
         )
         if rescale or not normalize:
-            return [load_image(image, allow_remote=self.allow_remote_images) for image in given]
-        return [check_unit_range(image) for image in given]
+            return [load_image(source, allow_remote=self.allow_remote_images) for source in sources]
+        return [check_unit_range(source) for source in sources]
 
-    def _route_images(self, loaded: list, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
-        """Deals the loaded images out to the placeholders: those given, those written."""
+    def _split_images(self, loaded: list, images: Any, texts: Sequence[str] | None, codes: Any) -> tuple[list, list]:
+        """Splits the loaded images by their placeholders into input images and generated images."""
         if texts is None:
             return loaded, []
         kinds = [self._placeholder_pattern.findall(sample) for sample in texts]
-        num_written = sum(kind.count(self.image_generation_token) for kind in kinds)
+        num_generated = sum(kind.count(self.image_generation_token) for kind in kinds)
         if codes is not None:
-            self._check_codes(codes, num_written)
+            self._check_codes(codes, num_generated)
             kinds = [[token for token in kind if token == self.image_token] for kind in kinds]
         nested = isinstance(images, (list, tuple)) and any(isinstance(group, (list, tuple)) for group in images)
         if nested and len(images) == len(texts):
@@ -236,8 +243,8 @@ class EvoTokProcessor(ProcessorMixin):
                 self._check_count(len(flatten_images(group)), len(kind), f"text {row}")
         order = [token for kind in kinds for token in kind]
         self._check_count(len(loaded), len(order), "the batch")
-        given = [image for image, token in zip(loaded, order, strict=True) if token == self.image_token]
-        return given, [image for image, token in zip(loaded, order, strict=True) if token != self.image_token]
+        input_images = [image for image, token in zip(loaded, order, strict=True) if token == self.image_token]
+        return input_images, [image for image, token in zip(loaded, order, strict=True) if token != self.image_token]
 
     @property
     def _placeholder_pattern(self) -> re.Pattern:
@@ -252,27 +259,30 @@ class EvoTokProcessor(ProcessorMixin):
                 "codes as generation_codes."
             )
 
-    def _check_codes(self, codes: Any, num_written: int):
+    def _check_codes(self, codes: Any, num_generated: int):
         shape = tuple(np.shape(codes))
-        if len(shape) != 3 or shape[:2] != (num_written, self.num_image_tokens):
+        if len(shape) != 3 or shape[:2] != (num_generated, self.num_image_tokens):
             raise ValueError(
-                f"generation_codes of shape {shape} for {num_written} images to be written: give "
-                f"(G, N, L) = ({num_written}, {self.num_image_tokens}, levels)."
+                f"generation_codes of shape {shape} for {num_generated} generated images: give "
+                f"(G, N, L) = ({num_generated}, {self.num_image_tokens}, levels)."
             )
 
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """Refuses a call without inputs. Images are counted for both kinds of placeholders when they are split."""
+        if images is None and text is None:
+            raise ValueError("EvoTokProcessor has no input: give images, text or both.")
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The placeholders that one given image expands to."""
+        """Returns the placeholders of one input image."""
         return self.image_token * self.num_image_tokens
 
-    def get_text_with_replacements(self, text: list[str], images_replacements: Sequence[str] = (), *args):
-        """Expands both kinds of placeholders; returns texts and, for each, where they were and where they went."""
-        replacements = iter(images_replacements)
-        written = self.image_generation_token * self.num_image_tokens
+    def get_text_with_replacements(self, text: list[str], *args):
+        """Expands both kinds of placeholders; returns texts and, for each, the spans before and after."""
         expanded, offsets = [], []
         for sample in text:
             pieces, spans, last, grown = [], [], 0, 0
             for match in self._placeholder_pattern.finditer(sample):
-                replacement = written if match[0] == self.image_generation_token else next(replacements)
+                replacement = match[0] * self.num_image_tokens
                 start = match.start() + grown
                 new_span = (start, start + len(replacement))
                 span = {"type": "image", "span": match.span(), "new_span": new_span}
@@ -287,7 +297,7 @@ class EvoTokProcessor(ProcessorMixin):
         super()._check_special_mm_tokens(text, text_inputs, modalities=[*modalities, "image_generation"])
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Placeholders inserted for images of the given (height, width): the same number for every one."""
+        """Returns the number of placeholders of images of the given (height, width): the same for all."""
         if image_sizes is None:
             return MultiModalData()
         count = len(image_sizes)
@@ -304,18 +314,18 @@ class EvoTokProcessor(ProcessorMixin):
         processor_kwargs: dict | None = None,
         **kwargs,
     ):
-        r"""As [`ProcessorMixin.apply_chat_template`], for text and for images.
+        r"""Renders and tokenizes conversations, as [`ProcessorMixin.apply_chat_template`], for text and for images.
 
         Args:
             generation_mode (`"text"` or `"image"`):
                 `"image"` ends the prompt with the start of an image, and with `tokenize=True, return_dict=True` adds
                 `negative_prompt_ids` and `negative_prompt_attention_mask`, `(B, S)`: the unconditional prompts of
-                classifier-free guidance, the same template with an empty user turn.
+                guidance, which are the same template with an empty user message.
             negative_prompt (`str` or `list[str]`, *optional*): user text of the unconditional prompts.
 
         Raises:
-            ValueError: for roles or parts that are not understood, images that do not match their parts, and tools or
-                documents that the chat template says nothing of.
+            ValueError: roles or parts that are not supported, images that do not match their parts, and tools or
+                documents that the chat template does not use.
         """
         if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode={generation_mode!r}: choose "text" or "image".')
@@ -341,23 +351,23 @@ class EvoTokProcessor(ProcessorMixin):
         return inputs
 
     def _render(self, conversation: list, **kwargs) -> Any:
-        """The library's `apply_chat_template`; a template that is not ours may be anything, and raise it."""
+        """Calls the library's `apply_chat_template`; errors of a template that is not EvoTok's become ValueErrors."""
         try:
             return super().apply_chat_template(conversation, **kwargs)
         except Exception as error:
             template = kwargs.get("chat_template") or self.chat_template
-            if self._is_framed(template) is not None and not isinstance(error, TemplateError):
+            if self._delimits_input_images(template) is not None and not isinstance(error, TemplateError):
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"The chat template cannot be rendered ({reason}): repair it, or leave it out.") from error
 
     @property
     def control_pattern(self) -> re.Pattern:
-        """Matches the special tokens that text of a conversation must not forge."""
+        """Returns the pattern of special tokens that are escaped in the text of conversations."""
         return build_control_pattern(self.tokenizer)
 
     def _negative_conversations(self, conversations: list[list[dict]], prompt: Any) -> list[list[dict]]:
-        """The system message of each conversation, then a user turn that says `prompt`, or nothing."""
+        """Builds unconditional conversations: the system message of each, and a user message with `prompt` or empty."""
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt or ""] * len(conversations)
         if len(prompts) != len(conversations):
             raise ValueError(f"{len(prompts)} negative prompts for {len(conversations)} conversations: give one each.")
@@ -368,13 +378,13 @@ class EvoTokProcessor(ProcessorMixin):
         return prepare_conversations(negative, self.control_pattern)[0]
 
     def post_process_image_generation(self, pixels: Any) -> list[Image.Image]:
-        """Decoded pixels `(B, 3, H, W)` or `(3, H, W)`, about [-1, 1], as PIL images; what lies outside is clipped."""
+        """Converts decoded pixels `(B, 3, H, W)` or `(3, H, W)`, about [-1, 1] and clipped to it, to PIL images."""
         return convert_to_images(pixels)
 
     def post_process_multimodal_output(
         self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
     ) -> list[str] | list[Image.Image]:
-        """Text of generated ids, or with `generation_mode="image"` images of decoded pixels."""
+        """Decodes generated ids to text, or with `generation_mode="image"` converts decoded pixels to images."""
         if generation_mode == "image":
             return self.post_process_image_generation(generated_outputs)
         return super().post_process_multimodal_output(

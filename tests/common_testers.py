@@ -1,7 +1,7 @@
-"""Model testers in the manner of Transformers' own: a tiny configuration and inputs for each model class.
+"""Model testers as in Transformers: a tiny configuration and inputs for each model class.
 
-`test_common_*.py` ask of every class what Transformers' common tests ask, and `huggingface_mixins.py` runs those tests
-themselves; both build their models here. Images are 16 px of 2 x 2 positions, 4 levels of 32 codes, 2 for pixels.
+`test_common_*.py` and `huggingface_mixins.py` build their models here. Images have 16 px, 2 x 2 positions, and 4 levels
+of 32 entries, 2 of them pixel levels.
 """
 
 import torch
@@ -18,7 +18,7 @@ from evotok import (
 )
 
 
-IMAGE, DRAW, START, END = 4, 5, 6, 7
+IMAGE, GENERATED, START, END = 4, 5, 6, 7
 POSITIONS = 4
 BATCH = 3
 ENCODER = TINY_VQ["encoder_config"] | {"image_size": 16, "num_hidden_layers": 2}
@@ -28,12 +28,12 @@ TEXT = TINY_TEXT | {"vocab_size": 99, "initializer_range": 0.02}
 
 
 def random_floats(*shape: int) -> torch.Tensor:
-    """In [-1, 1]."""
+    """Generates floats in [-1, 1]."""
     return torch.rand(shape) * 2 - 1
 
 
 class ModelTester:
-    """What the common tests read of a tester; the numbers are those of the layers whose states a model returns."""
+    """Base of the testers; the sizes are those of the layers whose states a model returns."""
 
     model_classes: tuple[type, ...]
     is_training = True
@@ -54,7 +54,7 @@ class ModelTester:
 
 
 class VQModelTester(ModelTester):
-    """The image tokenizer; the states are its encoder's."""
+    """Tester of the image tokenizer; the states are its encoder's."""
 
     model_classes = (EvoTokVQModel,)
     seq_length = POSITIONS
@@ -69,7 +69,7 @@ class VQModelTester(ModelTester):
 
 
 class DepthDecoderTester(ModelTester):
-    """The depth decoder; its sequence is the levels."""
+    """Tester of the depth decoder; its sequence is the levels."""
 
     model_classes = (EvoTokDepthDecoder,)
     seq_length = VQ["num_pixel_codebooks"]
@@ -86,7 +86,7 @@ class DepthDecoderTester(ModelTester):
 
 
 class MultimodalTester(ModelTester):
-    """Both multimodal models: an image given, then text; the states are the language model's."""
+    """Tester of both multimodal models: an input image, then text; the states are the language model's."""
 
     model_classes = (EvoTokModel, EvoTokForConditionalGeneration)
     seq_length = POSITIONS + 7
@@ -101,7 +101,7 @@ class MultimodalTester(ModelTester):
             depth_decoder_config=dict(DEPTH),
             text_config=dict(TEXT),
             image_token_id=IMAGE,
-            image_generation_token_id=DRAW,
+            image_generation_token_id=GENERATED,
             vision_start_token_id=START,
             vision_end_token_id=END,
         )

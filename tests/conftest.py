@@ -19,7 +19,7 @@ def pytest_addoption(parser):
     )
 
 
-IMAGE, DRAW, START, END, PAD = 120, 121, 122, 123, 0
+IMAGE, GENERATED, START, END, PAD = 120, 121, 122, 123, 0
 POSITIONS = 16
 
 TINY_VQ = {
@@ -77,7 +77,7 @@ def tiny_config(text: dict | None = None, **kwargs) -> EvoTokConfig:
         depth_decoder_config=dict(TINY_DEPTH),
         text_config=TINY_TEXT | (text or {}),
         image_token_id=IMAGE,
-        image_generation_token_id=DRAW,
+        image_generation_token_id=GENERATED,
         vision_start_token_id=START,
         vision_end_token_id=END,
         **kwargs,

@@ -1,16 +1,18 @@
-"""Transformers' own common tests on every class: `make test-hf`, which fetches them; they are no part of this suite.
+"""Transformers' own common tests on every class, by `make test-hf`, which downloads them; no part of this suite.
 
-The source distribution of Transformers holds the mixins but not the modules that some of them import. What is missing
-is stood in for below; generation, which it lacks, is asked for in `test_common_generation.py`. Nothing is missing with
-the tests of a checkout of Transformers: `make test-hf HF_TESTS_FROM=/path/to/transformers/tests`.
+The source distribution of Transformers has the mixins but not all modules that they import; missing ones are replaced
+below. It has no tests of generation, for which there is `test_common_generation.py`. With the tests of a checkout of
+Transformers nothing is missing: `make test-hf HF_TESTS_FROM=/path/to/transformers/tests`.
 """
 
+import functools
 import importlib
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 from common_testers import DepthDecoderTester, MultimodalTester, VQModelTester
 from conftest import build_chat_model
@@ -30,8 +32,8 @@ SAMPLE = str(Path(tempfile.mkdtemp()) / "sample.png")
 Image.effect_noise((40, 30), 60).convert("RGB").save(SAMPLE)
 
 
-def stand_in(name: str, **contents):
-    """A module of that name with `contents`, unless there is one."""
+def replace_missing(name: str, **contents):
+    """Creates a module with `contents`, unless there is one of that name."""
     package, *rest = name.split(".")
     for part in rest:
         package = f"{package}.{part}"
@@ -42,9 +44,9 @@ def stand_in(name: str, **contents):
             vars(module).update(contents if package == name else {"__path__": []})
 
 
-stand_in("transformers_tests.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
-stand_in("transformers_tests.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
-stand_in(
+replace_missing("transformers_tests.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
+replace_missing("transformers_tests.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
+replace_missing(
     "transformers_tests.utils.test_configuration_utils",
     config_common_kwargs={
         "return_dict": False,
@@ -58,11 +60,11 @@ stand_in(
         "problem_type": "regression",
     },
 )
-# Pictures of the processor's tests come from the hub.
+# The processor's tests load images from the Hub.
 sys.modules["fetch_hub_objects_for_ci"] = ModuleType("fetch_hub_objects_for_ci")
 sys.modules["fetch_hub_objects_for_ci"].url_to_local_path = lambda url: SAMPLE
 
-# The mixins look class names up here to know which models have a loss, and of what.
+# The mixins find here which models have a loss.
 modeling_auto.MODEL_MAPPING_NAMES.update(
     evotok="EvoTokModel", evotok_vq="EvoTokVQModel", evotok_depth_decoder="EvoTokDepthDecoder"
 )
@@ -75,7 +77,7 @@ from transformers_tests.test_processing_common import ProcessorTesterMixin  # no
 
 
 class ModelTest(ModelTesterMixin):
-    """One tester and the classes it builds."""
+    """Common tests of the classes of one tester."""
 
     tester: type
     config_class: type
@@ -98,7 +100,7 @@ class VQModelTest(ModelTest, unittest.TestCase):
     test_resize_embeddings = False  # no vocabulary
 
     def test_model_get_set_embeddings(self):
-        """As for Transformers' vision models: the patches' embedding is a convolution."""
+        """Checks a convolution of patches, as for Transformers' vision models."""
         model = self.all_model_classes[0](self.model_tester.get_config())
         self.assertIsInstance(model.get_input_embeddings(), nn.Conv2d)
         self.assertIsNone(model.get_output_embeddings())
@@ -127,3 +129,9 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @staticmethod
     def prepare_processor_dict() -> dict:
         return {"num_image_tokens": 16}
+
+    def test_chat_template_save_loading(self):
+        """Loads other chat templates, which `EvoTokProcessor` refuses by default."""
+        trusting = functools.partial(EvoTokProcessor.from_pretrained, trust_chat_template=True)
+        with mock.patch.object(EvoTokProcessor, "from_pretrained", trusting):
+            super().test_chat_template_save_loading()

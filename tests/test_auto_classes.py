@@ -1,4 +1,4 @@
-"""`import evotok` imports nothing heavy, and registers its models with the Auto classes in any order of imports."""
+"""`import evotok` imports nothing heavy and registers its models with the Auto classes in any order of imports."""
 
 import json
 import subprocess
@@ -9,23 +9,23 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = """
+LOAD = """
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 folder = "assets/evotok-mini"
 config = AutoConfig.from_pretrained(folder)
-opened = [config, AutoModel.from_config(config.vq_config), AutoProcessor.from_pretrained(folder)]
-opened += [AutoModelForMultimodalLM.from_pretrained(folder)]
-print(json.dumps([f"{type(thing).__module__}.{type(thing).__name__}" for thing in opened]))
+loaded = [config, AutoModel.from_config(config.vq_config), AutoProcessor.from_pretrained(folder)]
+loaded += [AutoModelForMultimodalLM.from_pretrained(folder)]
+print(json.dumps([f"{type(thing).__module__}.{type(thing).__name__}" for thing in loaded]))
 """
 ORDERS = {
-    "evotok first": f"import json, evotok{OPEN}",
-    "auto classes first": f"import json\nfrom transformers import AutoModel, AutoProcessor\nimport evotok{OPEN}",
-    "a module of ours first": f"import json\nfrom evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel{OPEN}",
+    "package first": f"import json, evotok{LOAD}",
+    "Auto classes first": f"import json\nfrom transformers import AutoModel, AutoProcessor\nimport evotok{LOAD}",
+    "submodule first": f"import json\nfrom evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel{LOAD}",
 }
 
 
-def python(code: str) -> str:
-    """Returns the output of a new interpreter."""
+def run_python(code: str) -> str:
+    """Runs code in a new interpreter and returns its output."""
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -36,14 +36,14 @@ def python(code: str) -> str:
 @pytest.mark.parametrize(
     ("statement", "also"), [("import evotok", {"rich"}), ("from evotok.cli import main; main(['--help'])", set())]
 )
-def test_import_and_help_import_nothing_heavy(statement, also):
-    loaded = set(python(f"import sys\n{statement}\nprint(*sys.modules)").splitlines()[-1].split())
+def test_import_and_help_load_nothing_heavy(statement, also):
+    loaded = set(run_python(f"import sys\n{statement}\nprint(*sys.modules)").splitlines()[-1].split())
     assert not loaded & ({"torch", "transformers", "numpy", "PIL", "huggingface_hub"} | also)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_in_any_order_of_imports(order):
-    assert json.loads(python(ORDERS[order]).splitlines()[-1]) == [
+def test_auto_classes_load_in_any_order(order):
+    assert json.loads(run_python(ORDERS[order]).splitlines()[-1]) == [
         "evotok.modeling_evotok.configuration_evotok.EvoTokConfig",
         "evotok.modeling_evotok.modeling_evotok_vq.EvoTokVQModel",
         "evotok.processing.processing_evotok.EvoTokProcessor",

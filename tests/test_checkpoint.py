@@ -1,4 +1,4 @@
-"""What the embedded EvoTok-mini promises: it is whole, small, carries current code, reads and draws."""
+"""Promises of the embedded EvoTok-mini: it is complete and small, has no code, understands and generates images."""
 
 import json
 from pathlib import Path
@@ -24,33 +24,26 @@ def mini():
     return model.eval(), EvoTokProcessor.from_pretrained(MINI)
 
 
-def test_it_is_small_and_only_safetensors():
+def test_mini_is_small_and_has_no_code():
+    """`evotok export mini --out FOLDER` writes a folder with code."""
     assert sum(path.stat().st_size for path in MINI.glob("*.safetensors")) <= 32e6
-    assert {path.suffix for path in MINI.iterdir()} <= {".json", ".jinja", ".md", ".png", ".py", ".safetensors"}
+    assert {path.suffix for path in MINI.iterdir()} <= {".json", ".jinja", ".md", ".png", ".safetensors"}
+    assert not [path.name for path in MINI.glob("*.json") if "auto_map" in path.read_text("utf-8")]
 
 
-def test_carried_code_is_the_current_code():
-    """After a change of a carried file: `evotok export mini --out assets/evotok-mini`."""
-    copies = list(MINI.glob("*.py"))
-    assert copies
-    for copy in copies:
-        [source] = [path for top in ("modeling_evotok", "processing") for path in (ROOT / top).glob(copy.name)]
-        assert copy.read_text() == source.read_text(), copy.name
-
-
-def test_sizes_are_those_of_the_issue(mini):
+def test_mini_has_the_documented_sizes(mini):
     vq = mini[0].config.vq_config
     assert (vq.image_size, vq.grid_size, vq.num_codebooks, vq.num_pixel_codebooks) == (64, 8, 16, 4)
     assert mini[0].generation_config.guidance_scale == 7.5 and 0 < mini[0].generation_config.guidance_min_p < 1
 
 
-def test_results_name_every_figure_promised():
+def test_results_of_mini_have_every_figure():
     figures = json.loads((MINI / "results.json").read_text())["figures"]
     for name in TARGETS:
         assert figures[name] >= 0 and figures[f"{name}_target"] == TARGETS[name]
 
 
-def test_reconstructions_are_as_good_as_reported(mini, world):
+def test_reconstructions_of_mini_are_as_reported(mini, world):
     model, _ = mini
     pixels = scene_pixels(world, held_out_scenes(world, "test", 24))
     decoded = model.model.vq_model.decode_pixels(model.model.vq_model.encode(pixels))
@@ -59,7 +52,7 @@ def test_reconstructions_are_as_good_as_reported(mini, world):
     assert measured == pytest.approx(figures["psnr_new_style_depth4"], abs=1.5)
 
 
-def test_it_reads_and_draws(mini):
+def test_mini_generates_and_understands_an_image(mini):
     model, processor = mini
     to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     chat = [{"role": "user", "content": "a red heart"}]

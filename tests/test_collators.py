@@ -124,7 +124,7 @@ def test_parts_are_read_as_the_processor_reads_them(processor, tmp_path, role):
 
 def test_parts_that_are_ambiguous_or_no_image_are_refused_by_both(processor):
     twice = {"type": "image", "path": "a.png", "url": "b.png"}
-    for part, reason in ((twice, "as path and as url"), ({"type": "video", "path": "a.mp4"}, "not understood")):
+    for part, reason in ((twice, "as path and as url"), ({"type": "video", "path": "a.mp4"}, "not supported")):
         messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A."}]
         for read in (lambda m: EvoTokCollator(processor)([{"messages": m}]), processor.apply_chat_template):
             with pytest.raises(ValueError, match=reason):

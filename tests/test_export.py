@@ -1,4 +1,4 @@
-"""`evotok export`: a folder for the Hub, without files of an older export."""
+"""`evotok export`: a folder for the Hub, in which no file of an older export stays."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import build_chat_model
 from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
 from transformers.pipelines import get_supported_tasks
 from transformers.utils import hub
 
-from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
+from evotok import EvoTokForConditionalGeneration, EvoTokModel, EvoTokProcessor
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset
 from evotok.commands.files import filled_folder
@@ -35,7 +36,7 @@ def export(*words) -> int:
 
 
 def check_metadata(card: ModelCard):
-    """Checks the metadata by which the Hub lists a model."""
+    """Checks the metadata by which the Hub classifies a model."""
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "any-to-any" and card.data.pipeline_tag in get_supported_tasks()
     assert {"evotok", "image-tokenizer", "text-to-image"} <= set(card.data.tags)
@@ -52,9 +53,10 @@ def test_export_writes_a_card(trained, parts, tmp_path):
     assert export(trained, "--out", tmp_path / "other", "--license", "cc-by-4.0") == 0
     data = ModelCard.load(tmp_path / "other" / "README.md").data
     assert data.license == "cc-by-4.0" and "base_model" not in data.to_dict()
+    check_metadata(ModelCard.load(find_asset("evotok-mini") / "README.md"))
 
 
-def test_export_keeps_a_card_and_copies_that_of_the_checkpoint(trained, tmp_path):
+def test_export_keeps_the_card_of_the_folder_or_of_the_checkpoint(trained, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     assert export(trained, "--out", tmp_path / "out") == 0
@@ -63,11 +65,7 @@ def test_export_keeps_a_card_and_copies_that_of_the_checkpoint(trained, tmp_path
     assert (tmp_path / "again" / "README.md").read_text() == "mine"
 
 
-def test_card_of_the_embedded_model_has_the_metadata():
-    check_metadata(ModelCard.load(find_asset("evotok-mini") / "README.md"))
-
-
-def test_export_saves_sampling_values_and_keeps_codebooks_in_fp32(trained, parts, tmp_path):
+def test_export_sets_sampling_values_and_keeps_codebooks_in_fp32(trained, parts, tmp_path):
     assert export(trained, "--out", tmp_path, "--guidance-min-p", 0.25, "--top-k", 7, "--temperature", 0.5) == 0
     saved = json.loads((tmp_path / "generation_config.json").read_text())
     assert (saved["guidance_min_p"], saved["image_top_k"], saved["image_temperature"]) == (0.25, 7, 0.5)
@@ -81,17 +79,25 @@ def test_export_saves_sampling_values_and_keeps_codebooks_in_fp32(trained, parts
     assert loaded.lm_head.weight.dtype == torch.bfloat16
 
 
-def test_export_removes_weights_of_an_older_export(trained, tmp_path):
-    """`from_pretrained` loads `model.safetensors` before shards beside it."""
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt"):
+def test_export_removes_weights_and_code_of_an_older_export(trained, tmp_path):
+    """`from_pretrained` would prefer `model.safetensors` to shards beside it."""
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "old_evotok.py", "notes.txt"):
         (tmp_path / name).write_text("old")
     assert export(trained, "--out", tmp_path) == 0
     names = {path.name for path in tmp_path.iterdir()}
-    assert "model.safetensors" in names and "notes.txt" in names
-    assert not {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} & names
+    assert {"model.safetensors", "modeling_evotok.py", "notes.txt"} <= names
+    assert not {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "old_evotok.py"} & names
 
 
-def test_export_that_fails_changes_nothing(tmp_path, capsys):
+def test_export_without_code_loads_with_the_package(trained, tmp_path):
+    assert export(trained, "--out", tmp_path) == export(trained, "--out", tmp_path, "--no-code") == 0
+    assert not list(tmp_path.glob("*.py"))
+    assert not [path.name for path in tmp_path.glob("*.json") if "auto_map" in path.read_text("utf-8")]
+    assert isinstance(AutoModel.from_pretrained(tmp_path), EvoTokModel)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), EvoTokProcessor)
+
+
+def test_export_changes_nothing_after_a_mistake(tmp_path, capsys):
     assert export(tmp_path / "missing", "--out", tmp_path / "a" / "b") == 2
     (tmp_path / "file").write_text("")
     assert export("mini", "--out", tmp_path / "file") == 2
@@ -100,7 +106,7 @@ def test_export_that_fails_changes_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_filled_folder_gets_all_files_or_none(tmp_path):
+def test_filled_folder_is_changed_as_a_whole_or_not_at_all(tmp_path):
     (tmp_path / "old.txt").write_text("old")
     with pytest.raises(RuntimeError), filled_folder(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
@@ -111,8 +117,8 @@ def test_filled_folder_gets_all_files_or_none(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
 
 
-def test_push_to_hub_of_an_export_sends_all_files(trained, tmp_path, monkeypatch):
-    """Weights, configs, code and the card; the upload is replaced."""
+def test_push_to_hub_sends_the_whole_folder(trained, tmp_path, monkeypatch):
+    """Weights, configs, code and the card; nothing is sent anywhere."""
     assert export(trained, "--out", tmp_path / "model") == 0
     card, sent = ModelCard.load(tmp_path / "model" / "README.md"), {}
 
@@ -127,6 +133,5 @@ def test_push_to_hub_of_an_export_sends_all_files(trained, tmp_path, monkeypatch
     monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", receive)
     EvoTokForConditionalGeneration.from_pretrained(tmp_path / "model").push_to_hub("somebody/model")
     EvoTokProcessor.from_pretrained(tmp_path / "model").push_to_hub("somebody/model")
-    written = {path.name for path in (tmp_path / "model").iterdir()}
-    assert set(sent) == written
+    assert set(sent) == {path.name for path in (tmp_path / "model").iterdir()}
     assert ModelCard(sent["README.md"].decode()).data.pipeline_tag == "any-to-any"

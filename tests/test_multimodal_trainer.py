@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from drills import Server
-from test_loss_terms_evotok import ROWS, build_learner, inputs_of
+from test_losses_evotok import ROWS, build_learner, inputs_of
 from test_training import ROOT, needs_deepspeed
 from transformers import Trainer, TrainingArguments
 

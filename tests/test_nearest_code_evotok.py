@@ -4,15 +4,23 @@ import pytest
 import torch
 
 from evotok.modeling_evotok import nearest_code_evotok
-from evotok.modeling_evotok.nearest_code_evotok import search_nearest
+from evotok.modeling_evotok.nearest_code_evotok import find_nearest_codes
 
 
-def nearest(vectors, codebook):
+def exact_codes(vectors, codebook):
     return torch.cdist(vectors.double(), codebook.double()).argmin(1)
 
 
 def normal(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check_codes(codes, vectors, codebook):
+    """Checks that codes are nearest in float64, but for ties in float32."""
+    distances = torch.cdist(vectors.double(), codebook.double())
+    assert codes.dtype == torch.long and codes.shape == (len(vectors),)
+    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all()
+    assert (codes != distances.argmin(1)).sum() <= 1, "ties in float32 are rare"
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32])
@@ -39,100 +47,87 @@ CASES = {
     "much larger than the entries": (1e3 * normal(100, 16), normal(512, 16, seed=2)),
     "close to an entry": (normal(512, 16, seed=2)[::5] + 1e-3 * normal(103, 16), normal(512, 16, seed=2)),
     "entries close to each other": (normal(100, 16), 1 + 1e-3 * normal(512, 16, seed=2)),
-    "an entry far out": (normal(100, 16), entries_with_an_outlier()),
-    "nothing": (torch.zeros(0, 16), normal(512, 16)),
+    "an outlier": (normal(100, 16), entries_with_an_outlier()),
+    "no vectors": (torch.zeros(0, 16), normal(512, 16)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_codes_are_those_of_double_precision(case, coarse):
     vectors, codebook = CASES[case]
-    codes, expected = search_nearest(vectors, codebook), nearest(vectors, codebook)
-    assert codes.dtype == torch.long and codes.shape == (len(vectors),)
-    distances = torch.cdist(vectors.double(), codebook.double())
-    chosen, least = (distances.gather(1, c[:, None]) for c in (codes, expected))
-    assert (chosen <= least * (1 + 1e-6)).all()
-    assert (codes != expected).sum() <= 1, "ties in float32 are rare"
+    check_codes(find_nearest_codes(vectors, codebook), vectors, codebook)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_nothing_is_near_to_what_is_not_finite(value, coarse):
-    vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
-    expected = search_nearest(vectors, codebook)
-    vectors[7, 3] = vectors[200] = value
-    codes = search_nearest(vectors, codebook)
-    assert codes[7] == codes[200] == -1
-    codes[[7, 200]] = expected[[7, 200]]
-    assert torch.equal(codes, expected)
-    traced = torch.jit.trace(search_nearest, (vectors, codebook), check_trace=False)
-    assert traced(vectors, codebook)[7] == -1
-
-
-def test_the_coarse_pass_alone_would_be_wrong(coarse):
-    """What the second look is for."""
+def test_coarse_pass_alone_would_be_wrong():
     vectors, codebook = CASES["plain"]
-    alone = (codebook.square().sum(1) / 2 - vectors.bfloat16().float() @ codebook.bfloat16().float().t()).bfloat16()
-    assert (alone.argmin(1) != nearest(vectors, codebook)).sum() > 3
+    scores = codebook.square().sum(1) / 2 - vectors.bfloat16().float() @ codebook.bfloat16().float().t()
+    assert (scores.bfloat16().argmin(1) != exact_codes(vectors, codebook)).sum() > 3
 
 
-def test_the_first_of_equal_entries_is_taken(coarse):
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_vectors_that_are_not_finite_have_code_minus_one(value, coarse):
+    vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
+    expected = find_nearest_codes(vectors, codebook)
+    vectors[7, 3] = vectors[200] = value
+    expected[[7, 200]] = -1
+    assert torch.equal(find_nearest_codes(vectors, codebook), expected)
+
+
+def test_first_of_equal_entries_is_found(coarse):
     codebook = normal(256, 8)
     codebook[[100, 200]] = codebook[3].clone()
-    assert search_nearest(codebook[3:4], codebook).item() == 3
-    assert search_nearest(normal(40, 8), codebook[:1].expand(300, 8)).unique().tolist() == [0]
-    assert search_nearest(torch.zeros(40, 8), torch.zeros(300, 8)).unique().tolist() == [0]
+    assert find_nearest_codes(codebook[3:4], codebook).item() == 3
+    assert find_nearest_codes(normal(40, 8), codebook[:1].expand(300, 8)).unique().tolist() == [0]
 
 
-def test_block_sizes_change_nothing(monkeypatch, coarse):
-    vectors, codebook = CASES["plain"]
-    whole = search_nearest(vectors, codebook)
-    monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (7, 48))
-    assert torch.equal(search_nearest(vectors, codebook), whole)
-
-
-def test_no_tensor_has_all_distances(monkeypatch):
-    """Many copies are many candidates: they are met in halves."""
-    monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (64, 64))
-    seen = []
+def test_blocks_bound_the_memory_and_keep_the_codes(monkeypatch):
+    """With many equal entries the candidates are searched in shares."""
+    vectors, codebook = normal(64, 4, seed=3), normal(16, 4).repeat(64, 1)  # 64 equal groups
+    monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (48, 48))
+    sizes = []
     monkeypatch.setattr(
-        torch, "cdist", lambda a, b, cdist=torch.cdist, **kw: seen.append(b.numel()) or cdist(a, b, **kw)
+        torch, "cdist", lambda a, b, cdist=torch.cdist, **kw: sizes.append(b.numel()) or cdist(a, b, **kw)
     )
-    codebook = normal(16, 4).repeat(64, 1)  # 64 groups, each the same
-    assert torch.equal(search_nearest(normal(64, 4, seed=3), codebook), nearest(normal(64, 4, seed=3), codebook[:16]))
-    assert max(seen) <= 8 * 64 * 16 * 4 and len(seen) > 1
+    codes = find_nearest_codes(vectors, codebook)
+    assert max(sizes) <= 8 * 64 * 16 * 4 and len(sizes) > 2
+    assert torch.equal(codes, exact_codes(vectors, codebook[:16]))
 
 
-def test_a_graph_searches_with_fixed_shapes():
-    vectors, codebook = CASES["plain"]
-    compiled = torch.compile(search_nearest, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(vectors, codebook), nearest(vectors, codebook))
+@pytest.mark.parametrize("graph", ["compiled", "traced"])
+def test_graphs_search_with_fixed_shapes(graph):
+    vectors, codebook = normal(300, 16), CASES["plain"][1]
+    expected = exact_codes(vectors, codebook)
+    vectors[7, 3], expected[7] = float("nan"), -1
+    if graph == "compiled":
+        search = torch.compile(find_nearest_codes, fullgraph=True, backend="eager")
+    else:
+        search = torch.jit.trace(find_nearest_codes, (vectors, codebook), check_trace=False)
+    assert torch.equal(search(vectors, codebook), expected)
 
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU has a search of its own")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @on_a_gpu
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_gpu_finds_the_nearest(case, kernels, monkeypatch):
+def test_gpu_codes_are_those_of_double_precision(case, kernels, monkeypatch):
     vectors, codebook = (tensor.cuda() for tensor in CASES[case])
     if not kernels:
         monkeypatch.setattr(nearest_code_evotok, "_kernels", lambda device, width: None)
-    codes, distances = search_nearest(vectors, codebook), torch.cdist(vectors.double(), codebook.double())
-    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all()
-    assert (codes != distances.argmin(1)).sum() <= 1
+    check_codes(find_nearest_codes(vectors, codebook), vectors, codebook)
 
 
 @on_a_gpu
-def test_a_gpu_holds_a_fraction_of_the_distances_and_records_the_search():
+def test_gpu_search_bounds_the_memory_and_can_be_recorded():
     vectors, codebook = normal(16384, 32).cuda(), normal(32768, 32, seed=2).cuda()
-    expected = search_nearest(vectors, codebook)
+    expected = find_nearest_codes(vectors, codebook)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    search_nearest(vectors, codebook)
+    find_nearest_codes(vectors, codebook)
     assert torch.cuda.max_memory_allocated() - before < len(vectors) * len(codebook) * 4 / 16
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        codes = search_nearest(vectors, codebook)
+        codes = find_nearest_codes(vectors, codebook)
     graph.replay()
     assert torch.equal(codes, expected)

@@ -1,4 +1,4 @@
-"""The search's kernels for GPUs on a machine without one: run by Triton's interpreter, and compiled for two GPUs."""
+"""The Triton kernels of the search without a GPU: run by Triton's interpreter, and compiled for two GPUs."""
 
 import importlib.util
 import os
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 HERE = Path(__file__).parent
 
-# A process of its own each, because Triton decides on import whether it compiles or interprets.
+# One process each, because Triton decides on import whether it compiles or interprets.
 INTERPRETED = """
 import torch
-from test_nearest_code_evotok import CASES, nearest, normal
+from test_nearest_code_evotok import CASES, check_codes, exact_codes, normal
 
 from evotok.modeling_evotok import nearest_code_evotok
 from evotok.modeling_evotok import nearest_code_triton_evotok as kernels
@@ -29,26 +29,22 @@ nearest_code_evotok._coarse_dtype = lambda device: torch.float32
 kernels._BLOCK = 20
 for case, (vectors, codebook) in CASES.items():
     vectors = vectors[:200:8]
-    codes = nearest_code_evotok.search_nearest(vectors, codebook)
-    assert codes.dtype == torch.long and codes.shape == (len(vectors),), case
-    distances = torch.cdist(vectors.double(), codebook.double())
-    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.amin(1) * (1 + 1e-6)).all(), case
-    assert (codes != distances.argmin(1)).sum() <= 1, case
+    check_codes(nearest_code_evotok.find_nearest_codes(vectors, codebook), vectors, codebook)
 
 vectors, codebook = normal(130, 8, seed=3), normal(1000, 8)
 codebook[[100, 200]] = codebook[3].clone()
 vectors[5] = codebook[3]
-codes = nearest_code_evotok.search_nearest(vectors, codebook)
-assert codes[5] == 3 and torch.equal(codes, nearest(vectors, codebook))
-assert nearest_code_evotok.search_nearest(vectors[:3], codebook[:1].expand(300, 8)).tolist() == [0, 0, 0]
+codes = nearest_code_evotok.find_nearest_codes(vectors, codebook)
+assert codes[5] == 3 and torch.equal(codes, exact_codes(vectors, codebook))
+assert nearest_code_evotok.find_nearest_codes(vectors[:3], codebook[:1].expand(300, 8)).tolist() == [0, 0, 0]
 
 padded = codebook[:992]
 keys, queries = nearest_code_evotok._coarse_keys(padded), nearest_code_evotok._queries(vectors)
-ours = torch.zeros(992, 16)
-kernels._write_keys[(16,)](padded, ours, 992, 8, 64, 16)
-assert torch.equal(ours[:, :8], keys[:, :8]) and ours[:, 11].eq(1).all() and not ours[:, 12:].any()
-torch.testing.assert_close(ours[:, 8:11].sum(1), padded.square().sum(1) / 2, rtol=1e-6, atol=0)
-minima, offsets = kernels.group_minima(vectors, ours, 16)
+written = torch.zeros(992, 16)
+kernels._write_keys[(16,)](padded, written, 992, 8, 64, 16)
+assert torch.equal(written[:, :8], keys[:, :8]) and written[:, 11].eq(1).all() and not written[:, 12:].any()
+torch.testing.assert_close(written[:, 8:11].sum(1), padded.square().sum(1) / 2, rtol=1e-6, atol=0)
+minima, offsets = kernels.group_minima(vectors, written, 16)
 torch.testing.assert_close(offsets, queries[:, -1].float(), rtol=2**-7, atol=0)
 scores = queries.double() @ keys.double().t()
 torch.testing.assert_close(minima.double(), scores.view(130, 16, 62).amin(1), rtol=2**-7, atol=1e-6)
@@ -84,7 +80,7 @@ for architecture in (80, 90):
 
 
 @pytest.mark.parametrize(("script", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")], ids=["run", "compiled"])
-def test_kernels(script, interpret, tmp_path):
+def test_kernels_run_and_compile(script, interpret, tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, sys.path)])
     command = [sys.executable, "-c", script]

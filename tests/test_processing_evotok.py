@@ -1,4 +1,4 @@
-"""EvoTokProcessor: placeholders, chat template, images of every mode, bad input, saving."""
+"""EvoTokProcessor: placeholders, arguments, chat templates of others, text tokenizers, saving."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 SIZE, POSITIONS = 16, 4
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+NEGATIVE = {"do_rescale": True, "rescale_factor": -1.0}  # all pixels below 0
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +27,29 @@ def processor(tokenizer):
     return EvoTokProcessor.from_parts(tokenizer, image_size=SIZE, num_image_tokens=POSITIONS)
 
 
-def picture(color=RED, size=(SIZE, SIZE)):
+def plain(color=RED, size=(SIZE, SIZE)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
-def mean_color(pixels):
-    """(3, H, W) in [-1, 1] -> bytes."""
+def mean_color(pixels: torch.Tensor) -> tuple[int, ...]:
+    """Computes the mean of (3, H, W) in [-1, 1] as bytes."""
     return tuple(((pixels.mean(dim=(1, 2)) + 1) * 127.5).round().int().tolist())
 
 
-def user(*content):
-    return {"role": "user", "content": [part if isinstance(part, dict) else say(part) for part in content]}
+def text(content: str) -> dict:
+    return {"type": "text", "text": content}
 
 
-def assistant(*content):
+def image(color) -> dict:
+    return {"type": "image", "image": plain(color)}
+
+
+def user(*content) -> dict:
+    return {"role": "user", "content": [part if isinstance(part, dict) else text(part) for part in content]}
+
+
+def assistant(*content) -> dict:
     return user(*content) | {"role": "assistant"}
-
-
-def say(text):
-    return {"type": "text", "text": text}
-
-
-def show(color):
-    return {"type": "image", "image": picture(color)}
 
 
 def encode(processor, conversation, **kwargs):
@@ -59,34 +60,37 @@ def encode(processor, conversation, **kwargs):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_images_are_dealt_out_in_reading_order(processor, nested):
-    text = ["<|image_gen|> a <|image_pad|>", "<|image_pad|><|image_gen|>"]
-    images = [[picture(RED), picture(GREEN)], [picture(BLUE), picture((9, 9, 9))]]
-    inputs = processor(images=images if nested else [*images[0], *images[1]], text=text, return_tensors="pt")
+def test_call_splits_images_in_reading_order(processor, nested):
+    texts = ["<|image_gen|> a <|image_pad|>", "<|image_pad|><|image_gen|>"]
+    images = [[plain(RED), plain(GREEN)], [plain(BLUE), plain((9, 9, 9))]]
+    inputs = processor(images=images if nested else [*images[0], *images[1]], text=texts, return_tensors="pt")
     assert [mean_color(p) for p in inputs["pixel_values"]] == [GREEN, BLUE]
     assert [mean_color(p) for p in inputs["generation_pixel_values"]] == [RED, (9, 9, 9)]
     for token_id in processor.image_token_ids:
         assert (inputs["input_ids"] == token_id).sum(1).tolist() == [POSITIONS, POSITIONS]
-    assert inputs["pixel_values"].shape == (2, 3, SIZE, SIZE)
+    tokens = processor(text=texts, tokens_only=True, return_tensors="pt")
+    assert set(tokens) == {"input_ids", "attention_mask"} and tokens["input_ids"].equal(inputs["input_ids"])
 
 
 @pytest.mark.parametrize(
-    ("images", "text", "numbers"),
+    ("images", "texts", "numbers"),
     [
         (None, "<|image_pad|>", "0 images for 1"),
-        ([picture()], "none", "1 images for 0"),
-        ([picture()], ["<|image_pad|>", "<|image_gen|>"], "1 images for 2"),
-        ([[picture()] * 2, []], ["<|image_pad|>", "<|image_pad|>"], "2 images for 1 image placeholders in text 0"),
+        ([plain()], "none", "1 images for 0"),
+        ([plain()], ["<|image_pad|>", "<|image_gen|>"], " tokens in the prompts should be the same as the number of "),
+        ([[plain()] * 2, []], ["<|image_pad|>", "<|image_pad|>"], "2 images for 1 image placeholders in text 0"),
+        (None, None, "has no input"),
+        (None, [3], "must be a string or a list of strings"),
     ],
 )
-def test_wrong_number_of_images_is_named(processor, images, text, numbers):
+def test_call_refuses_other_numbers_of_images(processor, images, texts, numbers):
     with pytest.raises(ValueError, match=numbers):
-        processor(images=images, text=text)
+        processor(images=images, text=texts)
 
 
-def test_codes_stand_for_written_images(processor):
+def test_call_takes_codes_of_generated_images(processor):
     codes = torch.zeros(1, POSITIONS, 16, dtype=torch.long)
-    conversation = [user(show(BLUE), "Draw it."), assistant({"type": "image"})]
+    conversation = [user(image(BLUE), "Draw it."), assistant({"type": "image"})]
     inputs = encode(processor, conversation, processor_kwargs={"generation_codes": codes})
     assert inputs["generation_codes"].equal(codes) and "generation_pixel_values" not in inputs
     assert [mean_color(p) for p in inputs["pixel_values"]] == [BLUE]
@@ -94,98 +98,106 @@ def test_codes_stand_for_written_images(processor):
         encode(processor, conversation, processor_kwargs={"generation_codes": codes[:, :2]})
 
 
-def test_the_range_of_arrays_is_no_matter(processor):
-    image = Image.effect_noise((20, 30), 60).convert("RGB")
-    expected = processor(images=image, return_tensors="pt")["pixel_values"]
-    assert expected.min() < -0.2 and expected.max() > 0.2  # no picture that was divided by 255 twice
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    for form in (tensor, tensor / 255, tensor.numpy() / 255.0, np.array(image).astype(np.uint16) * 257):
-        assert processor(images=form, return_tensors="pt")["pixel_values"].equal(expected)
-    batched = processor(images=torch.stack([tensor, tensor]) / 255, return_tensors="pt")["pixel_values"]
+def test_call_takes_arrays_and_unscaled_images(processor):
+    noise = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
+    unit = torch.from_numpy(np.array(noise)).permute(2, 0, 1) / 255
+    expected = processor(images=noise, return_tensors="pt")["pixel_values"]
+    assert expected.min() < -0.2 and expected.max() > 0.2, "not divided by 255 twice"
+    batched = processor(images=torch.stack([unit, unit]), return_tensors="pt")["pixel_values"]
     assert batched.equal(torch.cat([expected, expected]))
-
-
-def test_images_that_are_not_to_be_rescaled_are_of_the_unit_range(processor):
-    image = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
-    unit = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    pixels = processor(images=unit, do_rescale=False, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels, processor(images=image, return_tensors="pt")["pixel_values"])
-    for wrong in (image, unit * 255):
+    unscaled = processor(images=unit, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(unscaled, expected)
+    for wrong in (noise, unit * 255):
         with pytest.raises(ValueError, match="do_rescale=False is for arrays of floats from 0 to 1"):
             processor(images=wrong, do_rescale=False)
-    raw = processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
-    assert raw.max() > 1
+    assert processor(images=noise, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"].max() > 1
 
 
-def test_truncation_inside_an_image_is_refused(processor):
+def test_call_refuses_truncation_inside_an_image(processor):
     for token in ("<|image_pad|>", "<|image_gen|>"):
         with pytest.raises(ValueError, match="truncation"):
-            processor(images=[picture()], text="a" + token, truncation=True, max_length=3)
+            processor(images=[plain()], text="a" + token, truncation=True, max_length=3)
 
 
-def test_number_of_placeholders_is_announced(processor):
-    announced = processor._get_num_multimodal_tokens(image_sizes=[(5, 7), (100, 3)])
+def test_call_returns_numbers_and_spans_of_placeholders(processor):
+    sizes = [(5, 7), (100, 3)]
+    announced = processor._get_num_multimodal_tokens(image_sizes=sizes)
     inputs = processor(
-        images=[picture(size=(7, 5)), picture(size=(3, 100))],
-        text=["<|image_pad|>", "<|image_pad|>"],
+        images=[plain(size=size[::-1]) for size in sizes],
+        text=["a <|image_pad|>", "<|image_pad|> b"],
         return_mm_token_type_ids=True,
+        return_text_replacement_offsets=True,
         return_tensors="pt",
     )
+    assert set(processor.model_input_names) <= set(inputs)
     assert inputs["mm_token_type_ids"].sum(1).tolist() == announced["num_image_tokens"] == [POSITIONS] * 2
     assert processor._get_num_multimodal_tokens()["num_image_tokens"] is None
+    expanded = [("a ", "<|image_pad|>" * POSITIONS), ("", "<|image_pad|>" * POSITIONS)]
+    for [offset], (before, replacement) in zip(inputs["text_replacement_offsets"], expanded, strict=True):
+        assert offset["replacement"] == replacement and offset["type"] == "image"
+        assert offset["new_span"] == (len(before), len(before) + len(replacement))
 
 
-def test_inputs_are_named_as_the_model_names_them(processor):
-    inputs = processor(images=picture(), text="<|image_pad|>", return_tensors="pt")
-    assert set(inputs) == set(processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values"}
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_length": 76, "padding": "max_length", "return_tensors": "pt"} | NEGATIVE,
+        {
+            "common_kwargs": {"return_tensors": "pt"},
+            "images_kwargs": NEGATIVE,
+            "text_kwargs": {"padding": "max_length", "max_length": 76},
+        },
+    ],
+    ids=["flat", "nested"],
+)
+def test_arguments_of_a_call_override_those_of_the_parts(processor, arguments):
+    inputs = processor(text="<|image_pad|><|image_gen|>", images=[plain(), plain()], **arguments)
+    assert inputs["input_ids"].shape == (1, 76)
+    assert inputs["pixel_values"].mean() < -1 and inputs["generation_pixel_values"].mean() < -1
 
 
-def test_keyword_arguments_reach_the_parts(processor):
-    kwargs = {"images": picture(), "text": "<|image_pad|>", "return_tensors": "pt"}
-    inputs = processor(**kwargs, padding="max_length", max_length=20, rescale_factor=-1.0)
-    assert inputs["input_ids"].shape == (1, 20) and inputs["pixel_values"].mean() < -1
-    inputs = processor(**kwargs, images_kwargs={"size": {"height": 8, "width": 8}})
-    assert inputs["pixel_values"].shape == (1, 3, 8, 8)
-    with pytest.raises(ValueError, match="two times"):
-        processor(**kwargs, padding=True, text_kwargs={"padding": False})
+# --- conversations ----------------------------------------------------------------------------------------------------
 
 
-# --- chat template ----------------------------------------------------------------------------------------------------
-
-
-def test_system_prompt_is_kept_and_gives_way(tokenizer, tmp_path):
+def test_system_prompt_is_saved_and_overridden_by_a_system_message(tokenizer, tmp_path):
     EvoTokProcessor.from_parts(tokenizer, SIZE, POSITIONS, system_prompt="Be kind.").save_pretrained(tmp_path)
     processor = EvoTokProcessor.from_pretrained(tmp_path)
     assert processor.apply_chat_template([user("a")]).startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
     assert "kind" not in processor.apply_chat_template([{"role": "system", "content": "No."}, user("a")])
 
 
-def test_assistant_mask_survives_expansion(processor):
-    conversation = [
-        [user(show(RED), "What?"), assistant("A dog."), user(show(RED)), assistant("Here: ", show(GREEN))],
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_assistant_mask_covers_expanded_placeholders(processor, side):
+    conversations = [
+        [user(image(RED), "What?"), assistant("A dog."), user(image(RED)), assistant("Here: ", image(GREEN))],
         [user("Draw"), assistant("A dog.")],
     ]
-    inputs = encode(processor, conversation, return_assistant_tokens_mask=True)
-    said = [
+    options = {"padding": True, "padding_side": side}
+    inputs = encode(processor, conversations, return_assistant_tokens_mask=True, processor_kwargs=options)
+    texts = [
         processor.decode(ids[mask.bool()])
         for ids, mask in zip(inputs["input_ids"], inputs["assistant_masks"], strict=True)
     ]
-    image = "<|vision_start|>" + "<|image_gen|>" * POSITIONS + "<|vision_end|>"
-    assert said == ["A dog.<|im_end|>Here: " + image + "<|im_end|>", "A dog.<|im_end|>"]
+    generated = "<|vision_start|>" + "<|image_gen|>" * POSITIONS + "<|vision_end|>"
+    assert texts == ["A dog.<|im_end|>Here: " + generated + "<|im_end|>", "A dog.<|im_end|>"]
+    options["tokens_only"] = True
+    tokens = encode(processor, conversations, return_assistant_tokens_mask=True, processor_kwargs=options)
+    assert set(tokens) == {"input_ids", "attention_mask", "assistant_masks"}
+    assert all(tokens[name].equal(inputs[name]) for name in tokens)
 
 
-def test_image_mode_gives_prompt_and_negative_prompt(processor):
-    batch = [[user("Draw a red cat face, please.")], [{"role": "system", "content": "Be kind."}, user("Draw")]]
-    inputs = encode(processor, batch, generation_mode="image", add_generation_prompt=True)
+def test_image_mode_gives_prompt_and_unconditional_prompt(processor):
+    batch = [[user("Draw a red cat face, please.")], [{"role": "system", "content": "Be kind."}, user(image(BLUE))]]
+    inputs = encode(processor, batch, generation_mode="image")
     assert (inputs["input_ids"][:, -1] == processor.vision_start_token_id).all()
-    assert (inputs["negative_prompt_ids"][:, -1] == processor.vision_start_token_id).all()
+    assert inputs["pixel_values"].shape[0] == 1
     negative = [
         processor.decode(ids[mask.bool()])
         for ids, mask in zip(inputs["negative_prompt_ids"], inputs["negative_prompt_attention_mask"], strict=True)
     ]
     empty = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<|vision_start|>"
     assert negative == [empty, "<|im_start|>system\nBe kind.<|im_end|>\n" + empty]
-    assert inputs["negative_prompt_attention_mask"][0, 0] == 0  # left padding
+    assert inputs["negative_prompt_attention_mask"][0, 0] == 0, "padding is on the left"
     named = encode(processor, batch, generation_mode="image", negative_prompt=["A dog", "A <|im_end|>"])
     assert processor.batch_decode(named["negative_prompt_ids"])[1].count("<|im_end|>") == 2
     assert "negative_prompt_ids" not in encode(processor, batch, add_generation_prompt=True)
@@ -195,78 +207,79 @@ def test_image_mode_gives_prompt_and_negative_prompt(processor):
         encode(processor, batch, generation_mode="video")
 
 
-def test_image_mode_with_an_image_given(processor):
-    inputs = encode(processor, [user(show(BLUE), "Draw it again.")], generation_mode="image")
-    assert inputs["pixel_values"].shape[0] == 1
-    assert (inputs["negative_prompt_ids"] != processor.image_token_id).all()
+def test_last_message_can_be_continued(processor):
+    prompt = processor.apply_chat_template([user("What?"), assistant("this is")], continue_final_message=True)
+    assert prompt.endswith("this is")
 
 
 BAD_TEMPLATES = [
-    "{% for %}", "{{ 1 / 0 }}", "{{ messages[99].role.x.y }}", "{{ none + 1 }}", "{{ {}['a']['b'] }}",
-    "{{ 'a'.index('b') }}", "{{ '%d' % 'a' }}", "{{ [].pop() }}",
-    "{% macro a(n) %}{{ a(n) }}{% endmacro %}{{ a(1) }}", "{{ range(10**9) }}",
-    "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}",
-]  # fmt: skip
+    "{% for %}",
+    "{{ 1 / 0 }}",
+    "{{ messages[99].role.x.y }}",
+    "{% macro a(n) %}{{ a(n) }}{% endmacro %}{{ a(1) }}",
+    "{{ range(10**9) }}",
+    "{{ ''.__class__.__mro__ }}",
+]
 
 
 @pytest.mark.parametrize("template", BAD_TEMPLATES)
-def test_whatever_a_foreign_template_raises_is_one_line(processor, template):
-    with pytest.raises(ValueError, match="The chat template cannot be rendered") as refused:
+def test_errors_of_other_templates_are_one_line(processor, template):
+    with pytest.raises(ValueError, match="The chat template cannot be rendered") as error:
         processor.apply_chat_template([user("a")], chat_template=template)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_mistakes_in_a_call_are_not_the_templates(processor):
-    with pytest.raises(Exception) as refused:
+def test_errors_of_a_call_are_not_the_templates(processor):
+    with pytest.raises(Exception) as error:
         processor.apply_chat_template([user("a")], tokenize=True, return_dict=True, return_tensors="nothing")
-    assert "chat template" not in str(refused.value)
+    assert "chat template" not in str(error.value)
 
 
-def test_a_foreign_template_is_taken_on_request_alone(processor, tmp_path):
+def test_other_templates_are_loaded_on_request_only(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    template = "{{ messages | length }} messages"
+    template = "{{ extra }}{{ messages | length }} messages"
     (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="chat template is not EvoTok's, .* remove chat_template.jinja, or pass"):
+    with pytest.raises(ValueError, match=r"chat template is not EvoTok's, .* remove chat_template.jinja, or pass"):
         EvoTokProcessor.from_pretrained(tmp_path)
-    trusted = EvoTokProcessor.from_pretrained(tmp_path, trust_chat_template=True)
-    assert trusted.apply_chat_template([user("a")]) == "1 messages"
-    own = EvoTokProcessor.from_pretrained(tmp_path, chat_template=template)
-    assert own.apply_chat_template([user("a")]) == "1 messages"
+    for options in ({"trust_chat_template": True}, {"chat_template": template}):
+        loaded = EvoTokProcessor.from_pretrained(tmp_path, **options)
+        assert loaded.apply_chat_template([user("a")], extra="b ") == "b 1 messages"
     (tmp_path / "chat_template.jinja").unlink()
     assert EvoTokProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
 
 
-@pytest.mark.parametrize("token", ["' + 7 * 7 + '", "{{ 1 }}", "a b", "", '"', "a" * 65])
-def test_a_token_that_would_be_code_of_the_template_is_refused(processor, token):
+@pytest.mark.parametrize("token", ["' + 7 * 7 + '", "{{ 1 }}", "a b", "", "a" * 65])
+def test_tokens_that_would_be_template_code_are_refused(processor, token):
     with pytest.raises(ValueError, match="should be a token such as '<.image_pad.>'"):
         EvoTokProcessor(processor.image_processor, processor.tokenizer, image_token=token)
 
 
-# --- tokenizers and saving --------------------------------------------------------------------------------------------
+# --- text tokenizers, saving, results ---------------------------------------------------------------------------------
 
 
-def test_saved_and_reloaded_is_equal(processor, tmp_path):
+def test_saved_processor_loads_equal(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    again = EvoTokProcessor.from_pretrained(tmp_path)
-    assert again.to_dict() == processor.to_dict() and again.chat_template == processor.chat_template
-    assert again.token_ids == processor.token_ids and again.num_image_tokens == POSITIONS
-    conversation = [user(show(RED), "What?"), assistant(show(GREEN))]
-    first, second = encode(processor, conversation), encode(again, conversation)
+    loaded = EvoTokProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict() and loaded.chat_template == processor.chat_template
+    assert loaded.token_ids == processor.token_ids and loaded.num_image_tokens == POSITIONS
+    conversation = [user(image(RED), "What?"), assistant(image(GREEN))]
+    first, second = encode(processor, conversation), encode(loaded, conversation)
     assert set(first) == set(second) and all(first[key].equal(second[key]) for key in first)
+    changed = EvoTokProcessor.from_pretrained(tmp_path, cls_token="(CLS)", do_normalize=False)
+    assert changed.tokenizer.cls_token == "(CLS)" and changed.image_processor.do_normalize is False
 
 
-def test_qwen25_gets_the_default_ids():
-    """A tokenizer with Qwen2.5's ids; words in between are filler."""
+def test_qwen25_tokenizer_gets_the_default_ids():
     names = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
     names = [f"<|{name}|>" for name in f"{names} vision_start vision_end vision_pad image_pad video_pad".split()]
-    plain = ["<tool_call>", "</tool_call>"] + [f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")]
-    plain += ["<|repo_name|>", "<|file_sep|>"]
+    others = ["<tool_call>", "</tool_call>"] + [f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")]
+    others += ["<|repo_name|>", "<|file_sep|>"]
     vocab = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab |= {f"filler{index}": index for index in range(256, 151643)}
-    vocab |= {token: 151643 + index for index, token in enumerate(names + plain)}
+    vocab |= {token: 151643 + index for index, token in enumerate(names + others)}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], eos_token="<|im_end|>")
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
-    tokenizer.add_tokens(plain)
+    tokenizer.add_tokens(others)
     assert len(tokenizer) == 151665
     processor = EvoTokProcessor.from_parts(tokenizer)
     config = EvoTokConfig()
@@ -275,12 +288,11 @@ def test_qwen25_gets_the_default_ids():
     assert processor.num_image_tokens == config.vq_config.num_positions
 
 
-def test_sentencepiece_llama(tmp_path):
+def test_sentencepiece_tokenizer_works(tmp_path):
     import sentencepiece
 
-    sentences = iter(["what is this a red cat face draw dog please user assistant"] * 20)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences,
+        sentence_iterator=iter(["what is this a red cat face draw dog please user assistant"] * 20),
         model_prefix=str(tmp_path / "tokenizer"),
         vocab_size=310,
         byte_fallback=True,
@@ -290,42 +302,26 @@ def test_sentencepiece_llama(tmp_path):
     )
     tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
     processor = EvoTokProcessor.from_parts(tokenizer, SIZE, POSITIONS)
-    conversation = [user(show(RED), "what is <s> this"), assistant("a dog", show(GREEN))]
+    conversation = [user(image(RED), "what is <s> this"), assistant("a dog", image(GREEN))]
     inputs = encode(processor, conversation, return_assistant_tokens_mask=True)
     ids, mask = inputs["input_ids"][0], inputs["assistant_masks"][0].bool()
     assert (ids == tokenizer.bos_token_id).sum() == 1 and ids[0] == tokenizer.bos_token_id
     assert tokenizer.unk_token_id not in ids
-    said = [processor.image_generation_token] * POSITIONS + ["<|vision_end|>", "<|im_end|>"]
-    assert tokenizer.convert_ids_to_tokens(ids[mask].tolist())[-len(said) :] == said
+    end = [processor.image_generation_token] * POSITIONS + ["<|vision_end|>", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(ids[mask].tolist())[-len(end) :] == end
     processor.save_pretrained(tmp_path / "saved")
-    again = EvoTokProcessor.from_pretrained(tmp_path / "saved")
-    assert encode(again, conversation)["input_ids"].equal(inputs["input_ids"])
-    batch = encode(again, [conversation[:1], [user("draw")]], add_generation_prompt=True)
-    assert batch["attention_mask"][1, 0] == 0  # padded, on the left, though Llama has no padding token
+    loaded = EvoTokProcessor.from_pretrained(tmp_path / "saved")
+    assert encode(loaded, conversation)["input_ids"].equal(inputs["input_ids"])
+    batch = encode(loaded, [conversation[:1], [user("draw")]], add_generation_prompt=True)
+    assert batch["attention_mask"][1, 0] == 0, "padded on the left, although Llama has no padding token"
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
-
-
-def test_pixels_make_the_round_trip(processor):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
-    pixels = processor(images=[image])["pixel_values"]
-    [again] = processor.post_process_image_generation(torch.tensor(np.stack(pixels)))
-    assert np.array_equal(again, image)
-    wild = torch.tensor([-3.0, 0.0, 3.0]).view(3, 1, 1).expand(3, 2, 2).to(torch.bfloat16)
-    [clipped] = processor.post_process_multimodal_output(wild, generation_mode="image")
+def test_post_processing_inverts_the_processing(processor):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
+    [restored] = processor.post_process_image_generation(processor(images=[noise], return_tensors="pt")["pixel_values"])
+    assert np.array_equal(restored, noise)
+    outside = torch.tensor([-3.0, 0.0, 3.0]).view(3, 1, 1).expand(3, 2, 2).to(torch.bfloat16)
+    [clipped] = processor.post_process_multimodal_output(outside, generation_mode="image")
     assert clipped.getpixel((0, 0)) == (0, 128, 255)
-
-
-@pytest.mark.parametrize(
-    "pixels", [torch.zeros(1, POSITIONS, 16, dtype=torch.long), torch.zeros(2, 4, 8, 8), torch.full((3, 2, 2), np.nan)]
-)
-def test_what_is_not_pixels_is_refused(processor, pixels):
-    with pytest.raises(ValueError):
-        processor.post_process_image_generation(pixels)
-
-
-def test_text_is_decoded_without_markers(processor):
     ids = processor.apply_chat_template([user("Draw"), assistant("A dog.")], tokenize=True)
-    assert processor.post_process_image_text_to_text(ids) == ["user\nDraw\nassistant\nA dog.\n"]
-    assert processor.batch_decode(ids, skip_special_tokens=True) == ["user\nDraw\nassistant\nA dog.\n"]
+    assert processor.post_process_multimodal_output(ids) == ["user\nDraw\nassistant\nA dog.\n"]

@@ -1,4 +1,4 @@
-"""The residual quantizer: exact search, moving averages, restarts, straight-through."""
+"""The residual quantizer: residuals, Eq. 7, straight-through gradients, EMA, restarts."""
 
 import pytest
 import torch
@@ -8,16 +8,15 @@ from evotok.modeling_evotok.quantization_evotok import (
     EvoTokCodebook,
     EvoTokResidualVectorQuantizer,
     codebook_usage,
-    search_nearest,
 )
 
 
-def quantizer_config(**fields):
+def quantizer_config(**fields) -> EvoTokVQConfig:
     defaults = {"codebook_size": 64, "codebook_dim": 8, "num_codebooks": 4, "num_pixel_codebooks": 2}
     return EvoTokVQConfig(**(defaults | fields))
 
 
-def filled_quantizer(**fields):
+def filled_quantizer(**fields) -> EvoTokResidualVectorQuantizer:
     torch.manual_seed(0)
     quantizer = EvoTokResidualVectorQuantizer(quantizer_config(**fields))
     for level, codebook in enumerate(quantizer.codebooks):
@@ -25,8 +24,15 @@ def filled_quantizer(**fields):
     return quantizer
 
 
-def test_each_level_quantises_what_was_left_over():
+def codebook_of_two(**fields) -> EvoTokCodebook:
+    codebook = EvoTokCodebook(quantizer_config(codebook_size=2, codebook_restart_threshold=0, **fields))
+    codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
+    return codebook
+
+
+def test_each_level_quantises_the_residual():
     quantizer = filled_quantizer().eval()
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     features = torch.randn(2, 9, 8)
     output = quantizer(features)
     residual = features
@@ -38,9 +44,13 @@ def test_each_level_quantises_what_was_left_over():
     torch.testing.assert_close(output.pixel_features, quantizer.decode_codes(output.codes[..., :2]))
     torch.testing.assert_close(quantizer.embed(output.codes).sum(-2), output.semantic_features)
     assert torch.equal(quantizer.encode(features), output.codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer(features).codes, output.codes)
+    for name, tensor in quantizer.state_dict().items():
+        assert torch.equal(before[name], tensor), f"evaluation changed {name}"
 
 
-def test_loss_is_equation_7_and_reductions_differ_by_scale():
+def test_loss_is_eq_7_and_reductions_differ_by_scale():
     features = torch.randn(2, 9, 8)
     mean, total = (filled_quantizer(vq_loss_reduction=r).eval()(features) for r in ("mean", "sum"))
     errors, approximation = [], 0
@@ -51,32 +61,24 @@ def test_loss_is_equation_7_and_reductions_differ_by_scale():
     torch.testing.assert_close(total.loss, mean.loss * 4 * 8)
 
 
-def test_gradients_of_both_branches_reach_the_features_unchanged():
+def test_gradients_of_both_sums_reach_the_features_unchanged():
     features = torch.randn(1, 4, 8, requires_grad=True)
     output = filled_quantizer().eval()(features)
     (output.pixel_features.sum() + 2 * output.semantic_features.sum()).backward()
     torch.testing.assert_close(features.grad, torch.full_like(features, 3.0))
 
 
-def test_codes_do_not_change_under_autocast():
-    quantizer, features = filled_quantizer().eval(), torch.randn(4, 16, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(quantizer(features).codes, filled_quantizer().eval()(features).codes)
-
-
-def test_moving_averages_follow_the_clusters():
-    config = quantizer_config(codebook_size=2, codebook_warmup_steps=0, codebook_restart_threshold=0)
-    codebook = EvoTokCodebook(config)
-    codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
+def test_update_moves_entries_to_the_means_of_their_vectors():
+    codebook = codebook_of_two(codebook_warmup_steps=0, codebook_decay=0.9)
     vectors = torch.cat([torch.full((30, 8), 1.0), torch.full((10, 8), 9.0)])
-    for _ in range(1000):
-        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    for _ in range(100):
+        codebook.update(vectors, codebook(vectors))
     torch.testing.assert_close(codebook.weight.data, torch.tensor([[1.0] * 8, [9.0] * 8]), atol=1e-2, rtol=0)
     torch.testing.assert_close(codebook.cluster_size, torch.tensor([30.0, 10.0]), atol=1e-1, rtol=0)
 
 
-def test_moving_sums_of_their_own_are_gone_on_from():
-    """A converted codebook, whose entries are not quite its sums by its sizes."""
+def test_update_continues_the_sums_of_a_converted_codebook():
+    """Whose entries are not exactly its sums divided by its sizes."""
     torch.manual_seed(0)
     codebook = EvoTokCodebook(quantizer_config(codebook_warmup_steps=0, codebook_keeps_sums=True))
     codebook.weight.data.normal_()
@@ -84,8 +86,7 @@ def test_moving_sums_of_their_own_are_gone_on_from():
     codebook.vector_sum.normal_()
     sums, sizes = codebook.vector_sum.clone(), codebook.cluster_size.clone()
     sizes[5] = codebook.cluster_size[5] = 0.5  # is restarted
-    vectors = torch.randn(40, 8)
-    codes = torch.randint(6, 64, (40,))
+    vectors, codes = torch.randn(40, 8), torch.randint(6, 64, (40,))
     codebook.update(vectors, codes)
     for code in range(6, 64):
         sums[code] = 0.99 * sums[code] + 0.01 * vectors[codes == code].sum(0)
@@ -97,82 +98,62 @@ def test_moving_sums_of_their_own_are_gone_on_from():
     torch.testing.assert_close(codebook.vector_sum[5], codebook.weight[5] * codebook.cluster_size[5])
 
 
-def test_nothing_moves_before_the_warmup_is_over():
-    config = quantizer_config(codebook_size=2, codebook_warmup_steps=3, codebook_restart_threshold=0)
-    codebook = EvoTokCodebook(config)
-    codebook.weight.data = torch.tensor([[0.0] * 8, [10.0] * 8])
-    before, vectors = codebook.weight.clone(), torch.ones(20, 8)
+def test_update_keeps_entries_before_the_warmup_is_over():
+    codebook, vectors = codebook_of_two(codebook_warmup_steps=3), torch.ones(20, 8)
+    before = codebook.weight.clone()
     for _ in range(3):
-        codebook.update(vectors, search_nearest(vectors, codebook.weight))
+        codebook.update(vectors, codebook(vectors))
         assert torch.equal(codebook.weight, before)
-    codebook.update(vectors, search_nearest(vectors, codebook.weight))
+    codebook.update(vectors, codebook(vectors))
     assert not torch.equal(codebook.weight[0], before[0])
-    assert torch.equal(codebook.weight[1], before[1])  # nobody chose it: no mean to move to
+    assert torch.equal(codebook.weight[1], before[1]), "an entry that was never chosen has no mean"
 
 
-def test_unused_codes_are_restarted_from_the_batch():
+def test_update_restarts_unused_entries_from_the_batch():
     codebook = EvoTokCodebook(quantizer_config(codebook_restart_threshold=1.0))
     codebook.weight.data.fill_(1e6)
     codebook.weight.data[0] = 0
     vectors = torch.randn(640, 8)
-    codebook.update(vectors, search_nearest(vectors, codebook.weight))
-    distances = torch.cdist(codebook.weight[1:].double(), vectors.double())
-    assert (distances.amin(1) < 1e-6).all()
-    assert (
-        codebook_usage(torch.bincount(search_nearest(vectors, codebook.weight), minlength=64)[None])["usage"].item()
-        > 0.9
-    )
+    codebook.update(vectors, codebook(vectors))
+    assert (torch.cdist(codebook.weight[1:].double(), vectors.double()).amin(1) < 1e-6).all()
+    assert codebook_usage(torch.bincount(codebook(vectors), minlength=64)[None])["usage"].item() > 0.9
 
 
-def test_evaluation_leaves_the_codebooks_alone():
-    quantizer = filled_quantizer().eval()
-    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
-    quantizer(torch.randn(2, 9, 8))
-    assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
-
-
-def test_usage_and_perplexity_of_known_counts():
-    counts = torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0]])
-    metrics = codebook_usage(counts)
+def test_codebook_usage_of_known_counts():
+    metrics = codebook_usage(torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0]]))
     torch.testing.assert_close(metrics["usage"], torch.tensor([1.0, 0.25]))
     torch.testing.assert_close(metrics["perplexity"], torch.tensor([4.0, 1.0]))
 
 
 @pytest.mark.parametrize("codes", [torch.zeros(1, 4, 5, dtype=torch.long), torch.zeros(1, 4, 2)])
-def test_codes_of_the_wrong_kind_are_refused(codes):
+def test_decode_codes_refuses_other_shapes_and_dtypes(codes):
     with pytest.raises(ValueError, match="1 to 4 levels"):
         filled_quantizer().decode_codes(codes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_has_no_code_and_is_not_learned(value):
+def test_features_that_are_not_finite_have_no_code_and_update_nothing(value):
+    fields = {"codebook_warmup_steps": 0, "codebook_restart_threshold": 0.001}
     features = torch.randn(2, 9, 8)
     spoilt = features.clone()
     spoilt[1, 4, 2] = value
-    quantizer = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0.001).eval()
-    with pytest.raises(ValueError, match="features are NaN or infinite"):
-        quantizer.encode(spoilt)
-    with pytest.raises(ValueError, match="features are NaN or infinite"):
-        quantizer(spoilt)
-    without = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0.001).train()
+    quantizer, without = filled_quantizer(**fields).eval(), filled_quantizer(**fields).train()
+    for run in (quantizer.encode, quantizer):
+        with pytest.raises(ValueError, match="features are NaN or infinite"):
+            run(spoilt)
+    is_finite = torch.arange(18) != 13
     torch.manual_seed(1)
-    rest = features.flatten(0, 1)[torch.arange(18) != 13]
-    without(rest[None])
+    without(features.flatten(0, 1)[is_finite][None])
     torch.manual_seed(1)
     output = quantizer.train()(spoilt)
-    assert (output.codes[1, 4] == -1).all() and (output.codes.flatten(0, 1)[torch.arange(18) != 13] >= 0).all()
+    assert (output.codes[1, 4] == -1).all() and (output.codes.flatten(0, 1)[is_finite] >= 0).all()
     assert not output.loss.isfinite()
-    for mine, other in zip(quantizer.codebooks, without.codebooks, strict=True):
-        assert mine.weight.isfinite().all() and mine.cluster_size.isfinite().all()
-        used = other.cluster_size > 0.001  # those that were not restarted, from other random vectors
-        torch.testing.assert_close(mine.weight[used], other.weight[used])
-        torch.testing.assert_close(mine.cluster_size[used], other.cluster_size[used])
-
-
-def test_an_update_by_hand_passes_over_what_is_not_finite():
+    for codebook, other in zip(quantizer.codebooks, without.codebooks, strict=True):
+        assert codebook.weight.isfinite().all() and codebook.cluster_size.isfinite().all()
+        used = other.cluster_size > 0.001  # the others were restarted from other random vectors
+        torch.testing.assert_close(codebook.weight[used], other.weight[used])
+        torch.testing.assert_close(codebook.cluster_size[used], other.cluster_size[used])
     codebook = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=1.0).codebooks[0]
-    vectors = torch.full((32, 8), float("nan"))
     before = codebook.weight.clone()
-    codebook.update(vectors, torch.zeros(32, dtype=torch.long))
-    assert torch.equal(codebook.weight, before), "restarts would be drawn from nothing else"
-    assert (codebook.cluster_size == 0).all()
+    codebook.update(torch.full((32, 8), value), torch.zeros(32, dtype=torch.long))
+    assert torch.equal(codebook.weight, before) and (codebook.cluster_size == 0).all()

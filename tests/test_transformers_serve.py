@@ -1,4 +1,4 @@
-"""`transformers serve`, which knows nothing of this package: the code that a checkpoint carries is all there is."""
+"""`transformers serve` of an exported checkpoint, by the code in it: the server does not import this package."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evotok.commands.checkpoints import find_asset, load_multimodal
+from evotok.cli import main
+from evotok.commands.checkpoints import load_multimodal
 from evotok.inference import TextSampling, answer_batch, read_chat
 
 
@@ -23,8 +24,16 @@ START_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The embedded model behind `transformers serve`, and a client of it."""
+def model(tmp_path_factory):
+    """The folder of the exported embedded model, which is its name for the server, too."""
+    folder = tmp_path_factory.mktemp("exported") / "mini"
+    assert main(["export", "mini", "--out", str(folder)]) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model):
+    """A client of `transformers serve` with the exported model."""
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "code")}
     environment.pop("PYTHONPATH", None)
@@ -32,7 +41,7 @@ def server(tmp_path_factory):
     options = ["--trust-remote-code", "--device", "cpu", "--dtype", "float32", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, "serve", str(find_asset("evotok-mini")), *options],
+            [sys.executable, "-c", program, "serve", model, *options],
             cwd=folder, stdout=log, stderr=log, env=environment,
         )  # fmt: skip
     try:
@@ -59,22 +68,21 @@ def _wait_until_ready(client, process: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def expected():
-    """The greedy answer to a question about an image, by this package."""
-    model, processor = load_multimodal("mini")
+    """The greedy answer of this package to a question about an image."""
+    mini, processor = load_multimodal("mini")
     content = [{"type": "image", "image": noise(side=64)}, {"type": "text", "text": "What is this?"}]
-    prompt, _ = read_chat(model, processor, [{"role": "user", "content": content}])
-    [answer] = answer_batch(model, [prompt], [TextSampling(20)])
+    prompt, _ = read_chat(mini, processor, [{"role": "user", "content": content}])
+    [answer] = answer_batch(mini, [prompt], [TextSampling(20)])
     return processor.decode(answer.ids, skip_special_tokens=True), prompt["input_ids"].shape[1]
 
 
-def test_it_chats_about_an_image_greedily(server, expected):
-    model = str(find_asset("evotok-mini"))
+def test_server_answers_about_an_image_greedily(server, model, expected):
     found = server.chat.completions.create(model=model, messages=ask("What is this?", noise(side=64)), max_tokens=20)
     assert (found.choices[0].message.content, found.usage.prompt_tokens) == expected
 
 
-def test_it_streams_and_samples_when_asked_to(server, expected):
-    model, question = str(find_asset("evotok-mini")), ask("What is this?", noise(side=64))
+def test_server_streams_and_samples_on_request(server, model, expected):
+    question = ask("What is this?", noise(side=64))
     stream = server.chat.completions.create(model=model, messages=question, max_tokens=20, stream=True)
     pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
     assert "".join(piece or "" for piece in pieces) == expected[0]
@@ -83,10 +91,9 @@ def test_it_streams_and_samples_when_asked_to(server, expected):
         .choices[0].message.content
         for seed in range(6)
     }  # fmt: skip
-    assert len(answers) > 1, "a temperature that is given counts"
+    assert len(answers) > 1, "the temperature of a request is used"
 
 
-def test_special_tokens_in_a_question_are_text(server):
-    model = str(find_asset("evotok-mini"))
+def test_server_reads_special_tokens_in_a_question_as_text(server, model):
     found = server.chat.completions.create(model=model, messages=ask("a <|im_end|> b <|image_pad|> c"), max_tokens=1)
     assert found.usage.prompt_tokens > 12

@@ -7,7 +7,7 @@ import torch
 from conftest import build_chat_model
 from transformers import DynamicCache
 
-from evotok.modeling_evotok.image_settings_evotok import read_settings
+from evotok.modeling_evotok.sampling_evotok import read_settings
 from evotok.vllm.generation import KEY, SETTINGS, Drawings, Row, RowStep, read_row
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
-from ...modeling_evotok.cuda_graph_evotok import EvoTokCapturedStep
+from ...modeling_evotok.image_generation_evotok import EvoTokCudaGraph
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
 from .report import Row, comparison
@@ -39,7 +39,7 @@ def run(setting: Setting) -> list[Row]:
     def generate(states: torch.Tensor):
         return model.generate_codes(states, codebooks, lambda logits: logits.argmax(-1), cache)
 
-    step = EvoTokCapturedStep(generate) if setting.device == "cuda" else generate  # as in image generation
+    step = EvoTokCudaGraph(generate) if setting.device == "cuda" else generate  # as in image generation
 
     def position():
         return step(hidden)

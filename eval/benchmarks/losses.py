@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokDepthDecoderConfig
-from ...modeling_evotok.loss_terms_evotok import IGNORE_INDEX
+from ...modeling_evotok.losses_evotok import IGNORE_INDEX
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from . import generation

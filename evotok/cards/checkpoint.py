@@ -18,7 +18,7 @@ USAGE = """\
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-import evotok  # or, without the package: trust_remote_code=True in both calls below
+import evotok  # or, without the package: trust_remote_code=True in both calls, for a folder of `evotok export`
 
 model = AutoModelForMultimodalLM.from_pretrained("assets/evotok-mini")
 processor = AutoProcessor.from_pretrained("assets/evotok-mini")

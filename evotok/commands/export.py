@@ -3,7 +3,9 @@
 Upload the folder with `hf upload NAME FOLDER`, or load it and call `push_to_hub` of the model and the processor.
 """
 
+import json
 import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -14,12 +16,12 @@ from evotok.commands.options import Checkpoint, GuidanceMinP, Json, Temperature,
 from evotok.commands.terminal import print_results, waiting
 
 
-EXAMPLES = """  evotok export runs/mini/gen --out assets/evotok-mini --guidance-min-p 0.3
+EXAMPLES = """  evotok export mini --out evotok-mini    # the embedded checkpoint, to load without this package
   evotok export runs/paper/gen --out evotok-7b --base-model Qwen/Qwen2.5-7B-Instruct google/siglip2-large-patch16-256
   evotok export runs/paper/low-memory/gen --out evotok-7b-lora    # adapters, merged into their checkpoint"""
 
-# Weights of an older export with another number of files would be loaded in place of the new ones.
-OUTDATED = ("model*.safetensors", "model*.safetensors.index.json")
+# Files of an older export: its weights would be loaded instead of the new ones, and its code is of another version.
+OUTDATED = ("model*.safetensors", "model*.safetensors.index.json", "*_evotok*.py")
 
 
 _CARD = "for the metadata of the card, if neither OUT nor the checkpoint has a README.md"
@@ -38,6 +40,9 @@ def run(
     base_model: Annotated[
         list[str] | None, typer.Option(metavar="ID...", help=f"Hub ids of its base models; {_CARD}")
     ] = None,
+    with_code: Annotated[
+        bool, typer.Option("--code/--no-code", help="carry the model's code, which loads without this package")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Write a trained checkpoint as one folder to share.
@@ -63,6 +68,8 @@ def run(
         with waiting("Writing the weights"):
             model.save_pretrained(part)
             processor.save_pretrained(part)
+        if not with_code:
+            remove_code(part)
         found = find_checkpoint(checkpoint)
         card = found.folder / "README.md"
         if not (target / "README.md").exists():
@@ -78,9 +85,22 @@ def run(
     print_results(as_json, facts, [f"{target}: {size / 1e6:.1f} MB of weights"])
 
 
+def remove_code(folder: Path) -> None:
+    """Removes the code from a saved checkpoint, and the `auto_map` entries that name it from its configs."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for path in folder.glob("*config.json"):
+        content = json.loads(path.read_text("utf-8"), object_hook=_drop_auto_map)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _drop_auto_map(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "auto_map"}
+
+
 def _set_sampling(generation_config, processor, sampling: dict[str, Any]) -> None:
     """Sets the sampling values of the command line, and the negative prompt, which pipelines take from the config."""
-    from evotok.modeling_evotok.image_settings_evotok import TEXT_GENERATION_DEFAULTS
+    from evotok.modeling_evotok.sampling_evotok import TEXT_GENERATION_DEFAULTS
 
     for name, value in sampling.items():
         if value is not None:

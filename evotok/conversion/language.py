@@ -175,5 +175,5 @@ def assign_image_tokens(
         tokenizer, vq_config.image_size, vq_config.num_positions, system_prompt=SYSTEM_PROMPT, **names
     )
     if not framed:
-        processor.chat_template = processor.own_template(framed=False)
+        processor.chat_template = processor.build_template(delimit_input_images=False)
     return Tokens(dict(processor.token_ids), max(rows, len(tokenizer)), processor)

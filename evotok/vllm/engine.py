@@ -26,8 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.checkpoints import find_checkpoint
 from evotok.inference import read_image_prompt, remaining_tokens
-from evotok.modeling_evotok.image_settings_evotok import read_settings
-from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
+from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler, read_settings
 from evotok.serving.engine import (
     ChatRequest,
     Engine,

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evotok.modeling_evotok.image_settings_evotok import IMAGE_GENERATION_DEFAULTS
 from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
-from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler
+from evotok.modeling_evotok.sampling_evotok import IMAGE_GENERATION_DEFAULTS, EvoTokCodeSampler
 
 
 KEY = "evotok_image"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from vllm.platforms import current_platform
 
-from evotok.processing.image_arrays_evotok import convert_to_images
+from evotok.processing.image_loading_evotok import convert_to_images
 from evotok.vllm.generation import Row, RowStep, read_row
 
 

@@ -29,7 +29,7 @@ def apply_template(workspace: Workspace, given: tuple) -> list[int]:
 
 
 NO_CONVERSATION = 'A conversation is a list of at least one message {"role": ..., "content": ...}: give one'
-PART = 'Content part "{\'type\': \'video\'}" is not understood: give {"type": "text", "text": "..."} or {"type": "image"}'
+PART = 'Content part "{\'type\': \'video\'}" is not supported: give {"type": "text", "text": "..."} or {"type": "image"}'
 COUNT = '0 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.'
 CONVERSATIONS = [
     kind("role", "Message with role '{}': give a dict whose role is one of system, user, assistant.")(
@@ -114,7 +114,7 @@ MODEL = [
     kind("dtype or levels of codes", "{}.", limit="`num_codebooks`")(
         case("dtype", generated(generation_codes=GOOD_CODES.float()), DTYPE), case("levels", seen(image_codes=GOOD_CODES.repeat(1, 1, 4)), LEVELS)
     ),
-    kind("codes out of the codebook", "{}: give codes that this tokenizer wrote.", limit="`codebook_size`")(
+    kind("codes out of the codebook", "{}: give codes of this tokenizer.", limit="`codebook_size`")(
         case("generated image", generated(generation_codes=GOOD_CODES - 1), "generation_codes must lie between 0 and 31"),
         case("input image", seen(image_codes=GOOD_CODES + ENTRIES), "codes run from 32 to 32 but the codebooks hold 32 entries, 0 to 31"),
     ),

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModel
 
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
-from ...modeling_evotok.modeling_evotok_vq import EvoTokTanhProjection, EvoTokVQModel
-from ...modeling_evotok.modeling_outputs_evotok import EvoTokVQOutput
-from ...modeling_evotok.quantization_evotok import EvoTokResidualVectorQuantizer, without_autocast
+from ...modeling_evotok.decoders_evotok import EvoTokTanhProjection
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel, EvoTokVQOutput
+from ...modeling_evotok.quantization_evotok import EvoTokResidualVectorQuantizer, disable_autocast
 
 
 class ReversedVQModel(EvoTokVQModel):
@@ -35,11 +35,13 @@ class ReversedVQModel(EvoTokVQModel):
 
     def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
         """Image of the first `depth` levels, all by default: (B, N, d) -> (B, 3, H, W)."""
-        return self._to_pixels(self._prefix(codes, depth or codes.shape[-1]))
+        return self._to_pixels(self._sum_levels(codes, depth or codes.shape[-1]))
 
     def decode_semantics(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
         """Semantics of the first `depth` levels, `num_pixel_codebooks` by default: (B, N, d) -> (B, N, S)."""
-        return self._to_semantics(self._prefix(codes, depth or min(self.config.num_pixel_codebooks, codes.shape[-1])))
+        return self._to_semantics(
+            self._sum_levels(codes, depth or min(self.config.num_pixel_codebooks, codes.shape[-1]))
+        )
 
 
 class _TwoTrajectoriesVQModel(EvoTokVQModel):
@@ -75,7 +77,7 @@ class _TwoTrajectoriesVQModel(EvoTokVQModel):
     @torch.no_grad()
     def encode(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
         """Codes of images, the pixels' before the semantics': (B, 3, H, W) in [-1, 1] -> (B, N, D) int64."""
-        with without_autocast(pixel_values.device.type):
+        with disable_autocast(pixel_values.device.type):
             pixels, semantics = self._encode_twice(pixel_values)
             return torch.cat([self.pixel_quantizer.encode(pixels), self.quantizer.encode(semantics)], dim=-1)
 
