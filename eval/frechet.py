@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.atomic_files import whole_file
+from ..data.atomic_files import atomic_file
 from ..data.processes import Workers
 
 
@@ -109,7 +109,7 @@ class StatisticsCache:
 
     def write(self, statistics: FeatureStatistics) -> None:
         """Store; a reader finds the whole file or none."""
-        with whole_file(self.path) as part:
+        with atomic_file(self.path) as part:
             save_file(vars(statistics), part)
 
 

@@ -2,7 +2,7 @@
 
 from transformers import TextStreamer
 
-from evotok.data.errors import visible
+from evotok.data.errors import escape_controls
 
 
 class VisibleStreamer(TextStreamer):
@@ -10,4 +10,4 @@ class VisibleStreamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False):
         """Prints a piece of the answer."""
-        super().on_finalized_text(visible(text), stream_end)
+        super().on_finalized_text(escape_controls(text), stream_end)

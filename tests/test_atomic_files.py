@@ -3,15 +3,15 @@
 import pytest
 
 from evotok.data import atomic_files as files
-from evotok.data.atomic_files import whole_file
+from evotok.data.atomic_files import atomic_file
 
 
 def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
     path = tmp_path / "new/file.txt"
-    with whole_file(path) as first:
+    with atomic_file(path) as first:
         first.write_text("half")
         monkeypatch.setattr(files.os, "getpid", lambda: 7)
-        with whole_file(path) as second:
+        with atomic_file(path) as second:
             second.write_text("of the second")
         monkeypatch.undo()
         assert path.read_text() == "of the second"
@@ -20,7 +20,7 @@ def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_after_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "file.txt") as part:
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file.txt") as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

@@ -21,11 +21,18 @@ from transformers import SiglipImageProcessorPil
 
 from evotok.cli import main as cli
 from evotok.data.arguments import DataArguments, SourceArguments
-from evotok.data.codes.encoding import CorpusEncoder
-from evotok.data.codes.fingerprint import fingerprint, preparation
-from evotok.data.codes.shards import ShardInfo, ShardWriter, check_tokenizer, open_codes, to_record
+from evotok.data.code_encoding import CorpusEncoder
+from evotok.data.code_shards import (
+    ShardInfo,
+    ShardWriter,
+    check_tokenizer,
+    fingerprint,
+    open_codes,
+    preparation,
+    to_record,
+)
 from evotok.data.collators import EvoTokCollator
-from evotok.data.streams.streaming import open_part, open_parts
+from evotok.data.stream_loader import open_mixture, open_source
 from evotok.training.train import main as train
 from tools import measure_rates as rates
 
@@ -59,7 +66,7 @@ def tars(tmp_path):
 
 def encoder(chat, tars, out, **kwargs):
     model, processor = chat
-    part, _ = open_part(SourceArguments("webdataset-pairs", str(tars)))
+    part, _ = open_source(SourceArguments("webdataset-pairs", str(tars)))
     return CorpusEncoder(model.model.vq_model, processor.image_processor, part, out, **kwargs)
 
 
@@ -172,7 +179,7 @@ def test_other_corpora_are_encoded_alike(chat, tmp_path, source):
         (tmp_path / "corpus").mkdir()
         for name, data in pictures.items():
             (tmp_path / "corpus" / f"{name}.png").write_bytes(data)
-    part, _ = open_part(SourceArguments(source, str(tmp_path / "corpus")))
+    part, _ = open_source(SourceArguments(source, str(tmp_path / "corpus")))
     out = tmp_path / "codes"
     done = CorpusEncoder(model.model.vq_model, processor.image_processor, part, out, batch_size=2).run()
     bad = 2 if source == "parquet-pairs" else 1
@@ -195,15 +202,15 @@ def test_shards_of_another_tokenizer_are_refused(chat, tars, tmp_path):
     with pytest.raises(ValueError, match="give another folder"):
         encoder((other, processor), tars, out)
     data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(out))])
-    [part] = open_parts(data, chat[0].model.vq_model, processor.image_processor)
+    [part] = open_mixture(data, chat[0].model.vq_model, processor.image_processor)
     assert part.name == "codes webdataset-pairs"
     with pytest.raises(ValueError, match="but this model's is"):
-        open_parts(data, other.model.vq_model, processor.image_processor)
+        open_mixture(data, other.model.vq_model, processor.image_processor)
     with pytest.raises(ValueError, match="tokenizer stage learns from images"):
-        open_parts(data)
+        open_mixture(data)
     data.sources.append(SourceArguments("webdataset-pairs", str(tars)))
     with pytest.raises(ValueError, match="codes beside pictures to be drawn .webdataset-pairs."):
-        open_parts(data, chat[0].model.vq_model, processor.image_processor)
+        open_mixture(data, chat[0].model.vq_model, processor.image_processor)
     mine = ShardInfo.of(chat[0].model.vq_model, processor.image_processor)
     with pytest.raises(ValueError, match="codes of 4 levels, but this model draws 2"):
         check_tokenizer(replace(mine, levels=4), mine, "x")
@@ -219,7 +226,7 @@ def test_shards_of_images_prepared_in_another_way_are_refused(chat, tars, tmp_pa
         encoder((chat[0], other), tars, out)
     data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(out))])
     with pytest.raises(ValueError, match=r'prepared with \{"image_mean": .0.5.*\}, but this model.s are with .*0.6'):
-        open_parts(data, chat[0].model.vq_model, other.image_processor)
+        open_mixture(data, chat[0].model.vq_model, other.image_processor)
     (out / "codes-00001-of-00002.parquet").unlink()
     encoder((chat[0], other), tars, tmp_path / "others").run()
     shutil.copy(tmp_path / "others/codes-00001-of-00002.parquet", out)
@@ -231,12 +238,10 @@ def test_the_tokenizer_is_hashed_once_for_all_sources(chat, tars, tmp_path, monk
     out = tmp_path / "codes"
     encoder(chat, tars, out).run()
     hashed = []
-    monkeypatch.setattr(
-        "evotok.data.codes.shards.fingerprint", lambda model: hashed.append(model) or fingerprint(model)
-    )
+    monkeypatch.setattr("evotok.data.code_shards.fingerprint", lambda model: hashed.append(model) or fingerprint(model))
     sources = [SourceArguments("codes", str(out)) for _ in range(3)]
     model, processor = chat[0].model.vq_model, chat[1].image_processor
-    assert len(open_parts(DataArguments(name="mixture", sources=sources), model, processor)) == 3
+    assert len(open_mixture(DataArguments(name="mixture", sources=sources), model, processor)) == 3
     assert hashed == [model]
 
 
@@ -265,7 +270,7 @@ def test_codes_and_images_give_the_same_loss(chat, tars, tmp_path):
     encoder(chat, tars, out).run()
     rows, info = open_codes(out)
     rows = {row["key"]: row for row in rows}
-    part, _ = open_part(SourceArguments("webdataset-pairs", str(tars)))
+    part, _ = open_source(SourceArguments("webdataset-pairs", str(tars)))
     from_images = [part.convert(row) for row in part.rows if row["__key__"] in rows]
     from_codes = [to_record(rows[record["id"]], info) for record in from_images]
     collator = EvoTokCollator(processor)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from evotok.data.conversations import load_conversations, read_conversations
-from evotok.data.image_files import resolve_image
+from evotok.data.image_files import resolve_file
 from evotok.processing.image_loading_evotok import load_image
 
 
@@ -126,7 +126,7 @@ def test_bad_records_are_named_by_line(folder, case):
 
 def test_links_inside_the_folder_are_fine(folder):
     os.symlink(folder / "8.png", folder / "again.png")
-    assert resolve_image(folder, "again.png") == str(folder / "8.png")
+    assert resolve_file(folder, "again.png") == str(folder / "8.png")
 
 
 @pytest.mark.parametrize(

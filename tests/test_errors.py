@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from evotok.commands.terminal import say
-from evotok.data.errors import one_line, visible, visible_json
+from evotok.data.errors import escape_controls, escape_controls_json, one_line
 from evotok.visible_streamer import VisibleStreamer
 
 
@@ -51,14 +51,14 @@ ODD = "a\x1b[2Jb\x9b31m\x07 \u202edlrow \u200e\ud83d\u2028 end"
 
 
 def test_what_a_terminal_would_obey_is_spelled_out():
-    said = visible(f"{ODD}\n\tsecond line")
+    said = escape_controls(f"{ODD}\n\tsecond line")
     assert said == "a\\x1b[2Jb\\x9b31m\\x07 \\u202edlrow \\u200e\\ud83d\\u2028 end\n\tsecond line"
-    assert visible("a café, 青い、 👩\u200d💻\n") == "a café, 青い、 👩\u200d💻\n", "and nothing else"
+    assert escape_controls("a café, 青い、 👩\u200d💻\n") == "a café, 青い、 👩\u200d💻\n", "and nothing else"
 
 
 def test_json_stays_json():
     facts = {"first": ODD, "other": "a café\n"}
-    said = visible_json(json.dumps(facts, ensure_ascii=False))
+    said = escape_controls_json(json.dumps(facts, ensure_ascii=False))
     assert json.loads(said) == facts and "café" in said
     assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\ud83d]", said)
 

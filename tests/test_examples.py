@@ -12,9 +12,9 @@ from test_world_prompts import Reader
 
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS, find_examples, has_plain_background, world_scenes
 from evotok.cli import COMMANDS, EPILOG
-from evotok.data.world.drawings import EMOJI_STYLES
+from evotok.data.world.icons import EMOJI_STYLES
 from evotok.data.world.prompts import Prompt
-from evotok.data.world.questions import WORDINGS, Asker
+from evotok.data.world.questions import WORDINGS, QuestionSampler
 from evotok.data.world.scenes import tidy_scene
 from evotok.eval.text_to_image.scene_detector import SceneDetector, faults
 
@@ -99,15 +99,15 @@ def test_the_model_generates_what_the_example_asks_for(mini, world, prompt):
 
 @pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
 def test_the_model_answers_what_the_example_asks(mini, world, number):
-    from evotok.data.world.records import image_record
+    from evotok.data.world.conversations import question_row
     from evotok.data.world.scenes import render
     from evotok.eval.understanding import answer_questions, normalize_answer
 
     scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
     kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])
-    right = Asker(world, canonical=True).ask(random.Random(0), scene, kind).answer
-    [said] = answer_questions(*mini, [image_record(render(world, scene), [(question, right)], kind)])
-    assert normalize_answer(said) == normalize_answer(right)
+    right = QuestionSampler(world, canonical=True).sample(random.Random(0), scene, kind)
+    [said] = answer_questions(*mini, [question_row(render(world, scene), [right], kind)])
+    assert normalize_answer(said) == normalize_answer(right.answer)
 
 
 # --- what it knows ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from evotok.data.image_files import crop_square
-from evotok.data.image_sets import folder_images, limited, look_through, open_images
+from evotok.data.image_sets import check_images, folder_images, limited, open_images
 from evotok.data.processes import Workers
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
@@ -87,26 +87,26 @@ def test_limit_takes_from_all_over(folder):
 
 
 def test_unreadable_images_are_listed(folder):
-    before = look_through(open_images(str(folder)), 16, Workers())
+    before = check_images(open_images(str(folder)), 16, Workers())
     (folder / "n00" / "broken.png").write_bytes(b"no image")
     picture(9, (1000, 3)).save(folder / "n01" / "strip.png")
-    found = look_through(open_images(str(folder)), 16, Workers())
+    found = check_images(open_images(str(folder)), 16, Workers())
     assert [name.rpartition("/")[2] for name in found.unreadable] == ["broken.png", "strip.png"]
     assert "not an image" in next(iter(found.unreadable.values()))
     assert len(found.indices) == 5 and found.sha256 == before.sha256, "the fingerprint is that of what was read"
 
 
 def test_fingerprint_is_of_the_content(folder):
-    found = look_through(open_images(str(folder)), 16, Workers())
-    assert found.sha256 != look_through(open_images(str(folder)), 8, Workers()).sha256
+    found = check_images(open_images(str(folder)), 16, Workers())
+    assert found.sha256 != check_images(open_images(str(folder)), 8, Workers()).sha256
     picture(77).save(folder / "n00" / "0.png")
-    assert found.sha256 != look_through(open_images(str(folder)), 16, Workers()).sha256
+    assert found.sha256 != check_images(open_images(str(folder)), 16, Workers()).sha256
 
 
 def test_a_set_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="none of its 1 images can be read"):
-        look_through(open_images(str(tmp_path)), 16, Workers())
+        check_images(open_images(str(tmp_path)), 16, Workers())
 
 
 def test_rows_of_a_data_set_name_files_of_its_folder_alone(tmp_path):

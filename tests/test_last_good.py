@@ -2,11 +2,11 @@
 
 import pytest
 
-from evotok.data.streams.last_good import LastGood
+from evotok.data.collators import EmptyBatchFallback
 
 
 def test_a_barren_batch_repeats_the_last_good_sample_for_a_while():
-    last_good = LastGood(limit=3)
+    last_good = EmptyBatchFallback(limit=3)
     with pytest.raises(ValueError, match=r"Nothing in the batch can be used, \{'image': 2\} so far: check"):
         last_good.fill([], {"image": 2})
     assert last_good.fill(["a", "b"], {}) == ["a", "b"]

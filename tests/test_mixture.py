@@ -14,13 +14,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
 from evotok.data.arguments import DataArguments, SourceArguments
+from evotok.data.collators import MAX_EMPTY_BATCHES
 from evotok.data.image_datasets import ImageCollator
+from evotok.data.mixture import MixtureStream, Part, _Reader
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import Rows
 from evotok.data.sources.tars import read_tar
-from evotok.data.streams.last_good import MAX_BARREN
-from evotok.data.streams.mixture import Part, RecordStream, _Reader
-from evotok.data.streams.streaming import ResumableLoader, open_part, open_parts, record_length
+from evotok.data.stream_loader import ResumableLoader, estimate_length, open_mixture, open_source
 
 
 def rows_of(values, shards=1):
@@ -37,7 +37,7 @@ def collate(records):
 
 
 def stream(parts, **kwargs):
-    return RecordStream(parts, collate, batch_size=4, pool_batches=3, **kwargs)
+    return MixtureStream(parts, collate, batch_size=4, pool_batches=3, **kwargs)
 
 
 def take(loader, count):
@@ -119,7 +119,7 @@ def write_alphabet(folder, kind):
 def test_readers_do_not_go_through_the_alphabet(name, kind, tmp_path):
     """What two readers see first is of both halves; a run may end long before it has seen all."""
     write_alphabet(tmp_path, kind)
-    part, _ = open_part(SourceArguments(name, str(tmp_path)))
+    part, _ = open_source(SourceArguments(name, str(tmp_path)))
     for number in range(2):
         rows = itertools.islice(_Reader(part, number, 2), 25)
         letters = {part.record(row)["messages"][0]["content"][0]["text"][0] for row in rows}
@@ -130,10 +130,10 @@ def test_the_damaged_rest_of_a_file_is_one_row_that_is_passed_over_and_counted(t
     for name in "abc":
         write_tar(tmp_path / f"{name}.tar", [(f"{name}{n}", {"txt": b"x", "jpg": b"x" * 2000}) for n in range(9)])
     (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:20000])
-    opened, _ = open_part(SourceArguments("webdataset-pairs", str(tmp_path)))
+    opened, _ = open_source(SourceArguments("webdataset-pairs", str(tmp_path)))
 
     def build():
-        return RecordStream([opened], lambda records: {"ids": [record["id"] for record in records]}, 2, pool_batches=2)
+        return MixtureStream([opened], lambda records: {"ids": [record["id"] for record in records]}, 2, pool_batches=2)
 
     whole = take(build(), 30)
     good = sum(row.get("__key__", "").startswith("b") for row in opened.rows)
@@ -188,7 +188,7 @@ def test_goes_on_with_the_last_good_sample_where_there_is_none():
             return {"values": good}
 
     def build():
-        return RecordStream([part("a", 30, 4)], Repeating(), batch_size=1, pool_batches=16, seed=1)
+        return MixtureStream([part("a", 30, 4)], Repeating(), batch_size=1, pool_batches=16, seed=1)
 
     whole = take(build(), 16)
     assert sum(one == other for one, other in itertools.pairwise(whole)) > 4
@@ -246,7 +246,7 @@ def test_another_seed_or_restart_is_another_order():
 
 def test_batches_hold_rows_of_like_length():
     rows = rows_of(["x" * n for n in range(1, 97)], 4)
-    grouped = RecordStream(
+    grouped = MixtureStream(
         [Part("a", rows, dict, 1.0)], collate, 4, length_of=lambda record: len(record["value"]), pool_batches=24
     )
     batches = take(grouped, 24)
@@ -259,8 +259,8 @@ def test_batches_hold_rows_of_like_length():
 def test_record_length_counts_images_in_full():
     from evotok.data.sources.source import to_answer
 
-    assert record_length(to_answer(1, TURNS, ["x"]), num_image_tokens=16) == 16 + len("What colour?Red.") // 4
-    assert record_length(to_answer(1, TEXT_TURNS, []), num_image_tokens=16) < 16
+    assert estimate_length(to_answer(1, TURNS, ["x"]), num_image_tokens=16) == 16 + len("What colour?Red.") // 4
+    assert estimate_length(to_answer(1, TEXT_TURNS, []), num_image_tokens=16) < 16
 
 
 def test_malformed_rows_are_skipped_and_counted_once():
@@ -303,9 +303,9 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path):
     assert batch["pixel_values"].shape == (len(good), 3, 32, 32) and collator.skipped == {"image": 4}
     only_bad = collator([{"id": "x", "index": 0, "images": [str(tmp_path / "corrupt.jpg")]}])
     assert only_bad["pixel_values"].shape[0] == 1
-    for _ in range(MAX_BARREN - 2):
+    for _ in range(MAX_EMPTY_BATCHES - 2):
         collator([{"id": "x", "index": 0, "images": []}])
-    with pytest.raises(ValueError, match=f"Nothing in the last {MAX_BARREN} batches can be used"):
+    with pytest.raises(ValueError, match=f"Nothing in the last {MAX_EMPTY_BATCHES} batches can be used"):
         collator([{"id": "x", "index": 0, "images": []}])
     with pytest.raises(ValueError, match="Nothing in the batch can be used"):
         ImageCollator(size=32)([{"id": "x", "index": 0, "images": []}])
@@ -325,11 +325,11 @@ def test_mistakes_in_sources_are_named(tmp_path):
         return DataArguments(name="mixture", sources=[SourceArguments(**source) for source in sources])
 
     with pytest.raises(ValueError, match="'llava-nxt' is not one of cc12m"):
-        open_parts(data({"source": "llava-nxt"}), None)
+        open_mixture(data({"source": "llava-nxt"}), None)
     with pytest.raises(ValueError, match="codes need `path`"):
-        open_parts(data({"source": "codes"}), None)
+        open_mixture(data({"source": "codes"}), None)
     with pytest.raises(ValueError, match="no shards of codes"):
-        open_parts(data({"source": "codes", "path": str(tmp_path)}), None)
+        open_mixture(data({"source": "codes", "path": str(tmp_path)}), None)
     (tmp_path / "gen.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match="no records in it"):
-        open_parts(data({"source": "opengpt-4o-image", "path": str(tmp_path)}), None)
+        open_mixture(data({"source": "opengpt-4o-image", "path": str(tmp_path)}), None)

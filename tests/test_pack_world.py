@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evotok.data.world.drawings import _tiles
+from evotok.data.world.icons import _tiles
 from tools import pack_world
 from tools.pack_world import differences, emoji_images, lay_out, licenses_text, normalize, pack, render_icon, shape_of
 

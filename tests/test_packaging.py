@@ -65,7 +65,7 @@ def test_every_data_file_is_packed(metadata, top):
 
 def test_installed_paths_of_data_match_those_of_a_checkout():
     """`data/world/drawings.py` looks two folders up for `assets`: the root of a checkout, or the installed package."""
-    from evotok.data.world.drawings import World
+    from evotok.data.world.icons import World
 
     assert World().root == ROOT / "assets" / "world"
 

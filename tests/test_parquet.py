@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from bombs import little_memory
 
-from evotok.data.sources.limits import MAX_LIST
 from evotok.data.sources.parquet import read_parquet
+from evotok.data.sources.shard_files import MAX_LIST
 
 
 def write(path, table, **kwargs):

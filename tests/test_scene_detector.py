@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from evotok.data.world.evaluation import prompt_set
 from evotok.data.world.palette import PALETTE
 from evotok.data.world.prompts import KINDS
-from evotok.data.world.scenes import Item, Scene, render, tidy_scene
+from evotok.data.world.scenes import Scene, SceneObject, render, tidy_scene
 from evotok.eval.text_to_image.scene_detector import SceneDetector, contradict, faults
 
 
@@ -35,7 +35,7 @@ def blurred(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def test_real_scenes_are_accepted_and_contradictions_refused(world, detector, prompts):
     for index, prompt in enumerate(prompts):
         sight = detector(Image.fromarray(render(world, prompt.scene)))
-        assert set(sight.items) == set(prompt.scene.items) and not sight.stray
+        assert set(sight.objects) == set(prompt.scene.objects) and not sight.stray
         assert faults(world, prompt, sight) == [], prompt.text
         wrong = contradict(prompt, prompts[index // COUNT * COUNT + (index + 1) % COUNT])
         assert wrong.kind == prompt.kind and faults(world, wrong, sight), prompt.text
@@ -71,11 +71,15 @@ def test_each_fault_is_named(world, detector, prompts):
     assert found(scene_of(world, "red heart")) == ["blue star: 0 of 1"]
     assert found(scene_of(world, "red heart", "blue star", "blue star")) == ["blue star: 2 of 1"]
     assert found(scene_of(world, "blue star", "red heart")) == ["right, not left"]
-    beside = replace(scene.items[1], x=24, y=32)  # as far below as it is to the right
-    assert found(replace(scene, items=(replace(scene.items[0], x=0, y=0), beside))) == ["no clear relation, not left"]
+    beside = replace(scene.objects[1], x=24, y=32)  # as far below as it is to the right
+    assert found(replace(scene, objects=(replace(scene.objects[0], x=0, y=0), beside))) == [
+        "no clear relation, not left"
+    ]
     assert (
         faults(
-            world, replace(prompt, kind="two_object"), detector(render(world, replace(scene, items=scene.items[::-1])))
+            world,
+            replace(prompt, kind="two_object"),
+            detector(render(world, replace(scene, objects=scene.objects[::-1]))),
         )
         == []
     )
@@ -86,18 +90,18 @@ def test_what_is_no_drawing_is_something_else(world, detector):
     pixels = render(world, scene).copy()
     pixels[2:9, 50:57] = PALETTE["green"]
     sight = detector(pixels)
-    assert sight.stray and [item.thing for item in sight.items] == [world.thing("heart").index]
+    assert sight.stray and [obj.thing for obj in sight.objects] == [world.thing("heart").index]
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert detector(noise).items == ()
+    assert detector(noise).objects == ()
     blank = detector(np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8))
-    assert (blank.background, blank.items, blank.stray) == ("blue", (), False)
+    assert (blank.background, blank.objects, blank.stray) == ("blue", (), False)
 
 
 def test_half_a_drawing_is_not_enough(world, detector):
-    pixels = render(world, Scene("white", (Item(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
+    pixels = render(world, Scene("white", (SceneObject(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
     pixels[:, 32:] = 255
     sight = detector(pixels)
-    assert sight.stray or [item.thing for item in sight.items] != [4]
+    assert sight.stray or [obj.thing for obj in sight.objects] != [4]
 
 
 def test_other_sizes_are_refused(detector):

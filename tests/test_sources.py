@@ -13,7 +13,7 @@ from evotok.data.arguments import SourceArguments
 from evotok.data.sources import SOURCES
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import DAMAGED, Rows
-from evotok.data.streams.streaming import open_part
+from evotok.data.stream_loader import open_source
 from evotok.processing.image_loading_evotok import load_image
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_file_costs_its_rest(kind, damage, tmp_path):
             write_parquet(path, rows)
         if name == "b":
             path.write_bytes(damage(path.read_bytes()))
-    part, _ = open_part(SourceArguments(kind, str(tmp_path)))
+    part, _ = open_source(SourceArguments(kind, str(tmp_path)))
     rows = list(part.rows)
     names = [row.get("__key__") or row.get("id") for row in rows]
     assert [name for name in names if name and name[0] != "b"] == [f"{a}{n}" for a in "ac" for n in range(9)]

@@ -28,7 +28,7 @@ from strangers.materials import POSITIONS, codes_of, good_codes
 from evotok.commands.codes import read_codes
 from evotok.commands.files import safe_name
 from evotok.data.conversations import read_conversations
-from evotok.data.image_files import resolve_image
+from evotok.data.image_files import resolve_file
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import DAMAGED, Rows
 from evotok.data.sources.tars import read_tar
@@ -176,7 +176,7 @@ def record(place, content) -> None:
 
 def image_name(place, name: str) -> None:
     assert safe_name(name).isascii() and "/" not in safe_name(name) and len(safe_name(name)) <= 48
-    assert resolve_image(place.path, name).startswith(f"{place.path}{os.sep}")
+    assert resolve_file(place.path, name).startswith(f"{place.path}{os.sep}")
 
 
 def config(place, change: tuple[str, object]) -> None:

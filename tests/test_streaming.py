@@ -18,7 +18,7 @@ from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a f
 from transformers import Trainer
 
 from evotok import EvoTokForConditionalGeneration
-from evotok.data.streams.last_good import MAX_BARREN
+from evotok.data.collators import MAX_EMPTY_BATCHES
 from evotok.training.multimodal.stages import _load_checkpoint
 from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
@@ -142,7 +142,7 @@ def test_a_run_whose_pictures_are_gone_does_not_go_on_with_the_last_one(recipes,
     after_step(monkeypatch, 4, lambda: shutil.rmtree(tmp_path / "pictures"))
     assert main([*words, f"training.output_dir={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"evotok train: Nothing in the last {MAX_BARREN} batches can be used, {{'image': ")
+    assert said.startswith(f"evotok train: Nothing in the last {MAX_EMPTY_BATCHES} batches can be used, {{'image': ")
     assert len(losses(tmp_path / "run")) < 60
 
 

@@ -9,7 +9,7 @@ import pytest
 from bombs import little_memory
 
 from evotok.data.sources import tars
-from evotok.data.sources.limits import MAX_HEADER
+from evotok.data.sources.shard_files import MAX_HEADER
 from evotok.data.sources.tars import read_tar
 
 
@@ -118,7 +118,7 @@ def test_samples_come_out_as_they_went_in(tmp_path, mode, form):
 
 def test_what_is_large_on_the_disk_is_no_bomb(tmp_path, monkeypatch):
     """Pictures do not compress; nor does what is not compressed expand."""
-    monkeypatch.setattr("evotok.data.sources.limits.FREE", 320_000)
+    monkeypatch.setattr("evotok.data.sources.shard_files.FREE", 320_000)
     data = random.Random(0).randbytes(300_000)
     for mode in ("w", "w:gz"):
         with tarfile.open(tmp_path / "a.tar", mode) as tar:

@@ -18,7 +18,7 @@ from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Train
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.data.image_datasets import folder_pixels
-from evotok.data.world.drawings import load_world
+from evotok.data.world.icons import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.teachers import SiglipTeacher, build_lpips

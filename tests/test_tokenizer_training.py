@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evotok.data.image_datasets import FolderImages, to_pixels
-from evotok.data.world.drawings import load_world
+from evotok.data.world.icons import load_world
 from evotok.data.world.images import WorldImages
 from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss

@@ -18,7 +18,7 @@ from evotok.data.world.evaluation import (
 from evotok.data.world.lmms_tasks import TASKS, write_tasks
 from evotok.data.world.prompts import TASKS as PROMPT_TASKS
 from evotok.data.world.questions import WORDINGS, YES_NO
-from evotok.data.world.splits import is_new_color_pair
+from evotok.data.world.scenes import is_held_out_color
 
 
 @pytest.mark.parametrize("figure", QUESTION_SETS)
@@ -66,7 +66,7 @@ def test_prompts_are_fixed_and_of_seen_or_held_out_pairs(world, held_out):
         prompts = prompt_set(world, task, 12, held_out)
         assert prompts[:4] == prompt_set(world, task, 4, held_out) and len({p.text for p in prompts}) > 7
         for item in (item for prompt in prompts for item in prompt.scene.items):
-            assert is_new_color_pair(item.thing, item.color) == held_out, task
+            assert is_held_out_color(item.thing, item.color) == held_out, task
         assert not any(prompt.text.startswith(("draw", "a picture")) for prompt in prompts)
 
 

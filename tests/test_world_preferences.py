@@ -7,8 +7,7 @@ import pytest
 from evotok.data.world.palette import COLORS
 from evotok.data.world.preferences import WorldPreferences, wrong_answer
 from evotok.data.world.questions import KINDS, YES_NO, Question
-from evotok.data.world.scenes import Item, Scene
-from evotok.data.world.splits import is_new_color_pair
+from evotok.data.world.scenes import Item, Scene, is_held_out_color
 
 
 COUNT = 1500
@@ -49,7 +48,7 @@ def test_rejected_answers_are_of_the_kind_of_the_right_one(world, pairs):
 
 def test_wrong_descriptions_tell_of_no_pair_that_is_held_out(world, pairs):
     held_out = {
-        f"{color} {thing.name} " for thing in world.things for color in COLORS if is_new_color_pair(thing.index, color)
+        f"{color} {thing.name} " for thing in world.things for color in COLORS if is_held_out_color(thing.index, color)
     }
     told = [wrong.replace(",", " ") for _, wrong in pairs["describe"]]
     assert len(told) > 50 and not [text for text in told if any(pair in text for pair in held_out)]
@@ -58,13 +57,13 @@ def test_wrong_descriptions_tell_of_no_pair_that_is_held_out(world, pairs):
 def test_wrong_colors_and_things_are_of_no_pair_that_is_held_out(world):
     names, rng = [thing.name for thing in world.things], random.Random(1)
     for thing, name in enumerate(names):
-        shown = next(color for color in COLORS if not is_new_color_pair(thing, color))
+        shown = next(color for color in COLORS if not is_held_out_color(thing, color))
         scene = Scene("white" if shown != "white" else "black", (Item(thing, 0, shown, 0, 0, 20),))
         question = Question("color", f"Which color has the {name}?", shown)
         wrong = {wrong_answer(rng, world, scene, question) for _ in range(60)}
-        assert len(wrong) > 4 and not any(is_new_color_pair(thing, color) for color in wrong), name
+        assert len(wrong) > 4 and not any(is_held_out_color(thing, color) for color in wrong), name
         wrong = {wrong_answer(rng, world, scene, Question("which", f"What is {shown}?", name)) for _ in range(60)}
-        assert len(wrong) > 9 and not any(is_new_color_pair(names.index(other), shown) for other in wrong), name
+        assert len(wrong) > 9 and not any(is_held_out_color(names.index(other), shown) for other in wrong), name
 
 
 def test_half_of_the_wrong_colors_are_elsewhere_in_the_scene(world):

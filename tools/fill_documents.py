@@ -237,7 +237,7 @@ def sources_table() -> str:
 
     lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
     for source in SOURCES.values():
-        rows = f"{source.num_samples:,}" if source.num_samples else ""
+        rows = f"{source.num_rows:,}" if source.num_rows else ""
         where = f"`{source.hub_id}`" if source.hub_id else "your folder"
         task = "preferences" if source.preferences else source.task
         lines.append(f"| `{source.name}` | {task} | {where} | {rows} | {source.licence} |")

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.world.drawings import EMOJI_STYLES, World
+from ...data.image_files import to_pixels
 from ...data.world.evaluation import emoji_prompt_set
-from ...data.world.images import to_pixels
+from ...data.world.icons import EMOJI_STYLES, World
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import load_image
 from ..suite import Evaluation

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...data.atomic_files import whole_file
+from ...data.atomic_files import atomic_file
 from ...data.world.prompts import TASKS
 from ..suite import Evaluation
 
@@ -63,7 +63,7 @@ class Parts:
             return Part(**kept)
         part = measure()
         if self.workers.is_main:
-            with whole_file(self.folder / f"{name}.json") as path:
+            with atomic_file(self.folder / f"{name}.json") as path:
                 path.write_text(json.dumps({"settings": self.settings, "part": asdict(part)}), encoding="utf-8")
         return part
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ...data.world.drawings import World, load_world
 from ...data.world.evaluation import QUESTION_SETS
+from ...data.world.icons import World, load_world
 from ..mini.emoji import EMOJI_CELLS, EmojiRetrieval
 from ..mini.figures import Part, Parts, with_targets
 from ..mini.generation import Composition, composition_cells

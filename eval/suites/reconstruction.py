@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...data.image_sets import ImageSet, Readable, limited, look_through, open_images
+from ...data.image_sets import ImageSet, ReadableImages, check_images, open_images
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
@@ -101,8 +101,8 @@ def run(evaluation: Evaluation) -> Report:
     depths = sorted(set(options.depths)) or list(range(1, config.num_pixel_codebooks + 1))
     if depths[-1] > config.num_codebooks:
         raise ValueError(f"depths={depths}: the codes of this tokenizer have {config.num_codebooks} levels.")
-    images = limited(open_images(options.data, options.split, options.column), options.limit)
-    found = look_through(images, config.image_size, workers)
+    images = open_images(options.data, options.split, options.column).limited(options.limit)
+    found = check_images(images, config.image_size, workers)
     if len(found.indices) < 2:
         raise ValueError(f"{options.data}: only one image can be read: a distance between sets needs two.")
     meters = _meters(evaluation, tokenizer.device, found, depths)
@@ -150,7 +150,7 @@ def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, to
 
 
 def _meters(
-    evaluation: Evaluation, device: torch.device, found: Readable, depths: Sequence[int]
+    evaluation: Evaluation, device: torch.device, found: ReadableImages, depths: Sequence[int]
 ) -> dict[str, FrechetMeter]:
     """Those of the networks whose weights are there, by the name of the distance."""
     options, meters = evaluation.options, {}
@@ -176,7 +176,7 @@ def _report(
     depths: list[int],
     used: dict[str, torch.Tensor],
     images: ImageSet,
-    found: Readable,
+    found: ReadableImages,
 ) -> Report:
     names = [name for name in FIGURES if f"{name}_depth{depths[0]}" in figures]
     usage, perplexity = (used[name].tolist() for name in ("usage", "perplexity"))
@@ -230,7 +230,7 @@ def _draw(
     report: Report,
     tokenizer: EvoTokVQModel,
     images: ImageSet,
-    found: Readable,
+    found: ReadableImages,
     depths: list[int],
 ) -> None:
     """A sheet of a few images at every depth and, where there are several, a plot of the figures by depth."""

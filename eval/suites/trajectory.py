@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...data.image_files import image_files
-from ...data.image_sets import ImageSet, folder_images, limited, look_through
+from ...data.image_sets import ImageSet, check_images, folder_images
 from ...data.processes import Workers
-from ...data.world.drawings import load_world
 from ...data.world.evaluation import labelled_pixels
+from ...data.world.icons import load_world
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
@@ -111,7 +111,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def _folder(options: Options) -> ImageSet:
-    return limited(folder_images(str(options.data), image_files(str(options.data))), options.images)
+    return folder_images(str(options.data), image_files(str(options.data))).limited(options.images)
 
 
 def _check_images(images: ImageSet, clusters: int) -> None:
@@ -119,7 +119,7 @@ def _check_images(images: ImageSet, clusters: int) -> None:
         raise ValueError(f"{images.name}: no images below this folder: give another one.")
     if len(images) < clusters:
         raise ValueError(f"{images.name}: fewer images than clusters={clusters}: give more, or fewer clusters.")
-    unreadable = look_through(images, 64, Workers()).unreadable
+    unreadable = check_images(images, 64, Workers()).unreadable
     if unreadable:
         name, reason = next(iter(unreadable.items()))
         count = f"{len(unreadable)} of {len(images)} images"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...data.atomic_files import whole_file
+from ...data.atomic_files import atomic_file
 from ...processing.image_loading_evotok import EvoTokImageError, load_image
 from ..suite import Evaluation, SuiteOptions
 from .retrieval import generate_images
@@ -140,7 +140,7 @@ def picture_seed(seed: int, index: int) -> int:
 
 def save_whole(image: Image.Image, path: Path) -> None:
     """Write a picture that appears under its name when it is complete."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         image.save(part, **_FORMATS[path.suffix])
 
 
@@ -182,7 +182,7 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 
 def _write_note(folder: Path, note: dict[str, Any]) -> None:
-    with whole_file(folder / DRAWN) as part:
+    with atomic_file(folder / DRAWN) as part:
         part.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 

@@ -128,7 +128,7 @@ def _next_line() -> str | None:
 
 def _follow(chat: "Chat", line: str, out: str) -> bool:
     """Do what one line says; whether it ends the conversation."""
-    from evotok.data.errors import visible
+    from evotok.data.errors import escape_controls
     from evotok.processing.image_loading_evotok import load_image
 
     command, _, rest = line.partition(" ")
@@ -138,7 +138,7 @@ def _follow(chat: "Chat", line: str, out: str) -> bool:
     if command == "/help":
         print(MENU)
     elif command == "/history":
-        print(visible("\n".join(chat.history())) or "(nothing yet)")
+        print(escape_controls("\n".join(chat.history())) or "(nothing yet)")
     elif command == "/new":
         chat.begin()
     elif command == "/image":

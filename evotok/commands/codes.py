@@ -14,7 +14,7 @@ FORMAT = "evotok-codes-1"
 
 
 class Codes(NamedTuple):
-    """Codes of images: `codes` (I, N, D) uint16, one name an image, and the fingerprint of their tokenizer."""
+    """Codes of images: `codes` (I, N, D) uint16, one name an image, and the hash of their tokenizer."""
 
     codes: "np.ndarray"
     names: list[str]

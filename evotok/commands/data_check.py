@@ -1,4 +1,4 @@
-"""`evotok data check`: reads the first records of every source of a recipe and says what it found."""
+"""`evotok data check`: reads the first rows of every source of a recipe and reports what it finds."""
 
 import sys
 from collections import Counter
@@ -16,24 +16,24 @@ from evotok.commands.terminal import progress, say
 
 EXAMPLES = """  evotok data check configs/paper/sft.yaml
   evotok data check configs/paper/gen.yaml --records 200 --out check"""
-_PICTURES, _SIDE = 8, 384
+_IMAGES, _SIDE = 8, 384
 
 
 def run(
-    action: Annotated[Literal["check"], typer.Argument(help="read the first records of every source")],
+    action: Annotated[Literal["check"], typer.Argument(help="read the first rows of every source")],
     recipe: Recipe,
     overrides: Overrides = None,
-    records: Annotated[int, typer.Option(metavar="N", min=1, help="records of each source")] = 64,
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the pictures of samples")] = "data-check",
+    records: Annotated[int, typer.Option(metavar="N", min=1, help="rows of each source")] = 64,
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for sheets of the first images")] = "data-check",
     as_json: Json = False,
 ) -> None:
-    """Check the data of a recipe: read the first records of every source.
+    """Check the data of a recipe: read the first rows of every source.
 
     Ends with exit code 2 if one of them cannot be used.
     """
     check_folder(out)
     path, words = check_recipe(recipe, overrides or ())
-    from evotok.data.errors import one_line, visible
+    from evotok.data.errors import escape_controls, one_line
     from evotok.training.recipes import read_recipe
 
     data = read_recipe(path, words).data
@@ -45,10 +45,10 @@ def run(
             try:
                 facts, cells = _check(source, records)
                 if not as_json:
-                    bar.write(visible(_report(facts)))
+                    bar.write(escape_controls(_report(facts)))
             except (ValueError, OSError) as error:
                 facts, cells = {"source": source.source, "error": one_line(error)}, []
-                bar.write(visible(f"{source.source}\n  cannot be used: {facts['error']}"), file=sys.stderr)
+                bar.write(escape_controls(f"{source.source}\n  cannot be used: {facts['error']}"), file=sys.stderr)
             found.append(facts)
             if cells:
                 sheets.append((source.source, _sheet(source.source, cells)))
@@ -61,50 +61,50 @@ def run(
 
 
 def _check(source, limit: int) -> tuple[dict[str, Any], list]:
-    """What the first records of a source are, and cells with the first pictures."""
+    """Returns figures of the first rows of a source, and cells with their first images."""
     from itertools import islice
 
-    from evotok.data.errors import one_line, why_no_record
+    from evotok.data.errors import one_line, row_reason
     from evotok.data.sources import SOURCES
-    from evotok.data.streams.streaming import open_part
+    from evotok.data.stream_loader import open_source
     from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
-    part, info = open_part(source)
-    adapter = SOURCES.get(source.source)
+    opened, info = open_source(source)
+    known = SOURCES.get(source.source)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sizes, lengths, cells, first = [], [], [], None
-    for row in islice(part.rows, limit):
+    for raw in islice(opened.rows, limit):
         counts["rows"] += 1
         try:
-            record = part.record(row)
+            row = opened.convert(raw)
         except (KeyError, TypeError, ValueError) as error:
-            reasons[why_no_record(error)] += 1
+            reasons[row_reason(error)] += 1
             continue
-        texts = _texts(record)
+        texts = _texts(row)
         first = first or texts
         lengths.append(sum(len(text) for _, text in texts))
-        counts["text alone"] += not record["images"] and "codes" not in record
-        for image in record["images"]:
+        counts["text alone"] += not row["images"] and "codes" not in row
+        for image in row["images"]:
             try:
                 image = load_image(image)
             except EvoTokImageError as error:
                 reasons[one_line(error)] += 1
                 continue
             sizes.append(image.size)
-            if len(cells) < _PICTURES:
+            if len(cells) < _IMAGES:
                 cells.append((_shown(image), texts))
     if not counts["rows"]:
         raise ValueError("no rows at all")
     if not lengths:
         reason = next(iter(reasons))
-        raise ValueError(f"none of the first {counts['rows']} rows is a record ({reason}): is it the right folder?")
+        raise ValueError(f"none of the first {counts['rows']} rows can be used ({reason}): is it the right folder?")
     facts = {
         "source": source.source,
-        "weight": part.weight,
-        "shards": len(part.rows.shards),
-        "licence": adapter.licence if adapter else None,
-        "samples_published": adapter.num_samples if adapter else None,
+        "weight": opened.weight,
+        "shards": len(opened.rows.shards),
+        "licence": known.licence if known else None,
+        "samples_published": known.num_rows if known else None,
         "codes": info and {"positions": info.positions, "levels": info.levels, "tokenizer": info.tokenizer},
         "rows": counts["rows"],
         "records": len(lengths),
@@ -118,30 +118,30 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     return facts, cells
 
 
-def _texts(record: dict) -> list[tuple[str, str]]:
-    said = [
+def _texts(row: dict) -> list[tuple[str, str]]:
+    texts = [
         (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
-        for message in record["messages"]
+        for message in row["messages"]
     ]
-    return [*said, ("rejected", record["rejected"])] if "rejected" in record else said
+    return [*texts, ("rejected", row["rejected"])] if "rejected" in row else texts
 
 
 def _report(facts: dict[str, Any]) -> str:
     lines = [f"{facts['source']}, weight {facts['weight']:g}, {facts['shards']:,} shards"]
     if facts["licence"] is not None:
-        known = f"{facts['samples_published']:,} samples published; " if facts["samples_published"] else ""
-        lines.append(f"  {known}licence: {facts['licence']}")
+        published = f"{facts['samples_published']:,} rows published; " if facts["samples_published"] else ""
+        lines.append(f"  {published}licence: {facts['licence']}")
     if facts["codes"]:
         codes = facts["codes"]
         lines.append(f"  codes {codes['positions']} x {codes['levels']} by the tokenizer {codes['tokenizer'][:12]}")
     characters = facts["characters"]
     lines.append(
-        f"  {facts['rows']} rows read: {facts['records']} records, {facts['text_alone']} of text alone; "
+        f"  {facts['rows']} rows read: {facts['records']} usable, {facts['text_alone']} of text alone; "
         f"{characters['least']} to {characters['most']} characters, median {characters['median']:g}"
     )
     if facts["sizes"]:
         least, most = (f"{width} x {height}" for width, height in facts["sizes"])
-        lines.append(f"  {facts['pictures']} pictures, {least} to {most} pixels")
+        lines.append(f"  {facts['pictures']} images, {least} to {most} pixels")
     lines += [f"  skipped {count}: {reason[:160]}" for reason, count in list(facts["skipped"].items())[:5]]
     lines += [f"  {turn['role']}: {' '.join(turn['text'].split())[:100]}" for turn in facts["first"][:3]]
     return "\n".join(lines)
@@ -151,7 +151,7 @@ def _shown(image: Any) -> Any:
     from PIL import ImageOps
 
     image = image.copy()
-    image.thumbnail((_SIDE, _SIDE))  # keeps a row of what is a strip
+    image.thumbnail((_SIDE, _SIDE))  # keeps at least one row of a strip
     return ImageOps.pad(image, (_SIDE, _SIDE), color="white")
 
 
@@ -159,4 +159,4 @@ def _sheet(name: str, cells: list) -> Any:
     from evotok.eval.plotting.sheets import Cell, Line, draw_sheet
 
     drawn = [Cell(image, [Line(text[:60]) for _, text in texts[:2]]) for image, texts in cells]
-    return draw_sheet(drawn, columns=4, title=f"First pictures of {Path(name).name}")
+    return draw_sheet(drawn, columns=4, title=f"First images of {Path(name).name}")

@@ -22,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.codes import Codes, write_codes
-from evotok.data.codes.fingerprint import fingerprint
+from evotok.data.code_shards import tokenizer_hash
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 from strangers.case import SECRET, Place
 from strangers.page import ORDER, Visitor
@@ -59,7 +59,7 @@ class Materials:
             **self.processor.token_ids,
         )  # fmt: skip
         self.model = build_tiny_model(config)
-        self.fingerprint = fingerprint(self.model.model.vq_model)
+        self.fingerprint = tokenizer_hash(self.model.model.vq_model)
         self.model.save_pretrained(folder / "model")
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from evotok.data.codes.shards import FORMAT, open_codes
+from evotok.data.code_shards import FORMAT, open_codes
 from evotok.data.errors import one_line
 from evotok.data.image_datasets import ImageCollator, folder_pixels
+from evotok.data.mixture import Part
 from evotok.data.sources import SOURCES
-from evotok.data.streams.mixture import Part
 from evotok.processing.image_loading_evotok import load_image
 from strangers.case import Case, Group, Place, run_command
 from strangers.images import noise, saved
