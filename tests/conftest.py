@@ -145,7 +145,7 @@ def world():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Records the scenes, emoji and chroma that data sets of the world show; nothing is rendered, which is fast."""
+    """Records the scenes, emoji and chroma that data sets of the world show; scenes are not rendered, which is fast."""
     from evotok.data.world import conversations, icons, images, preferences
 
     found = {"scenes": [], "emoji": [], "chroma": []}
@@ -159,12 +159,13 @@ def shown(monkeypatch):
         found["chroma"].append(chroma)
         return render(world, scene), [np.full((item.size, item.size), 255, np.uint8) for item in scene.objects]
 
-    def place_emoji(world, rng, emoji, style):
+    def place_emoji(world, rng, emoji, style, place=images.place_emoji):
         found["emoji"].append((emoji, style))
-        return images.PlacedEmoji(blank, "red", (0, 0, 64), np.full((64, 64), 255, np.uint8))
+        return place(world, rng, emoji, style)
 
     def emoji_image(world, emoji, style):
-        return Image.fromarray(place_emoji(world, None, emoji, style).image)
+        found["emoji"].append((emoji, style))
+        return Image.fromarray(blank)
 
     for module in (conversations, images, preferences):
         monkeypatch.setattr(module, "render", render)

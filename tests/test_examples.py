@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_world_prompts import Reader
+from test_world_prompts import Parser
 
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS, find_examples, has_plain_background, world_scenes
 from evotok.cli import COMMANDS, EPILOG
@@ -80,7 +80,7 @@ def find_faults(world, prompt, image):
         nearest, style = shown[np.square(pixels - np.asarray(image)).sum((1, 2, 3)).argmin()]
         wanted = world.thing(emoji[1]).emoji
         return [] if nearest == wanted else [f"{world.emoji_names[nearest]} in {EMOJI_STYLES[style]} style"]
-    background, items = Reader(world).read(prompt)
+    background, items = Parser(world).parse(prompt)
     upright = " above " in prompt or " below " in prompt
     scene = tidy_scene(world, [(thing, color) for thing, color, *_ in items], background, upright)
     kind = "position_background" if re.search(r" (left of|right of|above|below) ", prompt) else "colors"

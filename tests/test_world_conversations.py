@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -29,13 +29,11 @@ def turns(row):
 
 
 def test_conversations_have_the_form_of_their_kind(world):
-    data, rows = WorldConversations(world, 300, ALL, seed=2), defaultdict(list)
-    for index in range(300):
-        rows[data[index]["kind"]].append(data[index])
-    assert set(rows) == set(MIXTURE_KINDS)
-    names = {thing.name for thing in world.things}
-    for kind, row in ((kind, row) for kind in rows for row in rows[kind]):
-        [(question, answer), *more] = turns(row)
+    data, names = WorldConversations(world, 300, ALL, seed=2), {thing.name for thing in world.things}
+    rows = [data[index] for index in range(300)]
+    assert {row["kind"] for row in rows} == set(MIXTURE_KINDS)
+    for row in rows:
+        kind, [(question, answer), *more] = row["kind"], turns(row)
         count = sum(text.count("<image>") for turn in turns(row) for text in turn)
         assert count == len(row["images"]) == (not kind.startswith("text"))
         assert all(isinstance(i, Image.Image) and i.size == (64, 64) and i.mode == "RGB" for i in row["images"])

@@ -34,7 +34,10 @@ def test_world_images_depend_on_seed_and_index_alone(world):
 
 
 def test_world_images_mix_kinds_by_weight(world, shown):
-    tidy, mixed = WorldImages(world, 60, {"tidy": 1.0}), WorldImages(world, 1000, {"scene": 0.7, "tidy": 0.2, "emoji": 0.1})
+    tidy, mixed = (
+        WorldImages(world, 60, {"tidy": 1.0}),
+        WorldImages(world, 1000, {"scene": 0.7, "tidy": 0.2, "emoji": 0.1}),
+    )
     for index in range(60):
         tidy[index]
     assert all(item.x % PATCH == 0 and item.size == 32 for scene in shown["scenes"] for item in scene.objects)
@@ -60,7 +63,9 @@ def test_labelled_scenes_go_from_easy_to_hard(world, shown):
         parts[name] = {kind: list(noted) for kind, noted in shown.items()} | {"labels": labels}
     plain, fading, last = parts["plain"], parts["fading"], parts["last"]
     assert set(plain["chroma"]) == {0.0} and not plain["emoji"]
-    assert {len(scene.objects) for scene in plain["scenes"]} == {len(scene.objects) for scene in fading["scenes"]} == {1}
+    assert (
+        {len(scene.objects) for scene in plain["scenes"]} == {len(scene.objects) for scene in fading["scenes"]} == {1}
+    )
     assert min(scene.objects[0].size for scene in plain["scenes"]) >= 44
     assert all(world.icons[scene.objects[0].icon].solid for scene in plain["scenes"])
     for labels in plain["labels"]:

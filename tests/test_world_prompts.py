@@ -95,5 +95,7 @@ def test_emoji_prompts_name_thing_and_style(world):
     assert emoji_prompt(world, rng, heart, "fluent_3d", canonical=True) == "a heart, fluent 3d style"
     texts = {emoji_prompt(world, rng, heart, "noto") for _ in range(50)}
     assert texts == {"a heart, noto style", "draw a heart in noto style", "noto emoji of a heart"}
-    distinct = {emoji_prompt(world, rng, t.index, style, canonical=True) for t in world.things for style in EMOJI_STYLES}
+    distinct = {
+        emoji_prompt(world, rng, t.index, style, canonical=True) for t in world.things for style in EMOJI_STYLES
+    }
     assert len(distinct) == len(world.things) * len(EMOJI_STYLES)

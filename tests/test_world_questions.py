@@ -10,7 +10,7 @@ import pytest
 from evotok.data.world.palette import COLORS
 from evotok.data.world.phrases import PLURAL_FORMS, plural
 from evotok.data.world.questions import KINDS, WORDINGS, YES_NO, QuestionSampler, scene_as_text
-from evotok.data.world.scenes import RELATIONS, SceneObject, Scene, SceneSampler, is_held_out_relation
+from evotok.data.world.scenes import RELATIONS, Scene, SceneObject, SceneSampler, is_held_out_relation
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -30,7 +30,9 @@ class Parser:
         color, is_the = f"({'|'.join(COLORS)})", "(?:is|are|has|have) the"
         self.patterns = {
             r"What is this\?|What does the picture show\?|Name this thing\.": lambda: self.only(self.shown),
-            rf"(?:What|Which thing) is {color}\?": lambda color: self.only(n for n, i in self.objects if i.color == color),
+            rf"(?:What|Which thing) is {color}\?": lambda color: self.only(
+                n for n, i in self.objects if i.color == color
+            ),
             r"What color is the background\?|Name the background color\.": lambda: self.scene.background,
             r"(?:How many|Count the) (\w+)(?: are there\?|\.)": lambda names: str(
                 len(self.shown) if names == "things" else self.shown.count(self.singular[names])

@@ -62,7 +62,9 @@ def test_has_held_out_pair_finds_colors_and_relations_of_either_object():
     )
     for first, second in ((left, fine), (fine, left)):
         x = 0 if first == left else 40
-        scene = Scene("white", (SceneObject(first, 0, "blue", x, 20, 20), SceneObject(second, 0, "blue", 40 - x, 20, 20)))
+        scene = Scene(
+            "white", (SceneObject(first, 0, "blue", x, 20, 20), SceneObject(second, 0, "blue", 40 - x, 20, 20))
+        )
         assert has_held_out_pair(scene)
 
 
@@ -76,7 +78,7 @@ def test_relation_is_clear_within_34_degrees_of_an_axis():
         angle = np.degrees(np.arctan2(y - v, x - u))
         axes = {"right": 0, "below": 90, "left": 180, "above": -90}
         limit = np.degrees(np.arctan(1 / 1.5))
-        clear = [name for name, axis in axes.items() if abs((angle - axis + 180) % 360 - 180) <= limit]
+        clear = [name for name, axis in axes.items() if abs((angle - axis + 180) % 360 - 180) <= limit + 1e-9]
         assert relation(other, item) == (clear[0] if clear else None)
         assert relation(item, other) == INVERSE.get(relation(other, item))
 

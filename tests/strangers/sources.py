@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 
 from evotok.data.code_shards import FORMAT, open_codes
+from evotok.data.collators import ImageCollator
 from evotok.data.errors import one_line
-from evotok.data.image_datasets import ImageCollator, folder_pixels
-from evotok.data.mixture import Part
+from evotok.data.image_files import folder_pixels
+from evotok.data.mixture import MixtureSource
 from evotok.data.sources import SOURCES
 from evotok.processing.image_loading_evotok import load_image
 from strangers.case import Case, Group, Place, run_command
@@ -32,9 +33,9 @@ def read(_: Place, given: tuple[str, Callable | None]) -> list:
     rows, folder = source.open("data")
     if after is not None:
         after()
-    part = Part(name, rows, lambda row: source.convert(row, folder), 1.0)
+    opened = MixtureSource(name, rows, lambda row: source.convert(row, folder), 1.0)
     try:
-        return [load_image(image) for record in map(part.record, rows) for image in record["images"]]
+        return [load_image(image) for row in map(opened.convert, rows) for image in row["images"]]
     except OSError as error:
         raise ValueError(one_line(error)) from None
 
@@ -175,7 +176,7 @@ CASES = [
     ),
     Case(
         "text beside a picture of a million letters",
-        "200,001 characters of text, over the limit of 200,000 of a record: shorten it",
+        "200,001 characters of text, over the limit of 200,000 of a row: shorten it",
         lambda place: caption(place, "x" * 1_000_000),
     ),
     tar(
@@ -207,7 +208,7 @@ CASES = [
     ),
     table(
         "parquet with a caption of 32 MB that all rows share",
-        "32,000,000 characters of text, over the limit of 200,000 of a record: shorten it",
+        "32,000,000 characters of text, over the limit of 200,000 of a row: shorten it",
         lambda: pa.table({"image": [PICTURE] * 250, "caption": shared("x" * 32_000_000, 250)}),
         compression="zstd",
     ),
