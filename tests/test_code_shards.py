@@ -13,7 +13,7 @@ import yaml
 from conftest import build_chat_model
 from datasets import Dataset
 from PIL import Image
-from test_sources import picture, write_parquet, write_tar
+from test_sources import picture, write_tar
 from transformers import SiglipImageProcessorPil
 
 from evotok.cli import main as cli
@@ -61,9 +61,9 @@ def tars(tmp_path_factory):
     return folder
 
 
-def encoder(chat, tars, out, source="webdataset-pairs", **kwargs):
+def encoder(chat, tars, out, **kwargs):
     model, processor = chat
-    opened, _ = open_source(SourceArguments(source, str(tars)))
+    opened, _ = open_source(SourceArguments("webdataset-pairs", str(tars)))
     return CorpusEncoder(model.model.vq_model, processor.image_processor, opened, out, **kwargs)
 
 
@@ -121,29 +121,6 @@ def test_encoder_leaves_no_half_shard_and_continues(chat, tars, tmp_path, monkey
     assert encoder(chat, tars, tmp_path / "codes", batch_size=3).run().written == 1
 
 
-@pytest.mark.parametrize("source", ["parquet-pairs", "image-folder"])
-def test_encoder_reads_parquet_and_folders(chat, tmp_path, source):
-    images = {"a-red-wall": picture(), "a-blue-wall": picture("blue"), "half-a-wall": picture()[:60]}
-    if source == "parquet-pairs":
-        rows = [{"image": {"bytes": data, "path": None}, "caption": name} for name, data in images.items()]
-        write_parquet(tmp_path / "corpus/a.parquet", [*rows, rows[0] | {"caption": ""}])
-    else:
-        (tmp_path / "corpus").mkdir()
-        for name, data in images.items():
-            (tmp_path / "corpus" / f"{name}.png").write_bytes(data)
-    out = tmp_path / "codes"
-    done = encoder(chat, tmp_path / "corpus", out, source, batch_size=2).run()
-    bad = 2 if source == "parquet-pairs" else 1
-    assert (done.written, done.images, done.skipped) == (1, 2, bad)
-    rows, info = open_codes(out)
-    rows = {row["caption"].replace("-", " "): row for row in rows}
-    assert set(rows) == {"a red wall", "a blue wall"} and info.skipped == bad
-    assert (code_row(rows["a red wall"], info)["codes"] == red_codes(chat)).all()
-    [listed] = out.glob("*.skipped.jsonl")
-    reasons = [json.loads(line)["reason"] for line in listed.read_text().splitlines()]
-    assert len(reasons) == bad and all(reasons)
-
-
 def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes, tmp_path):
     (model, processor), (other_model, other_processor) = chat, build_chat_model()
     vq_model, other = model.model.vq_model, other_model.model.vq_model
@@ -173,17 +150,6 @@ def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes
     writer.close(skipped=0)
     with pytest.raises(ValueError, match="keep a folder for each"):
         open_codes(tmp_path)
-
-
-def test_open_mixture_hashes_the_tokenizer_once(chat, codes, monkeypatch):
-    hashed = []
-    monkeypatch.setattr(
-        "evotok.data.code_shards.tokenizer_hash", lambda model: hashed.append(model) or tokenizer_hash(model)
-    )
-    sources = [SourceArguments("codes", str(codes)) for _ in range(3)]
-    model, processor = chat[0].model.vq_model, chat[1].image_processor
-    assert len(open_mixture(DataArguments(name="mixture", sources=sources), model, processor)) == 3
-    assert hashed == [model]
 
 
 def test_open_codes_refuses_damaged_and_other_files(tmp_path):

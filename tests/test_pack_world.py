@@ -13,7 +13,11 @@ from tools import pack_world
 from tools.pack_world import differences, emoji_images, lay_out, licenses_text, normalize, pack, render_icon, shape_of
 
 
-def test_normalize_removes_margins_and_centers():
+def test_icons_become_masks_of_their_ink_without_margins():
+    image = Image.new("RGBA", (5, 1))
+    for x, color in enumerate([(0, 0, 0, 255), (60, 60, 60, 200), (255, 255, 255, 255), (127, 127, 127, 255)]):
+        image.putpixel((x, 0), color)
+    assert shape_of(image).tolist() == [[255, 200, 0, 128, 0]], "white cuts holes"
     alpha = np.zeros((96, 96), np.uint8)
     alpha[10:42, 50:66] = 255  # twice as high as wide
     alpha[80, 5] = 16  # a trace of a margin
@@ -21,13 +25,6 @@ def test_normalize_removes_margins_and_centers():
     assert mask.shape == (64, 64)
     covered = mask > 127
     assert covered.any(1).all() and covered.any(0).sum() == 32 and covered[:, 16:48].all()
-
-
-def test_shape_of_takes_dark_colors_for_ink_and_white_for_holes():
-    image = Image.new("RGBA", (5, 1))
-    for x, color in enumerate([(0, 0, 0, 255), (60, 60, 60, 200), (255, 255, 255, 255), (127, 127, 127, 255)]):
-        image.putpixel((x, 0), color)
-    assert shape_of(image).tolist() == [[255, 200, 0, 128, 0]]
 
 
 def test_render_icon_turns_the_parent_of_an_alias(monkeypatch):

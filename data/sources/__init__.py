@@ -17,21 +17,9 @@ from .source import Source
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        generation.CC12M,
-        generation.IMAGENET_1K,
-        understanding.LLAVA_PRETRAIN,
-        understanding.LLAVA_ONEVISION,
-        understanding.LLAVA_NEXT,
-        understanding.CAMBRIAN,
-        understanding.HONEYBEE,
-        understanding.RLAIF_V,
-        generation.IMAGENET1K_QWENIMAGE,
-        generation.BLIP3O_SHORT,
-        generation.LLAVA_ONEVISION_1_5,
-        generation.SHAREGPT_4O_IMAGE,
-        generation.OPENGPT_4O_IMAGE,
-        generation.IMAGE_FOLDER,
-        generation.WEBDATASET_PAIRS,
-        generation.PARQUET_PAIRS,
+        *generation.FOR_TOKENIZER,
+        *understanding.SOURCES,
+        *generation.FOR_GENERATION,
+        *generation.OWN,
     )
 }

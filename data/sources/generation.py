@@ -57,105 +57,52 @@ def image_file(row: dict, folder: Path | None) -> dict:
     return generation_row(path.relative_to(folder) if path.is_relative_to(folder) else path.name, caption, image)
 
 
-IMAGENET1K_QWENIMAGE = Source(
-    name="imagenet1k-qwenimage",
-    hub_id="csuhan/ImageNet1K-T2I-QwenVL-QwenImage",
-    kind="parquet",
-    files=("**/*.parquet",),
-    convert=captioned_parquet,
-    task="generation",
-    num_rows=1_281_167,
-    num_bytes=1_600_000_000_000,
-    weight=1.28,
-    licence="images by Qwen-Image and captions by Qwen2.5-VL (apache-2.0), after ImageNet's classes",
-)
-BLIP3O_SHORT = Source(
-    name="blip3o-short",
-    hub_id="BLIP3o/BLIP3o-Pretrain-Short-Caption",
-    kind="webdataset",
-    files=("*.tar",),
-    convert=webdataset_pair,
-    task="generation",
-    num_rows=5_000_000,
-    num_bytes=700_000_000_000,
-    weight=5.0,
-    licence="apache-2.0 for the captions; images their owners'",
-)
-LLAVA_ONEVISION_1_5 = Source(
-    name="llava-onevision-1.5",
-    hub_id="mvp-lab/LLaVA-OneVision-1.5-Mid-Training-85M",
-    kind="parquet",
-    files=("*/EN/*/*.parquet",),
-    convert=captioned_parquet,
-    task="generation",
-    num_rows=65_000_000,
-    num_bytes=12_000_000_000_000,
-    weight=15.6,
-    licence="apache-2.0 for the captions; images their owners'",
-)
-SHAREGPT_4O_IMAGE = Source(
-    name="sharegpt-4o-image",
-    hub_id="FreedomIntelligence/ShareGPT-4o-Image",
-    kind="json",
-    files=("text_to_image.json", "text_and_image_to_image.json"),
-    convert=prompted_json,
-    task="generation",
-    num_rows=92_256,
-    num_bytes=170_000_000_000,
-    weight=0.09,
-    licence="apache-2.0; images by GPT-4o under OpenAI's terms",
-)
-OPENGPT_4O_IMAGE = Source(
-    name="opengpt-4o-image",
-    hub_id="WINDop/OpenGPT-4o-Image",
-    kind="json",
-    files=("gen.json", "editing.json"),
-    convert=prompted_json,
-    task="generation",
-    num_rows=80_000,
-    num_bytes=150_000_000_000,
-    weight=0.08,
-    licence="apache-2.0; images by GPT-4o under OpenAI's terms",
-)
-CC12M = Source(
-    name="cc12m",
-    hub_id="pixparse/cc12m-wds",
-    kind="webdataset",
-    files=("cc12m-train-*.tar",),
-    convert=webdataset_pair,
-    task="images",
-    num_rows=10_968_539,
-    num_bytes=1_400_000_000_000,
-    weight=11.0,
-    licence="captions and links free for any use with attribution to Google; images their owners'",
-)
-IMAGENET_1K = Source(
-    name="imagenet-1k",
-    hub_id="ILSVRC/imagenet-1k",
-    kind="parquet",
-    files=("data/train-*.parquet",),
-    convert=imagenet,
-    task="images",
-    num_rows=1_281_167,
-    num_bytes=146_000_000_000,
-    weight=1.28,
-    licence="non-commercial research and education, terms to be accepted on the hub",
-)
-IMAGE_FOLDER = Source(
-    name="image-folder",
-    hub_id="",
-    kind="images",
+FOR_TOKENIZER = (
+    Source(
+        name="cc12m", hub_id="pixparse/cc12m-wds", kind="webdataset", task="images", files=("cc12m-train-*.tar",),
+        convert=webdataset_pair, num_rows=10_968_539, num_bytes=1_400_000_000_000, weight=11.0,
+        licence="captions and links free for any use with attribution to Google; images their owners'",
+    ),
+    Source(
+        name="imagenet-1k", hub_id="ILSVRC/imagenet-1k", kind="parquet", task="images", files=("data/train-*.parquet",),
+        convert=imagenet, num_rows=1_281_167, num_bytes=146_000_000_000, weight=1.28,
+        licence="non-commercial research and education, terms to be accepted on the hub",
+    ),
+)  # fmt: skip
+FOR_GENERATION = (
+    Source(
+        name="imagenet1k-qwenimage", hub_id="csuhan/ImageNet1K-T2I-QwenVL-QwenImage", kind="parquet", task="generation",
+        files=("**/*.parquet",), convert=captioned_parquet, num_rows=1_281_167, num_bytes=1_600_000_000_000,
+        weight=1.28, licence="images by Qwen-Image and captions by Qwen2.5-VL (apache-2.0), after ImageNet's classes",
+    ),
+    Source(
+        name="blip3o-short", hub_id="BLIP3o/BLIP3o-Pretrain-Short-Caption", kind="webdataset", task="generation",
+        files=("*.tar",), convert=webdataset_pair, num_rows=5_000_000, num_bytes=700_000_000_000, weight=5.0,
+        licence="apache-2.0 for the captions; images their owners'",
+    ),
+    Source(
+        name="llava-onevision-1.5", hub_id="mvp-lab/LLaVA-OneVision-1.5-Mid-Training-85M", kind="parquet",
+        task="generation", files=("*/EN/*/*.parquet",), convert=captioned_parquet, num_rows=65_000_000,
+        num_bytes=12_000_000_000_000, weight=15.6, licence="apache-2.0 for the captions; images their owners'",
+    ),
+    Source(
+        name="sharegpt-4o-image", hub_id="FreedomIntelligence/ShareGPT-4o-Image", kind="json", task="generation",
+        files=("text_to_image.json", "text_and_image_to_image.json"), convert=prompted_json, num_rows=92_256,
+        num_bytes=170_000_000_000, weight=0.09, licence="apache-2.0; images by GPT-4o under OpenAI's terms",
+    ),
+    Source(
+        name="opengpt-4o-image", hub_id="WINDop/OpenGPT-4o-Image", kind="json", task="generation",
+        files=("gen.json", "editing.json"), convert=prompted_json, num_rows=80_000, num_bytes=150_000_000_000,
+        weight=0.08, licence="apache-2.0; images by GPT-4o under OpenAI's terms",
+    ),
+)  # fmt: skip
+_OWN = Source(
+    name="image-folder", hub_id="", kind="images", task="images",
     files=tuple(f"**/*{suffix}" for name in sorted(IMAGE_SUFFIXES) for suffix in (name, name.upper())),
-    convert=image_file,
-    task="images",
-    num_rows=0,
-    num_bytes=0,
-    weight=1.0,
-    licence="your own",
-)
-WEBDATASET_PAIRS = replace(
-    IMAGE_FOLDER, name="webdataset-pairs", kind="webdataset", files=("**/*.tar",), convert=webdataset_pair
-)
-PARQUET_PAIRS = replace(
-    IMAGE_FOLDER, name="parquet-pairs", kind="parquet", files=("**/*.parquet",), convert=captioned_parquet
+    convert=image_file, num_rows=0, num_bytes=0, weight=1.0, licence="your own",
+)  # fmt: skip
+OWN = (
+    _OWN,
+    replace(_OWN, name="webdataset-pairs", kind="webdataset", files=("**/*.tar",), convert=webdataset_pair),
+    replace(_OWN, name="parquet-pairs", kind="parquet", files=("**/*.parquet",), convert=captioned_parquet),
 )

@@ -49,76 +49,36 @@ def rlaif_v(row: dict, folder: Path | None) -> dict:
     return conversation_row(row.get("idx", ""), turns, images) | {"rejected": row["rejected"]}
 
 
-LLAVA_PRETRAIN = Source(
-    name="llava-pretrain",
-    hub_id="liuhaotian/LLaVA-Pretrain",
-    kind="json",
-    files=("blip_laion_cc_sbu_558k.json",),
-    convert=llava_json,
-    task="understanding",
-    num_rows=558_128,
-    num_bytes=27_000_000_000,
-    weight=0.558,
-    licence="other: images and captions under the licences of LAION, CC-3M and SBU",
-)
-LLAVA_ONEVISION = Source(
-    name="llava-onevision",
-    hub_id="lmms-lab/LLaVA-OneVision-Data",
-    kind="parquet",
-    files=("**/*.parquet",),
-    convert=llava_parquet,
-    task="understanding",
-    num_rows=3_940_000,
-    num_bytes=560_000_000_000,
-    weight=3.9,
-    licence="apache-2.0 for the collection; each subset under its own",
-)
-LLAVA_NEXT = Source(
-    name="llava-next",
-    hub_id="lmms-lab/LLaVA-NeXT-Data",
-    kind="parquet",
-    files=("data/train-*.parquet",),
-    convert=llava_parquet,
-    task="understanding",
-    num_rows=779_289,
-    num_bytes=92_078_304_318,
-    weight=0.78,
-    licence="apache-2.0 for the collection; answers by GPT-4V under OpenAI's terms",
-)
-CAMBRIAN = Source(
-    name="cambrian",
-    hub_id="nyu-visionx/Cambrian-10M",
-    kind="json",
-    files=("jsons/Cambrian10M.jsonl", "Cambrian10M.jsonl"),
-    convert=llava_json,
-    task="understanding",
-    num_rows=9_784_414,
-    num_bytes=1_500_000_000_000,
-    weight=5.8,
-    licence="apache-2.0 for the collection; images and GPT-4V answers under their own",
-)
-HONEYBEE = Source(
-    name="honeybee",
-    hub_id="facebook/HoneyBee",
-    kind="parquet",
-    files=("**/*.parquet",),
-    convert=honeybee,
-    task="understanding",
-    num_rows=2_500_000,
-    num_bytes=20_000_000_000,
-    weight=2.5,
-    licence="cc-by-nc-4.0; outputs of Llama 4, whose licence names models trained on them",
-)
-RLAIF_V = Source(
-    name="rlaif-v",
-    hub_id="openbmb/RLAIF-V-Dataset",
-    kind="parquet",
-    files=("**/*.parquet",),
-    convert=rlaif_v,
-    task="understanding",
-    num_rows=83_132,
-    num_bytes=14_000_000_000,
-    weight=0.083,
-    licence="cc-by-nc-4.0; images their owners'",
-    preferences=True,
-)
+SOURCES = (
+    Source(
+        name="llava-pretrain", hub_id="liuhaotian/LLaVA-Pretrain", kind="json", task="understanding",
+        files=("blip_laion_cc_sbu_558k.json",), convert=llava_json, num_rows=558_128, num_bytes=27_000_000_000,
+        weight=0.558, licence="other: images and captions under the licences of LAION, CC-3M and SBU",
+    ),
+    Source(
+        name="llava-onevision", hub_id="lmms-lab/LLaVA-OneVision-Data", kind="parquet", task="understanding",
+        files=("**/*.parquet",), convert=llava_parquet, num_rows=3_940_000, num_bytes=560_000_000_000, weight=3.9,
+        licence="apache-2.0 for the collection; each subset under its own",
+    ),
+    Source(
+        name="llava-next", hub_id="lmms-lab/LLaVA-NeXT-Data", kind="parquet", task="understanding",
+        files=("data/train-*.parquet",), convert=llava_parquet, num_rows=779_289, num_bytes=92_078_304_318, weight=0.78,
+        licence="apache-2.0 for the collection; answers by GPT-4V under OpenAI's terms",
+    ),
+    Source(
+        name="cambrian", hub_id="nyu-visionx/Cambrian-10M", kind="json", task="understanding",
+        files=("jsons/Cambrian10M.jsonl", "Cambrian10M.jsonl"), convert=llava_json, num_rows=9_784_414,
+        num_bytes=1_500_000_000_000, weight=5.8,
+        licence="apache-2.0 for the collection; images and GPT-4V answers under their own",
+    ),
+    Source(
+        name="honeybee", hub_id="facebook/HoneyBee", kind="parquet", task="understanding", files=("**/*.parquet",),
+        convert=honeybee, num_rows=2_500_000, num_bytes=20_000_000_000, weight=2.5,
+        licence="cc-by-nc-4.0; outputs of Llama 4, whose licence names models trained on them",
+    ),
+    Source(
+        name="rlaif-v", hub_id="openbmb/RLAIF-V-Dataset", kind="parquet", task="understanding", files=("**/*.parquet",),
+        convert=rlaif_v, num_rows=83_132, num_bytes=14_000_000_000, weight=0.083,
+        licence="cc-by-nc-4.0; images their owners'", preferences=True,
+    ),
+)  # fmt: skip
