@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
-from .selection import evenly_spaced
+from .sequences import pick_evenly
 
 
 MAX_ASPECT = 20
@@ -71,7 +71,7 @@ def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, worl
     paths = image_files(folder)
     if not paths:
         raise ValueError(f"{folder}: no images below this folder ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    paths = evenly_spaced(paths, limit)
+    paths = pick_evenly(paths, limit)
     if len(paths) < world_size:
         raise ValueError(
             f"{folder}: {len(paths)} images to measure on {world_size} processes: give one for each at least."

@@ -16,7 +16,7 @@ from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .errors import reason
 from .image_files import IMAGE_SUFFIXES, crop_square, image_files, row_image, to_pixels
 from .processes import Workers
-from .selection import evenly_spaced
+from .sequences import pick_evenly
 from .world.icons import load_world
 from .world.images import held_out_scenes
 from .world.phrases import describe
@@ -55,7 +55,7 @@ class ImageSet:
 
     def limited(self, count: int | None) -> "ImageSet":
         """Selects `count` evenly spaced images; all of them when None."""
-        kept = evenly_spaced(range(len(self)), count)
+        kept = pick_evenly(range(len(self)), count)
         return replace(self, names=[self.names[i] for i in kept], read=lambda index: self.read(kept[index]))
 
 

@@ -7,7 +7,7 @@ from bombs import little_memory
 from PIL import Image
 
 from evotok.data.image_files import crop_square, folder_pixels, resolve_file, to_pixels, to_uint8
-from evotok.data.selection import evenly_spaced
+from evotok.data.sequences import pick_evenly
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
 
@@ -35,7 +35,7 @@ def test_to_pixels_and_to_uint8_are_inverse():
     assert to_uint8(torch.tensor([-3.0, 0.0, 7.0])).tolist() == [0, 128, 255]
 
 
-def test_folder_pixels_are_shared_and_evenly_spaced(tmp_path):
+def test_folder_pixels_are_shared_evenly(tmp_path):
     (tmp_path / "deep").mkdir()
     for number in range(7):
         image = Image.new("RGB", (40, 20), (number * 20, 0, 0))
@@ -50,9 +50,9 @@ def test_folder_pixels_are_shared_and_evenly_spaced(tmp_path):
         folder_pixels(tmp_path / "none", 16, 2)
 
 
-def test_evenly_spaced_keeps_order_and_limits():
-    assert evenly_spaced("abcdefg", 3) == ["a", "c", "e"]
-    assert evenly_spaced("abc", 9) == evenly_spaced("abc", None) == ["a", "b", "c"]
+def test_pick_evenly_keeps_order_and_limits():
+    assert pick_evenly("abcdefg", 3) == ["a", "c", "e"]
+    assert pick_evenly("abc", 9) == pick_evenly("abc", None) == ["a", "b", "c"]
 
 
 def test_resolve_file_stays_in_the_folder(tmp_path):
