@@ -101,7 +101,7 @@ def read_conversations(path: str | Path, image_folder: str | Path | None = None)
     path = Path(path)
     folder = Path(image_folder if image_folder is not None else path.parent).resolve()
     if not folder.is_dir():
-        raise ValueError(f"{image_folder}: no such folder: give the one that the images lie in.")
+        raise ValueError(f"{image_folder}: no such folder: give the folder of the images.")
     where = None
     for where, row in read_json_rows(path):
         try:

@@ -98,7 +98,7 @@ def resolve_file(folder: Path, name: str, what: str = "image") -> str:
     except (OSError, RuntimeError, ValueError) as error:  # a null byte, or links in a circle
         raise ValueError(f"{what} {name!r} is no file name ({error}): correct it") from None
     if not path.is_relative_to(folder) or path == folder:
-        raise ValueError(f"{what} {name!r} lies outside {folder}: move it there, or set the image folder")
+        raise ValueError(f"{what} {name!r} is outside of {folder}: move it there, or set the image folder")
     return str(path)
 
 

@@ -86,7 +86,7 @@ def turns(*given, **kwargs):
         (turns(ASK, id="\ud83d"), '"id" holds half of a surrogate'),
         (turns(ASK, image={"a": 1}), "file name"),
         (turns(ANSWER), "0 <image> marks for 1 images"),
-        (turns(ASK, image="../secret.png"), "lies outside"),
+        (turns(ASK, image="../secret.png"), "is outside of"),
         (turns(ASK, video="a.mp4"), '"video": only text and images .*leave the row out'),
         (turns({"from": "human", "value": "<video>"}, image=None), "<video>.*leave the row out"),
     ],

@@ -65,7 +65,7 @@ def test_resolve_file_stays_in_the_folder(tmp_path):
     (folder / "up").symlink_to(tmp_path)
     assert resolve_file(folder, "again.png") == resolve_file(folder, "8.png") == str(folder / "8.png")
     for name in ("/etc/passwd", "../secret.png", "a/../../secret.png", "link.png", "up/secret.png", "."):
-        with pytest.raises(ValueError, match=f"image '{name}' lies outside {folder}"):
+        with pytest.raises(ValueError, match=f"image '{name}' is outside of {folder}"):
             resolve_file(folder, name)
     with pytest.raises(ValueError, match="text 'http://x' is an address, which is not fetched"):
         resolve_file(folder, "http://x", "text")

@@ -242,7 +242,7 @@ def test_source_refuses_rows_that_cannot_be_converted(name, row, message, tmp_pa
         ("cambrian", None, "download https://huggingface.co/datasets/nyu-visionx/Cambrian-10M"),
         ("cc12m", ".", r"holds none of cc12m-train-\*.tar"),
         ("image-folder", "nowhere", "set `path` of the source"),
-        ("image-folder", None, "set `path` to the folder"),  # not the current one
+        ("image-folder", None, "set `path` to its folder"),  # not the current one
     ],
 )
 def test_source_refuses_folders_without_its_files(name, path, message, tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_rows_have_bytes_or_name_files_of_their_folder(folder, name):
     outside += [str(folder.parent / "outside/b.png"), "../outside/b.png", "link.png", "a\0.png"]
     for path in outside:
         for image in ({"bytes": None, "path": path}, {"bytes": b"", "path": path}, path):
-            with pytest.raises(ValueError, match=r"lies outside|is an address|is no file name"):
+            with pytest.raises(ValueError, match=r"is outside of|is an address|is no file name"):
                 images(image)
     with pytest.raises(ValueError, match="there is no folder"):
         images({"bytes": None, "path": "a.png"}, None)
@@ -291,7 +291,7 @@ def test_image_folder_does_not_follow_links_out_of_it(folder):
     rows, images = SOURCES["image-folder"].open(str(folder))
     assert len(list(rows)) == 2
     for row in rows:
-        with pytest.raises(ValueError, match="(image|text) .* lies outside"):
+        with pytest.raises(ValueError, match="(image|text) .* is outside of"):
             SOURCES["image-folder"].convert(row, images)
     found = converted("image-folder", folder, image_folder=str(folder.parent))  # which has both
     assert [texts(row)[0] for row in found].count("the secret") == 1

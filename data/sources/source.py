@@ -63,7 +63,7 @@ class Source:
         """
         path = path or self.hub_id
         if not path:
-            raise ValueError(f"{self.name}: set `path` to the folder that it lies in.")
+            raise ValueError(f"{self.name}: set `path` to its folder.")
         folder = Path(path)
         if folder.is_dir():
             paths = sorted({found for pattern in self.files for found in folder.glob(pattern) if found.is_file()})

@@ -71,12 +71,12 @@ CASES = [
     ),
     Case(
         "folder of images that is missing",
-        "missing: no such folder: give the one that the images lie in.",
+        "missing: no such folder: give the folder of the images.",
         lambda place: (place.write("a.jsonl", json.dumps(RECORD)), "missing"),
     ),
     Case(
         "folder of images that is a file",
-        "a.jsonl: no such folder: give the one that the images lie in.",
+        "a.jsonl: no such folder: give the folder of the images.",
         lambda place: (place.write("a.jsonl", json.dumps(RECORD)), "a.jsonl"),
     ),
     raw("CSV", "data.csv: not .json or .jsonl: give conversations in LLaVA's format.", "data.csv", "id,image\n"),
@@ -230,27 +230,27 @@ CASES = [
     ),
     record(
         "absolute path",
-        "data.jsonl:2: image '/etc/passwd' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image '/etc/passwd' is outside of …: move it there, or set the image folder.",
         changed(image="/etc/passwd"),
     ),
     record(
         "path that climbs out",
-        "data.jsonl:2: image '../outside/red.png' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image '../outside/red.png' is outside of …: move it there, or set the image folder.",
         changed(image="../outside/red.png"),
     ),
     record(
         "path that climbs out from within",
-        "data.jsonl:2: image 'a/../../outside/red.png' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image 'a/../../outside/red.png' is outside of …: move it there, or set the image folder.",
         changed(image="a/../../outside/red.png"),
     ),
     record(
         "link that leads out",
-        "data.jsonl:2: image 'link.png' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image 'link.png' is outside of …: move it there, or set the image folder.",
         changed(image="link.png"),
     ),
     record(
         "folder that leads out",
-        "data.jsonl:2: image 'up/red.png' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image 'up/red.png' is outside of …: move it there, or set the image folder.",
         changed(image="up/red.png"),
     ),
     record(
@@ -260,12 +260,12 @@ CASES = [
     ),
     record(
         "the folder itself",
-        "data.jsonl:2: image '.' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image '.' is outside of …: move it there, or set the image folder.",
         changed(image="."),
     ),
     record(
         "empty name",
-        "data.jsonl:2: image '' lies outside …: move it there, or set the image folder.",
+        "data.jsonl:2: image '' is outside of …: move it there, or set the image folder.",
         changed(image=[""]),
     ),
     record(

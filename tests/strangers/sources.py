@@ -115,7 +115,7 @@ def says_bytes(pictures: list) -> None:
 
 
 PICTURE = saved(noise())
-OUTSIDE = f"… lies outside …: {LISTED}"
+OUTSIDE = f"… is outside of …: {LISTED}"
 CASES = [
     rows(
         "row whose picture is an address",
