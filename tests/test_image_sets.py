@@ -41,8 +41,6 @@ def test_open_images_of_the_world():
     images = open_images("world:val")
     assert len(images) == 512 and images.image(0, 64).size == (64, 64)
     assert images.names[0].startswith("val 0: ") and " background" in images.names[0]
-    assert images.image(3, 64).tobytes() == open_images("world:val").image(3, 64).tobytes()
-    assert images.image(3, 64).tobytes() != open_images("world:test").image(3, 64).tobytes()
     with pytest.raises(ValueError, match="unknown split 'new'"):
         open_images("world:new")
 
