@@ -1,4 +1,4 @@
-"""The section `data` of a recipe: the data set, or a mixture of sources."""
+"""The section `data` of a recipe: a data set, or a mixture of sources."""
 
 import reprlib
 from dataclasses import dataclass, field
@@ -12,49 +12,49 @@ class SourceArguments:
     """One source of a mixture."""
 
     source: str
-    """A name of `data/sources/`, or `codes` for what `evotok encode-dataset` wrote."""
+    """A name of `data/sources/`, or `codes` for code shards written by `evotok encode-dataset`."""
     path: str | None = None
-    """Its folder, or a hub id; the published data set when left out."""
+    """Its folder, or a Hub id; the published data set when left out."""
     image_folder: str | None = None
-    """Where its images lie, if not in `path`."""
+    """Folder of its images, if not `path`."""
     weight: float | int | None = None
-    """How often it is drawn beside the others; the source's own weight when left out."""
+    """How often it is sampled, relative to the other sources; the source's own weight when left out."""
 
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """The data of a training."""
 
     name: str = "world"
     """`world` (the embedded one), `folder` (images, for the tokenizer), `llava` (JSON or JSONL in LLaVA's format), or
     `mixture`."""
     path: str | None = None
-    """Folder of images, LLaVA file, or folder of the world's drawings."""
+    """Folder of images, LLaVA file, or folder of the world's icons."""
     sources: list[SourceArguments] = field(default_factory=list)
-    """What a `mixture` is drawn from, streamed; `training.max_steps` says how long."""
+    """Sources of a `mixture`, streamed without end: `training.max_steps` is required."""
     pool_batches: int = 32
-    """Batches' worth of samples that each reader of a mixture shuffles and sorts by length at once."""
+    """Batches that each reader of a mixture shuffles and sorts by length at once."""
     image_folder: str | None = None
-    """Where the images of a LLaVA file lie; its own folder when left out."""
+    """Folder of the images of a LLaVA file; its own folder when left out."""
     mixture: dict[str, float | int] = field(default_factory=dict)
-    """Weights of the kinds of samples (world)."""
+    """Weights of the kinds of rows (world)."""
     block: int = 1
-    """Samples in a row that all generate images, or all answer (world): batches of one form need little padding. With
+    """Consecutive rows that all generate images, or all answer (world): such batches need little padding. Use it with
     `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
-    """Share of text-to-image samples whose text is emptied, for classifier-free guidance."""
+    """Share of text-to-image rows whose prompt is emptied, for classifier-free guidance."""
     code_noise: float = 0.0
-    """Mean share of a picture's positions that show another's codes while it is learnt, so that the prompt is read;
-    0.5 at most (gen stage)."""
+    """Mean share of an image's positions whose input codes are replaced by another image's in training, so that the
+    prompt is used; 0.5 at most (gen stage)."""
     max_length: int = 2048
-    """Tokens a sample may have, image positions included."""
+    """Maximum number of tokens of a row, image positions included."""
     sample_prompts: list[str] = field(default_factory=list)
-    """Prompts drawn as one PNG at every save (gen stage)."""
+    """Prompts whose images are generated as one PNG at every save (gen stage)."""
     validation_path: str | None = None
-    """Folder of images, however deep, that are held back and measured every `training.eval_steps` (tokenizer stage);
-    the embedded world holds back icon families of its own."""
+    """Folder of validation images, subfolders included, measured every `training.eval_steps` (tokenizer stage); the
+    embedded world has held-out icon families for that."""
     validation_samples: int = 1000
-    """At most so many of them, evenly picked."""
+    """Maximum number of validation images, evenly picked."""
 
 
 def build_sources(given: Any, where: str) -> list[SourceArguments]:

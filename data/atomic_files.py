@@ -1,4 +1,4 @@
-"""Files that are whole or not there, after a power cut too."""
+"""Atomic writes: after a power cut, too, a file has its old content or all of the new."""
 
 import errno
 import os
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-# What file systems without such a call say, such as some network and FUSE ones.
+# Of file systems without `fsync`, such as some network and FUSE ones.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def sync(path: str | Path) -> None:
-    """Waits until what was written to a file, or the names in a folder, are on the disk.
+    """Flushes a file, or the names in a folder, to the disk.
 
     Raises:
         OSError: they cannot be written.
     """
-    if os.name == "nt" and os.path.isdir(path):  # cannot be opened there
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -30,7 +30,7 @@ def sync(path: str | Path) -> None:
 
 
 def sync_files(folder: str | Path) -> None:
-    """Syncs the files of a folder, but not those of folders in it, and their names."""
+    """Flushes the files of a folder and their names to the disk; subfolders are not included."""
     for path in Path(folder).iterdir():
         if path.is_file():
             sync(path)
@@ -39,17 +39,17 @@ def sync_files(folder: str | Path) -> None:
 
 
 def move_synced(part: Path, path: Path) -> None:
-    """Gives a written file its name: a power cut leaves the file before or all of this one."""
+    """Renames a written file to `path`, atomically even under a power cut."""
     sync(part)
     part.replace(path)
     sync(path.parent)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A place to write what becomes `path` when it is complete; after an error there is nothing of it.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that is renamed to `path` at the end, and removed after an error.
 
-    Several processes may write one file at the same time: readers find that of one of them.
+    Several processes may write one file at the same time: the last rename wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,14 +1,14 @@
-"""Turns records of conversations into batches for `EvoTokForConditionalGeneration.forward`.
+"""Collates rows of conversations, preferences or images into batches.
 
-`EvoTokProcessor.apply_chat_template` renders and tokenizes the conversations; images are loaded here, record by record,
-so that a corrupt one costs its record and not the batch.
+`EvoTokProcessor.apply_chat_template` renders and tokenizes the conversations; images are loaded here, row by row, so
+that a corrupt one costs its row and not the batch.
 """
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,52 +20,130 @@ from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
 from .errors import printable
-from .streams.last_good import LastGood
+from .image_files import crop_square, to_pixels
 
 
 logger = logging.get_logger(__name__)
 
+MAX_EMPTY_BATCHES = 32
+"""Consecutive batches of one reader without a usable row that end a run."""
+
+T = TypeVar("T")
+
+
+class EmptyBatchFallback(Generic[T]):
+    """Replaces batches without a usable row by the last usable one, for a limited number of batches in a row.
+
+    Args:
+        limit: that number.
+    """
+
+    def __init__(self, limit: int = MAX_EMPTY_BATCHES):
+        self.limit, self.empty = limit, 0
+        self.last: T | None = None
+
+    def fill(self, usable: list[T], skipped: Mapping[str, int]) -> list[T]:
+        """Returns the usable rows of a batch, or the last usable one where there are none.
+
+        Args:
+            usable: of the batch.
+            skipped: counts of what was skipped so far, for messages.
+
+        Raises:
+            ValueError: there has been no usable row yet, or not for `limit` batches.
+        """
+        if usable:
+            self.last, self.empty = usable[-1], 0
+            return usable
+        if self.last is None:
+            raise ValueError(f"Nothing in the batch can be used, {dict(skipped)} so far: check the data set.")
+        self.empty += 1
+        if self.empty >= self.limit:
+            raise ValueError(
+                f"Nothing in the last {self.empty} batches can be used, {dict(skipped)} so far: check the data set, "
+                "whose files may be gone, and give the command again: it goes on from the last checkpoint."
+            )
+        return [self.last]
+
+
+class ImageCollator:
+    """Collates the last image of each row into `pixel_values` (B, 3, H, W) in [-1, 1], cropped to random squares.
+
+    The crop is determined by the seed and the row's `index`. Images that cannot be read, are over the limit of pixels
+    or have too large an aspect ratio are skipped, logged and counted in `skipped`.
+
+    Args:
+        size: side of the squares in pixels.
+        seed: of the crops.
+
+    Raises:
+        ValueError: when called, as [`EmptyBatchFallback`].
+    """
+
+    def __init__(self, size: int, seed: int = 0):
+        self.size, self.seed = size, seed
+        self.skipped: Counter[str] = Counter()
+        self._fallback: EmptyBatchFallback[torch.Tensor] = EmptyBatchFallback()
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        pixels = [image for row in rows if (image := self._read(row)) is not None]
+        return {"pixel_values": torch.stack(self._fallback.fill(pixels, self.skipped))}
+
+    def _read(self, row: dict) -> torch.Tensor | None:
+        if not row["images"]:
+            self.skipped["no_image"] += 1
+            return None
+        rng = random.Random(f"{self.seed}/{row['index']}")
+        try:
+            return to_pixels(crop_square(load_image(row["images"][-1]), self.size, (rng.random(), rng.random())))
+        except EvoTokImageError as error:
+            self.skipped["image"] += 1
+            message = f"Skipped (image, {self.skipped['image']} so far): row {row['id']}: {error}"
+            logger.warning(printable(message))
+            return None
+
 
 @dataclass
 class _Sample:
-    """A record on its way into a batch."""
+    """A row between its messages and the batch."""
 
     name: str
     messages: list[dict]
-    given: list = field(default_factory=list)
-    written: list = field(default_factory=list)
+    input_images: list = field(default_factory=list)
+    generated_images: list = field(default_factory=list)
     codes: torch.Tensor | None = None
     ids: np.ndarray | None = None
     labels: np.ndarray | None = None
     last_turn: np.ndarray | None = None
-    """Which tokens are of the last turn of the assistant."""
+    """Which tokens are of the last message of the assistant."""
 
 
 class EvoTokCollator:
-    """Collates records into padded batches, on the right.
+    """Collates conversations into batches padded on the right.
 
-    A record is `{"messages": [...], "images": [...]}`, messages as the processor takes them, whose image parts hold an
-    image or stand for the next one in `images`, in reading order (anything `load_image` takes); or `{"messages",
-    "images", "codes"}` where `codes` `(G, N, L)` or `(N, L)` stand for the images of the assistant's turns. Records
-    whose images cannot be read, or that `max_length` would cut inside an image or before any target, are left out,
-    logged and counted in `skipped`; a batch of nothing else repeats the last good sample. With workers, each counts its
-    own.
+    A row is `{"messages": [...], "images": [...]}`, messages as the processor takes them, whose image parts have an
+    image or stand for the next one of `images`, in reading order (anything `load_image` takes); or `{"messages",
+    "images", "codes"}` where `codes` `(G, N, L)` or `(N, L)` stand for the images of the assistant's messages. Rows
+    whose images cannot be read, or that `max_length` would cut inside an image or before any target, are skipped,
+    logged and counted in `skipped`, by each worker of a loader on its own; a batch of such rows alone repeats the last
+    usable one.
 
     Args:
         processor ([`EvoTokProcessor`]): its tokenizer, template and image processor.
         max_length (`int`, *optional*): longest row in tokens, image positions included.
         caption_dropout (`float`):
-            Probability that a text-to-image record loses its user text, which leaves exactly the processor's negative
-            prompt for classifier-free guidance to lean on. Records of any other form are not touched.
-        train_on (`"assistant"` or `"all"`): targets are the assistant's turns, `<|im_end|>` included, or every token.
+            Probability that the prompt of a text-to-image row is emptied, which gives exactly the processor's negative
+            prompt, for classifier-free guidance. Rows of any other form stay.
+        train_on (`"assistant"` or `"all"`): targets are the assistant's messages, `<|im_end|>` included, or all tokens.
         seed (`int`):
-            With the record's `index`, if it has one, decides whether the caption is dropped: number the draws, not the
-            rows, if a row is seen more than once. Without an index torch's generator decides.
+            Of the caption dropout, together with the row's `index`, which must differ where a row is seen again.
+            Without an index torch's generator is used.
         allow_remote_images (`bool`):
-            Whether images given as `http(s)://` addresses are fetched in the middle of training; left out otherwise.
+            Whether images given as `http(s)://` addresses are fetched during training; rows with them are skipped
+            otherwise.
 
     Raises:
-        ValueError: from a call, for records that are malformed, and if no good sample has been seen yet.
+        ValueError: when called, for malformed rows, and as [`EmptyBatchFallback`].
     """
 
     def __init__(
@@ -90,59 +168,63 @@ class EvoTokCollator:
         self.seed = seed
         self.allow_remote_images = allow_remote_images
         self.skipped: Counter[str] = Counter()
-        self._last_good: LastGood[list[_Sample]] = LastGood()
+        self._fallback: EmptyBatchFallback[list[_Sample]] = EmptyBatchFallback()
         self._control_pattern = processor.control_pattern
 
-    def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` `(B, T)`; `pixel_values` `(I, 3, H, W)`, `generation_pixel_values`
-        `(G, 3, H, W)` and `generation_codes` `(G, N, L)` if the batch has any."""
-        return self._stack([sample for rows in self._usable(records) for sample in rows])
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """Collates rows.
 
-    def _usable(self, records: Sequence[dict]) -> list[list[_Sample]]:
-        """The rows of every record that can be used, tokenized."""
-        usable = [rows for record in records if (rows := self._rows(record))]
-        self._tokenize([sample for rows in usable for sample in rows])
-        usable = [rows for rows in usable if all(self._fit(sample) for sample in rows)]
-        return self._last_good.fill(usable, self.skipped)
+        Returns:
+            `input_ids`, `attention_mask`, `labels` `(B, T)`; `pixel_values` `(I, 3, H, W)`, `generation_pixel_values`
+            `(G, 3, H, W)` and `generation_codes` `(G, N, L)` if the batch has any.
+        """
+        return self._stack([sample for samples in self._usable(rows) for sample in samples])
 
-    def _rows(self, record: dict) -> list[_Sample]:
-        """What a record becomes: one row, or none if an image is corrupt."""
-        sample = self._read(record)
+    def _usable(self, rows: Sequence[dict]) -> list[list[_Sample]]:
+        """Returns the tokenized samples of every row that can be used."""
+        usable = [samples for row in rows if (samples := self._samples(row))]
+        self._tokenize([sample for samples in usable for sample in samples])
+        usable = [samples for samples in usable if all(self._fit(sample) for sample in samples)]
+        return self._fallback.fill(usable, self.skipped)
+
+    def _samples(self, row: dict) -> list[_Sample]:
+        """Returns one sample, or none where an image is corrupt."""
+        sample = self._read(row)
         return [] if sample is None else [sample]
 
     def _skip(self, reason: str, message: str) -> None:
         self.skipped[reason] += 1
         logger.warning(printable(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}"))
 
-    def _read(self, record: dict) -> _Sample | None:
-        """Checks the messages and deals images and codes out to the two kinds of turns; None if an image is corrupt."""
-        name = f"record {record.get('id', record.get('index', '?'))}"
+    def _read(self, row: dict) -> _Sample | None:
+        """Checks the messages and assigns images and codes to them; None where an image is corrupt."""
+        name = f"row {row.get('id', row.get('index', '?'))}"
         for key in ("tools", "video", "videos", "audio"):
-            if record.get(key):
-                raise ValueError(f"{name}: {key}: conversations hold text and images alone: leave such records out.")
+            if row.get(key):
+                raise ValueError(f"{name}: {key}: conversations hold text and images alone: leave such rows out.")
         try:
-            [messages], _ = prepare_conversations([record["messages"]], self._control_pattern)
+            [messages], _ = prepare_conversations([row["messages"]], self._control_pattern)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{name}: {error!s}") from error
-        sample = _Sample(name, _empty_caption(messages) if self._drops_caption(record, messages) else messages)
+        sample = _Sample(name, _empty_caption(messages) if self._drops_caption(row, messages) else messages)
         try:
-            self._route_images(sample, record)
+            self._assign_images(sample, row)
         except EvoTokImageError as error:
             self._skip("image", f"{name}: {error}")
             return None
         return sample
 
-    def _route_images(self, sample: _Sample, record: dict) -> None:
-        codes = record.get("codes")
-        images = list(record.get("images") or [])
-        num_images, num_parts, num_written = len(images), 0, 0
+    def _assign_images(self, sample: _Sample, row: dict) -> None:
+        codes = row.get("codes")
+        images = list(row.get("images") or [])
+        num_images, num_parts, num_generated = len(images), 0, 0
         for message in sample.messages:
-            written = message["role"] == "assistant"
+            generated = message["role"] == "assistant"
             for part in message["content"] if isinstance(message["content"], list) else ():
                 if part["type"] == "text":
                     continue
-                num_written += written
-                if written and codes is not None:
+                num_generated += generated
+                if generated and codes is not None:
                     continue
                 source = part.get("image")
                 num_parts += source is None
@@ -150,26 +232,26 @@ class EvoTokCollator:
                     source = images.pop(0)
                 if source is not None:
                     image = load_image(source, allow_remote=self.allow_remote_images)
-                    (sample.written if written else sample.given).append(image)
+                    (sample.generated_images if generated else sample.input_images).append(image)
         if num_images != num_parts:
             raise ValueError(f"{sample.name}: {num_images} images for {num_parts} image parts: give one for each.")
         if codes is not None:
             sample.codes = torch.from_numpy(np.array(codes).astype(np.int64))  # (G, N, L)
             sample.codes = sample.codes[None] if sample.codes.ndim == 2 else sample.codes
-            expected = (num_written, self.processor.num_image_tokens)
+            expected = (num_generated, self.processor.num_image_tokens)
             if sample.codes.shape[:2] != expected:
                 raise ValueError(
                     f"{sample.name}: codes of shape {tuple(sample.codes.shape)}, not {expected} + (levels,)."
                 )
 
-    def _drops_caption(self, record: dict, messages: list[dict]) -> bool:
+    def _drops_caption(self, row: dict, messages: list[dict]) -> bool:
         if not self.caption_dropout or not _is_text_to_image(messages):
             return False
-        if record.get("index") is None:
-            draw = torch.rand(()).item()
+        if row.get("index") is None:
+            value = torch.rand(()).item()
         else:
-            draw = random.Random(f"{self.seed}/{record['index']}").random()
-        return draw < self.caption_dropout
+            value = random.Random(f"{self.seed}/{row['index']}").random()
+        return value < self.caption_dropout
 
     def _tokenize(self, samples: list[_Sample]) -> None:
         """Sets the ids and labels of every sample, placeholders expanded."""
@@ -190,7 +272,7 @@ class EvoTokCollator:
             sample.last_turn = by_assistant & (starts.cumsum() == starts.sum())
 
     def _fit(self, sample: _Sample) -> bool:
-        """Cuts a sample to `max_length`; False if that is not to be had without breaking an image."""
+        """Truncates a sample to `max_length`; False where that would cut an image or leave no target."""
         if self.max_length is not None and len(sample.ids) > self.max_length:
             if np.isin(sample.ids[self.max_length :], self.processor.image_token_ids).any():
                 self._skip(
@@ -215,39 +297,43 @@ class EvoTokCollator:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch = {name: torch.from_numpy(array) for name, array in batch.items()}
         images = {
-            "pixel_values": [image for sample in samples for image in sample.given],
-            "generation_pixel_values": [image for sample in samples for image in sample.written],
+            "pixel_values": [image for sample in samples for image in sample.input_images],
+            "generation_pixel_values": [image for sample in samples for image in sample.generated_images],
         }
         batch |= {name: pixels_of(group, self.processor.image_processor) for name, group in images.items() if group}
         codes = [sample.codes for sample in samples if sample.codes is not None and len(sample.codes)]
         if codes:
             if images["generation_pixel_values"]:
                 raise ValueError(
-                    "A batch has codes for some of its written images and pixels for others: give one kind."
+                    "A batch has codes for some of its generated images and pixels for others: give one kind."
                 )
             batch["generation_codes"] = torch.cat(codes)
         return batch
 
 
 class PreferenceCollator(EvoTokCollator):
-    """Collates records with two last answers, the better one in `messages` and the other as `rejected`, a text.
+    """Collates preferences: rows whose `messages` end with the better answer and whose `rejected` is the other, a text.
 
-    What [`EvoTokCollator`] says of records holds for both rows that one becomes; they are used or left out together.
+    Each row gives two samples, which are used or skipped together; see [`EvoTokCollator`].
     """
 
-    def __call__(self, records: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """As TRL's `DPOTrainer` takes them, all better answers before all rejected ones: `input_ids`, `attention_mask`,
-        `completion_mask` `(2 B, T)`, 1 where the last answer is; `pixel_values` `(2 I, 3, H, W)` if there are any."""
-        better, rejected = zip(*self._usable(records), strict=True)
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """Collates rows for TRL's `DPOTrainer`.
+
+        Returns:
+            `input_ids`, `attention_mask`, `completion_mask` `(2 B, T)`, all better answers before all rejected ones,
+            the mask 1 at the last answer; `pixel_values` `(2 I, 3, H, W)` if there are any.
+        """
+        better, rejected = zip(*self._usable(rows), strict=True)
         samples = [*better, *rejected]
         batch = self._stack(samples)
         mask = torch.zeros_like(batch.pop("labels"))
-        for row, sample in enumerate(samples):
-            mask[row, : len(sample.ids)] = torch.from_numpy(sample.last_turn)
+        for number, sample in enumerate(samples):
+            mask[number, : len(sample.ids)] = torch.from_numpy(sample.last_turn)
         return batch | {"completion_mask": mask}
 
     def _fit(self, sample: _Sample) -> bool:
-        """As for other records; one whose last answer is cut off has nothing to compare, whatever was said before."""
+        """Truncates a sample as for other rows; False where the last answer is cut off: there is nothing to compare."""
         if not super()._fit(sample):
             return False
         if not sample.last_turn.any():
@@ -255,21 +341,21 @@ class PreferenceCollator(EvoTokCollator):
             return False
         return True
 
-    def _rows(self, record: dict) -> list[_Sample]:
-        if not isinstance(record.get("rejected"), str):
-            raise ValueError(f"record {record.get('id', record.get('index', '?'))}: no text under `rejected`: add one.")
-        better = self._read(record)
+    def _samples(self, row: dict) -> list[_Sample]:
+        if not isinstance(row.get("rejected"), str):
+            raise ValueError(f"row {row.get('id', row.get('index', '?'))}: no text under `rejected`: add one.")
+        better = self._read(row)
         if better is None:
             return []
-        if better.messages[-1]["role"] != "assistant" or better.written or better.codes is not None:
-            raise ValueError(f"{better.name}: what is compared are texts: end with an answer, and draw nothing.")
-        turn = {"role": "assistant", "content": [{"type": "text", "text": record["rejected"]}]}
+        if better.messages[-1]["role"] != "assistant" or better.generated_images or better.codes is not None:
+            raise ValueError(f"{better.name}: texts are compared: end with an answer, and generate no image.")
+        turn = {"role": "assistant", "content": [{"type": "text", "text": row["rejected"]}]}
         [[turn]], _ = prepare_conversations([[turn]], self._control_pattern)
         return [better, replace(better, messages=[*better.messages[:-1], turn])]
 
 
 def _is_text_to_image(messages: list[dict]) -> bool:
-    """A system message or none, one user turn of text, one assistant turn with an image."""
+    """Whether messages are a system message or none, a prompt of text and an answer with an image."""
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if roles != ["user", "assistant"]:
         return False
@@ -285,7 +371,7 @@ def _empty_caption(messages: list[dict]) -> list[dict]:
 
 
 def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
-    """Pixels `(B, 3, H, W)` of RGB images, as `image_processor` gives them; at once if all have the right size."""
+    """Converts RGB images to pixels `(B, 3, H, W)` as `image_processor` does, faster if all have the right size."""
     arrays = [np.asarray(image) if isinstance(image, Image.Image) else image for image in images]
     shape = (image_processor.size["height"], image_processor.size["width"], 3)
     fits = all(isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape for image in arrays)
@@ -295,6 +381,3 @@ def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
     mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
     std = torch.tensor(image_processor.image_std).view(3, 1, 1)
     return pixels.mul_(image_processor.rescale_factor).sub_(mean).div_(std).contiguous()
-
-
-__all__ = ["EvoTokCollator", "PreferenceCollator", "pixels_of"]

@@ -1,9 +1,10 @@
-"""Reads conversations in LLaVA's format, JSON or JSONL, with images in either turn.
+"""Reads conversations in LLaVA's format, JSON or JSONL, with images in the messages of either role.
 
     {"id": "7", "image": "a/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                       {"from": "gpt", "value": "A cat."}]}
 
-`<image>` in a human turn is an image given, in a gpt turn an image to be written.
+`<image>` in a human message is an input image, in a gpt message an image to be generated. A row of the result is
+`{"id", "messages", "images"}`: messages as [`EvoTokProcessor`] takes them, images as paths, in reading order.
 """
 
 import json
@@ -14,36 +15,53 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 from datasets.exceptions import DatasetGenerationError
+from torch.utils.data import Dataset as TorchDataset
 
-from .image_files import resolve_image
+from .image_files import resolve_file
 
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
-MAX_TEXT = 200_000  # characters of a record: tens of thousands of tokens
+MAX_TEXT = 200_000  # characters of a row: tens of thousands of tokens
 MAX_TURNS = 10_000
 
-# Line breaks beside the mark are LLaVA's way to set images apart, no part of what is said.
+# Line breaks beside the mark set images apart in LLaVA's files; they are not part of the text.
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-_PART = {"type": Value("string"), "text": Value("string")}
 _FEATURES = Features(
     {
         "id": Value("string"),
-        "messages": List({"role": Value("string"), "content": List(_PART)}),
-        "images": List(Image(decode=False)),  # one corrupt file must not end a run: decoded by the collator
+        "messages": List(
+            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+        ),
+        "images": List(Image(decode=False)),  # the collator decodes them, so that a corrupt file does not end a run
     }
 )
 
 
-def load_conversations(path: str | Path, image_folder: str | Path | None = None, **kwargs: Any) -> Dataset:
-    """The records of [`read_conversations`] as a memory-mapped data set with columns `id`, `messages` and `images`.
+class IndexedRows(TorchDataset):
+    """Data set whose rows have their position as `index`, the seed of what is random about them.
 
     Args:
-        path: JSON (a list) or JSONL (one record a line) in LLaVA's format.
-        image_folder: where the images lie; the folder of the file if left out.
+        rows: another data set of dicts.
+    """
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index] | {"index": index}
+
+
+def load_conversations(path: str | Path, image_folder: str | Path | None = None, **kwargs: Any) -> Dataset:
+    """Loads the rows of [`read_conversations`] as a memory-mapped data set.
+
+    Args:
+        path: JSON (a list) or JSONL (one row a line) in LLaVA's format.
+        image_folder: folder of the images; that of the file when left out.
         kwargs: for `datasets.Dataset.from_generator`, such as `cache_dir`.
 
     Raises:
@@ -51,10 +69,19 @@ def load_conversations(path: str | Path, image_folder: str | Path | None = None,
     """
     path = Path(path)
     _check_suffix(path)
-    stat = path.stat()  # in the arguments, so that an edited file is not answered from the cache
+    stat = path.stat()  # part of the cache's key, so that an edited file is read again
     arguments = {"path": path, "image_folder": image_folder, "stamp": (stat.st_size, stat.st_mtime_ns)}
+    return cached_rows(_generate, _FEATURES, arguments, **kwargs)
+
+
+def cached_rows(generator: Any, features: Features, arguments: dict[str, Any], **kwargs: Any) -> Dataset:
+    """Builds a memory-mapped data set from a generator, cached by its arguments.
+
+    Raises:
+        ValueError: that the generator raises.
+    """
     try:
-        return Dataset.from_generator(_generate, features=_FEATURES, gen_kwargs=arguments, **kwargs)
+        return Dataset.from_generator(generator, features=features, gen_kwargs=arguments, **kwargs)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
@@ -62,31 +89,28 @@ def load_conversations(path: str | Path, image_folder: str | Path | None = None,
 
 
 def read_conversations(path: str | Path, image_folder: str | Path | None = None) -> Iterator[dict]:
-    """Yields `{"id", "messages", "images"}` for each record of a LLaVA file, one at a time.
+    """Yields the rows of a LLaVA file, one at a time; no image is opened.
 
     Args:
-        path: JSON (a list) or JSONL (one record a line).
-        image_folder: where the images lie; the folder of the file if left out. No image outside is ever opened.
-
-    Yields:
-        `messages` as [`EvoTokProcessor`] takes them and `images` as paths, in reading order; none is opened here.
+        path: JSON (a list) or JSONL (one row a line).
+        image_folder: folder of the images, which must be inside of it; that of the file when left out.
 
     Raises:
-        ValueError: for what is no such file; the message names file, line (record, for JSON) and what to do.
+        ValueError: a file of another form; the message names file, line (row, for JSON) and correction.
     """
     path = Path(path)
     folder = Path(image_folder if image_folder is not None else path.parent).resolve()
     if not folder.is_dir():
-        raise ValueError(f"{image_folder}: no such folder: give the one that the images lie in.")
+        raise ValueError(f"{image_folder}: no such folder: give the folder of the images.")
     where = None
-    for where, record in read_json_records(path):
+    for where, row in read_json_rows(path):
         try:
-            yield _convert(record, folder)
+            yield _convert(row, folder)
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"key {error} is missing: add it" if isinstance(error, KeyError) else error
-            raise ValueError(f"{where}: {reason}.") from None
+            message = f"key {error} is missing: add it" if isinstance(error, KeyError) else error
+            raise ValueError(f"{where}: {message}.") from None
     if where is None:
-        raise ValueError(f"{path}: no records in it: give at least one.")
+        raise ValueError(f"{path}: no rows in it: give at least one.")
 
 
 def _generate(path: Path, image_folder: str | Path | None, stamp: tuple) -> Iterator[dict]:
@@ -100,19 +124,19 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"{path}: no such file: check the path.")
 
 
-def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where a record of a JSON list or of JSONL stands, and the record.
+def read_json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields the position in the file, for messages, and the value of every row of a JSON list or of JSONL.
 
     Raises:
         ValueError: no such file, or not JSON; the message names the line.
     """
     _check_suffix(path)
     if path.suffix == ".json":
-        records = _parse(path.read_bytes(), str(path))
-        if not isinstance(records, list):
-            raise ValueError(f"{path}: not a list of records: put [ ] around them, or name the file .jsonl.")
-        for index, record in enumerate(records):
-            yield f"{path}: record {index}", record
+        rows = _parse(path.read_bytes(), str(path))
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: not a list of rows: put [ ] around them, or name the file .jsonl.")
+        for index, row in enumerate(rows):
+            yield f"{path}: row {index}", row
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -133,72 +157,67 @@ def _parse(data: bytes, where: str) -> Any:
         raise ValueError(f"{where}: holds a number of thousands of digits: remove it.") from None
 
 
-def _convert(record: Any, folder: Path) -> dict:
-    if not isinstance(record, dict):
-        kind = type(record).__name__
-        raise TypeError(f'a record is {{"image": ..., "conversations": [...]}}, not {kind}: correct it')
-    check_modalities(record)
-    turns = record["conversations"]
-    names = record.get("image") or []
+def _convert(row: Any, folder: Path) -> dict:
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise TypeError(f'a row is {{"image": ..., "conversations": [...]}}, not {kind}: correct it')
+    check_modalities(row)
+    turns = row["conversations"]
+    names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError('"image" must be a file name or a list of file names')
-    messages = [_convert_turn(turn) for turn in _check_turns(turns)]
-    num_marks = count_marks(messages)
+    messages = _convert_turns(turns)
+    num_marks = _count_images(messages)
     if num_marks != len(names):
         raise ValueError(f'{num_marks} <image> marks for {len(names)} images in "image": make them agree')
-    images = [resolve_image(folder, name) for name in names]
-    name = str(record.get("id", ""))
+    images = [resolve_file(folder, name) for name in names]
+    name = str(row.get("id", ""))
     if _SURROGATE.search(name):
         raise ValueError('"id" holds half of a surrogate pair, which is no text: remove it')
     return {"id": name, "messages": messages, "images": images}
 
 
-def check_modalities(record: dict) -> None:
-    """Raises ValueError for a record of something else than text and images, whose marks would be learnt as text."""
+def check_modalities(row: dict) -> None:
+    """Raises ValueError for a row with video or audio, whose marks would be learned as text."""
     for key in ("video", "videos", "audio"):
-        if record.get(key):
-            raise ValueError(f'"{key}" is nothing that is learnt from, only text and images are: leave the record out')
-
-
-def _check_turns(turns: Any) -> list:
-    if not isinstance(turns, list) or not turns:
-        raise TypeError('"conversations" must be a list of at least one turn')
-    if len(turns) > MAX_TURNS:
-        raise ValueError(f"{len(turns):,} turns, over the limit of {MAX_TURNS:,} of a conversation: split it")
-    check_length(*(turn.get("value") for turn in turns if isinstance(turn, dict)))
-    return turns
-
-
-def count_marks(messages: list[dict]) -> int:
-    """Images that messages ask for."""
-    return sum(part["type"] == "image" for message in messages for part in message["content"])
+        if row.get(key):
+            raise ValueError(f'"{key}": only text and images are learned: leave the row out')
 
 
 def convert_turns(turns: Any, num_images: int) -> list[dict]:
-    """Messages of LLaVA's turns; marks that public files forgot go before the first question.
+    """Converts LLaVA's turns to messages; marks that published files lack are put before the first question.
 
     Raises:
         ValueError: no turns, an unknown role, or more marks than images.
     """
     try:
-        messages = [_convert_turn(turn) for turn in _check_turns(turns)]
+        messages = _convert_turns(turns)
     except TypeError as error:
         raise ValueError(str(error)) from None
-    missing = num_images - count_marks(messages)
+    missing = num_images - _count_images(messages)
     if missing < 0:
         raise ValueError(f"{num_images - missing} <image> marks for {num_images} images")
     if missing:
-        asked = next((message for message in messages if message["role"] == "user"), messages[0])
-        asked["content"][:0] = [{"type": "image", "text": None} for _ in range(missing)]
+        question = next((message for message in messages if message["role"] == "user"), messages[0])
+        question["content"][:0] = [{"type": "image", "text": None} for _ in range(missing)]
     return messages
 
 
 def check_length(*texts: Any) -> None:
-    """Raises ValueError for a record with more text than any model reads at once; what is no text does not count."""
+    """Raises ValueError where texts, of which those that are no strings do not count, are too long for one row."""
     length = sum(len(text) for text in texts if isinstance(text, str))
     if length > MAX_TEXT:
-        raise ValueError(f"{length:,} characters of text, over the limit of {MAX_TEXT:,} of a record: shorten it")
+        raise ValueError(f"{length:,} characters of text, over the limit of {MAX_TEXT:,} of a row: shorten it")
+
+
+def _convert_turns(turns: Any) -> list[dict]:
+    if not isinstance(turns, list) or not turns:
+        raise TypeError('"conversations" must be a list of at least one turn')
+    if len(turns) > MAX_TURNS:
+        raise ValueError(f"{len(turns):,} turns, over the limit of {MAX_TURNS:,} of a conversation: split it")
+    check_length(*(turn.get("value") for turn in turns if isinstance(turn, dict)))
+    return [_convert_turn(turn) for turn in turns]
 
 
 def _convert_turn(turn: Any) -> dict:
@@ -212,7 +231,7 @@ def _convert_turn(turn: Any) -> dict:
     if _SURROGATE.search(value):
         raise ValueError('"value" holds half of a surrogate pair, which is no text: remove it')
     if "<video>" in value:
-        raise ValueError('"value" holds <video>, but only text and images are learnt: leave the record out')
+        raise ValueError('"value" holds <video>, but only text and images are learned: leave the row out')
     content = []
     for index, text in enumerate(_IMAGE_MARK.split(value)):
         if index:
@@ -220,3 +239,7 @@ def _convert_turn(turn: Any) -> dict:
         if text:
             content.append({"type": "text", "text": text})
     return {"role": ROLES[role], "content": content}
+
+
+def _count_images(messages: list[dict]) -> int:
+    return sum(part["type"] == "image" for message in messages for part in message["content"])

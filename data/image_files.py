@@ -1,29 +1,38 @@
-"""Image files in folders, the one that a record names, and the square that is cropped from an image."""
+"""Image files: found in folders, named by rows, cropped to squares, converted to pixels and back."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
-from ..processing.image_loading_evotok import EvoTokImageError
+from ..processing.image_loading_evotok import EvoTokImageError, load_image
+from .sequences import pick_evenly
 
 
-MAX_ASPECT = 200  # of any image, as in Qwen2-VL; those that are learnt from are squarer
-_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
+MAX_ASPECT = 20
+"""Longest side of an image over its shortest; the short side of a longer one would be enlarged too much."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*://|data:")
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """All images below a folder, by their suffix, in the order of their paths."""
+    """Lists all images below a folder, by their suffix, in the order of their paths."""
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Image.Image:
-    """The short side resized to `size`, and of the long one the square at `place`, 0 to 1 across and down.
+def crop_square(image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Resizes the short side of an image to `size` pixels and crops a square of the long one.
+
+    Args:
+        image: of any mode; resized by Pillow's bicubic filter, which is antialiased.
+        size: side of the square in pixels.
+        place: of the square, 0 to 1 from left and from top; by default the middle.
 
     Raises:
-        EvoTokImageError: a strip, which would be blown up to many times its size.
+        EvoTokImageError: an aspect ratio over `MAX_ASPECT`.
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise EvoTokImageError(f"{image.width} x {image.height} is too long a strip to crop a square from: crop it.")
@@ -34,36 +43,74 @@ def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> Im
     return image.crop((left, top, left + size, top + size))
 
 
-def resolve_image(folder: Path, name: str, what: str = "image") -> str:
-    """The path of the file `name` in `folder`: the one way from what a record says to a file that is opened.
+def to_pixels(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """Converts an RGB image, (H, W, 3) uint8 as an array, to (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))).float() / 127.5 - 1
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Converts pixels in [-1, 1], of any shape and type, to uint8; what is outside is clamped."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+    """Reads the middle squares of images below a folder: the share of one process.
 
     Args:
-        what: it is, for messages.
+        folder: with subfolders.
+        size: side of the squares in pixels.
+        limit: maximum number of images, evenly spaced, of all processes together.
+        rank, world_size: of this process.
+
+    Returns:
+        (I, 3, size, size) float32 in [-1, 1].
 
     Raises:
-        ValueError: if it lies elsewhere: an address, an absolute path, `..`, or a symbolic link that leads out.
+        ValueError: fewer images than processes, or one that cannot be read.
+    """
+    paths = image_files(folder)
+    if not paths:
+        raise ValueError(f"{folder}: no images below this folder ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    paths = pick_evenly(paths, limit)
+    if len(paths) < world_size:
+        raise ValueError(
+            f"{folder}: {len(paths)} images to measure on {world_size} processes: give one for each at least."
+        )
+    return torch.stack([to_pixels(crop_square(load_image(path), size)) for path in paths[rank::world_size]])
+
+
+def resolve_file(folder: Path, name: str, what: str = "image") -> str:
+    """Resolves a file name of untrusted input to a path below `folder`.
+
+    Args:
+        folder: that the file must be in.
+        name: as a row has it.
+        what: kind of the file, for messages.
+
+    Raises:
+        ValueError: a URL, an absolute path elsewhere, `..`, or a symbolic link that leads out of the folder.
     """
     folder = folder.resolve()
     if _ADDRESS.match(name):
         raise ValueError(f"{what} {name!r} is an address, which is not fetched: download it into {folder}")
     try:
         path = (folder / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a name with a null byte, links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # a null byte, or links in a circle
         raise ValueError(f"{what} {name!r} is no file name ({error}): correct it") from None
     if not path.is_relative_to(folder) or path == folder:
-        raise ValueError(f"{what} {name!r} lies outside {folder}: move it there, or set the image folder")
+        raise ValueError(f"{what} {name!r} is outside of {folder}: move it there, or set the image folder")
     return str(path)
 
 
-def embedded_image(value: Any, folder: Path | None) -> dict | str:
-    """The image of a row, as `load_image` takes it: bytes that the row brings, or a file below the folder that it
-    names. An address is never fetched.
+def row_image(value: Any, folder: Path | None) -> dict | str:
+    """Returns the image of a row as `load_image` takes it: its bytes, or the path of a file below `folder`.
 
     Args:
-        value: bytes, a name, or the `{"bytes", "path"}` of `datasets.Image`; `path` beside bytes is but a name.
+        value: bytes, a file name, or the `{"bytes", "path"}` of `datasets.Image`, whose path beside bytes is not used.
+        folder: of the named files; None where there is none.
 
     Raises:
-        ValueError: neither, or a name that leads out of the folder, or that there is no folder for.
+        ValueError: neither bytes nor a name, a name without a folder, or as [`resolve_file`].
     """
     content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
     if isinstance(content, (bytes, bytearray)) and content:
@@ -72,4 +119,4 @@ def embedded_image(value: Any, folder: Path | None) -> dict | str:
         raise ValueError("no image")
     if folder is None:
         raise ValueError(f"image {name!r} is a name, but there is no folder of images: set image_folder")
-    return resolve_image(folder, name)
+    return resolve_file(folder, name)

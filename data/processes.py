@@ -1,4 +1,4 @@
-"""The processes that share an evaluation: one, or those that torchrun started."""
+"""Processes that share the work of an evaluation: one, or those that torchrun started."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -14,13 +14,13 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Deals items out to the processes and puts the results in order again, so that many find what one finds.
+    """Distributes items to the processes and gathers the results in order, the same ones with any number of processes.
 
-    What is done with an item must not depend on the items before it: give each its own seed.
+    The result of an item must not depend on the items before it: each needs its own seed.
     """
 
     def __init__(self):
-        self.state = PartialState(cpu=not torch.accelerator.is_available())  # unasked, CPUs do not join
+        self.state = PartialState(cpu=not torch.accelerator.is_available())  # otherwise processes on CPUs do not join
 
     @property
     def is_main(self) -> bool:
@@ -29,14 +29,14 @@ class Workers:
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return self.state.num_processes
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], description: str) -> list[Result]:
-        """`function` of every item, in the order of `items`, the same list on every process.
+        """Applies a function to all items; returns the results in their order, the same list on every process.
 
         Args:
-            function: its results travel between processes, so tensors in them belong on the CPU.
+            function: its results are sent between processes: tensors in them must be on the CPU.
             items: the same on every process; process r takes the items r, r + count, ...
             description: of the progress bar.
         """
@@ -49,13 +49,13 @@ class Workers:
         return [result for _, result in sorted(done, key=lambda pair: pair[0])]
 
     def once(self, function: Callable[[], Result]) -> Result:
-        """What `function` gives to the main process, which alone calls it, on all of them."""
+        """Calls a function on the main process and returns its result on all of them."""
         return self.gather(function() if self.is_main else None)[0]
 
     def gather(self, value: Result) -> list[Result]:
-        """What every process has, in the order of the processes, the same list on all of them."""
+        """Returns the values of all processes, in the order of their ranks, the same list on each of them."""
         return gather_object([value]) if self.count > 1 else [value]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits for all processes."""
         self.state.wait_for_everyone()

@@ -1,7 +1,7 @@
-"""YAML that people write, read with care: files laid over their bases, words that change them, sections with types.
+"""Reads recipes in YAML: base files, overrides from the command line, sections as typed dataclasses.
 
-Plain values are read as YAML 1.2 has them (core schema): of words only `true` and `false` are truth values, so that
-`save_strategy: no` is a word, and `1e-4` is a number. `yes`, `no`, `on` and `off` are taken where a truth value is due.
+Scalars follow the core schema of YAML 1.2: only `true` and `false` are booleans, so that `save_strategy: no` is a
+string, and `1e-4` is a number. `yes`, `no`, `on` and `off` are accepted where a boolean is expected.
 """
 
 import difflib
@@ -14,20 +14,22 @@ from typing import Any, get_type_hints
 import yaml
 from huggingface_hub.dataclasses import type_validator
 
+from .errors import reason
+
 
 PLAIN = (int, float, bool, str)
 _MAX_BASES = 20
 _MAX_BYTES = 1_000_000
-_OLD_WORDS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
+_YAML_1_1_BOOLEANS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values by the core schema of YAML 1.2; PyYAML's own are those of 1.1."""
+    """Loader with the scalars of YAML 1.2; PyYAML's are those of 1.1."""
 
-    yaml_implicit_resolvers: dict = {}  # of its own
+    yaml_implicit_resolvers: dict = {}  # not shared with the base class
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """0o17, 0x1F or decimal, whatever zeros it begins with."""
+        """Builds an integer from 0o17, 0x1F or decimal digits; leading zeros are not octal."""
         text = self.construct_scalar(node)
         return int(text, 0) if text[1:2] in ("o", "x") else int(text)
 
@@ -47,7 +49,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """A recipe laid over its bases; `above` are the recipes that it is the base of."""
+    """Reads a recipe and merges it over its bases.
+
+    Args:
+        path: the recipe.
+        above: the recipes that it is a base of.
+
+    Raises:
+        ValueError: no such file, too large, not UTF-8, not YAML, or bases without end.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe. The shipped ones are in configs/.")
     if path.resolve() in above:
@@ -74,8 +84,8 @@ def read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict:
 
 
 def _parse(text: str, where: str) -> Any:
-    """What YAML says. Aliases are refused, because a few lines of them stand for billions of values; and so is deep
-    nesting, over which the reader would sit for hours."""
+    """Parses YAML. Aliases are refused, because a few lines of them expand to billions of values, and so is deep
+    nesting, which takes PyYAML hours."""
     depth = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
@@ -85,19 +95,15 @@ def _parse(text: str, where: str) -> Any:
             if depth > 50:
                 raise ValueError(f"{where}: nested more than 50 deep: remove some brackets.")
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
+        raise ValueError(f"{where}: not YAML: {reason(error)}: correct it.") from None
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except Exception as error:  # noqa: BLE001 - constructors raise what Python's own do: of `!!bool x`, a KeyError
-        raise ValueError(f"{where}: not YAML: {_reason(error)}: correct it.") from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # noqa: BLE001 - constructors raise any error of Python: `!!bool x` a KeyError
+        raise ValueError(f"{where}: not YAML: {reason(error)}: correct it.") from None
 
 
 def _merge(base: dict, difference: dict) -> dict:
-    """`difference` laid over `base`, section by section."""
+    """Merges `difference` over `base`, section by section."""
     merged = dict(base)
     for key, value in difference.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -106,10 +112,10 @@ def _merge(base: dict, difference: dict) -> dict:
 
 
 def override(tree: dict, word: str) -> None:
-    """Change `tree` by a word like `section.key=value`; the value is read as YAML.
+    """Sets a value of `tree` by an argument like `section.key=value`; the value is read as YAML.
 
     Raises:
-        ValueError: a word of another form, or one that goes through a value.
+        ValueError: an argument of another form, or a key inside of a value that is no section.
     """
     path, separator, text = word.partition("=")
     keys = path.split(".")
@@ -123,10 +129,10 @@ def override(tree: dict, word: str) -> None:
 
 
 def build_section(cls, values: Any, where: str):
-    """A dataclass of what a section of YAML says.
+    """Builds a dataclass from a section of YAML.
 
     Raises:
-        ValueError: not keys and values, an unknown key, or a value of another type.
+        ValueError: no mapping, an unknown key, or a value of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: give keys and values, not {reprlib.repr(values)}.")
@@ -136,10 +142,10 @@ def build_section(cls, values: Any, where: str):
 
 
 def refuse_unknown(given, known, where: str) -> None:
-    """Raises ValueError for a key that is not known, with the nearest one that is.
+    """Raises ValueError for an unknown key, with the most similar known one.
 
     Args:
-        where: the file, or the section of it, as the message names it.
+        where: the file or its section, for the message.
     """
     known = list(known)
     for key in given:
@@ -150,11 +156,11 @@ def refuse_unknown(given, known, where: str) -> None:
 
 
 def check_types(values: dict, hints: dict[str, Any], where: str) -> None:
-    """Raises ValueError for a value that is not of the type that `hints` give its name; `yes` and so on become truth
-    values where one is due."""
+    """Raises ValueError for a value of another type than `hints` give for its name; `yes` and so on become booleans
+    where one is expected."""
     for name in values.keys() & hints.keys():
         if hints[name] in (bool, bool | None) and isinstance(values[name], str):
-            values[name] = _OLD_WORDS.get(values[name].lower(), values[name])
+            values[name] = _YAML_1_1_BOOLEANS.get(values[name].lower(), values[name])
         try:
             type_validator(name, values[name], float | int if hints[name] is float else hints[name])
         except TypeError:

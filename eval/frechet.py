@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.atomic_files import whole_file
+from ..data.atomic_files import atomic_file
 from ..data.processes import Workers
 
 
@@ -112,7 +112,7 @@ class StatisticsCache:
 
     def write(self, statistics: FeatureStatistics) -> None:
         """Stores statistics in one atomic write."""
-        with whole_file(self.path) as part:
+        with atomic_file(self.path) as part:
             save_file(vars(statistics), part)
 
 

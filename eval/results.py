@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..data.atomic_files import whole_file
+from ..data.atomic_files import atomic_file
 from .suite import Report
 
 
@@ -88,13 +88,13 @@ def write_results(folder: Path, provenance: dict[str, Any], report: Report | Non
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes the rows of a table as CSV."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(_lines(rows))
 
 

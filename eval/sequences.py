@@ -1,4 +1,4 @@
-"""Batches and even subsets of sequences, over the processes of an evaluation."""
+"""Batches of sequences, over the processes of an evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,15 +8,6 @@ from ..data.processes import Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def pick_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Returns `count` items at equal distances, the first one included; all items for None or where there are no more.
-
-    A tensor or a range will do as a sequence; the result is a list of its elements.
-    """
-    count = len(items) if count is None else min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def split_batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -26,7 +26,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from ..data.atomic_files import whole_file
+from ..data.atomic_files import atomic_file
 from ..data.processes import Workers
 
 
@@ -110,7 +110,7 @@ class Evaluation:
             return Report(**kept)
         report = measure()
         if self.workers.is_main:
-            with whole_file(path) as part:
+            with atomic_file(path) as part:
                 part.write_text(json.dumps({"settings": settings, "part": asdict(report)}), encoding="utf-8")
         return report
 

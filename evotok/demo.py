@@ -20,7 +20,7 @@ from evotok.commands.terminal import print_results, progress, waiting
 if TYPE_CHECKING:
     from PIL import Image
 
-    from evotok.data.world.drawings import World
+    from evotok.data.world.icons import World
     from evotok.data.world.scenes import Scene
 
 EXAMPLES = """  evotok demo
@@ -64,7 +64,7 @@ def run(
     find_checkpoint(checkpoint)
     from rich.console import Console
 
-    from evotok.data.world.drawings import load_world
+    from evotok.data.world.icons import load_world
     from evotok.data.world.images import held_out_scenes
     from evotok.data.world.phrases import describe
 
@@ -152,30 +152,31 @@ def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "I
 
 def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]]:
     """Samples (scene, question, answer) of each kind of `QUESTIONS`, about icons of held-out styles."""
-    from evotok.data.world.questions import Asker
+    from evotok.data.world.questions import QuestionSampler
     from evotok.data.world.scenes import SceneSampler
 
-    asker, sampler = Asker(world, canonical=True), SceneSampler(world, world.select("test"))
+    questions, sampler = QuestionSampler(world, canonical=True), SceneSampler(world, world.select("test"))
     chosen = []
     for number, kind in enumerate(QUESTIONS):
         rng = random.Random(f"{seed}/question {number}")
         while True:
             scene = sampler.free(rng, 1 if kind == "name" else rng.randint(2, 4))
-            if kind in asker.kinds(scene):
+            if kind in questions.kinds(scene):
                 break
-        question = asker.ask(rng, scene, kind, truth=number % 2 == 0)
+        question = questions.sample(rng, scene, kind, truth=number % 2 == 0)
         chosen.append((scene, question.text, question.answer))
     return chosen
 
 
 def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
     """Answers the questions of `choose_questions` in one batch."""
-    from evotok.data.world.records import image_record
+    from evotok.data.world.conversations import question_row
+    from evotok.data.world.questions import Question
     from evotok.inference import answer_questions
 
     chosen = [(render_image(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
-    records = [image_record(image, [(text, right)], "question") for image, text, right in chosen]
-    answers = answer_questions(model, processor, records)
+    rows = [question_row(image, [Question("question", text, right)], "question") for image, text, right in chosen]
+    answers = answer_questions(model, processor, rows)
     return [Answer(image, text, answer, right) for (image, text, right), answer in zip(chosen, answers, strict=True)]
 
 
@@ -234,13 +235,14 @@ def table(answers: list[Answer]):
 
 def choose_prompts(world: "World", seed: int) -> list[tuple[str, str]]:
     """Samples 16 pairs of prompt and note: scenes of seen and of held-out combinations, and emoji."""
-    from evotok.data.world.prompts import TRAIN_EMOJI_STYLES, Prompter, emoji_prompt
+    from evotok.data.world.icons import TRAIN_EMOJI_STYLES
+    from evotok.data.world.prompts import PromptSampler, emoji_prompt
 
     rng = random.Random(seed)
     prompts: list[tuple[str, str]] = []
     for held_out, note in ((False, SEEN), (True, NEW)):
-        prompter = Prompter(world, canonical=True, held_out=held_out)
-        prompts += [(prompter.sample(rng, kind).text, note) for kind in SCENE_PROMPTS]
+        sampler = PromptSampler(world, canonical=True, held_out=held_out)
+        prompts += [(sampler.sample(rng, kind).text, note) for kind in SCENE_PROMPTS]
     things = rng.sample([thing.index for thing in world.things if thing.emoji is not None], EMOJI)
     styles = [TRAIN_EMOJI_STYLES[number % len(TRAIN_EMOJI_STYLES)] for number in range(EMOJI)]
     return prompts + [

@@ -28,7 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from evotok.data.errors import visible
+from evotok.data.errors import escape_controls
 from evotok.eval.inference import (  # noqa: F401 - public names of this module too
     answer,
     answer_questions,
@@ -238,7 +238,7 @@ class VisibleStreamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Prints a piece of the answer."""
-        super().on_finalized_text(visible(text), stream_end)
+        super().on_finalized_text(escape_controls(text), stream_end)
 
 
 class StopSignal(StoppingCriteria):

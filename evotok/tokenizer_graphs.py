@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evotok.data.codes.fingerprint import fingerprint
+from evotok.data.code_shards import tokenizer_hash
 from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 
 
@@ -60,7 +60,7 @@ def export_programs(model: EvoTokVQModel) -> dict[str, torch.export.ExportedProg
 def write_onnx(model: EvoTokVQModel, folder: Path) -> list[Path]:
     """Writes `NAME.onnx` for each of `GRAPHS`, and `NAME.onnx.data` for weights of more than 2 GB, ONNX's limit.
 
-    Metadata of each file: `image_size`, `num_pixel_codebooks` and `tokenizer`, the fingerprint as in files of codes.
+    Metadata of each file: `image_size`, `num_pixel_codebooks` and `tokenizer`, its hash as in files of codes.
 
     Raises:
         ImportError: the packages of the extra `onnx` are not installed.
@@ -73,7 +73,7 @@ def write_onnx(model: EvoTokVQModel, folder: Path) -> list[Path]:
     metadata = {
         "image_size": str(config.image_size),
         "num_pixel_codebooks": str(config.num_pixel_codebooks),
-        "tokenizer": fingerprint(model),
+        "tokenizer": tokenizer_hash(model),
     }
     paths = []
     for name, program in export_programs(model).items():

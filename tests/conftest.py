@@ -1,12 +1,14 @@
 """Tiny models shared by the tests: 32 px images of 4 x 4 positions, 4 levels of 32 codes, 2 of them for pixels."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokProcessor
-from evotok.data.world.drawings import load_world
-from evotok.data.world.records import corpus
+from evotok.data.world.conversations import corpus
+from evotok.data.world.icons import load_world
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
@@ -137,8 +139,41 @@ def save_language_model(folder, **fields) -> None:
 
 @pytest.fixture(scope="session")
 def world():
-    """The embedded drawings."""
+    """The embedded world."""
     return load_world()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Records the scenes, emoji and chroma that data sets of the world show; scenes are not rendered, which is fast."""
+    from evotok.data.world import conversations, icons, images, preferences
+
+    found = {"scenes": [], "emoji": [], "chroma": []}
+    blank = np.zeros((64, 64, 3), np.uint8)
+
+    def render(world, scene, warp=None):
+        found["scenes"].append(scene)
+        return blank
+
+    def render_with_masks(world, scene, warp=None, chroma=1.0):
+        found["chroma"].append(chroma)
+        return render(world, scene), [np.full((item.size, item.size), 255, np.uint8) for item in scene.objects]
+
+    def place_emoji(world, rng, emoji, style, place=images.place_emoji):
+        found["emoji"].append((emoji, style))
+        return place(world, rng, emoji, style)
+
+    def emoji_image(world, emoji, style):
+        found["emoji"].append((emoji, style))
+        return Image.fromarray(blank)
+
+    for module in (conversations, images, preferences):
+        monkeypatch.setattr(module, "render", render)
+    for module in (conversations, images):
+        monkeypatch.setattr(module, "place_emoji", place_emoji)
+    monkeypatch.setattr(images, "render_with_masks", render_with_masks)
+    monkeypatch.setattr(icons.World, "emoji_image", emoji_image)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from conftest import TINY_VQ, build_tiny_model, tiny_config
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from evotok import EvoTokProcessor
-from evotok.data.world.records import corpus
+from evotok.data.world.conversations import corpus
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 

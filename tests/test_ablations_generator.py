@@ -10,7 +10,7 @@ from conftest import TINY_VQ
 from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.data.world.images import scene_pixels
 from evotok.data.world.palette import COLORS
-from evotok.data.world.splits import is_new_color_pair
+from evotok.data.world.scenes import is_held_out_color
 from evotok.training.ablations import generator as tokenizer_generator
 from evotok.training.ablations.generator import (
     PROMPTS,
@@ -47,10 +47,10 @@ def test_labels_are_disjoint_always_the_same_and_without_held_out_pairs(world):
     assert (len(taught), len(asked)) == (SCENES, PROMPTS) and not set(taught) & set(asked)
     assert (taught, asked) == split_labels(world)
     for label in [*taught, *asked]:
-        assert label.color != label.background and not is_new_color_pair(label.thing, COLORS[label.color])
+        assert label.color != label.background and not is_held_out_color(label.thing, COLORS[label.color])
     assert {label.thing for label in taught} == set(range(len(world.things)))
     scene = Label(3, 0, 4).scene(world)
-    assert (scene.background, [(i.thing, i.color, i.x, i.y, i.size) for i in scene.items]) == (
+    assert (scene.background, [(i.thing, i.color, i.x, i.y, i.size) for i in scene.objects]) == (
         "blue",
         [(3, "red", 16, 16, 32)],
     )

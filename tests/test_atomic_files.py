@@ -1,17 +1,17 @@
-"""Files that are whole or not there, whoever else writes them."""
+"""Atomic writes, with several writers and after errors."""
 
 import pytest
 
-from evotok.data import atomic_files as files
-from evotok.data.atomic_files import whole_file
+from evotok.data import atomic_files
+from evotok.data.atomic_files import atomic_file
 
 
-def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+def test_atomic_file_may_be_written_by_two_processes(tmp_path, monkeypatch):
     path = tmp_path / "new/file.txt"
-    with whole_file(path) as first:
+    with atomic_file(path) as first:
         first.write_text("half")
-        monkeypatch.setattr(files.os, "getpid", lambda: 7)
-        with whole_file(path) as second:
+        monkeypatch.setattr(atomic_files.os, "getpid", lambda: 7)
+        with atomic_file(path) as second:
             second.write_text("of the second")
         monkeypatch.undo()
         assert path.read_text() == "of the second"
@@ -19,8 +19,8 @@ def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
     assert path.read_text() == "of the first" and list(path.parent.iterdir()) == [path]
 
 
-def test_nothing_is_left_after_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "file.txt") as part:
+def test_atomic_file_leaves_nothing_after_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file.txt") as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

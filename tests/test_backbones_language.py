@@ -11,7 +11,7 @@ from test_training import TRAINING, losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
-from evotok.data.world.records import corpus
+from evotok.data.world.conversations import corpus
 from evotok.training.backbones import language as language_stage
 from evotok.training.backbones.language import padded_rows
 from evotok.training.multimodal.stages import build_multimodal

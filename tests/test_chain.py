@@ -8,7 +8,7 @@ from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
 from test_backbones_vision import TOWER
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
-from evotok.data.world.records import corpus
+from evotok.data.world.conversations import corpus
 from evotok.training.backbones import language as language_stage
 from evotok.training.backbones import vision as vision_stage
 from evotok.training.chain import ORDER, main, read_chain

@@ -20,8 +20,8 @@ from evotok.commands.codes import read_codes
 from evotok.commands.files import new_files, safe_name
 from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
-from evotok.data.codes.fingerprint import fingerprint
-from evotok.data.errors import visible
+from evotok.data.code_shards import tokenizer_hash
+from evotok.data.errors import escape_controls
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 from evotok.training.recipes import read_recipe
 
@@ -287,7 +287,7 @@ def test_chat_answers_once(checkpoint, here, capsys):
     printed = capsys.readouterr().out.strip()
     assert evotok(*words, "--json") == 0
     answer = json.loads(capsys.readouterr().out)["answer"]
-    assert answer and visible(answer) == printed, "escape sequences are spelled out"
+    assert answer and escape_controls(answer) == printed, "escape sequences are spelled out"
     assert "shorten the question" in refuse(capsys, *words, "--image", "red.png", "--image", "red.png")
 
 
@@ -338,11 +338,11 @@ def test_decode_beyond_the_pixel_levels_gives_a_note(tokenizer_only, codes_file,
 
 def test_fingerprint_is_of_the_encoder_and_codebooks_only(tokenizer_only):
     model, _ = load_tokenizer(str(tokenizer_only))
-    before = fingerprint(model)
+    before = tokenizer_hash(model)
     model.pixel_decoder.conv_out.bias.data.add_(1)
-    assert fingerprint(model) == before
+    assert tokenizer_hash(model) == before
     model.quantizer.codebooks[0].weight.data[0, 0].add_(1)
-    assert fingerprint(model) != before
+    assert tokenizer_hash(model) != before
 
 
 def test_demo_writes_its_images(checkpoint, here, capsys):

@@ -1,6 +1,5 @@
-"""EvoTokCollator: the processor's tokens and TRL's labels, caption dropout, bad records, lengths, codes."""
+"""Collators: the processor's tokens and TRL's labels, caption dropout, malformed rows, lengths, codes, images."""
 
-import base64
 import io
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 
 from evotok import EvoTokProcessor
-from evotok.data.collators import EvoTokCollator, pixels_of
+from evotok.data.collators import MAX_EMPTY_BATCHES, EmptyBatchFallback, EvoTokCollator, ImageCollator, pixels_of
 from evotok.data.conversations import load_conversations
 from evotok.processing import image_loading_evotok
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
@@ -29,36 +28,35 @@ def picture(seed, size=(SIZE, SIZE)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
 
 
-def say(text):
-    return {"type": "text", "text": text}
+def text(words):
+    return {"type": "text", "text": words}
 
 
-def asking(seed=0, answer="A red cat.", **kwargs):
-    messages = [{"role": "user", "content": [IMAGE, say("What?")]}, {"role": "assistant", "content": answer}]
+def question(seed=0, answer="A red cat.", **kwargs):
+    messages = [{"role": "user", "content": [IMAGE, text("What?")]}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "images": [picture(seed)], **kwargs}
 
 
-def drawing(seed=0, caption="Draw a dog.", **kwargs):
+def prompt(seed=0, caption="Draw a dog.", **kwargs):
     messages = [{"role": "user", "content": caption}, {"role": "assistant", "content": [IMAGE]}]
     return {"messages": messages, "images": [picture(seed)], **kwargs}
 
 
-def talk():
+def conversation():
     messages = [
         {"role": "system", "content": "Be <|im_end|> kind."},
-        {"role": "user", "content": [say("A "), IMAGE, say("and"), IMAGE]},
-        {"role": "assistant", "content": [say("Here: "), IMAGE]},
+        {"role": "user", "content": [text("A "), IMAGE, text("and"), IMAGE]},
+        {"role": "assistant", "content": [text("Here: "), IMAGE]},
         {"role": "user", "content": "What is <|image_pad|> this?"},
         {"role": "assistant", "content": "A dog."},
     ]
     return {"messages": messages, "images": [picture(1), picture(2, (9, 30)), picture(3)]}
 
 
-def filled(record):
+def with_images(row):
     """The messages with their images in place, as the processor takes them."""
-    images = iter(record["images"])
-    messages = []
-    for message in record["messages"]:
+    images, messages = iter(row["images"]), []
+    for message in row["messages"]:
         content = message["content"]
         if not isinstance(content, str):
             content = [{**part, "image": next(images)} if part["type"] == "image" else part for part in content]
@@ -66,119 +64,42 @@ def filled(record):
     return messages
 
 
-@pytest.mark.parametrize("make", [asking, drawing, talk])
-@pytest.mark.parametrize("system_prompt", [None, "Be kind."])
-def test_the_same_as_the_processor_gives(processor, make, system_prompt):
-    processor = EvoTokProcessor.from_parts(processor.tokenizer, SIZE, POSITIONS, system_prompt=system_prompt)
-    batch = EvoTokCollator(processor)([make()])
-    inputs = processor.apply_chat_template(
-        filled(make()), tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
-    )
-    labels = inputs["input_ids"].masked_fill(inputs.pop("assistant_masks") == 0, -100)
-    assert batch.pop("labels").equal(labels) and (labels != -100).any()
-    assert set(batch) == set(inputs)
-    for name, value in inputs.items():
-        torch.testing.assert_close(batch[name], value, atol=1e-6, rtol=0)
+def test_collator_gives_what_the_processor_gives(processor):
+    processor = EvoTokProcessor.from_parts(processor.tokenizer, SIZE, POSITIONS, system_prompt="Be kind.")
+    for make in (question, prompt, conversation):
+        batch = EvoTokCollator(processor)([make()])
+        inputs = processor.apply_chat_template(
+            with_images(make()), tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+        )
+        labels = inputs["input_ids"].masked_fill(inputs.pop("assistant_masks") == 0, -100)
+        assert batch.pop("labels").equal(labels) and set(batch) == set(inputs)
+        for name, value in inputs.items():
+            torch.testing.assert_close(batch[name], value, atol=1e-6, rtol=0)
+    image = "<|vision_start|>" + "<|image_gen|>" * POSITIONS + "<|vision_end|>"
+    assert processor.decode(labels[labels != -100]) == "Here: " + image + "<|im_end|>A dog.<|im_end|>"
 
 
-def forms(image, folder):
-    """The same image as every kind of part that names one."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    path, text = folder / "image.png", base64.b64encode(stream.getvalue()).decode()
-    path.write_bytes(stream.getvalue())
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return {
-        "PIL": {"type": "image", "image": image},
-        "path": {"type": "image", "path": str(path)},
-        "path object": {"type": "image", "image": path},
-        "bytes": {"type": "image", "bytes": stream.getvalue()},
-        "bytes of a data set": {"type": "image", "bytes": stream.getvalue(), "path": "elsewhere.png", "url": None},
-        "bytes in image": {"type": "image", "image": {"bytes": stream.getvalue(), "path": None}},
-        "base64": {"type": "image", "base64": text},
-        "base64 with its type": {"type": "image", "base64": f"data:image/png;base64,{text}"},
-        "data address": {"type": "image", "url": f"data:image/png;base64,{text}"},
-        "OpenAI's": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}", "detail": "low"}},
-        "OpenAI's, short": {"type": "image_url", "image_url": f"data:image/png;base64,{text}"},
-        "OpenAI's, a file": {"type": "image_url", "image_url": {"url": str(path)}},
-        "address as url": {"type": "image_url", "url": str(path)},
-        "tensor": {"type": "image", "image": tensor},
-        "tensor of 0 to 1": {"type": "image", "image": tensor / 255},
-        "array": {"type": "image", "image": np.array(image)},
-    }
-
-
-@pytest.mark.parametrize("role", ["user", "assistant"])
-def test_parts_are_read_as_the_processor_reads_them(processor, tmp_path, role):
-    expected = None
-    for name, part in forms(picture(4, (20, 30)), tmp_path).items():
-        shown, said = ([part, say("What?")], "A dog.") if role == "user" else ("Draw a dog.", [part])
-        messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": said}]
-        batch = EvoTokCollator(processor)([{"messages": messages, "images": []}])
-        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-        key = "pixel_values" if role == "user" else "generation_pixel_values"
-        expected = inputs[key] if expected is None else expected
-        assert inputs[key].equal(expected) and batch["input_ids"].equal(inputs["input_ids"]), name
-        torch.testing.assert_close(batch[key], expected, atol=1e-6, rtol=0, msg=name)
-
-
-def test_parts_that_are_ambiguous_or_no_image_are_refused_by_both(processor):
-    twice = {"type": "image", "path": "a.png", "url": "b.png"}
-    for part, reason in ((twice, "as path and as url"), ({"type": "video", "path": "a.mp4"}, "not supported")):
-        messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A."}]
-        for read in (lambda m: EvoTokCollator(processor)([{"messages": m}]), processor.apply_chat_template):
-            with pytest.raises(ValueError, match=reason):
-                read(messages)
-    broken = [{"role": "user", "content": [{"type": "image", "base64": "%"}]}, {"role": "assistant", "content": "A."}]
-    with pytest.raises(ValueError, match="base64 that is none"):
-        processor.apply_chat_template(broken, tokenize=True)
-    collator = EvoTokCollator(processor)
-    assert len(collator([asking(), {"messages": broken}])["input_ids"]) == 1 and collator.skipped == {"image": 1}
-
-
-def test_addresses_are_fetched_in_training_only_if_allowed(processor, monkeypatch):
+def test_collator_fetches_remote_images_only_if_allowed(processor, monkeypatch):
     stream = io.BytesIO()
     picture(4).save(stream, "PNG")
     monkeypatch.setattr(image_loading_evotok, "_download", lambda address, name: stream.getvalue())
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     messages = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "A dog."}]
-    records = [asking(), {"messages": messages}, {**asking(), "images": ["http://example.org/b.png"]}]
+    rows = [question(), {"messages": messages}, {**question(), "images": ["http://example.org/b.png"]}]
     collator = EvoTokCollator(processor)
-    assert len(collator(records)["input_ids"]) == 1 and collator.skipped == {"image": 2}
-    assert len(EvoTokCollator(processor, allow_remote_images=True)(records)["input_ids"]) == 3
-    assert processor.apply_chat_template(messages, tokenize=True, return_dict=True)["pixel_values"]
-    closed = EvoTokProcessor.from_parts(processor.tokenizer, SIZE, POSITIONS, allow_remote_images=False)
-    with pytest.raises(ValueError, match="addresses are not fetched here"):
-        closed.apply_chat_template(messages, tokenize=True)
+    assert len(collator(rows)["input_ids"]) == 1 and collator.skipped == {"image": 2}
+    assert len(EvoTokCollator(processor, allow_remote_images=True)(rows)["input_ids"]) == 3
 
 
-@pytest.mark.parametrize("key", ["tools", "video"])
-def test_records_of_something_else_are_refused(processor, key):
-    with pytest.raises(ValueError, match=f"record 7: {key}: conversations hold text and images alone"):
-        EvoTokCollator(processor)([{**asking(), "id": 7, key: ["a"]}])
+def test_collator_trains_on_everything_but_input_images(processor):
+    labels = EvoTokCollator(processor, train_on="all")([conversation()])["labels"][0]
+    assert (labels == -100).sum() == 2 * POSITIONS
+    with pytest.raises(ValueError, match="train_on='user' assistant or all"):
+        EvoTokCollator(processor, train_on="user")
 
 
-def test_targets_are_the_assistants_turns(processor):
-    labels = EvoTokCollator(processor)([talk()])["labels"][0]
-    said = processor.decode(labels[labels != -100])
-    image = "<|vision_start|>" + "<|image_gen|>" * POSITIONS + "<|vision_end|>"
-    assert said == "Here: " + image + "<|im_end|>A dog.<|im_end|>"
-    labels = EvoTokCollator(processor, train_on="all")([talk()])["labels"][0]
-    assert (labels == -100).sum() == 2 * POSITIONS  # all but the images given
-
-
-def test_trl_collates_the_same(processor):
-    sft_trainer = pytest.importorskip("trl.trainer.sft_trainer")
-    theirs = sft_trainer.DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)
-    records = [asking(0), asking(1, "No.")]
-    batch, expected = EvoTokCollator(processor)(records), theirs(records)
-    assert set(batch) == set(expected)
-    for name, value in batch.items():
-        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0)
-
-
-def test_rows_are_padded_on_the_right(processor):
-    batch = EvoTokCollator(processor)([asking(0, "A."), talk(), drawing(1), drawing(2)])
+def test_collator_pads_on_the_right(processor):
+    batch = EvoTokCollator(processor)([question(0, "A."), conversation(), prompt(1), prompt(2)])
     lengths = batch["attention_mask"].sum(1)
     assert batch["attention_mask"].equal((torch.arange(lengths.max()) < lengths[:, None]).long())
     padding = batch["attention_mask"] == 0
@@ -189,142 +110,153 @@ def test_rows_are_padded_on_the_right(processor):
     assert batch["generation_pixel_values"].equal(expected)
 
 
-def test_codes_stand_for_written_images(processor):
+def test_collator_takes_codes_for_generated_images(processor):
     codes = np.arange(POSITIONS * 2, dtype=np.uint16).reshape(POSITIONS, 2)
-    both = {**talk(), "images": [picture(0), picture(1)], "codes": codes[None] + 9}
-    batch = EvoTokCollator(processor)([{**drawing(), "images": [], "codes": codes}, both, asking()])
+    both = {**conversation(), "images": [picture(0), picture(1)], "codes": codes[None] + 9}
+    batch = EvoTokCollator(processor)([{**prompt(), "images": [], "codes": codes}, both, question()])
     assert batch["generation_codes"].dtype == torch.long
     assert batch["generation_codes"].tolist() == [codes.tolist(), (codes + 9).tolist()]
     assert batch["pixel_values"].shape[0] == 3 and "generation_pixel_values" not in batch
-    with pytest.raises(ValueError, match="record 5: codes of shape"):
-        EvoTokCollator(processor)([{**drawing(), "id": 5, "images": [], "codes": codes[:2]}])
+    with pytest.raises(ValueError, match="row 5: codes of shape"):
+        EvoTokCollator(processor)([{**prompt(), "id": 5, "images": [], "codes": codes[:2]}])
     with pytest.raises(ValueError, match="give one kind"):
-        EvoTokCollator(processor)([{**drawing(), "images": [], "codes": codes}, drawing()])
+        EvoTokCollator(processor)([{**prompt(), "images": [], "codes": codes}, prompt()])
 
 
 # --- caption dropout --------------------------------------------------------------------------------------------------
 
 
-def prompt_of(batch, processor, row):
-    """Ids up to the first image position that is written."""
-    ids = batch["input_ids"][row].tolist()
-    return ids[: ids.index(processor.image_generation_token_id)]
-
-
-@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be kind."}]])
-def test_dropped_caption_is_the_negative_prompt(processor, system):
-    record = drawing()
-    record["messages"] = system + record["messages"]
-    batch = EvoTokCollator(processor, caption_dropout=1.0)([record])
+def test_caption_dropout_gives_the_negative_prompt_of_text_to_image_rows(processor):
+    row = prompt()
+    row["messages"] = [{"role": "system", "content": "Be kind."}, *row["messages"]]
+    dropped, kept = EvoTokCollator(processor, caption_dropout=1.0)([row]), EvoTokCollator(processor)([row])
     inputs = processor.apply_chat_template(
-        record["messages"][:-1], generation_mode="image", tokenize=True, return_dict=True
+        row["messages"][:-1], generation_mode="image", tokenize=True, return_dict=True
     )
-    assert prompt_of(batch, processor, 0) == inputs["negative_prompt_ids"][0]
-    kept = EvoTokCollator(processor)([record])
-    assert prompt_of(kept, processor, 0) == inputs["input_ids"][0]
-    said = [batch["labels"][batch["labels"] != -100], kept["labels"][kept["labels"] != -100]]
-    assert said[0].equal(said[1])
-
-
-def test_only_text_to_image_loses_its_text(processor):
-    others = [asking(), talk()]
+    for batch, expected in ((dropped, inputs["negative_prompt_ids"][0]), (kept, inputs["input_ids"][0])):
+        ids = batch["input_ids"][0].tolist()
+        assert ids[: ids.index(processor.image_generation_token_id)] == expected
+    targets = [batch["labels"][batch["labels"] != -100] for batch in (dropped, kept)]
+    assert targets[0].equal(targets[1])
+    others = [question(), conversation()]
     dropped, kept = EvoTokCollator(processor, caption_dropout=1.0)(others), EvoTokCollator(processor)(others)
     assert dropped["input_ids"].equal(kept["input_ids"])
 
 
-def dropped_rows(processor, records, **kwargs):
-    lengths = EvoTokCollator(processor, caption_dropout=0.3, **kwargs)(records)["attention_mask"].sum(1)
-    return (lengths < lengths.max()).tolist()
+def test_caption_dropout_follows_the_index_or_torch(processor):
+    def dropped(rows, **kwargs):
+        lengths = EvoTokCollator(processor, caption_dropout=0.3, **kwargs)(rows)["attention_mask"].sum(1)
+        return (lengths < lengths.max()).tolist()
 
-
-def test_dropout_follows_the_index(processor):
-    records = [drawing(caption="Draw a dog, please. Draw.", index=index) for index in range(200)]
-    rows = dropped_rows(processor, records)
-    assert 35 <= sum(rows) <= 85
-    assert dropped_rows(processor, records[::-1]) == rows[::-1]
-    assert dropped_rows(processor, records, seed=1) != rows
-
-
-def test_dropout_without_index_follows_torch(processor):
-    records = [drawing(caption="Draw a dog, please. Draw.") for _ in range(50)]
+    rows = [prompt(caption="Draw a dog, please. Draw.", index=index) for index in range(200)]
+    by_index = dropped(rows)
+    assert 35 <= sum(by_index) <= 85
+    assert dropped(rows[::-1]) == by_index[::-1] and dropped(rows, seed=1) != by_index
+    rows = [prompt(caption="Draw a dog, please. Draw.") for _ in range(50)]
     torch.manual_seed(0)
-    state = torch.get_rng_state()
-    rows = dropped_rows(processor, records)
-    torch.set_rng_state(state)
-    assert dropped_rows(processor, records) == rows
-    assert dropped_rows(processor, records) != rows
+    by_torch = dropped(rows)
+    assert dropped(rows) != by_torch
+    torch.manual_seed(0)
+    assert dropped(rows) == by_torch
 
 
-# --- records that do not fit ------------------------------------------------------------------------------------------
+# --- rows that cannot be used -----------------------------------------------------------------------------------------
 
 
-def test_corrupt_images_are_skipped_and_counted(processor, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    bad = {**asking(), "images": [str(tmp_path / "bad.png")]}
-    collator = EvoTokCollator(processor)
-    with pytest.raises(ValueError, match="Nothing in the batch can be used"):
-        collator([bad])
-    batch = collator([bad, asking(1), bad])
-    assert batch["input_ids"].shape[0] == batch["pixel_values"].shape[0] == 1
-    again = collator([bad])
-    assert all(again[name].equal(batch[name]) for name in batch)
-    assert collator.skipped == {"image": 4}
-    with pytest.raises(ValueError, match="batches can be used"):
-        for _ in range(100):
-            collator([bad])
+def test_fallback_repeats_the_last_usable_row_for_some_batches():
+    fallback = EmptyBatchFallback(limit=3)
+    with pytest.raises(ValueError, match=r"Nothing in the batch can be used, \{'image': 2\} so far: check"):
+        fallback.fill([], {"image": 2})
+    assert fallback.fill(["a", "b"], {}) == ["a", "b"]
+    assert [fallback.fill([], {}) for _ in range(2)] == [["b"], ["b"]]
+    assert fallback.fill(["c"], {}) == ["c"], "which begins the count anew"
+    assert [fallback.fill([], {}) for _ in range(2)] == [["c"], ["c"]]
+    with pytest.raises(ValueError, match=r"Nothing in the last 3 batches can be used, \{'image': 9\} so far"):
+        fallback.fill([], {"image": 9})
 
 
-def test_data_set_goes_in_as_it_is(processor, tmp_path):
+def test_collator_skips_and_counts_corrupt_images(processor, tmp_path):
     picture(0).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"no image")
     turns = '[{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A red cat."}]'
     lines = [f'{{"id": "{name}", "image": "{name}.png", "conversations": {turns}}}' for name in (0, 1, 2)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    good, bad, missing = load_conversations(tmp_path / "data.jsonl", cache_dir=tmp_path / "cache")
     collator = EvoTokCollator(processor)
-    batch = collator(list(load_conversations(tmp_path / "data.jsonl", cache_dir=tmp_path / "cache")))
-    expected = EvoTokCollator(processor)([asking()])
-    assert collator.skipped == {"image": 2}
-    assert all(batch[name].equal(expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="Nothing in the batch can be used"):
+        collator([bad])
+    batch, expected = collator([bad, good, missing]), EvoTokCollator(processor)([question()])
+    again = collator([bad])
+    assert all(again[name].equal(batch[name]) and batch[name].equal(expected[name]) for name in expected)
+    assert collator.skipped == {"image": 4}
 
 
-def test_long_text_is_cut_and_images_never(processor):
-    length = EvoTokCollator(processor)([asking()])["input_ids"].shape[1]
+def test_collator_truncates_text_but_no_image(processor):
+    length = EvoTokCollator(processor)([question()])["input_ids"].shape[1]
     collator = EvoTokCollator(processor, max_length=length)
-    batch = collator([asking(answer="A red cat. " * 9)])
+    batch = collator([question(answer="A red cat. " * 9)])
     assert batch["input_ids"].shape[1] == length and batch["labels"][0, -1] != -100
     assert batch["pixel_values"].shape[0] == 1
-    late = {"messages": [*asking()["messages"], *drawing()["messages"]], "images": [picture(0), picture(1)]}
-    batch = collator([late, asking(), asking(answer="")])
+    late = {"messages": [*question()["messages"], *prompt()["messages"]], "images": [picture(0), picture(1)]}
+    batch = collator([late, question(), question(answer="")])
     assert collator.skipped == {"length": 1} and batch["input_ids"].shape[0] == 2
-    question = asking()
-    question["messages"][0]["content"].append(say("What is this? " * 20))
-    collator([question, asking()])
+    long = question()
+    long["messages"][0]["content"].append(text("What is this? " * 20))
+    collator([long, question()])
     assert collator.skipped == {"length": 1, "target": 1}
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "message"),
     [
-        ({"images": []}, "record 3: 0 images for 1 image parts"),
-        ({"images": [picture(0)] * 2}, "record 3: 2 images for 1 image parts"),
-        ({"messages": []}, "record 3: A conversation is a list"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, "record 3: .*robot"),
+        ({"images": []}, "row 3: 0 images for 1 image parts"),
+        ({"images": [picture(0)] * 2}, "row 3: 2 images for 1 image parts"),
+        ({"messages": []}, "row 3: A conversation is a list"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "row 3: .*robot"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]}]},
+            "as path and as url",
+        ),
+        ({"video": ["a"]}, "row 3: video: conversations hold text and images alone"),
     ],
 )
-def test_malformed_records_are_named(processor, change, reason):
-    with pytest.raises(ValueError, match=reason):
-        EvoTokCollator(processor)([asking(), {**asking(), "id": 3, **change}])
-
-
-@pytest.mark.parametrize("kwargs", [{"caption_dropout": 1.5}, {"train_on": "user"}])
-def test_arguments_are_checked(processor, kwargs):
-    with pytest.raises(ValueError):
-        EvoTokCollator(processor, **kwargs)
+def test_collator_refuses_malformed_rows(processor, change, message):
+    with pytest.raises(ValueError, match=message):
+        EvoTokCollator(processor)([question(), {**question(), "id": 3, **change}])
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (9, 30)])
-def test_pixels_are_the_image_processors(processor, size):
+def test_pixels_of_are_those_of_the_image_processor(processor, size):
     images = [picture(seed, size) for seed in range(3)]
     expected = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     for given in (images, [np.asarray(image) for image in images]):
         torch.testing.assert_close(pixels_of(given, processor.image_processor), expected, atol=1e-6, rtol=0)
+
+
+# --- images alone -----------------------------------------------------------------------------------------------------
+
+
+def test_image_collator_skips_bad_images_and_reads_odd_modes(tmp_path):
+    modes = {"rgba": "RGBA", "palette": "P", "grey16": "I;16", "bilevel": "1", "cmyk": "CMYK"}
+    for name, mode in modes.items():
+        Image.new(mode, (40, 50)).save(tmp_path / f"{name}.{'tiff' if mode == 'CMYK' else 'png'}")
+    (tmp_path / "corrupt.jpg").write_bytes(b"\xff\xd8 no image")
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    Image.new("L", (4000, 2)).save(tmp_path / "strip.png")
+    paths = sorted(tmp_path.iterdir())
+    collator = ImageCollator(size=32)
+    batch = collator([{"id": path.name, "index": n, "images": [str(path)]} for n, path in enumerate(paths)])
+    assert batch["pixel_values"].shape == (len(modes), 3, 32, 32) and collator.skipped == {"image": 3}
+    empty = {"id": "x", "index": 0, "images": []}
+    assert collator([empty])["pixel_values"].shape[0] == 1 and collator.skipped["no_image"] == 1
+    with pytest.raises(ValueError, match=f"Nothing in the last {MAX_EMPTY_BATCHES} batches can be used"):
+        for _ in range(MAX_EMPTY_BATCHES):
+            collator([empty])
+
+
+def test_image_collator_crops_by_seed_and_index():
+    image = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (50, 1)))
+    row = {"id": "x", "index": 5, "images": [image]}
+    one, again = (ImageCollator(32, seed=1)([row])["pixel_values"] for _ in range(2))
+    other = ImageCollator(32, seed=1)([row | {"index": 6}])["pixel_values"]
+    assert (one == again).all() and (one != other).any()

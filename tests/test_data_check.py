@@ -1,4 +1,4 @@
-"""`evotok data check`."""
+"""`evotok data check` on sources with faults of every kind."""
 
 import json
 
@@ -14,7 +14,7 @@ def recipe(tmp_path, *sources):
     return str(path)
 
 
-def test_data_check_prints_facts_and_writes_sheets(tmp_path, capsys):
+def test_data_check_reports_rows_and_shows_images(tmp_path, capsys):
     images, llava = tmp_path / "pictures", tmp_path / "llava"
     write_images(images, *(f"red-{n}.png" for n in range(3)))
     (images / "bad.png").write_bytes(b"no")
@@ -22,21 +22,27 @@ def test_data_check_prints_facts_and_writes_sheets(tmp_path, capsys):
     (llava / "1.png").write_bytes(picture("blue"))
     rows = [{"id": "1", "image": "1.png", "conversations": TURNS}, {"id": "2", "image": "1.png", "conversations": []}]
     (llava / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
+    pair = {"image": {"bytes": picture(), "path": None}, "question": "Why?", "chosen": "Red.", "rejected": "Blue."}
+    write_parquet(tmp_path / "pairs/a.parquet", [pair])
     path = recipe(
         tmp_path,
         {"source": "image-folder", "path": str(images), "weight": 2},
         {"source": "llava-pretrain", "path": str(llava)},
+        {"source": "rlaif-v", "path": str(tmp_path / "pairs")},
     )
     assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "image-folder, weight 2" in out and "3 images, 40 x 30 to 40 x 30 pixels" in out
-    assert "skipped 1" in out and "bad.png" in out
-    assert "2 rows read: 1 records" in out and "at least one turn" in out and "user: <image>What colour?" in out
-    assert "558,128 samples published" in out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"image-folder.png", "llava-pretrain.png"}
+    for line in (
+        *("image-folder, weight 2", "3 images, 40 x 30 to 40 x 30 pixels", "skipped 1", "bad.png"),
+        *("2 rows read: 1 usable", "at least one turn", "user: <image>What colour?", "558,128 rows published"),
+        *("user: <image>Why?", "assistant: Red.", "rejected: Blue."),
+    ):
+        assert line in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"image-folder.png", "llava-pretrain.png", "rlaif-v.png"}
 
 
-def test_data_check_of_a_bad_source_exits_with_2_after_the_others(tmp_path, capsys):
+def test_data_check_ends_with_code_2_after_all_sources(tmp_path, capsys):
     images = tmp_path / "pictures"
     write_images(images, "red.png")
     path = recipe(tmp_path, {"source": "cambrian", "path": "nowhere"}, {"source": "image-folder", "path": str(images)})
@@ -53,17 +59,3 @@ def test_data_check_of_a_bad_source_exits_with_2_after_the_others(tmp_path, caps
     assert facts["pictures"] == [str(tmp_path / "again" / "image-folder.png")]
     assert main(["data", "check", "configs/mini/sft.yaml"]) == 2
     assert "data.name is 'world'" in capsys.readouterr().err
-
-
-def test_data_check_of_preferences_prints_both_answers(tmp_path, capsys):
-    row = {
-        "image": {"bytes": picture(), "path": None},
-        "question": "What colour?",
-        "chosen": "Red.",
-        "rejected": "Blue.",
-    }
-    write_parquet(tmp_path / "pairs/a.parquet", [row])
-    path = recipe(tmp_path, {"source": "rlaif-v", "path": str(tmp_path / "pairs")})
-    assert main(["data", "check", path, "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert "user: <image>What colour?" in out and "assistant: Red." in out and "rejected: Blue." in out

@@ -1,14 +1,15 @@
-"""What an error says to people: one line."""
+"""Error messages as single lines, and text without control characters."""
 
 import argparse
 import json
 import re
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from evotok.commands.terminal import print_results
-from evotok.data.errors import one_line, visible, visible_json
+from evotok.data.errors import escape_controls, escape_controls_json, one_line, reason, row_reason
 from evotok.inference import VisibleStreamer
 
 
@@ -26,44 +27,42 @@ class Failing(torch.utils.data.Dataset):
             raise self.error from None
 
 
-def said(error):
-    try:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n    lines: of it"), "two lines: of it"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no start"), "'utf-8' codec can't decode"),
+    ],
+)
+def test_one_line_of_a_loaders_worker_has_no_traceback(error, line):
+    with pytest.raises(Exception, match="Traceback") as found:
         next(iter(DataLoader(Failing(error), num_workers=1)))
-    except Exception as found:  # noqa: BLE001 - whatever it comes back as
-        assert "Traceback" in str(found)
-        return one_line(found)
+    assert one_line(found.value).startswith(line)
 
 
-def test_what_a_worker_raises_is_said_as_the_worker_would():
-    assert said(ValueError("a.tar: gone: put it back.")) == "a.tar: gone: put it back."
-    assert said(ValueError("two\n    lines: of it")) == "two lines: of it"
-    assert said(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no start")).startswith("'utf-8' codec can't decode")
-
-
-def test_other_messages_stay_and_nothing_moves_the_cursor():
+def test_one_line_escapes_and_names_files():
     assert one_line(ValueError("DataLoader worker (pid 7) is gone")) == "DataLoader worker (pid 7) is gone"
     assert one_line(ValueError("a\x1b[2Jb\nc")) == "a\\x1b[2Jb c"
     assert one_line(FileNotFoundError(2, "No such file", "a.tar")) == "a.tar: no such file: check the path."
-    assert one_line(ValueError()) == "ValueError"
+    assert one_line(ValueError()) == reason(ValueError()) == "ValueError"
+    assert len(one_line(ValueError("x" * 9000))) < 500 and reason(ValueError("a\n b"), 2) == "a "
+    assert row_reason(KeyError("key")) == "no column 'key'" and row_reason(ValueError("x")) == "x"
 
 
 ODD = "a\x1b[2Jb\x9b31m\x07 \u202edlrow \u200e\ud83d\u2028 end"
 
 
-def test_what_a_terminal_would_obey_is_spelled_out():
-    said = visible(f"{ODD}\n\tsecond line")
-    assert said == "a\\x1b[2Jb\\x9b31m\\x07 \\u202edlrow \\u200e\\ud83d\\u2028 end\n\tsecond line"
-    assert visible("a café, 青い、 👩\u200d💻\n") == "a café, 青い、 👩\u200d💻\n", "and nothing else"
-
-
-def test_json_stays_json():
+def test_escape_controls_keeps_other_text_and_json():
+    line = escape_controls(f"{ODD}\n\tsecond line")
+    assert line == "a\\x1b[2Jb\\x9b31m\\x07 \\u202edlrow \\u200e\\ud83d\\u2028 end\n\tsecond line"
+    assert escape_controls("a café, 青い、 👩\u200d💻\n") == "a café, 青い、 👩\u200d💻\n"
     facts = {"first": ODD, "other": "a café\n"}
-    said = visible_json(json.dumps(facts, ensure_ascii=False))
-    assert json.loads(said) == facts and "café" in said
-    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\ud83d]", said)
+    line = escape_controls_json(json.dumps(facts, ensure_ascii=False))
+    assert json.loads(line) == facts and "café" in line
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e\ud83d]", line)
 
 
-def test_commands_say_nothing_else(capsys):
+def test_commands_print_no_control_characters(capsys):
     print_results(argparse.Namespace(json=False), {}, [ODD])
     print_results(argparse.Namespace(json=True), {"text": ODD}, [])
     assert "\x1b" not in capsys.readouterr().out.replace("\\x1b", "")

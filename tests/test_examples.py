@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_world_prompts import Reader
+from test_world_prompts import Parser
 
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS, find_examples, has_plain_background, world_scenes
 from evotok.cli import COMMANDS, EPILOG
-from evotok.data.world.drawings import EMOJI_STYLES
+from evotok.data.world.icons import EMOJI_STYLES
 from evotok.data.world.prompts import Prompt
-from evotok.data.world.questions import WORDINGS, Asker
+from evotok.data.world.questions import WORDINGS, QuestionSampler
 from evotok.data.world.scenes import tidy_scene
 from evotok.eval.mini.scene_detector import SceneDetector, faults
 from evotok.inference import answer_questions, generate_images
@@ -81,7 +81,7 @@ def find_faults(world, prompt, image):
         nearest, style = shown[np.square(pixels - np.asarray(image)).sum((1, 2, 3)).argmin()]
         wanted = world.thing(emoji[1]).emoji
         return [] if nearest == wanted else [f"{world.emoji_names[nearest]} in {EMOJI_STYLES[style]} style"]
-    background, items = Reader(world).read(prompt)
+    background, items = Parser(world).parse(prompt)
     upright = " above " in prompt or " below " in prompt
     scene = tidy_scene(world, [(thing, color) for thing, color, *_ in items], background, upright)
     kind = "position_background" if re.search(r" (left of|right of|above|below) ", prompt) else "colors"
@@ -97,15 +97,15 @@ def test_images_of_example_prompts_are_right(mini, world, prompt):
 
 @pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
 def test_answers_to_example_questions_are_right(mini, world, number):
-    from evotok.data.world.records import image_record
+    from evotok.data.world.conversations import question_row
     from evotok.data.world.scenes import render
     from evotok.eval.metrics import normalize_answer
 
     scene, question = world_scenes(world)[number], WORLD_QUESTIONS[number]
     kind = next(kind for kind, wordings in WORDINGS.items() if question == wordings[0])
-    right = Asker(world, canonical=True).ask(random.Random(0), scene, kind).answer
-    [answer] = answer_questions(*mini, [image_record(render(world, scene), [(question, right)], kind)])
-    assert normalize_answer(answer) == normalize_answer(right)
+    right = QuestionSampler(world, canonical=True).sample(random.Random(0), scene, kind)
+    [answer] = answer_questions(*mini, [question_row(render(world, scene), [right], kind)])
+    assert normalize_answer(answer) == normalize_answer(right.answer)
 
 
 # --- scope of the model -----------------------------------------------------------------------------------------------

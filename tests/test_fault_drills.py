@@ -26,7 +26,7 @@ from test_streaming import corpus, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 
 from evotok import EvoTokVQModel
-from evotok.data.streams.last_good import MAX_BARREN
+from evotok.data.collators import MAX_EMPTY_BATCHES
 from evotok.training.multimodal.stages import build_multimodal
 from evotok.training.recipes import read_recipe
 from evotok.training.resuming.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
@@ -269,7 +269,7 @@ def test_a_group_whose_pictures_are_gone_does_not_go_on_with_the_last_ones(serve
     told = [*words("unified", engine), sources, "training.max_steps=200", "training.save_steps=10"]
     ended = server.run(*told, f"training.output_dir={tmp_path / 'run'}", harm=Gone(1, 3, tmp_path / "pictures"))
     assert 0 not in ended.codes and 2 in ended.codes, ended.said[-3000:]
-    assert f"evotok train: Nothing in the last {MAX_BARREN} batches can be used" in ended.said
+    assert f"evotok train: Nothing in the last {MAX_EMPTY_BATCHES} batches can be used" in ended.said
     assert len(losses(tmp_path / "run")) < 60
 
 

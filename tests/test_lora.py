@@ -16,8 +16,8 @@ from evotok import EvoTokForConditionalGeneration, EvoTokProcessor
 from evotok.cli import main as cli
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal, load_tokenizer
 from evotok.data.collators import EvoTokCollator
-from evotok.data.world.drawings import load_world
-from evotok.data.world.records import WorldRecords
+from evotok.data.world.conversations import WorldConversations
+from evotok.data.world.icons import load_world
 from evotok.training.multimodal.stages import _load_checkpoint
 from evotok.training.train import main
 from evotok.training.trainer import EvoTokTrainer
@@ -52,7 +52,7 @@ def first(recipes):  # noqa: F811
 def batch(first):
     """Images given and images written, with targets for both heads."""
     world = load_world()
-    records = [WorldRecords(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
+    records = [WorldConversations(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
     return EvoTokCollator(EvoTokProcessor.from_pretrained(first))(records)
 
 

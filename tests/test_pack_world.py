@@ -1,4 +1,4 @@
-"""The packer of the drawings, without its packages: margins, shapes, sheets, and the attribution that it writes."""
+"""tools/pack_world.py without its packages: masks, sheets, and the attribution of icons and emoji images."""
 
 import io
 import json
@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evotok.data.world.drawings import _tiles
+from evotok.data.world.icons import EMOJI_STYLES, _tiles
 from tools import pack_world
 from tools.pack_world import differences, emoji_images, lay_out, licenses_text, normalize, pack, render_icon, shape_of
 
 
-def test_margins_go_and_the_shape_is_in_the_middle():
+def test_icons_become_masks_of_their_ink_without_margins():
+    image = Image.new("RGBA", (5, 1))
+    for x, color in enumerate([(0, 0, 0, 255), (60, 60, 60, 200), (255, 255, 255, 255), (127, 127, 127, 255)]):
+        image.putpixel((x, 0), color)
+    assert shape_of(image).tolist() == [[255, 200, 0, 128, 0]], "white cuts holes"
     alpha = np.zeros((96, 96), np.uint8)
     alpha[10:42, 50:66] = 255  # twice as high as wide
     alpha[80, 5] = 16  # a trace of a margin
@@ -23,25 +27,7 @@ def test_margins_go_and_the_shape_is_in_the_middle():
     assert covered.any(1).all() and covered.any(0).sum() == 32 and covered[:, 16:48].all()
 
 
-def test_masks_are_resized_by_a_filter_that_suits_their_size(monkeypatch):
-    used = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, filter_: used.append(filter_) or resize(self, size, filter_)
-    )
-    for side in (96, 127, 128, 200):
-        normalize(np.full((side, side), 255, np.uint8), 64)
-    assert used == [Image.Resampling.BICUBIC] * 2 + [Image.Resampling.BOX] * 2
-
-
-def test_white_cuts_holes_and_dark_colors_are_ink():
-    image = Image.new("RGBA", (5, 1))
-    for x, color in enumerate([(0, 0, 0, 255), (60, 60, 60, 200), (255, 255, 255, 255), (127, 127, 127, 255)]):
-        image.putpixel((x, 0), color)
-    assert shape_of(image).tolist() == [[255, 200, 0, 128, 0]]
-
-
-def test_an_alias_is_its_parent_turned(monkeypatch):
+def test_render_icon_turns_the_parent_of_an_alias(monkeypatch):
     seen = []
 
     def render(body, view, size):
@@ -70,7 +56,7 @@ def archive(path, **files):
     return path
 
 
-def test_emoji_are_found_by_their_code(tmp_path, monkeypatch):
+def test_emoji_images_are_found_by_their_code(tmp_path, monkeypatch):
     colors = {"<house/>": "blue", "<bin/>": "green"}
     monkeypatch.setattr(
         pack_world, "render_svg", lambda body, view, size: Image.new("RGBA", (size, size), colors[body])
@@ -87,10 +73,10 @@ def test_emoji_are_found_by_their_code(tmp_path, monkeypatch):
             member = tarfile.TarInfo(f"package/assets/{code}.webp")
             member.size = len(picture.getvalue())
             tar.addfile(member, io.BytesIO(picture.getvalue()))
-    assert not emoji_images(manifest, tmp_path / "b.tgz", 4).any(), "what is not seen is black"
+    assert not emoji_images(manifest, tmp_path / "b.tgz", 4).any(), "invisible colours are black"
 
 
-def test_a_sheet_is_read_as_it_was_laid_out(tmp_path):
+def test_lay_out_and_differences_of_a_sheet(tmp_path):
     tiles = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 4), dtype=np.uint8)
     tiles[..., 3] |= 1
     sheet = lay_out(tiles, columns=3)
@@ -105,20 +91,27 @@ def test_a_sheet_is_read_as_it_was_laid_out(tmp_path):
     other[:2, ..., 3] = 0
     lay_out(other, 3).save(tmp_path / "b.webp", lossless=True)
     other[:2, ..., :3] = 7
-    assert differences(lay_out(other, 3), tmp_path / "b.webp", 8) == 0, "colours that nobody sees do not count"
+    assert differences(lay_out(other, 3), tmp_path / "b.webp", 8) == 0, "invisible colours do not count"
     assert differences(lay_out(tiles[:3], 3), tmp_path / "a.webp", 8) == 3
 
 
-def test_the_committed_attribution_is_what_it_writes(world):
+def test_licenses_text_is_the_committed_one_and_has_every_set(world):
     manifest = json.loads((world.root / "world.json").read_text(encoding="utf-8"))
-    assert (world.root / "LICENSES.md").read_text(encoding="utf-8") == licenses_text(manifest)
+    text = licenses_text(manifest)
+    assert (world.root / "LICENSES.md").read_text(encoding="utf-8") == text
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    used = {manifest["styles"][style]["set"]: manifest["styles"][style] for _, style, _, _ in manifest["drawings"]}
+    assert len(used) > 100 and set(used) | {f"{style}.webp" for style in EMOJI_STYLES} == set(lines)
+    for name, style in used.items():
+        assert all(style[key] in lines[name] for key in ("title", "author", "licence")), name
+        assert f"## {style['licence']}\n" in text
     for style in manifest["styles"]:
         style["licence"] = "LGPL"
     with pytest.raises(KeyError, match="LGPL"):
         licenses_text(manifest)
 
 
-def test_a_folder_is_compared_or_written(tmp_path, monkeypatch):
+def test_pack_writes_or_compares_a_folder(tmp_path, monkeypatch):
     style = dict.fromkeys(("author_url", "licence_url", "upstream_version"), "")
     style |= {"set": "s", "title": "S", "author": "A", "licence": "MIT"}
     manifest = {"size": 64, "columns": 2, "emoji_columns": 2, "emoji": [["a", "1F3E0"]], "styles": [style]}

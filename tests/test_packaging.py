@@ -66,7 +66,7 @@ def test_data_files_are_packed(metadata, top):
 
 def test_assets_are_beside_the_data_of_a_checkout():
     """`assets` is two folders above the world: in the root of a checkout, or in the installed package."""
-    from evotok.data.world.drawings import World
+    from evotok.data.world.icons import World
 
     assert World().root == ROOT / "assets" / "world"
 

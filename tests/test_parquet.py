@@ -1,12 +1,12 @@
-"""Rows of parquet files: honest ones of every shape come out whole, bombs are refused before they expand."""
+"""Rows of parquet files: all shapes are read, bombs are refused before they expand."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bombs import little_memory
 
-from evotok.data.sources.limits import MAX_LIST
 from evotok.data.sources.parquet import read_parquet
+from evotok.data.sources.shard_files import MAX_LIST
 
 
 def write(path, table, **kwargs):
@@ -15,41 +15,38 @@ def write(path, table, **kwargs):
 
 
 def repeated(value, rows):
-    """A column of one value, which takes the bytes of one."""
+    """A column of equal values, which takes the bytes of one."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"compression": "zstd"}]
+    "options",
+    [
+        {},
+        {"use_dictionary": False, "data_page_version": "2.0", "compression": "zstd"},
+        {"use_dictionary": False, "column_encoding": {"id": "DELTA_BYTE_ARRAY"}},
+    ],
 )
-def test_rows_come_out_as_they_went_in(tmp_path, options):
+def test_read_parquet_gives_the_rows_written(tmp_path, options):
     rows = [
         {
-            "id": number,
+            "id": f"row {number}",
             "image": {"bytes": bytes([number % 256]) * (number % 700), "path": None},
             "turns": [{"from": "human", "value": f"{turn} of {number}"} for turn in range(number % 4)] or None,
             "codes": b"1234",
             "flag": bool(number % 2),
             "score": number / 3,
         }
-        for number in range(1500)
+        for number in range(1000)
     ]
     path = write(tmp_path / "a.parquet", pa.Table.from_pylist(rows), row_group_size=400, **options)
     assert list(read_parquet(path)) == rows
+    empty = write(tmp_path / "b.parquet", pa.table({"a": pa.array([], pa.string())}))
+    assert list(read_parquet(empty)) == []
 
 
-def test_a_file_without_rows_has_none(tmp_path):
-    assert list(read_parquet(write(tmp_path / "a.parquet", pa.table({"a": pa.array([], pa.string())})))) == []
-
-
-def test_delta_encoded_values_are_read(tmp_path):
-    table = pa.table({"caption": [f"a red wall, number {n}" for n in range(500)]})
-    path = write(tmp_path / "a.parquet", table, use_dictionary=False, column_encoding={"caption": "DELTA_BYTE_ARRAY"})
-    assert [row["caption"] for row in read_parquet(path)] == table["caption"].to_pylist()
-
-
-def test_one_large_value_that_many_rows_share_is_read_a_few_rows_at_a_time(tmp_path):
-    """Up to twenty times what lies on the disk, and no more than 64 MB where that is little."""
+def test_read_parquet_reads_few_rows_with_a_large_shared_value_at_once(tmp_path):
+    """Up to 64 MB and twenty times the bytes on the disk."""
     table = pa.table({"caption": repeated("x" * 8_000_000, 1000)})
     path = write(tmp_path / "a.parquet", table)
     rows = 0
@@ -61,11 +58,6 @@ def test_one_large_value_that_many_rows_share_is_read_a_few_rows_at_a_time(tmp_p
 
 BOMBS = {
     "a page of zeros": (lambda: pa.table({"a": [bytes(70_000_000)]}), {"compression": "zstd"}, "a page of"),
-    "a caption that all rows share": (
-        lambda: pa.table({"a": repeated("x" * 70_000_000, 500)}),
-        {"compression": "zstd"},
-        "a page of",
-    ),
     "a list of equal numbers": (
         lambda: pa.table(
             {"a": pa.ListArray.from_arrays(pa.array([0, 20_000_000], pa.int32()), pa.nulls(20_000_000, pa.int8()))}
@@ -73,13 +65,12 @@ BOMBS = {
         {},
         "values from",
     ),
-    "a list that is too long": (lambda: pa.table({"a": [[1] * (MAX_LIST + 1)]}), {}, "a list of 10,001 elements"),
     "a list in a structure in a list": (
         lambda: pa.table({"a": [[{"b": [1] * (MAX_LIST + 1)}]]}),
         {},
         "a list of 10,001 elements",
     ),
-    "a map that is too long": (
+    "a long map": (
         lambda: pa.table({"a": pa.array([[(n, n) for n in range(MAX_LIST + 1)]], pa.map_(pa.int32(), pa.int32()))}),
         {},
         "a list of 10,001 elements",
@@ -98,43 +89,42 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused(tmp_path, name):
-    build, options, said = BOMBS[name]
+def test_read_parquet_refuses_bombs(tmp_path, name):
+    build, options, message = BOMBS[name]
     path = write(tmp_path / "a.parquet", build(), **options)
-    with little_memory(600), pytest.raises(pa.ArrowInvalid, match=said):
+    with little_memory(600), pytest.raises(pa.ArrowInvalid, match=message):
         list(read_parquet(path))
 
 
 def varint(value, length=0):
-    """An integer as Thrift writes it, in so many bytes at least."""
-    value, said = 2 * value, []
-    while value or len(said) < length or not said:
-        said.append(value & 127 | 128)
+    """An integer in Thrift's encoding, of at least `length` bytes."""
+    value, encoded = 2 * value, []
+    while value or len(encoded) < length or not encoded:
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*said[:-1], said[-1] & 127])
+    return bytes([*encoded[:-1], encoded[-1] & 127])
 
 
-def test_headers_of_pages_are_believed_not_the_footer(tmp_path):
-    """Whose sizes say nothing: only the page is read, and its header looked at first."""
+def test_read_parquet_checks_page_headers_and_not_the_footer(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, pa.table({"a": [bytes(70_000_000)]}), compression="zstd", use_dictionary=False)
     size = pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
-    content, said = path.read_bytes(), varint(size)
-    assert size > 70_000_000 and content.count(said) == 2, "of the column, and of the row group"
-    path.write_bytes(content.replace(said, varint(1000, len(said))))
+    content, encoded = path.read_bytes(), varint(size)
+    assert size > 70_000_000 and content.count(encoded) == 2, "of the column, and of the row group"
+    path.write_bytes(content.replace(encoded, varint(1000, len(encoded))))
     assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 1000
     with pytest.raises(pa.ArrowInvalid, match="a page of 70"):
         list(read_parquet(str(path)))
 
 
-@pytest.mark.parametrize("place", [4, 5, 8, 12, 20])
-def test_damaged_pages_are_damages(tmp_path, place):
+def test_read_parquet_raises_arrow_errors_for_damaged_pages(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, pa.table({"a": [b"x" * 100] * 50}), use_dictionary=False)
-    content = bytearray(path.read_bytes())
-    for value in (0, 0x7F, 0x80, 0xFF, content[place] ^ 1):
-        path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
-        try:
-            list(read_parquet(str(path)))
-        except (pa.ArrowException, OSError):
-            continue
+    content = path.read_bytes()
+    for place in (4, 5, 8, 12, 20):
+        for value in (0, 0x7F, 0x80, 0xFF, content[place] ^ 1):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                list(read_parquet(str(path)))
+            except (pa.ArrowException, OSError):
+                continue

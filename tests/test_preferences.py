@@ -73,11 +73,11 @@ def test_an_answer_that_is_cut_off_is_not_taken_for_the_one_before(processor):
 
 def test_what_is_no_pair_is_refused(processor):
     collator = PreferenceCollator(processor)
-    with pytest.raises(ValueError, match="record 3: no text under `rejected`"):
+    with pytest.raises(ValueError, match="row 3: no text under `rejected`"):
         collator([pair() | {"rejected": None, "id": 3}])
     drawn = pair("a cat", [{"type": "image"}], images=0) | {"images": [picture()]}
     for record in (drawn, pair() | {"messages": pair()["messages"][:1]}):
-        with pytest.raises(ValueError, match="what is compared are texts"):
+        with pytest.raises(ValueError, match="texts are compared"):
             collator([record])
 
 

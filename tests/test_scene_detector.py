@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from evotok.data.world.evaluation import prompt_set
 from evotok.data.world.palette import PALETTE
 from evotok.data.world.prompts import KINDS
-from evotok.data.world.scenes import Item, Scene, render, tidy_scene
+from evotok.data.world.scenes import Scene, SceneObject, render, tidy_scene
 from evotok.eval.mini.scene_detector import SceneDetector, contradict, faults
 
 
@@ -29,7 +29,7 @@ def prompts(world):
 def test_real_scenes_are_accepted_and_contradictions_refused(world, detector, prompts):
     for index, prompt in enumerate(prompts):
         seen = detector(Image.fromarray(render(world, prompt.scene)))
-        assert set(seen.items) == set(prompt.scene.items) and not seen.stray
+        assert set(seen.objects) == set(prompt.scene.objects) and not seen.stray
         assert faults(world, prompt, seen) == [], prompt.text
         wrong = contradict(prompt, prompts[index // COUNT * COUNT + (index + 1) % COUNT])
         assert wrong.kind == prompt.kind and faults(world, wrong, seen), prompt.text
@@ -66,22 +66,24 @@ def test_faults_names_each_difference(world, detector, prompts):
     assert found(replace(scene, background="white")) == ["background white, not yellow"]
     assert found(scene_of(world, "red heart", "green star")) == ["blue star: 0 of 1", "green star: 1 of 0"]
     assert found(scene_of(world, "red heart", "blue star", "blue star")) == ["blue star: 2 of 1"]
-    beside = replace(scene.items[1], x=24, y=32)  # as far below as it is to the right
-    assert found(replace(scene, items=(replace(scene.items[0], x=0, y=0), beside))) == ["no clear relation, not left"]
+    beside = replace(scene.objects[1], x=24, y=32)  # as far below as it is to the right
+    assert found(replace(scene, objects=(replace(scene.objects[0], x=0, y=0), beside))) == [
+        "no clear relation, not left"
+    ]
 
 
 def test_other_pixels_are_something_else(world, detector):
     pixels = render(world, scene_of(world, "red heart", background="white")).copy()
     pixels[2:9, 50:57] = PALETTE["green"]
     seen = detector(pixels)
-    assert seen.stray and [item.thing for item in seen.items] == [world.thing("heart").index]
-    assert detector(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).items == ()
+    assert seen.stray and [obj.thing for obj in seen.objects] == [world.thing("heart").index]
+    assert detector(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).objects == ()
     blank = detector(np.full((64, 64, 3), PALETTE["blue"], dtype=np.uint8))
-    assert (blank.background, blank.items, blank.stray) == ("blue", (), False)
-    half = render(world, Scene("white", (Item(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
+    assert (blank.background, blank.objects, blank.stray) == ("blue", (), False)
+    half = render(world, Scene("white", (SceneObject(4, world.things[4].canonical, "red", 16, 16, 32),))).copy()
     half[:, 32:] = 255
     seen = detector(half)
-    assert seen.stray or [item.thing for item in seen.items] != [4]
+    assert seen.stray or [obj.thing for obj in seen.objects] != [4]
 
 
 def test_other_sizes_are_refused(detector):

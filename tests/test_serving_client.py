@@ -17,7 +17,7 @@ from served import noise, running
 
 from evotok.cli import main
 from evotok.commands.chat import Chat
-from evotok.data.errors import visible
+from evotok.data.errors import escape_controls
 from evotok.serving.client import ServerClient
 from evotok.serving.limits import Limits
 
@@ -42,7 +42,7 @@ def test_a_conversation_is_that_with_the_model_itself(parts, served, capsys):
         assert there.ask(question) == here.ask(question) != ""
     assert there.history() == here.history()
     said = capsys.readouterr().out
-    assert visible(there.conversation.messages[1]["content"][0]["text"]) in said, "the answer is printed as it arrives"
+    assert escape_controls(there.conversation.messages[1]["content"][0]["text"]) in said
 
 
 def test_an_image_is_generated_there_and_goes_with_the_next_question(parts, served):

@@ -1,4 +1,4 @@
-"""Every adapter on a tiny file of its data set's schema: what the rows become, and what is refused."""
+"""Sources: every converter on a tiny file of its data set's schema, and what is refused."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from evotok.data.arguments import SourceArguments
 from evotok.data.sources import SOURCES
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import DAMAGED, Rows
-from evotok.data.streams.streaming import open_part
+from evotok.data.stream_loader import open_source
 from evotok.processing.image_loading_evotok import load_image
 
 
@@ -49,213 +49,160 @@ def write_tar(path, samples):
                 tar.addfile(info, BytesIO(data))
 
 
-def records(name, path, **kwargs):
+def write_json(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
+
+
+def texts(row):
+    """Question and answer of a row, an image as `<image>`."""
+    roles = [message["role"] for message in row["messages"]]
+    assert roles == ["user", "assistant"]
+    return tuple("".join(part["text"] or "<image>" for part in message["content"]) for message in row["messages"])
+
+
+def converted(name, path, **kwargs):
     rows, folder = SOURCES[name].open(str(path), **kwargs)
     return [SOURCES[name].convert(row, folder) for row in rows]
 
 
-def said(record):
-    """Roles and contents of a record, an image as `<image>`."""
-    return [
-        (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
-        for message in record["messages"]
-    ]
+IMAGE = {"bytes": picture(), "path": "n01440764_1.JPEG"}
+LLAVA = {
+    "id": Value("string"),
+    "image": Image(),
+    "conversations": [{"from": Value("string"), "value": Value("string")}],
+    "data_source": Value("string"),
+}
+LLAVA_ROWS = [
+    {"id": "a", "image": IMAGE, "conversations": TURNS, "data_source": "ai2d"},
+    {"id": "b", "image": None, "conversations": TEXT_TURNS, "data_source": "text"},
+]
+CAMBRIAN_ROWS = [
+    {"id": 7, "image": "a.jpg", "conversations": TURNS, "source": "coco.json"},
+    {"id": "t", "conversations": TEXT_TURNS, "source": "text.json"},
+    {"image": "a.jpg", "conversations": TEXT_TURNS},  # without an image mark
+]
+HONEYBEE_ROWS = [
+    {"q_source": "Ours", "q_id": "1", "image_path": "a.jpg", "question": "How many?", "cot": "\\boxed{2}"},
+    {"q_source": "OpenThoughts3", "q_id": "2", "image_path": None, "question": "1 + 1?", "cot": "\\boxed{2}"},
+]
+RLAIF_ROW = {"ds_name": "x", "image": IMAGE, "question": "What?", "chosen": "Red.", "rejected": "Blue.", "idx": "7"}
+PAIR = {"jpg": picture("red", "jpg"), "txt": b"a red wall", "json": b'{"url": "http://x"}'}
+DRAWN = {"input_prompt": "a red wall", "output_image": "a.jpg"}
+EDITED = {"input_prompt": "paint it", "input_image": ["a.jpg"], "output_image": "a.jpg"}
+ASKED, SAID, WALL = ("<image>What colour?", "Red."), ("Say hello.", "Hello."), ("a red wall", "<image>")
+FILES = {  # source -> writer, file, what is written, texts of the rows
+    "llava-pretrain": (write_json, "blip_laion_cc_sbu_558k.json", [CAMBRIAN_ROWS[0]], {ASKED}),
+    "cambrian": (write_json, "jsons/Cambrian10M.jsonl", CAMBRIAN_ROWS, {ASKED, SAID, ("<image>Say hello.", "Hello.")}),
+    "llava-next": (write_parquet, "data/train-00000.parquet", LLAVA_ROWS, {ASKED, SAID}),
+    "llava-onevision": (write_parquet, "ai2d/a.parquet", LLAVA_ROWS, {ASKED, SAID}),
+    "honeybee": (
+        write_parquet,
+        "train.parquet",
+        HONEYBEE_ROWS,
+        {("<image>How many?", "\\boxed{2}"), ("1 + 1?", "\\boxed{2}")},
+    ),
+    "rlaif-v": (write_parquet, "RLAIF-V-Dataset_000.parquet", [RLAIF_ROW], {("<image>What?", "Red.")}),
+    "cc12m": (write_tar, "cc12m-train-0000.tar", [("1", PAIR)], {WALL}),
+    "blip3o-short": (write_tar, "sa_000.tar", [("1", PAIR)], {WALL}),
+    "imagenet-1k": (write_parquet, "data/train-0.parquet", [{"image": IMAGE, "label": 1}], {("class 1", "<image>")}),
+    "imagenet1k-qwenimage": (
+        write_parquet,
+        "data/a.parquet",
+        [{"image": IMAGE, "captions": ["a red wall", "a wall"]}],
+        {WALL},
+    ),
+    "llava-onevision-1.5": (
+        write_parquet,
+        "imagenet/EN/part00/a.parquet",
+        [{"image": IMAGE, "caption": "a red wall", "id": "x"}],
+        {WALL},
+    ),
+    "sharegpt-4o-image": (write_json, "text_to_image.json", [DRAWN], {WALL}),
+    "opengpt-4o-image": (write_json, "editing.json", [DRAWN, EDITED], {WALL, ("<image>paint it", "<image>")}),
+    "webdataset-pairs": (write_tar, "deep.tar", [("1", {"png": picture(), "txt": b"red"})], {("red", "<image>")}),
+    "parquet-pairs": (write_parquet, "x.parquet", [{"image": IMAGE, "prompt": "red"}], {("red", "<image>")}),
+}
+FEATURES = {
+    "llava-next": LLAVA,
+    "llava-onevision": LLAVA,
+    "imagenet-1k": {"image": Image(), "label": ClassLabel(names=["tench", "goldfish"])},
+}
 
 
-def is_red(image):
-    red, _, blue = load_image(image).getpixel((5, 5))
-    return red > 200 and blue < 60
+@pytest.mark.parametrize("name", FILES)
+def test_source_converts_the_published_schema(name, tmp_path):
+    write, file, content, expected = FILES[name]
+    write_images(tmp_path, "a.jpg")
+    write(tmp_path / file, content, *([FEATURES[name]] if name in FEATURES else []))
+    rows = converted(name, tmp_path)
+    assert {texts(row) for row in rows} == expected and len(rows) == len(content)
+    for row in rows:
+        assert sum(text.count("<image>") for text in texts(row)) == len(row["images"])
+        for image in row["images"]:
+            red, _, blue = load_image(image).getpixel((5, 5))
+            assert red > 200 and blue < 60
+        assert ("rejected" in row) == SOURCES[name].preferences
 
 
-def test_llava_pretrain_and_cambrian(tmp_path):
-    """A JSON list with images in a folder; JSONL with `source`, numbers for names, and rows of text alone."""
-    write_images(tmp_path, "00000/1.jpg", "coco/2.jpg")
-    rows = [{"id": "1", "image": "00000/1.jpg", "conversations": TURNS}]
-    (tmp_path / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
-    [record] = records("llava-pretrain", tmp_path)
-    assert said(record) == [("user", "<image>What colour?"), ("assistant", "Red.")] and is_red(record["images"][0])
-
-    rows = [
-        {"id": 7, "image": "coco/2.jpg", "conversations": TURNS, "source": "coco.json"},
-        {"id": "t", "conversations": TEXT_TURNS, "source": "text.json"},
-        {"image": "coco/2.jpg", "conversations": TEXT_TURNS},  # the mark is forgotten
-    ]
-    (tmp_path / "jsons").mkdir()
-    (tmp_path / "jsons" / "Cambrian10M.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    first, unmarked, text = sorted(
-        records("cambrian", tmp_path), key=lambda record: (record["id"] != "7", record["id"])
-    )
-    assert first["id"] == "7" and is_red(first["images"][0])
-    assert text["images"] == [] and said(text)[0] == ("user", "Say hello.")
-    assert said(unmarked)[0] == ("user", "<image>Say hello.") and len(unmarked["images"]) == 1
+def test_source_rows_have_ids_and_rejected_answers(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [RLAIF_ROW])
+    [row] = converted("rlaif-v", tmp_path)
+    assert (row["id"], row["rejected"]) == ("7", "Blue.")
+    write_tar(tmp_path / "cc12m-train-0.tar", [(f"{n:09d}", PAIR) for n in range(3)])
+    assert [row["id"] for row in converted("cc12m", tmp_path)] == ["000000000", "000000001", "000000002"]
+    assert SOURCES["imagenet-1k"].convert({"image": IMAGE, "label": 1}, None)["id"] == "n01440764_1.JPEG"
 
 
-@pytest.mark.parametrize(
-    "name, file", [("llava-next", "data/train-00000.parquet"), ("llava-onevision", "ai2d/a.parquet")]
-)
-def test_llava_parquet(name, file, tmp_path):
-    features = {
-        "id": Value("string"),
-        "image": Image(),
-        "conversations": [{"from": Value("string"), "value": Value("string")}],
-        "data_source": Value("string"),
-    }
-    rows = [
-        {"id": "a", "image": {"bytes": picture(), "path": None}, "conversations": TURNS, "data_source": "ai2d"},
-        {"id": "b", "image": None, "conversations": TEXT_TURNS, "data_source": "text"},
-    ]
-    write_parquet(tmp_path / file, rows, features)
-    first, text = records(name, tmp_path)
-    assert said(first) == [("user", "<image>What colour?"), ("assistant", "Red.")] and is_red(first["images"][0])
-    assert text["images"] == []
-
-
-def test_honeybee(tmp_path):
-    write_images(tmp_path / "virl", "images/q1.jpg")
-    rows = [
-        {"q_source": "Ours", "q_id": "1", "image_path": "images/q1.jpg", "question": "How many?", "cot": "\\boxed{2}"},
-        {"q_source": "OpenThoughts3", "q_id": "2", "image_path": None, "question": "1 + 1?", "cot": "\\boxed{2}"},
-        {"q_source": "ViRL", "q_id": "3", "image_path": "images/q1.jpg", "question": None, "cot": "\\boxed{2}"},
-    ]
-    write_parquet(tmp_path / "train.parquet", rows)
-    source = SOURCES["honeybee"]
-    stream, folder = source.open(str(tmp_path), str(tmp_path / "virl"))
-    first, text, unmerged = stream
-    assert said(source.convert(first, folder))[0] == ("user", "<image>How many?")
-    assert source.convert(text, folder)["images"] == []
-    with pytest.raises(ValueError, match="full_data"):
-        source.convert(unmerged, folder)
-
-
-def test_rlaif_v(tmp_path):
-    """Pairs of answers about an image; rows that lack one of the three are no pairs."""
-    row = {"ds_name": "RLAIF-V", "image": {"bytes": picture(), "path": None}, "question": "What colour?"}
-    row |= {"chosen": "Red.", "rejected": "Blue.", "idx": "7"}
-    write_parquet(tmp_path / "RLAIF-V-Dataset_000.parquet", [row, row | {"rejected": None}, row | {"image": None}])
-    source = SOURCES["rlaif-v"]
-    stream, folder = source.open(str(tmp_path))
-    pair, *others = stream
-    record = source.convert(pair, folder)
-    assert said(record) == [("user", "<image>What colour?"), ("assistant", "Red.")]
-    assert record["rejected"] == "Blue." and record["id"] == "7" and is_red(record["images"][0])
-    for other, name in zip(others, ("rejected", "image"), strict=True):
-        with pytest.raises(ValueError, match=f"nothing under {name}"):
-            source.convert(other, folder)
-
-
-@pytest.mark.parametrize("name, file", [("cc12m", "cc12m-train-0000.tar"), ("blip3o-short", "sa_000.tar")])
-def test_webdataset_pairs(name, file, tmp_path):
-    files = {"jpg": picture("red", "jpg"), "txt": b"a red wall"}
-    if name == "cc12m":
-        files["json"] = json.dumps({"url": "http://x", "width": 40, "status": "success"}).encode()
-    write_tar(tmp_path / file, [(f"{n:09d}", files) for n in range(3)])
-    found = records(name, tmp_path)
-    assert [record["id"] for record in found] == ["000000000", "000000001", "000000002"]
-    assert said(found[0]) == [("user", "a red wall"), ("assistant", "<image>")] and is_red(found[0]["images"][0])
-
-
-def test_imagenet_1k(tmp_path):
-    features = {"image": Image(), "label": ClassLabel(names=["tench", "goldfish"])}
-    rows = [{"image": {"bytes": picture(), "path": "n01440764_1.JPEG"}, "label": 1}]
-    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", rows, features)
-    [record] = records("imagenet-1k", tmp_path)
-    assert record["id"] == "n01440764_1.JPEG" and is_red(record["images"][0])
-
-
-@pytest.mark.parametrize(
-    "name, file, caption",
-    [
-        ("imagenet1k-qwenimage", "data/a.parquet", {"captions": ["a red wall", "a wall"]}),
-        ("llava-onevision-1.5", "imagenet/EN/part00/a.parquet", {"caption": "a red wall", "id": "x"}),
-    ],
-)
-def test_captioned_parquet(name, file, caption, tmp_path):
-    write_parquet(tmp_path / file, [{"image": {"bytes": picture(), "path": None}} | caption])
-    [record] = records(name, tmp_path)
-    assert said(record) == [("user", "a red wall"), ("assistant", "<image>")] and is_red(record["images"][0])
-
-
-@pytest.mark.parametrize(
-    "name, draw, edit",
-    [
-        ("sharegpt-4o-image", "text_to_image.json", "text_and_image_to_image.json"),
-        ("opengpt-4o-image", "gen.json", "editing.json"),
-    ],
-)
-def test_prompted_json(name, draw, edit, tmp_path):
-    write_images(tmp_path, "image/out.png", "editing/in.png")
-    (tmp_path / draw).write_text(json.dumps([{"input_prompt": "a red wall", "output_image": "image/out.png"}]))
-    row = {"input_prompt": "paint it", "input_image": ["editing/in.png"], "output_image": "image/out.png"}
-    (tmp_path / edit).write_text(json.dumps([row]))
-    found = {len(record["images"]): said(record) for record in records(name, tmp_path)}
-    assert found[1] == [("user", "a red wall"), ("assistant", "<image>")]
-    assert found[2] == [("user", "<image>paint it"), ("assistant", "<image>")]
-
-
-def test_your_own(tmp_path):
+def test_image_folder_takes_texts_from_files_or_names(tmp_path):
     write_images(tmp_path, "a/red-wall.png", "b.jpg")
     (tmp_path / "b.txt").write_text("a wall\n")
-    assert {said(record)[0][1] for record in records("image-folder", tmp_path)} == {"red wall", "a wall"}
-    write_tar(tmp_path / "x.tar", [("1", {"png": picture(), "txt": b"red"})])
-    assert len(records("webdataset-pairs", tmp_path)) == 1
-    write_parquet(tmp_path / "x.parquet", [{"image": {"bytes": picture(), "path": None}, "prompt": "red"}])
-    assert said(records("parquet-pairs", tmp_path)[0])[0] == ("user", "red")
+    assert {texts(row)[0] for row in converted("image-folder", tmp_path)} == {"red wall", "a wall"}
 
 
-def test_tars_may_hold_pictures_of_any_kind(tmp_path):
-    """The first tar says nothing about the others, nor the case of a name about its kind."""
-    write_tar(tmp_path / "0.tar", [(f"a/{n}", {"jpg": picture("red", "jpg"), "txt": b"red"}) for n in range(6)])
-    others = [("b/1", {"png": picture(), "txt": b"red"}), ("b/2", {"txt": b"red", "JPEG": picture("red", "jpg")})]
-    write_tar(tmp_path / "1.tar", [*others, ("b/3.x", {"txt": b"text alone"})])
-    rows, folder = SOURCES["webdataset-pairs"].open(str(tmp_path))
-    *good, bad = rows
-    assert [row["__key__"] for row in good[5:]] == ["a/5", "b/1", "b/2"]
-    assert all(is_red(SOURCES["webdataset-pairs"].convert(row, folder)["images"][0]) for row in good)
-    with pytest.raises(KeyError, match="txt"):
-        SOURCES["webdataset-pairs"].convert(bad, folder)
-
-
-def _cut_off(data):
-    return data[: len(data) // 2]
+def test_sources_have_the_figures_of_plans():
+    assert set(FILES) | {"image-folder"} == set(SOURCES)
+    for name, source in SOURCES.items():
+        assert name == source.name and source.licence and source.weight > 0
+        assert bool(source.hub_id) == bool(source.num_rows) == bool(source.num_bytes)
 
 
 def _overwritten(data):
-    """In the middle, from the start of a block on."""
+    """Data with noise in the middle, from the start of a block on."""
     start = len(data) // 1024 * 512
     return data[:start] + b"\xff" * 1024 + data[start + 1024 :]
 
 
 @pytest.mark.parametrize("kind", ["webdataset-pairs", "parquet-pairs"])
-@pytest.mark.parametrize("damage", [_cut_off, _overwritten, lambda data: b"", lambda data: b"no such file" * 999])
-def test_a_damaged_file_costs_its_rest(kind, damage, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], _overwritten, lambda data: b"no file" * 999])
+def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
     for name in "abc":
         if kind == "webdataset-pairs":
             path = tmp_path / f"{name}.tar"
             write_tar(path, [(f"{name}{n}", {"txt": b"red", "jpg": b"x" * 300}) for n in range(9)])
         else:
             path = tmp_path / f"{name}.parquet"
-            # Noise, of which nothing is repeated: half of the file is a column's data.
+            # Noise, which is not compressed: half of the file is a column's data.
             rows = [{"id": f"{name}{n}", "image": random.Random(n).randbytes(999), "caption": "red"} for n in range(9)]
             write_parquet(path, rows)
         if name == "b":
             path.write_bytes(damage(path.read_bytes()))
-    part, _ = open_part(SourceArguments(kind, str(tmp_path)))
-    rows = list(part.rows)
+    source, _ = open_source(SourceArguments(kind, str(tmp_path)))
+    rows = list(source.rows)
     names = [row.get("__key__") or row.get("id") for row in rows]
     assert [name for name in names if name and name[0] != "b"] == [f"{a}{n}" for a in "ac" for n in range(9)]
     [bad] = [row for row in rows if DAMAGED in row]
-    with pytest.raises(
-        ValueError, match=r"b\.(tar|parquet): damaged, the rest of it is passed over \(.+\): copy it again$"
-    ):
-        part.record(bad)
+    message = r"b\.(tar|parquet): damaged, the rest of it is passed over \(.+\): copy it again$"
+    with pytest.raises(ValueError, match=message):
+        source.convert(bad)
 
 
-def test_a_file_that_is_gone_is_no_damaged_one(tmp_path):
+def test_missing_file_is_not_a_damaged_one(tmp_path):
     with pytest.raises(OSError, match="a.parquet: cannot be read .No such file or directory.: put it back"):
         list(Rows([str(tmp_path / "a.parquet")], read_parquet))
 
 
-def test_the_hub_is_listed_and_its_files_are_shards(monkeypatch):
+def test_source_on_the_hub_has_its_files_as_shards(monkeypatch):
     class Hub:
         def glob(self, pattern):
             if pattern.startswith("datasets/else/where"):
@@ -270,109 +217,81 @@ def test_the_hub_is_listed_and_its_files_are_shards(monkeypatch):
         SOURCES["cc12m"].open("else/where")
 
 
-def test_rows_that_are_no_records_are_refused(tmp_path):
-    source = SOURCES["llava-next"]
-    for row in ({"id": "1", "image": None, "conversations": []}, {"id": "1", "image": None, "conversations": TURNS}):
-        with pytest.raises(ValueError, match="turn|marks"):
-            source.convert(row, None)
-    with pytest.raises(ValueError, match="no caption"):
-        SOURCES["blip3o-short"].convert({"__key__": "1", "txt": b" ", "jpg": b"x"}, None)
-    row = {"json": json.dumps({"input_prompt": "x", "output_image": "../secret.png"})}
-    with pytest.raises(ValueError, match="outside"):
-        SOURCES["opengpt-4o-image"].convert(row, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("llava-next", {"id": "1", "image": None, "conversations": []}, "at least one turn"),
+        ("llava-next", {"id": "1", "image": None, "conversations": TURNS}, "marks"),
+        ("blip3o-short", {"__key__": "1", "txt": b" ", "jpg": b"x"}, "no caption"),
+        ("honeybee", HONEYBEE_ROWS[0] | {"question": None}, "full_data"),
+        ("rlaif-v", RLAIF_ROW | {"rejected": None}, "nothing under rejected"),
+        ("rlaif-v", RLAIF_ROW | {"image": None}, "nothing under image"),
+        ("opengpt-4o-image", {"json": json.dumps(DRAWN | {"output_image": "../secret.png"})}, "outside"),
+        ("parquet-pairs", {"image": IMAGE, "caption": "x" * 200_001}, "characters of text, over the limit of 200,000"),
+        ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_TURNS * 5001}, "10,002 turns, over the limit"),
+    ],
+)
+def test_source_refuses_rows_that_cannot_be_converted(name, row, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        SOURCES[name].convert(row, tmp_path)
 
 
-def test_a_folder_that_is_not_there_or_not_it(tmp_path):
-    with pytest.raises(ValueError, match=r"download https://huggingface.co/datasets/nyu-visionx/Cambrian-10M"):
-        SOURCES["cambrian"].open()
-    with pytest.raises(ValueError, match=r"holds none of cc12m-train-\*.tar"):
-        SOURCES["cc12m"].open(str(tmp_path))
-    with pytest.raises(ValueError, match="set `path`"):
-        SOURCES["image-folder"].open("nowhere")
-    with pytest.raises(ValueError, match="image-folder: set `path` to the folder"):
-        SOURCES["image-folder"].open()  # not the one that the command is given in
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("cambrian", None, "download https://huggingface.co/datasets/nyu-visionx/Cambrian-10M"),
+        ("cc12m", ".", r"holds none of cc12m-train-\*.tar"),
+        ("image-folder", "nowhere", "set `path` of the source"),
+        ("image-folder", None, "set `path` to its folder"),  # not the current one
+    ],
+)
+def test_source_refuses_folders_without_its_files(name, path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        SOURCES[name].open(path)
 
 
-def test_every_adapter_says_what_a_plan_needs():
-    for name, source in SOURCES.items():
-        assert name == source.name and source.licence and source.weight > 0 and source.convert.__doc__
-        assert bool(source.hub_id) == bool(source.num_samples) == bool(source.num_bytes)
-
-
-# --- what rows name ---------------------------------------------------------------------------------------------------
-
-ADDRESS = "http://127.0.0.1:9/a.png"
-NAMED = {
-    "parquet-pairs": lambda image: {"id": "1", "image": image, "caption": "a wall"},
-    "imagenet-1k": lambda image: {"image": image, "label": 1},
-    "llava-next": lambda image: {"id": "1", "image": image, "conversations": TURNS},
-    "rlaif-v": lambda image: {"image": image, "question": "What?", "chosen": "Red.", "rejected": "Blue."},
-}
+# --- images that rows name --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a picture, and one outside of it that links lead to."""
+    """A folder with an image, beside another one that links lead to."""
     write_images(tmp_path, "inside/a.png", "outside/b.png")
     (tmp_path / "outside" / "secret.txt").write_text("the secret")
     (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "outside" / "b.png")
     return tmp_path / "inside"
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_rows_bring_bytes_or_name_files_of_their_folder(folder, name):
-    convert, row = SOURCES[name].convert, NAMED[name]
-    inside = convert(row({"bytes": None, "path": "a.png"}), folder)["images"]
-    assert inside == [str(folder / "a.png")] and load_image(inside[0]).size == (40, 30)
-    beside = convert(row({"bytes": picture(), "path": ADDRESS}), folder)["images"]
-    assert load_image(beside[0]).size == (40, 30), "the name beside bytes is but a name"
-    outside = [ADDRESS, "hf://datasets/a/b.png", "file:///etc/passwd", "data:image/png;base64,AAAA"]
+@pytest.mark.parametrize("name", ["parquet-pairs", "imagenet-1k", "llava-next", "rlaif-v"])
+def test_rows_have_bytes_or_name_files_of_their_folder(folder, name):
+    convert, template = SOURCES[name].convert, FILES[name][2][0] | {"caption": "a wall"}
+
+    def images(image, folder=folder):
+        return convert(template | {"image": image}, folder)["images"]
+
+    assert images({"bytes": None, "path": "a.png"}) == [str(folder / "a.png")]
+    address = "http://127.0.0.1:9/a.png"
+    assert load_image(images({"bytes": picture(), "path": address})[0]).size == (40, 30), "its path is not used"
+    outside = [address, "hf://datasets/a/b.png", "file:///etc/passwd", "data:image/png;base64,AAAA"]
     outside += [str(folder.parent / "outside/b.png"), "../outside/b.png", "link.png", "a\0.png"]
     for path in outside:
-        for content in (None, b""):
-            with pytest.raises(ValueError, match=r"lies outside|is an address|is no file name"):
-                convert(row({"bytes": content, "path": path}), folder)
-        with pytest.raises(ValueError, match=r"lies outside|is an address|is no file name"):
-            convert(row(path), folder)
+        for image in ({"bytes": None, "path": path}, {"bytes": b"", "path": path}, path):
+            with pytest.raises(ValueError, match=r"is outside of|is an address|is no file name"):
+                images(image)
     with pytest.raises(ValueError, match="there is no folder"):
-        convert(row({"bytes": None, "path": "a.png"}), None)
+        images({"bytes": None, "path": "a.png"}, None)
     for image in (3, [1], {"bytes": "text", "path": None}, {"path": 3}):
         with pytest.raises(ValueError, match="no image"):
-            convert(row(image), folder)
+            images(image)
 
 
-def test_links_out_of_a_folder_of_images_are_not_followed(folder, monkeypatch):
+def test_image_folder_does_not_follow_links_out_of_it(folder):
     (folder / "a.txt").symlink_to(folder.parent / "outside" / "secret.txt")
     rows, images = SOURCES["image-folder"].open(str(folder))
-    kept = []
+    assert len(list(rows)) == 2
     for row in rows:
-        with pytest.raises(ValueError, match="(image|text) .* lies outside"):
-            kept.append(SOURCES["image-folder"].convert(row, images))
-    assert len(list(rows)) == 2 and not kept
-    found = records("image-folder", folder, image_folder=str(folder.parent))  # a folder that both lie in
-    assert [said(record)[0][1] for record in found].count("the secret") == 1
-    monkeypatch.chdir(folder.parent)
-    (folder / "a.txt").unlink()
-    (folder / "a.txt").write_text("a wall")
-    row = {"path": "inside/a.png"}
-    assert said(SOURCES["image-folder"].convert(row, images))[0] == ("user", "a wall")
-
-
-def test_texts_have_a_limit(tmp_path):
-    long = "x" * 200_001
-    too_long = {
-        "parquet-pairs": {"id": "1", "image": {"bytes": picture()}, "caption": long},
-        "llava-next": {"id": "1", "image": None, "conversations": [{"from": "human", "value": long[:150_000]}] * 2},
-        "rlaif-v": NAMED["rlaif-v"]({"bytes": picture()}) | {"rejected": long},
-        "webdataset-pairs": {"__key__": "a", "png": picture(), "txt": long.encode()},
-    }
-    for name, row in too_long.items():
-        with pytest.raises(ValueError, match="characters of text, over the limit of 200,000"):
-            SOURCES[name].convert(row, None)
-    write_images(tmp_path, "a.png")
-    (tmp_path / "a.txt").write_text(long * 3)
-    with pytest.raises(ValueError, match="over the limit"):
-        records("image-folder", tmp_path)
-    turns = [{"from": "human", "value": "a"}] * 10_001
-    with pytest.raises(ValueError, match="10,001 turns"):
-        SOURCES["llava-next"].convert({"id": "1", "image": None, "conversations": turns}, None)
+        with pytest.raises(ValueError, match="(image|text) .* is outside of"):
+            SOURCES["image-folder"].convert(row, images)
+    found = converted("image-folder", folder, image_folder=str(folder.parent))  # which has both
+    assert [texts(row)[0] for row in found].count("the secret") == 1

@@ -1,4 +1,4 @@
-"""Samples of tars: honest ones come out whole, bombs are refused before they expand."""
+"""Rows of webdataset tars: all formats are read, bombs are refused before they expand."""
 
 import gzip
 import io
@@ -8,8 +8,7 @@ import tarfile
 import pytest
 from bombs import little_memory
 
-from evotok.data.sources import tars
-from evotok.data.sources.limits import MAX_HEADER
+from evotok.data.sources.shard_files import MAX_HEADER
 from evotok.data.sources.tars import read_tar
 
 
@@ -24,12 +23,12 @@ def padded(data):
 
 
 def zeros(megabytes):
-    """Gzipped zeros, made piece by piece."""
+    """Gzipped zeros."""
     return gzip.compress(bytes(1_000_000)) * megabytes
 
 
 def sparse_gnu():
-    """One of the headers of old GNU tars: 8 GB of nothing."""
+    """A header of old GNU tars: 8 GB of holes."""
     block = bytearray(header("a.png", 0, tarfile.GNUTYPE_SPARSE))
     block[483:495] = b"%011o\0" % 8_000_000_000
     block[148:156] = b" " * 8
@@ -38,7 +37,7 @@ def sparse_gnu():
 
 
 def pax(fields, kind=tarfile.XHDTYPE):
-    """A long header with these fields."""
+    """An extended header with these fields."""
     records = b""
     for name, value in fields.items():
         record = f" {name}={value}\n".encode()
@@ -50,10 +49,6 @@ def pax(fields, kind=tarfile.XHDTYPE):
 
 BOMBS = {
     "a sparse file of GNU": (sparse_gnu, "sparse"),
-    "a sparse file, form 0.0": (
-        lambda: pax({"GNU.sparse.size": "8000000000"}) + header("a.png", 0) + bytes(1024),
-        "sparse",
-    ),
     "a sparse file, form 1.0": (
         lambda: (
             pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "8000000000"})
@@ -66,16 +61,8 @@ BOMBS = {
         lambda: gzip.compress(header("a.png", 2_000_000_000)) + zeros(100),
         "2,000,000,512 bytes from",
     ),
-    "many members, gzipped": (
-        lambda: gzip.compress((header("a.png", 1_024_000) + bytes(1_024_000)) * 100, 1),
-        "bytes from",
-    ),
     "a name of gigabytes, gzipped": (
         lambda: gzip.compress(header("x", 2_000_000_000, tarfile.GNUTYPE_LONGNAME)) + zeros(100),
-        "a header of 2,000,000,000 bytes",
-    ),
-    "a long header of gigabytes, gzipped": (
-        lambda: gzip.compress(header("x", 2_000_000_000, tarfile.XHDTYPE)) + zeros(100),
         "a header of 2,000,000,000 bytes",
     ),
     "a member of gigabytes that is not there": (lambda: header("a.png", 8_000_000_000) + bytes(1024), "over the limit"),
@@ -92,38 +79,40 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused(tmp_path, name):
-    build, said = BOMBS[name]
+def test_read_tar_refuses_bombs(tmp_path, name):
+    build, message = BOMBS[name]
     (tmp_path / "a.tar").write_bytes(build())
-    with little_memory(500), pytest.raises(tarfile.TarError, match=said):
+    with little_memory(500), pytest.raises(tarfile.TarError, match=message):
         list(read_tar(str(tmp_path / "a.tar")))
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_samples_come_out_as_they_went_in(tmp_path, mode, form):
-    path = str(tmp_path / "a.tar")
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("w", tarfile.GNU_FORMAT), ("w:gz", tarfile.PAX_FORMAT), ("w:xz", tarfile.USTAR_FORMAT)]
+)
+def test_read_tar_groups_neighbouring_files_by_key(tmp_path, mode, form):
     long = "" if form == tarfile.USTAR_FORMAT else "/".join(["folder"] * 60) + "/"
-    samples = [(f"{long}{number}", {"txt": b"a wall", "png": bytes([number]) * number}) for number in range(30)]
-    with tarfile.open(path, mode, format=form) as tar:
-        for key, files in samples:
-            for suffix, data in files.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    with tarfile.open(tmp_path / "a.tar", mode, format=form) as tar:
+        for number in range(30):
+            add(tar, f"{long}{number}.JPEG", bytes([number]) * number)
+            add(tar, f"{long}{number}.x.txt", b"a wall")
             tar.addfile(tarfile.TarInfo("folder"))
-    found = [sample for sample in read_tar(path) if sample["__key__"] != "folder"]
-    assert found == [{"__key__": key} | files for key, files in samples]
+    found = [row for row in read_tar(str(tmp_path / "a.tar")) if row["__key__"] != "folder"]
+    expected = [{"jpeg": bytes([number]) * number, "x.txt": b"a wall"} for number in range(30)]
+    assert found == [{"__key__": f"{long}{number}"} | files for number, files in enumerate(expected)]
 
 
-def test_what_is_large_on_the_disk_is_no_bomb(tmp_path, monkeypatch):
-    """Pictures do not compress; nor does what is not compressed expand."""
-    monkeypatch.setattr("evotok.data.sources.limits.FREE", 320_000)
+def test_read_tar_reads_files_that_are_as_large_on_the_disk(tmp_path, monkeypatch):
+    """Images do not compress, and what is not compressed does not expand."""
+    monkeypatch.setattr("evotok.data.sources.shard_files.FREE", 320_000)
     data = random.Random(0).randbytes(300_000)
     for mode in ("w", "w:gz"):
         with tarfile.open(tmp_path / "a.tar", mode) as tar:
             for number in range(3):
-                info = tarfile.TarInfo(f"{number}.png")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        assert len(list(tars.read_tar(str(tmp_path / "a.tar")))) == 3
+                add(tar, f"{number}.png", data)
+        assert len(list(read_tar(str(tmp_path / "a.tar")))) == 3

@@ -8,8 +8,8 @@ import torch
 
 from evotok.cli import main
 from evotok.commands.checkpoints import load_tokenizer
-from evotok.data.codes.fingerprint import fingerprint
-from evotok.data.world.drawings import load_world
+from evotok.data.code_shards import tokenizer_hash
+from evotok.data.world.icons import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.tokenizer_graphs import GRAPHS, export_programs
 
@@ -68,7 +68,7 @@ def test_onnx_files_give_the_outputs_of_the_model_for_any_batch(tokenizer, scene
         assert [given.name, output.name] == list(GRAPHS[name][1:])
         assert isinstance(given.shape[0], str) and given.shape[1:] == list(inputs.shape[1:])
         metadata = session.get_modelmeta().custom_metadata_map
-        assert metadata["tokenizer"] == fingerprint(tokenizer) and metadata["image_size"] == "64"
+        assert metadata["tokenizer"] == tokenizer_hash(tokenizer) and metadata["image_size"] == "64"
         for batch in (5, 1):
             result = torch.from_numpy(session.run(None, {given.name: inputs[:batch].numpy()})[0])
             atol = 0 if name == "encoder" else 1e-4

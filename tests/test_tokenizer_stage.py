@@ -17,8 +17,7 @@ from torch import nn
 from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
 
 from evotok import EvoTokVQConfig, EvoTokVQModel
-from evotok.data.image_datasets import folder_pixels
-from evotok.data.world.drawings import load_world
+from evotok.data.world.icons import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
 from evotok.eval.teachers import SiglipTeacher, build_lpips
@@ -266,19 +265,6 @@ def test_batches_that_are_accumulated_count_as_one(recipe, tmp_path):
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
-
-
-def test_validation_images_are_shared_out_among_processes(tmp_path):
-    from PIL import Image
-
-    for number in range(7):
-        Image.new("RGB", (40, 20), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
-    parts = [folder_pixels(tmp_path, 16, 5, rank, 2) for rank in range(2)]
-    assert [len(part) for part in parts] == [3, 2] and parts[0].shape[1:] == (3, 16, 16)
-    shades = sorted(round(((image[0, 0, 0].item() + 1) * 127.5) / 20) for part in parts for image in part)
-    assert shades == [0, 1, 2, 4, 5]  # evenly picked, each once
-    with pytest.raises(ValueError, match="2 images to measure on 3 processes"):
-        folder_pixels(tmp_path, 16, 2, 0, 3)
 
 
 def test_validation_takes_no_more_images_at_once_than_the_recipe_says(recipe, tmp_path, monkeypatch):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from evotok.data.image_datasets import FolderImages, to_pixels
-from evotok.data.world.drawings import load_world
+from evotok.data.world.icons import load_world
 from evotok.data.world.images import WorldImages
 from evotok.eval.teachers import EfficientNetTeacher
 from evotok.training.tokenizer.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
@@ -58,24 +57,3 @@ def test_teacher_is_frozen_standardised_and_one_vector_a_position():
     same = pixels[:2]
     assert teacher.perceptual_distance(same, same).item() == pytest.approx(0, abs=1e-6)
     assert teacher.perceptual_distance(same, same.flip(0)).item() > 0.01
-
-
-def test_folder_images_are_cropped_squares(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (100, 40), (255, 0, 0)).save(tmp_path / "wide.png")
-    (tmp_path / "deep").mkdir()
-    Image.new("L", (20, 50), 255).save(tmp_path / "deep" / "small.png")
-    data = FolderImages(tmp_path, size=32)
-    assert len(data) == 2
-    assert all(data[i]["pixel_values"].shape == (3, 32, 32) for i in range(2))
-    with pytest.raises(ValueError, match="no images below this folder"):
-        FolderImages(tmp_path / "none", size=32)
-
-
-def test_pixels_run_from_minus_one_to_one():
-    from PIL import Image
-
-    image = Image.new("RGB", (2, 1))
-    image.putpixel((1, 0), (255, 255, 255))
-    assert to_pixels(image).tolist() == [[[-1.0, 1.0]]] * 3

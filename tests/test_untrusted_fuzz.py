@@ -29,7 +29,7 @@ from untrusted.materials import copy
 from evotok.commands.codes import read_codes
 from evotok.commands.files import safe_name
 from evotok.data.conversations import read_conversations
-from evotok.data.image_files import resolve_image
+from evotok.data.image_files import resolve_file
 from evotok.data.sources.parquet import read_parquet
 from evotok.data.sources.rows import DAMAGED, Rows
 from evotok.data.sources.tars import read_tar
@@ -177,7 +177,7 @@ def record(workspace, content) -> None:
 
 def image_name(workspace, name: str) -> None:
     assert safe_name(name).isascii() and "/" not in safe_name(name) and len(safe_name(name)) <= 48
-    assert resolve_image(workspace.path, name).startswith(f"{workspace.path}{os.sep}")
+    assert resolve_file(workspace.path, name).startswith(f"{workspace.path}{os.sep}")
 
 
 def config(workspace, change: tuple[str, object]) -> None:

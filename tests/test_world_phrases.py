@@ -1,43 +1,36 @@
-"""Words about the world: articles, plurals, lists, descriptions, places."""
-
-import pytest
+"""Phrases about the world: articles, plurals, lists, descriptions, places."""
 
 from evotok.data.world.phrases import (
-    counted,
     describe,
     describe_things,
-    listed,
-    place,
+    join_words,
+    place_name,
     plural,
     reading_order,
     with_article,
+    with_count,
 )
-from evotok.data.world.scenes import Item, Scene
+from evotok.data.world.scenes import Scene, SceneObject
 
 
-def test_articles_and_plurals(world):
-    assert [with_article(words) for words in ("red heart", "eye", "orange bell", "scissors", "red glasses")] == [
-        "a red heart", "an eye", "an orange bell", "scissors", "red glasses",
-    ]  # fmt: skip
-    assert [plural(name) for name in ("heart", "leaf", "eye", "flash", "scissors")] == [
-        "hearts", "leaves", "eyes", "flashes", "scissors",
-    ]  # fmt: skip
+def test_articles_plurals_and_counts(world):
+    phrases = {"red heart": "a red heart", "eye": "an eye", "scissors": "scissors", "red glasses": "red glasses"}
+    assert {words: with_article(words) for words in phrases} == phrases
+    plurals = {"heart": "hearts", "leaf": "leaves", "flash": "flashes", "scissors": "scissors"}
+    assert {name: plural(name) for name in plurals} == plurals
     words = [word for thing in world.things for word in {thing.name, plural(thing.name)}]
-    assert len(words) == len(set(words)), "no plural is another thing"
+    assert len(words) == len(set(words)), "a plural is another thing"
+    assert with_count(1, "red", "heart") == "a red heart" and with_count(3, "red", "heart") == "three red hearts"
+    assert with_count(2, "", "leaf") == "two leaves" and with_count(1, "", "eye") == "an eye"
+    assert [join_words(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
-def test_numbers_and_lists():
-    assert counted(1, "red", "heart") == "a red heart" and counted(3, "red", "heart") == "three red hearts"
-    assert counted(2, "", "leaf") == "two leaves" and counted(1, "", "eye") == "an eye"
-    assert [listed(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-
-
-def scene(world, *items, background="yellow"):
-    placed = (Item(world.thing(name).index, 0, color, x, y, 20) for name, color, x, y in items)
+def scene(world, *objects, background="yellow"):
+    placed = (SceneObject(world.thing(name).index, 0, color, x, y, 20) for name, color, x, y in objects)
     return Scene(background, tuple(placed))
 
 
-def test_descriptions(world):
+def test_describe_names_relation_kinds_and_background(world):
     one = scene(world, ("heart", "red", 10, 10))
     assert describe(world, one) == "a red heart on a yellow background"
     beside = scene(world, ("heart", "red", 0, 20), ("star", "blue", 40, 22))
@@ -54,13 +47,8 @@ def test_descriptions(world):
     assert [item.x for item in reading_order(many)] == [0, 40, 0, 40]
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "size", "words"),
-    [
-        (0, 0, 20, "top left"), (22, 0, 20, "top"), (44, 0, 20, "top right"), (0, 22, 20, "left"),
-        (22, 22, 20, "center"), (44, 44, 20, "bottom right"), (22, 44, 20, "bottom"), (44, 22, 20, "right"),
-        (14, 22, 20, None), (22, 30, 20, None),
-    ],
-)  # fmt: skip
-def test_places(x, y, size, words):
-    assert place(Item(0, 0, "red", x, y, size)) == words
+def test_place_name_is_none_near_a_border():
+    rows = [("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right")]
+    for y, names in zip((0, 22, 44), rows, strict=True):
+        assert [place_name(SceneObject(0, 0, "red", x, y, 20)) for x in (0, 22, 44)] == list(names)
+    assert place_name(SceneObject(0, 0, "red", 14, 22, 20)) is place_name(SceneObject(0, 0, "red", 22, 30, 20)) is None

@@ -74,11 +74,9 @@ FOLDERS = {  # in the order of reading
     "evotok/conversion": "conversion from and to the checkpoints of the paper's release",
     "modeling_evotok": "configurations, models, generation; saved with every checkpoint",
     "processing": "the processor: text and images to tensors and back; saved with every checkpoint",
-    "data": "images, conversations, collators; files and processes",
-    "data/world": "the embedded world: icons, scenes, questions, prompts, splits",
+    "data": "images, conversations, collators, mixtures, code shards; files and processes",
+    "data/world": "the embedded world: icons, scenes, questions, prompts",
     "data/sources": "sources of training data, those of the paper among them",
-    "data/streams": "mixtures of sources as resumable streams of batches",
-    "data/codes": "code shards",
     "training": "recipes, the registry of stages, the command, the trainer of all stages",
     "training/backbones": "the stages that train the vision tower and the language model of EvoTok-mini",
     "training/tokenizer": "the stage of the image tokenizer: losses, discriminator, EMA, trainer",
@@ -217,7 +215,7 @@ def sources_table() -> str:
 
     lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
     for source in SOURCES.values():
-        rows = f"{source.num_samples:,}" if source.num_samples else ""
+        rows = f"{source.num_rows:,}" if source.num_rows else ""
         where = f"`{source.hub_id}`" if source.hub_id else "your folder"
         task = "preferences" if source.preferences else source.task
         lines.append(f"| `{source.name}` | {task} | {where} | {rows} | {source.licence} |")

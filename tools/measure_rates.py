@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from evotok.data.arguments import SourceArguments
-from evotok.data.codes.encoding import CorpusEncoder
-from evotok.data.codes.shards import ShardInfo, ShardWriter, open_codes, to_record
+from evotok.data.code_encoding import CorpusEncoder
+from evotok.data.code_shards import ShardInfo, ShardWriter, code_row, open_codes
 from evotok.data.collators import EvoTokCollator
-from evotok.data.streams.mixture import RecordStream
-from evotok.data.streams.streaming import open_part
+from evotok.data.mixture import MixtureStream
+from evotok.data.stream_loader import open_source
 from evotok.eval.benchmarks.report import keep_row
 from evotok.modeling_evotok.configuration_evotok import EvoTokVQConfig
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
@@ -71,9 +71,9 @@ def _encode(model: EvoTokVQModel, image_processor, images: int, batch_size: int)
             # Smooth, as pictures are: noise would take a decoder far longer.
             small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
             small.resize((side, side), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.png")
-        part, _ = open_part(SourceArguments("image-folder", folder))
+        source, _ = open_source(SourceArguments("image-folder", folder))
         model.encode(torch.zeros(1, 3, side, side))  # the first call is slower
-        done = CorpusEncoder(model, image_processor, part, Path(folder) / "codes", batch_size).run()
+        done = CorpusEncoder(model, image_processor, source, Path(folder) / "codes", batch_size).run()
     return Rate(done.images, done.seconds)
 
 
@@ -97,12 +97,12 @@ def read_batches(images: int = 16384) -> Rate:
 def _records(folder: Path):
     rows, info = open_codes(folder)
     for row in rows:
-        yield [to_record(row, info)]
+        yield [code_row(row, info)]
 
 
 def _stream(folder: Path, collate: Callable):
-    part, _ = open_part(SourceArguments("codes", str(folder)))
-    for _ in RecordStream([part], collate, _BATCH):
+    source, _ = open_source(SourceArguments("codes", str(folder)))
+    for _ in MixtureStream([source], collate, _BATCH):
         yield [None] * _BATCH
 
 

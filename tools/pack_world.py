@@ -1,10 +1,10 @@
-"""Rebuild the sheets of `assets/world` from the npm packages of the icons and emoji, and its `LICENSES.md`.
+"""Builds the sheets of `assets/world` from the npm packages of the icons and emoji, and its `LICENSES.md`.
 
     python tools/pack_world.py [--cache FOLDER]            # compare with what is committed
     python tools/pack_world.py --write [--cache FOLDER]    # replace it
 
-Which drawings there are, of which icon sets, is in `assets/world/world.json`, which is read and never written. Needs
-`npm` for 125 MB of packages and `pip install numpy pillow resvg-py`; no part of what is installed.
+`assets/world/world.json` lists the icons with their sets; it is only read. Needs `npm` for 125 MB of packages and
+`pip install numpy pillow resvg-py`.
 """
 
 import argparse
@@ -33,15 +33,15 @@ EMOJI = {  # sheet -> npm package
     "fluent_3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "openmoji": "@iconify-json/openmoji@1.2.29",
 }
-RENDERED = 96  # pixels that an icon is rendered at, before its margins are cut off
-INK = 16  # alpha above which a pixel is no margin
-DARK = 70  # luminance below which a colour is ink; white, which some icons cut holes with, is none
+RENDERED = 96  # pixels that an icon is rendered at, with its margins
+INK = 16  # alpha above which a pixel is not margin
+DARK = 70  # luminance below which a colour is ink; white, with which some icons cut holes, is not
 _DEFAULTS = {"left": 0, "top": 0, "width": 16, "height": 16}  # of the Iconify format
 _FLIPS = (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM))
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """Archive of an npm package (name@version) in `folder`, fetched unless it is there.
+    """Fetches the archive of an npm package (name@version) into `folder`, unless it is there.
 
     Raises:
         RuntimeError: npm cannot fetch it.
@@ -57,7 +57,7 @@ def fetch(package: str, folder: Path) -> Path:
 
 
 def read_members(archive: Path, names: set[str]) -> dict[str, bytes]:
-    """Files of an npm archive by their path in the package; those that are not in it are left out."""
+    """Reads files of an npm archive by their path in the package; missing ones are left out."""
     found = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -68,8 +68,8 @@ def read_members(archive: Path, names: set[str]) -> dict[str, bytes]:
 
 
 def render_svg(body: str, view: tuple[float, float, float, float], size: int) -> Image.Image:
-    """RGBA image of the body of an SVG, `size` pixels wide and high."""
-    from resvg_py import svg_to_bytes  # nothing else needs it
+    """Renders the body of an SVG as an RGBA image of `size` x `size` pixels."""
+    from resvg_py import svg_to_bytes  # not installed with the package
 
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -80,7 +80,7 @@ def render_svg(body: str, view: tuple[float, float, float, float], size: int) ->
 
 
 def render_icon(icons: dict[str, Any], name: str, size: int) -> Image.Image:
-    """RGBA image of an icon of an Iconify set, or of one of its aliases."""
+    """Renders an icon of an Iconify set, or one of its aliases, as an RGBA image."""
     alias = icons.get("aliases", {}).get(name)
     if alias is not None:
         image = render_icon(icons, alias["parent"], size)
@@ -94,14 +94,14 @@ def render_icon(icons: dict[str, Any], name: str, size: int) -> Image.Image:
 
 
 def shape_of(image: Image.Image) -> np.ndarray:
-    """How much ink is at every pixel of a rendered icon: RGBA -> (H, W) uint8."""
+    """Computes the ink at every pixel of a rendered icon: RGBA -> (H, W) uint8."""
     luminance = np.asarray(image.convert("RGB").convert("L")).astype(np.float32)
     ink = np.where(luminance < DARK, 255, 255 - luminance)
     return np.round(np.asarray(image)[..., 3] * ink / 255).astype(np.uint8)
 
 
 def normalize(alpha: np.ndarray, size: int) -> np.ndarray:
-    """An alpha mask without margins, padded to a square and resized: (H, W) uint8 -> (size, size) uint8."""
+    """Cuts the margins of an alpha mask, pads it to a square and resizes it: (H, W) uint8 -> (size, size) uint8."""
     rows, columns = np.where(alpha > INK)
     cropped = alpha[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     height, width = cropped.shape
@@ -114,7 +114,7 @@ def normalize(alpha: np.ndarray, size: int) -> np.ndarray:
 
 
 def icon_masks(manifest: dict[str, Any], archive: Path) -> np.ndarray:
-    """Masks of all drawings of the manifest, (I, size, size) uint8."""
+    """Renders the masks of all icons of the manifest, (I, size, size) uint8."""
     sets = sorted({style["set"] for style in manifest["styles"]})
     files = read_members(archive, {f"json/{name}.json" for name in sets})
     icons = {name: json.loads(files[f"json/{name}.json"]) for name in sets}
@@ -126,12 +126,12 @@ def icon_masks(manifest: dict[str, Any], archive: Path) -> np.ndarray:
 
 
 def _key(hexcode: str) -> str:
-    """Hexcode as the packages can agree on it: lower case, without the variation selector."""
+    """Normalizes a hexcode, which the packages write differently: lower case, without the variation selector."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
 def emoji_images(manifest: dict[str, Any], archive: Path, size: int) -> np.ndarray:
-    """All emoji of the manifest in one style, (I, size, size, 4) uint8, black where nothing is seen."""
+    """Renders all emoji of the manifest in one style, (I, size, size, 4) uint8, black where alpha is 0."""
     codes = [_key(code) for _, code in manifest["emoji"]]
     files = read_members(archive, {"icons.json", "chars.json"})
     if files:
@@ -153,12 +153,12 @@ def _image_files(archive: Path) -> dict[str, bytes]:
 
 def _scaled(archive: Path, code: str, size: int) -> Image.Image:
     with Image.open(io.BytesIO(_image_files(archive)[code])) as image:
-        premultiplied = image.convert("RGBA").convert("RGBa")  # so that no hidden colour bleeds into the edges
+        premultiplied = image.convert("RGBA").convert("RGBa")  # otherwise hidden colours bleed into the edges
     return premultiplied.resize((size, size), Image.Resampling.BOX).convert("RGBA")
 
 
 def lay_out(tiles: np.ndarray, columns: int) -> Image.Image:
-    """A sheet of tiles in reading order, (I, H, W) or (I, H, W, 4) uint8."""
+    """Arranges tiles, (I, H, W) or (I, H, W, 4) uint8, on a sheet in reading order."""
     count, height, width, *channels = tiles.shape
     rows = -(-count // columns)
     sheet = np.zeros((rows * columns, height, width, *channels), np.uint8)
@@ -168,7 +168,7 @@ def lay_out(tiles: np.ndarray, columns: int) -> Image.Image:
 
 
 def differences(sheet: Image.Image, path: Path, size: int) -> int:
-    """How many tiles of a sheet are not as in a file, to the bit; colours count where they are seen."""
+    """Counts the tiles of a sheet that differ from a file in any bit, except in colours where alpha is 0."""
     with Image.open(path) as image:
         committed = np.asarray(image.convert(sheet.mode))
     made = np.asarray(sheet)
@@ -213,8 +213,7 @@ _CHANGES = """
 Every icon set and every emoji style keeps the licence of its art. Changes made: of an icon its shape was rendered, cut
 to its margins and scaled to 64x64 pixels, without its colours; emoji were rendered or scaled to 64x64 pixels; all were
 put together on one sheet a file (`tools/pack_world.py`). `openmoji.webp` is an adaptation of OpenMoji under
-CC-BY-SA-4.0; it is a file of its own, and nothing else is made of it. Which icon of which set each drawing is stands in
-`world.json`.
+CC-BY-SA-4.0; it is a file of its own, and nothing else is made of it. `world.json` names the set of each icon.
 """
 _COPYRIGHT = """
 Twemoji: Copyright Twitter, Inc. and other contributors. Fluent Emoji: Copyright (c) Microsoft Corporation; packaging
@@ -260,7 +259,7 @@ WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEM
 COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
-LICENCES = {  # its text, or where it is
+LICENCES = {  # licence -> its text, or the address of it
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0; the text is in `LICENSE` of this repository.",
     "BSD-3-Clause": _BSD,
     "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
@@ -275,10 +274,10 @@ LICENCES = {  # its text, or where it is
 
 
 def licenses_text(manifest: dict[str, Any]) -> str:
-    """`LICENSES.md`: a line for every icon set that occurs and every emoji style, then the licences.
+    """Builds `LICENSES.md`: a line for every icon set that occurs and every emoji style, then the licences.
 
     Raises:
-        KeyError: a licence whose text or address is not known here.
+        KeyError: a licence that is not in `LICENCES`.
     """
     used = {manifest["styles"][style]["set"]: manifest["styles"][style] for _, style, _, _ in manifest["drawings"]}
     rows = [
@@ -297,7 +296,7 @@ def licenses_text(manifest: dict[str, Any]) -> str:
     ]
     needed = {style["licence"] for style in used.values()} | {line[3] for line in ATTRIBUTION.values()}
     source = f"Icons are from the npm package `{ICONS}`, which names author and licence of every set."
-    parts = ["# Licences of the drawings", _CHANGES.strip(), source]
+    parts = ["# Licences of the icons and emoji images", _CHANGES.strip(), source]
     parts += ["## Icon sets (`icons.webp`)", _table("set", rows)]
     parts += ["## Emoji", _table("file", emoji), _COPYRIGHT.strip()]
     parts += [f"## {name}\n\n{LICENCES[name].strip()}" for name in sorted(needed)]
@@ -310,8 +309,8 @@ def _table(first: str, rows: list[tuple[str, ...]]) -> str:
 
 
 def pack(folder: Path, archives: Path, write: bool) -> int:
-    """Make all sheets and `LICENSES.md` of a folder with `world.json`; returns how many tiles and files differ from
-    what is there."""
+    """Builds all sheets and `LICENSES.md` of a folder with `world.json`; returns the number of tiles and files that
+    differ from those in the folder."""
     manifest = json.loads((folder / "world.json").read_text(encoding="utf-8"))
     size = manifest["size"]
     sheets = {"icons": lay_out(icon_masks(manifest, fetch(ICONS, archives)), manifest["columns"])}
@@ -324,7 +323,7 @@ def pack(folder: Path, archives: Path, write: bool) -> int:
             sheet.save(path, lossless=True, method=6, quality=100)
         changed = differences(sheet, path, size)
         total += changed
-        logger.info("%s: %d x %d px, %d drawings differ", path.name, *sheet.size, changed)
+        logger.info("%s: %d x %d px, %d tiles differ", path.name, *sheet.size, changed)
     text, path = licenses_text(manifest), folder / "LICENSES.md"
     if write:
         path.write_text(text, encoding="utf-8")
@@ -334,7 +333,7 @@ def pack(folder: Path, archives: Path, write: bool) -> int:
 
 
 def main() -> int:
-    """Command line; exit code 1 where something differs."""
+    """Runs the command line; exit code 1 where something differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT, help="with world.json (default: assets/world)")
     parser.add_argument("--cache", type=Path, default=Path("runs/npm"), help="keeps the packages (default: runs/npm)")

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from transformers import ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.streams.mixture import RecordStream
-from ..data.streams.streaming import ResumableLoader
+from ..data.mixture import MixtureStream
+from ..data.stream_loader import ResumableLoader
 from .recipes import Recipe
 from .resuming.checkpoints import (
     last_complete_checkpoint,
@@ -56,7 +56,7 @@ class EvoTokTrainer(Trainer):
     last, when all the rest is on the disk; older ones go only after that. In a run that goes on, settings of the
     optimizer are the recipe's, not those of the checkpoint.
 
-    A [`RecordStream`] is read as it is, shared out already, and its place is in every checkpoint; what all
+    A [`MixtureStream`] is read as it is, shared out already, and its place is in every checkpoint; what all
     processes skipped since they began is logged as `skipped_REASON`.
     """
 
@@ -141,7 +141,7 @@ class EvoTokTrainer(Trainer):
 
     def get_train_dataloader(self):
         """Of a stream: its own loader, from where the checkpoint left it."""
-        if not isinstance(self.train_dataset, RecordStream):
+        if not isinstance(self.train_dataset, MixtureStream):
             return super().get_train_dataloader()
         self._stream_loader = ResumableLoader(self.train_dataset, self.args)
         if self._resume_from:

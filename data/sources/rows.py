@@ -1,7 +1,5 @@
-"""The rows of a source, shard by shard, whatever it lies in; records of JSON, names of pictures.
-
-Nothing is decoded here: images stay paths or bytes, so that one corrupt file costs one sample in the collator.
-"""
+"""Rows of a source, shard by shard. Nothing is decoded: images stay paths or bytes, so that a corrupt one costs one row
+in the collator."""
 
 import functools
 import json
@@ -15,14 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
-from datasets.exceptions import DatasetGenerationError
 
-from ..conversations import read_json_records
+from ..conversations import cached_rows, read_json_rows
 from ..errors import one_line
 
 
 DAMAGED = "__damaged__"
-"""Column of the row that stands for what cannot be read of a file: says why."""
+"""Column of a row that stands for the damaged rest of a file; its value is the message."""
 
 _JSON_SHARDS = 256
 _IMAGES_A_SHARD = 10_000
@@ -32,10 +29,10 @@ _DAMAGES = (tarfile.TarError, pa.ArrowException, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that many readers share.
+    """Rows in shards, which several readers share.
 
     Args:
-        shards: what they lie in, such as paths of files; a reader goes through one from its beginning.
+        shards: such as paths of files; a shard is read from its beginning.
         read_shard: shard -> its rows, always in the same order.
     """
 
@@ -43,19 +40,19 @@ class Rows:
     read_shard: Callable[[Any], Iterator[dict]]
 
     def read(self, number: int) -> Iterator[dict]:
-        """The rows of one shard; where it is damaged one with `DAMAGED` alone comes instead of the rest.
+        """Yields the rows of one shard; a row with `DAMAGED` alone stands for the rest of a damaged one.
 
         Raises:
-            OSError: it is gone, or its disk or network has failed.
+            OSError: the file is missing, or its disk or network fails.
         """
         shard = self.shards[number]
         try:
             yield from self.read_shard(shard)
         except (*_DAMAGES, OSError) as error:
-            # Arrow raises a plain OSError for bytes that make no sense; others are of the disk or of the network.
+            # Arrow raises a plain OSError for damaged bytes; others are of the disk or of the network.
             if not isinstance(error, _DAMAGES) and (type(error) is not OSError or error.errno is not None):
-                reason = error.strerror or error
-                raise OSError(f"{shard}: cannot be read ({reason}): put it back, or leave it out.") from error
+                message = error.strerror or error
+                raise OSError(f"{shard}: cannot be read ({message}): put it back, or leave it out.") from error
             yield {DAMAGED: f"{shard}: damaged, the rest of it is passed over ({one_line(error)}): copy it again"}
 
     def __iter__(self) -> Iterator[dict]:
@@ -64,46 +61,41 @@ class Rows:
 
 
 def json_rows(paths: list[Path]) -> Rows:
-    """Rows `{"json": text}` of JSON and JSONL files, shuffled once and for all.
+    """Opens JSON and JSONL files as rows `{"json": text}`, shuffled once.
 
     Raises:
-        ValueError: no records, or no JSON.
+        ValueError: no rows, or no JSON.
     """
-    # Kept as text: columns of such files change their type from row to row. Memory-mapped, so that many readers share
-    # one copy and resume in no time. The stamps are there so that an edited file is not answered from the cache.
+    # Texts, because columns of such files change their type from row to row; memory-mapped, so that readers share one
+    # copy and resume at once. The stamps are part of the cache's key, so that an edited file is read again.
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     if next(_json_lines(stamps), None) is None:
-        raise ValueError(f"{', '.join(map(str, paths))}: no records in it.")
-    try:
-        texts = Dataset.from_generator(_json_lines, Features({"json": Value("string")}), gen_kwargs={"stamps": stamps})
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-    shards = _cut(len(texts), min(_JSON_SHARDS, len(texts)))
+        raise ValueError(f"{', '.join(map(str, paths))}: no rows in it.")
+    texts = cached_rows(_json_lines, Features({"json": Value("string")}), {"stamps": stamps})
+    shards = _split(len(texts), min(_JSON_SHARDS, len(texts)))
     return Rows(shards, functools.partial(_read_texts, texts.shuffle(seed=0)))
 
 
 def _json_lines(stamps: list[tuple]) -> Iterator[dict[str, str]]:
     for path, *_ in stamps:
-        for where, record in read_json_records(Path(path)):
+        for where, row in read_json_rows(Path(path)):
             try:
-                yield {"json": json.dumps(record, ensure_ascii=False)}
+                yield {"json": json.dumps(row, ensure_ascii=False)}
             except RecursionError:
                 raise ValueError(f"{where}: nested too deeply: remove it.") from None
 
 
-def _read_texts(texts: Dataset, places: range) -> Iterator[dict]:
-    for start in places[::_ROWS]:
-        for text in texts[start : min(start + _ROWS, places.stop)]["json"]:
+def _read_texts(texts: Dataset, indices: range) -> Iterator[dict]:
+    for start in indices[::_ROWS]:
+        for text in texts[start : min(start + _ROWS, indices.stop)]["json"]:
             yield {"json": text}
 
 
 def image_rows(paths: list[Path]) -> Rows:
-    """Rows `{"path": text}`, shuffled once and for all: neighbours in a folder are alike."""
+    """Opens image files as rows `{"path": text}`, shuffled once: neighbours in a folder are alike."""
     names = [str(path) for path in paths]
     random.Random(0).shuffle(names)
-    shards = _cut(len(names), -(-len(names) // _IMAGES_A_SHARD))
+    shards = _split(len(names), -(-len(names) // _IMAGES_A_SHARD))
     return Rows([names[shard.start : shard.stop] for shard in shards], _read_names)
 
 
@@ -112,9 +104,6 @@ def _read_names(names: list[str]) -> Iterator[dict]:
         yield {"path": name}
 
 
-def _cut(size: int, count: int) -> list[range]:
-    """`count` ranges, of about the same length, that `range(size)` is made of."""
+def _split(size: int, count: int) -> list[range]:
+    """Splits `range(size)` into `count` ranges of about the same length."""
     return [range(size * number // count, size * (number + 1) // count) for number in range(count)]
-
-
-__all__ = ["DAMAGED", "Rows", "image_rows", "json_rows"]

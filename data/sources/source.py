@@ -1,4 +1,4 @@
-"""What an adapter is, and where its rows lie: in a folder or on the hub."""
+"""Data sources: where the rows of a data set are, in a folder or on the Hub, and how a row is converted."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from huggingface_hub import HfFileSystem
 
 from ..conversations import check_length, convert_turns
 from ..errors import one_line
-from ..image_files import resolve_image
+from ..image_files import resolve_file
 from .parquet import read_parquet
 from .rows import Rows, image_rows, json_rows
 from .tars import read_tar
@@ -24,18 +24,19 @@ class Source:
     """One named data set.
 
     Args:
-        name: as a recipe writes it.
-        hub_id: where it is published.
-        kind: `parquet` and `webdataset` are streamed from the hub or a folder; `json` needs a folder with the file
-            and the images beside it, unpacked; `images` is a folder of nothing else.
+        name: in recipes.
+        hub_id: on the Hub; empty for data of the user.
+        kind: `parquet` and `webdataset` are streamed from the Hub or a folder; `json` needs a folder with the file and
+            the unpacked images; `images` is a folder of images.
         files: glob patterns of its files below the folder.
-        convert: (row, folder of the images) -> record; raises `ValueError` or `KeyError` for a row that is none.
-        task: `understanding` answers about images, `generation` draws them, `images` has no text worth learning.
-        num_samples: rows, as published.
-        num_bytes: of all files, roughly where the card does not say; for planning.
-        weight: how often it is drawn beside the others of its stage: the millions of rows of its share.
-        licence: what its card says; the rights to the images are often somebody else's.
-        preferences: its records also have `rejected`, a worse last answer: for the dpo stage.
+        convert: (row of the data set, folder of the images) -> row `{"id", "messages", "images"}` for the collators;
+            raises `ValueError` or `KeyError` for a row that cannot be converted.
+        task: `understanding` answers about images, `generation` generates them, `images` has no useful text.
+        num_rows: as published.
+        num_bytes: of all files, estimated where the card does not give it; for planning.
+        weight: in a mixture, by default: the millions of rows of its share.
+        licence: as its card gives it; the rights to the images are often other people's.
+        preferences: its rows also have `rejected`, a worse last answer, for the dpo stage.
     """
 
     name: str
@@ -44,25 +45,25 @@ class Source:
     files: tuple[str, ...]
     convert: Callable[[dict, Path | None], dict]
     task: Literal["understanding", "generation", "images"]
-    num_samples: int
+    num_rows: int
     num_bytes: int
     weight: float
     licence: str
     preferences: bool = False
 
     def open(self, path: str | None = None, image_folder: str | None = None) -> tuple[Rows, Path | None]:
-        """The rows, and the folder that image names are looked up in.
+        """Opens the rows; returns them and the folder of the images that they name.
 
         Args:
-            path: a folder, or a hub id; the published one when left out.
-            image_folder: where the images of a `json` source lie; its folder when left out.
+            path: a folder, or a Hub id; the published one when left out.
+            image_folder: of the images of a `json` source; its folder when left out.
 
         Raises:
             ValueError: no such folder, none of the files in it, or a `json` source that is not on a disk.
         """
         path = path or self.hub_id
         if not path:
-            raise ValueError(f"{self.name}: set `path` to the folder that it lies in.")
+            raise ValueError(f"{self.name}: set `path` to its folder.")
         folder = Path(path)
         if folder.is_dir():
             paths = sorted({found for pattern in self.files for found in folder.glob(pattern) if found.is_file()})
@@ -95,16 +96,20 @@ class Source:
         return [f"hf://{name}" for name in sorted(found)]
 
 
-def json_row(row: dict) -> dict[str, Any]:
-    """The row of a `json` source."""
-    record = json.loads(row["json"])
-    if not isinstance(record, dict):
-        raise ValueError(f"a row is an object, not {type(record).__name__}")
-    return record
+def parse_json(row: dict) -> dict[str, Any]:
+    """Parses the row of a `json` source."""
+    parsed = json.loads(row["json"])
+    if not isinstance(parsed, dict):
+        raise ValueError(f"a row is an object, not {type(parsed).__name__}")
+    return parsed
 
 
-def to_draw(identity: Any, caption: Any, image: Any, given: tuple | list = ()) -> dict:
-    """The record of a picture to be drawn: the caption asks, after the images `given`, and `image` answers."""
+def generation_row(name: Any, caption: Any, image: Any, input_images: tuple | list = ()) -> dict:
+    """Builds the row of an image to be generated from a caption and maybe input images.
+
+    Raises:
+        ValueError: no caption, one that is too long, or no image.
+    """
     if isinstance(caption, (list, tuple)):
         caption = next((text for text in caption if text), None)
     if not isinstance(caption, str) or not caption.strip():
@@ -112,24 +117,25 @@ def to_draw(identity: Any, caption: Any, image: Any, given: tuple | list = ()) -
     if not image:
         raise ValueError("no image")
     check_length(caption)
-    question = [{"type": "image", "text": None} for _ in given] + [{"type": "text", "text": caption.strip()}]
+    prompt = [{"type": "image", "text": None} for _ in input_images] + [{"type": "text", "text": caption.strip()}]
     messages = [
-        {"role": "user", "content": question},
+        {"role": "user", "content": prompt},
         {"role": "assistant", "content": [{"type": "image", "text": None}]},
     ]
-    return {"id": str(identity), "messages": messages, "images": [*given, image]}
+    return {"id": str(name), "messages": messages, "images": [*input_images, image]}
 
 
-def to_answer(identity: Any, turns: Any, images: list) -> dict:
-    """The record of a conversation in LLaVA's turns, `[{"from", "value"}]`, about images or about none.
+def conversation_row(name: Any, turns: Any, images: list) -> dict:
+    """Builds the row of a conversation in LLaVA's turns `[{"from", "value"}]`, about images or text alone.
 
-    Where turns hold fewer `<image>` marks than there are images, as old files do, the marks that lack go first.
+    Raises:
+        ValueError: as [`convert_turns`].
     """
-    return {"id": str(identity), "messages": convert_turns(turns, len(images)), "images": images}
+    return {"id": str(name), "messages": convert_turns(turns, len(images)), "images": images}
 
 
 def named_images(names: Any, folder: Path | None) -> list[str]:
-    """Paths of the images a JSON row names: none, one or a list."""
+    """Resolves the names of images in a JSON row, none, one or a list, to paths below the folder."""
     if not names:
         return []
     if folder is None:
@@ -137,7 +143,4 @@ def named_images(names: Any, folder: Path | None) -> list[str]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("image names are a text or a list of texts")
-    return [resolve_image(folder, name) for name in names]
-
-
-__all__ = ["Source", "json_row", "named_images", "to_answer", "to_draw"]
+    return [resolve_file(folder, name) for name in names]

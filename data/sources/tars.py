@@ -1,12 +1,11 @@
-"""Samples of webdataset tars, read front to back, of untrusted files too: no member expands to more than it may."""
+"""Reads the rows of webdataset tars of untrusted input, front to back: no member expands to more than the limits."""
 
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from .limits import MAX_FILE, MAX_HEADER, expands_too_far
-from .opening import open_shard
+from .shard_files import MAX_FILE, MAX_HEADER, expands_too_far, open_shard
 
 
 _HEADERS = (
@@ -15,24 +14,24 @@ _HEADERS = (
 
 
 def read_tar(path: str) -> Iterator[dict]:
-    """The samples of a webdataset tar, on a disk or `hf://`: `{"__key__", suffix: bytes}` of the neighbouring files
-    whose path is the same up to the first dot of the name.
+    """Yields the rows of a webdataset tar, local or `hf://`: `{"__key__", suffix: bytes}` of neighbouring files with
+    the same path up to the first dot of the name.
 
     Raises:
-        tarfile.TarError: damaged, or a sample over `MAX_FILE`, a sparse file, or far larger than compressed.
+        tarfile.TarError: a damaged tar, a row over `MAX_FILE`, a sparse file, or far larger than compressed.
     """
     try:
-        yield from _read_samples(path)
+        yield from _read_rows(path)
     except (ValueError, LookupError, OverflowError) as error:  # of numbers and names in headers
         raise tarfile.ReadError(f"a header that cannot be read ({error})") from None
 
 
-def _read_samples(path: str) -> Iterator[dict]:
+def _read_rows(path: str) -> Iterator[dict]:
     with open_shard(path) as file:
-        counted = _Counted(file)
-        with tarfile.open(fileobj=counted, mode="r|*", tarinfo=_Header) as tar:
+        counted = _CountedFile(file)
+        with tarfile.open(fileobj=counted, mode="r|*", tarinfo=_CheckedHeader) as tar:
             compressed = tar.fileobj.comptype != "tar"
-            sample: dict[str, Any] = {}
+            row: dict[str, Any] = {}
             size = expanded = 0
             for member in tar:
                 expanded += member.size + tarfile.BLOCKSIZE
@@ -41,20 +40,20 @@ def _read_samples(path: str) -> Iterator[dict]:
                 if not member.isfile():
                     continue
                 key, suffix = _key_and_suffix(member.name)
-                if key != sample.get("__key__"):
-                    if sample:
-                        yield sample
-                    sample, size = {"__key__": key}, 0
+                if key != row.get("__key__"):
+                    if row:
+                        yield row
+                    row, size = {"__key__": key}, 0
                 size += member.size
                 if size > MAX_FILE:
-                    raise tarfile.ReadError(f"{member.name} takes its sample over the limit of {MAX_FILE:,} bytes")
-                sample[suffix] = tar.extractfile(member).read()
-            if sample:
-                yield sample
+                    raise tarfile.ReadError(f"{member.name} takes its row over the limit of {MAX_FILE:,} bytes")
+                row[suffix] = tar.extractfile(member).read()
+            if row:
+                yield row
 
 
-class _Counted:
-    """A file that knows how much of it has been read."""
+class _CountedFile:
+    """File that counts the bytes read."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.bytes = file, 0
@@ -65,9 +64,9 @@ class _Counted:
         return data
 
 
-class _Header(tarfile.TarInfo):
-    """`tarfile` takes a header that is damaged or missing for the end, unless it is the first; here it is an error. So
-    is one that asks for much memory: a sparse file, which is nothing but holes, or a name of megabytes."""
+class _CheckedHeader(tarfile.TarInfo):
+    """Header that raises an error where `tarfile` takes a damaged or missing one for the end of the tar, and where it
+    would take much memory: for a sparse file, which is all holes, or a name of megabytes."""
 
     @classmethod
     def fromtarfile(cls, tarfile_):
@@ -95,6 +94,3 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return str(path.with_name(stem)) if stem else name, suffix.lower()
-
-
-__all__ = ["read_tar"]

@@ -1,2 +1,2 @@
-"""The embedded world: 48 things in many icon styles, nine colours, scenes of one to four things, emoji, and texts about
-them."""
+"""The embedded world: 48 things as icons of many styles in nine colours, emoji images, scenes of one to four objects,
+and texts about them."""

@@ -1,6 +1,6 @@
-"""Fixed sets to evaluate on: scenes, questions and prompts, each a function of its arguments alone.
+"""Fixed sets of scenes, questions and prompts to evaluate on, in their canonical wordings.
 
-Sample `i` of a set does not depend on how many are asked for. Wordings are the canonical ones.
+Each is a function of its arguments alone, and a larger set begins with the smaller one.
 """
 
 import random
@@ -10,27 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from .drawings import World
-from .images import GRID, held_out_scenes, patch_labels, to_pixels
-from .prompts import TRAIN_EMOJI_STYLES, Prompt, Prompter, emoji_prompt
-from .questions import YES_NO, Asker
-from .records import image_record
+from ..image_files import to_pixels
+from .conversations import question_row
+from .icons import TRAIN_EMOJI_STYLES, World
+from .images import GRID, held_out_scenes, patch_labels
+from .prompts import Prompt, PromptSampler, emoji_prompt
+from .questions import YES_NO, QuestionSampler
 from .scenes import MAX_THINGS, Scene, SceneSampler, render, render_with_masks
 
 
-SMALLEST_NAMED = 32  # side in pixels of a thing whose name is asked for
+_SMALLEST_NAMED = 32  # side in pixels of an object whose name is asked for
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions about scenes of solid drawings."""
+    """Questions about scenes of filled icons."""
 
     kinds: tuple[str, ...]
-    """Of [`Asker`]; they take turns."""
+    """Kinds of [`QuestionSampler`], in turn."""
     split: str = "test"
-    """Of the drawings."""
+    """Of the icons."""
     asks: str = ""
-    """What is asked, for reports."""
+    """Description for reports."""
 
 
 QUESTION_SETS = {  # figure -> questions
@@ -46,61 +47,65 @@ QUESTION_SETS = {  # figure -> questions
 
 
 def question_set(world: World, figure: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Records of questions with an extra key `answer`, as many for each kind as for the others.
+    """Samples rows of one question each with an extra key `answer`, the same number of each kind.
 
-    Half of the answers of every yes/no kind are yes; numbers of things go round 1 to 4.
+    Half of the answers of every yes/no kind are yes; the number of objects takes turns from 1 to 4.
 
     Args:
+        world: the icons.
         figure: one of `QUESTION_SETS`.
-        count: number of records.
+        count: number of rows.
+        seed: of everything random.
 
     Raises:
         ValueError: unknown figure.
     """
     if figure not in QUESTION_SETS:
         raise ValueError(f"unknown set of questions {figure!r}: choose one of {', '.join(QUESTION_SETS)}.")
-    asked = QUESTION_SETS[figure]
-    sampler, asker = SceneSampler(world, world.select(asked.split)), Asker(world, canonical=True)
-    records = []
+    chosen = QUESTION_SETS[figure]
+    scenes, questions = SceneSampler(world, world.select(chosen.split)), QuestionSampler(world, canonical=True)
+    rows = []
     for index in range(count):
         rng = random.Random(f"{seed}/{figure}/{index}")
-        turn, kind = index // len(asked.kinds), asked.kinds[index % len(asked.kinds)]
-        scene = _scene_for(rng, sampler, asker, kind, turn)
-        question = asker.ask(rng, scene, kind, truth=turn % 2 == 0)
-        record = image_record(render(world, scene), [(question.text, question.answer)], kind)
-        records.append(record | {"answer": question.answer})
-    return records
+        turn, kind = index // len(chosen.kinds), chosen.kinds[index % len(chosen.kinds)]
+        scene = _scene_for(rng, scenes, questions, kind, turn)
+        question = questions.sample(rng, scene, kind, truth=turn % 2 == 0)
+        rows.append(question_row(render(world, scene), [question], kind) | {"answer": question.answer})
+    return rows
 
 
-def _scene_for(rng: random.Random, sampler: SceneSampler, asker: Asker, kind: str, turn: int) -> Scene:
-    """A scene about which a question of this kind can be asked."""
+def _scene_for(rng: random.Random, scenes: SceneSampler, questions: QuestionSampler, kind: str, turn: int) -> Scene:
+    """Samples a scene that allows a question of this kind."""
     while True:
         if kind == "name":
-            scene = sampler.free(rng, 1)
+            scene = scenes.free(rng, 1)
         elif kind in ("relation", "yes_no_relation"):
-            scene = sampler.pair(rng)
+            scene = scenes.pair(rng)
         elif kind in ("count", "count_kind"):
-            scene = sampler.free(rng, 1 + turn % MAX_THINGS)
+            scene = scenes.free(rng, 1 + turn % MAX_THINGS)
         else:
-            scene = sampler.free(rng)
-        if kind in asker.kinds(scene) and (kind != "name" or scene.items[0].size >= SMALLEST_NAMED):
+            scene = scenes.free(rng)
+        if kind in questions.kinds(scene) and (kind != "name" or scene.objects[0].size >= _SMALLEST_NAMED):
             return scene
 
 
 def prompt_set(world: World, task: str, count: int, held_out: bool = False, seed: int = 0) -> list[Prompt]:
-    """Prompts of one kind of [`Prompter`] with the scenes that they determine.
+    """Samples prompts of one kind, with the scenes that they determine.
 
     Args:
+        world: the icons.
         task: one of `prompts.KINDS`.
-        held_out: with pairs of thing and colour (and of thing and relation) that training holds out.
+        count: number of prompts.
+        held_out: whether their pairs are held out; see [`PromptSampler`].
+        seed: of everything random.
     """
-    prompter = Prompter(world, canonical=True, held_out=held_out)
-    return [prompter.sample(random.Random(f"{seed}/{task}/{held_out}/{index}"), task) for index in range(count)]
+    prompts = PromptSampler(world, canonical=True, held_out=held_out)
+    return [prompts.sample(random.Random(f"{seed}/{task}/{held_out}/{index}"), task) for index in range(count)]
 
 
 @dataclass(frozen=True)
 class EmojiPrompt:
-    """A prompt for the emoji of a thing in a named style."""
+    """A prompt for the emoji image of a thing in a named style."""
 
     text: str
     emoji: int
@@ -110,8 +115,8 @@ class EmojiPrompt:
 
 
 def emoji_prompt_set(world: World, count: int) -> list[EmojiPrompt]:
-    """Prompts for emoji of the styles trained on: another thing each time, each style in turn; after all of them from
-    the beginning."""
+    """Builds prompts for emoji images of the styles trained on, all things and styles in turn, from the beginning after
+    all of them."""
     things = [thing for thing in world.things if thing.emoji is not None]
     prompts = []
     for index in range(count):
@@ -124,31 +129,26 @@ def emoji_prompt_set(world: World, count: int) -> list[EmojiPrompt]:
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """Scenes and what is at every patch of them."""
+    """Scenes with the thing at every patch."""
 
     pixels: torch.Tensor
     """(I, 3, 64, 64) float32 in [-1, 1]."""
     things: torch.Tensor
-    """(I, N) int64, index + 1 of the thing at every patch, 0 on the background."""
+    """(I, N) int64, index + 1 of the thing, 0 on the background."""
     scenes: list[Scene]
 
     def names(self, world: World) -> dict[str, list[str]]:
-        """For each image of one thing its `thing`, `color` and `background`."""
-        first = [scene.items[0] for scene in self.scenes]
+        """Returns `thing`, `color` and `background` of each image of one object."""
+        first = [scene.objects[0] for scene in self.scenes]
         return {
-            "thing": [world.things[item.thing].name for item in first],
-            "color": [item.color for item in first],
+            "thing": [world.things[obj.thing].name for obj in first],
+            "color": [obj.color for obj in first],
             "background": [scene.background for scene in self.scenes],
         }
 
 
 def labelled_pixels(world: World, split: str, count: int, single: bool = False, seed: int = 0) -> LabelledPixels:
-    """Scenes of solid drawings of a split, placed freely, the same for the same arguments.
-
-    Args:
-        split: train, val or test.
-        single: one thing each, 32 to 56 pixels wide, instead of one to four.
-    """
+    """Renders the scenes of [`held_out_scenes`] with the thing at every patch."""
     scenes = held_out_scenes(world, split, count, single, seed)
     pixels, things = torch.empty(count, 3, 64, 64), np.empty((count, GRID * GRID), dtype=np.int64)
     for index, scene in enumerate(scenes):

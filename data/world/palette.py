@@ -1,4 +1,4 @@
-"""The nine named colours of the world."""
+"""The nine colours of the world, by name."""
 
 import numpy as np
 
@@ -19,5 +19,5 @@ RGB = np.array(list(PALETTE.values()), dtype=np.float32)  # (9, 3)
 
 
 def nearest_color(pixels: np.ndarray) -> np.ndarray:
-    """Index into `COLORS` of every pixel (..., 3) in 0..255, by squared distance in RGB."""
+    """Returns for every pixel (..., 3) in 0..255 the index into `COLORS` of the nearest colour, by distance in RGB."""
     return np.square(np.asarray(pixels, dtype=np.float32)[..., None, :] - RGB).sum(-1).argmin(-1)

@@ -1,16 +1,15 @@
-"""Text-to-image prompts and the scenes that they determine: canonical drawings in fixed places.
+"""Text-to-image prompts and the scenes that they determine: canonical icons in fixed places.
 
-The first six kinds are the tasks of GenEval. A prompt that names no background stands for a white one.
+The first six kinds are the tasks of GenEval. A prompt without a background means a white one.
 """
 
 import random
 from dataclasses import dataclass
 
-from .drawings import EMOJI_STYLES, NEW_EMOJI_STYLE, World
+from .icons import EMOJI_STYLES, World
 from .palette import COLORS
-from .phrases import BETWEEN, counted, listed, with_article
-from .scenes import Scene, sample_background, tidy_scene
-from .splits import RELATIONS, is_new_color_pair, is_new_placement
+from .phrases import BETWEEN, join_words, with_article, with_count
+from .scenes import RELATIONS, Scene, is_held_out_color, is_held_out_placement, sample_background, tidy_scene
 
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
@@ -18,7 +17,6 @@ KINDS = (*TASKS, "position_background", "three", "four")
 WORDINGS = ("{things}", "draw {things}", "a picture of {things}")
 BACKGROUND_WORDINGS = ("{things} on {a_background} background", "{a_background} background with {things}")
 EMOJI_WORDINGS = ("{a}, {style} style", "draw {a} in {style} style", "{style} emoji of {a}")
-TRAIN_EMOJI_STYLES = tuple(style for style in EMOJI_STYLES if style != NEW_EMOJI_STYLE)
 
 
 @dataclass(frozen=True)
@@ -30,21 +28,20 @@ class Prompt:
     scene: Scene
 
 
-class Prompter:
-    """Samples prompts.
+class PromptSampler:
+    """Sampler of prompts.
 
     Args:
-        world: the things.
-        canonical: always the first wording.
-        held_out: every thing in a colour, and the subject of a relation in a relation, that training holds out;
-            otherwise none of them is.
+        world: with the names of things.
+        canonical: whether all prompts have the first wording.
+        held_out: whether all things have held-out colours and all named relations are held out; otherwise none is.
     """
 
     def __init__(self, world: World, canonical: bool = False, held_out: bool = False):
         self.world, self.canonical, self.held_out = world, canonical, held_out
 
     def sample(self, rng: random.Random, kind: str) -> Prompt:
-        """A prompt of one of `KINDS`.
+        """Samples a prompt of one of `KINDS`.
 
         Raises:
             ValueError: unknown kind.
@@ -60,18 +57,18 @@ class Prompter:
             return self._finish(rng, kind, things, placed, on_white, upright=seen in ("above", "below"))
         subjects, count = self._subjects(rng, kind, on_white)
         grouped = {subject: subjects.count(subject) * count for subject in subjects}
-        words = [counted(n, color, self.world.things[thing].name) for (thing, color), n in grouped.items()]
-        return self._finish(rng, kind, listed(words), subjects * count, on_white)
+        words = [with_count(n, color, self.world.things[thing].name) for (thing, color), n in grouped.items()]
+        return self._finish(rng, kind, join_words(words), subjects * count, on_white)
 
     def _subjects(self, rng: random.Random, kind: str, on_white: bool) -> tuple[list[tuple[int, str]], int]:
-        """Things in their colours, and how many there are of each, of a kind that names no relation."""
+        """Samples (thing, colour) and their number, the same for all, for a kind without a relation."""
         number = {"two_object": 2, "color_attribution": 2, "three": 3, "four": 4}.get(kind, 1)
         while True:
             subjects = [self._subject(rng, thing, on_white) for thing in self._things(rng, number)]
-            # Two things lie side by side: a relation that is seen, though not named.
-            if number != 2 or self.held_out or not is_new_placement(subjects[0][0], subjects[1][0], "left"):
+            # Two things are side by side: a relation that is seen, though not named.
+            if number != 2 or self.held_out or not is_held_out_placement(subjects[0][0], subjects[1][0], "left"):
                 break
-        if kind in ("three", "four") and not self.held_out and rng.random() < 0.3:  # some of a kind among them
+        if kind in ("three", "four") and not self.held_out and rng.random() < 0.3:
             subjects[-1] = subjects[-2]
         return subjects, rng.randint(2, 4) if kind == "counting" else 1
 
@@ -90,10 +87,10 @@ class Prompter:
         return rng.sample(range(len(self.world.things)), number)
 
     def _subject(self, rng: random.Random, thing: int, on_white: bool) -> tuple[int, str]:
-        """A thing in a colour; where it must not be white, another thing if the only fitting colour is white."""
+        """Samples a colour for a thing; for another thing where only white is left and the background is white."""
         while True:
             colors = [
-                c for c in COLORS if is_new_color_pair(thing, c) == self.held_out and not (on_white and c == "white")
+                c for c in COLORS if is_held_out_color(thing, c) == self.held_out and not (on_white and c == "white")
             ]
             if colors:
                 return thing, rng.choice(colors)
@@ -104,11 +101,11 @@ class Prompter:
             subjects = [self._subject(rng, thing, on_white) for thing in self._things(rng, 2)]
             seen = rng.choice(RELATIONS)
             first, second = (thing for thing, _ in subjects)
-            if first != second and is_new_placement(first, second, seen) == self.held_out:
+            if first != second and is_held_out_placement(first, second, seen) == self.held_out:
                 return subjects, seen
 
 
 def emoji_prompt(world: World, rng: random.Random, thing: int, style: str, canonical: bool = False) -> str:
-    """A prompt for the emoji of a thing: `a heart, noto style`."""
+    """Samples a prompt for the emoji image of a thing: `a heart, noto style`."""
     wording = EMOJI_WORDINGS[0] if canonical else rng.choice(EMOJI_WORDINGS)
     return wording.format(a=with_article(world.things[thing].name), style=EMOJI_STYLES[style])

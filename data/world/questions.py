@@ -1,17 +1,16 @@
-"""Questions about scenes and emoji, with their answers: short lower-case strings.
+"""Questions about scenes and emoji images, with their answers: short strings in lower case.
 
-The first wording of each question is the canonical one, which evaluation uses.
+The first wording of each kind is the canonical one, for evaluation.
 """
 
 import random
 from collections import Counter
 from dataclasses import dataclass
 
-from .drawings import World
+from .icons import World
 from .palette import COLORS
-from .phrases import BETWEEN, NUMBERS, PLURAL_FORMS, describe, place, plural, with_article
-from .scenes import Item, Scene, relation
-from .splits import RELATIONS, is_new_color_pair, is_new_relation_pair
+from .phrases import BETWEEN, NUMBERS, PLURAL_FORMS, describe, place_name, plural, with_article
+from .scenes import RELATIONS, Scene, SceneObject, is_held_out_color, is_held_out_relation, relation
 
 
 WORDINGS = {
@@ -43,12 +42,12 @@ class Question:
     answer: str
 
 
-class Asker:
-    """Makes the questions that a scene allows.
+class QuestionSampler:
+    """Sampler of the questions that have one clear answer for a scene.
 
     Args:
-        world: the names of things.
-        canonical: always the first wording.
+        world: with the names of things.
+        canonical: whether all questions have the first wording.
     """
 
     def __init__(self, world: World, canonical: bool = False):
@@ -56,93 +55,97 @@ class Asker:
         self.names = [thing.name for thing in world.things]
 
     def kinds(self, scene: Scene) -> list[str]:
-        """Kinds of questions that have one clear answer for a scene."""
+        """Lists the kinds of questions that have one clear answer for a scene."""
         kinds = ["background", "count", "count_kind", "describe", "yes_no_name", "yes_no_background"]
         if self._repeated(scene):
             kinds.append("yes_no_count")
-        if len(scene.items) == 1:
+        if len(scene.objects) == 1:
             kinds.append("name")
         elif self._named_by_color(scene):
             kinds.append("which")
         if singles := self._singles(scene):
             kinds += ["color", "yes_no_color"]
-            if any(place(item) for item in singles):
+            if any(place_name(obj) for obj in singles):
                 kinds.append("place")
         if self._related(scene):
             kinds += ["relation", "yes_no_relation"]
         return kinds
 
-    def ask(self, rng: random.Random, scene: Scene, kind: str, truth: bool | None = None) -> Question:
-        """One question of a kind that [`kinds`] lists.
+    def sample(self, rng: random.Random, scene: Scene, kind: str, truth: bool | None = None) -> Question:
+        """Samples a question of a kind that [`kinds`] lists.
 
         Args:
-            truth: answer of a yes/no question; either, at random, when None.
+            rng: generator of everything random.
+            scene: the subject.
+            kind: of the question.
+            truth: whether the answer to a yes/no question is yes; random when None.
         """
         truth = rng.random() < 0.5 if truth is None else truth
         words, answer = getattr(self, f"_{kind}")(rng, scene, truth)
         template = WORDINGS[kind][0] if self.canonical else rng.choice(WORDINGS[kind])
         return Question(kind, template.format(**words), answer)
 
-    def emoji(self, rng: random.Random, name: str) -> Question:
-        """The name of an emoji."""
+    def sample_emoji(self, rng: random.Random, name: str) -> Question:
+        """Samples a question for the name of an emoji."""
         template = WORDINGS["name"][0] if self.canonical else rng.choice(WORDINGS["name"])
         return Question("name", template, name)
 
-    def _subject(self, item_name: str) -> dict[str, str]:
-        many = item_name in PLURAL_FORMS
+    def _subject(self, thing_name: str) -> dict[str, str]:
+        many = thing_name in PLURAL_FORMS
         return {
-            "name": item_name,
+            "name": thing_name,
             "is_the": "are the" if many else "is the",
             "Is_the": "Are the" if many else "Is the",
             "has_the": "have the" if many else "has the",
         }
 
-    def _singles(self, scene: Scene) -> list[Item]:
-        """Items whose thing occurs once."""
-        counts = Counter(item.thing for item in scene.items)
-        return [item for item in scene.items if counts[item.thing] == 1]
+    def _singles(self, scene: Scene) -> list[SceneObject]:
+        """Lists the objects whose thing occurs once."""
+        counts = Counter(obj.thing for obj in scene.objects)
+        return [obj for obj in scene.objects if counts[obj.thing] == 1]
 
-    def _named_by_color(self, scene: Scene) -> list[Item]:
-        """Items that alone have their colour."""
-        counts = Counter(item.color for item in scene.items)
-        return [item for item in scene.items if counts[item.color] == 1]
+    def _named_by_color(self, scene: Scene) -> list[SceneObject]:
+        """Lists the objects whose colour occurs once."""
+        counts = Counter(obj.color for obj in scene.objects)
+        return [obj for obj in scene.objects if counts[obj.color] == 1]
 
     def _repeated(self, scene: Scene) -> list[tuple[int, int]]:
-        """(thing, number) of things that occur more than once."""
-        return [pair for pair in Counter(item.thing for item in scene.items).items() if pair[1] > 1]
+        """Lists (thing, number) of things that occur more than once."""
+        return [pair for pair in Counter(obj.thing for obj in scene.objects).items() if pair[1] > 1]
 
-    def _related(self, scene: Scene) -> list[tuple[Item, Item, str]]:
-        """(first, second, relation) of items whose things occur once and whose relation is clear and not held out."""
+    def _related(self, scene: Scene) -> list[tuple[SceneObject, SceneObject, str]]:
+        """Lists (first, second, relation) of objects whose things occur once and whose relation is clear and not held
+        out."""
         singles = self._singles(scene)
         pairs = ((a, b, relation(a, b)) for a in singles for b in singles if a is not b)
-        return [(a, b, seen) for a, b, seen in pairs if seen and not is_new_relation_pair(a.thing, seen)]
+        return [(a, b, seen) for a, b, seen in pairs if seen and not is_held_out_relation(a.thing, seen)]
 
     def _name(self, rng, scene, truth):
-        return {}, self.names[scene.items[0].thing]
+        return {}, self.names[scene.objects[0].thing]
 
     def _which(self, rng, scene, truth):
-        item = rng.choice(self._named_by_color(scene))
-        return {"color": item.color}, self.names[item.thing]
+        obj = rng.choice(self._named_by_color(scene))
+        return {"color": obj.color}, self.names[obj.thing]
 
     def _color(self, rng, scene, truth):
-        item = rng.choice(self._singles(scene))
-        return self._subject(self.names[item.thing]), item.color
+        obj = rng.choice(self._singles(scene))
+        return self._subject(self.names[obj.thing]), obj.color
 
     def _background(self, rng, scene, truth):
         return {}, scene.background
 
     def _count(self, rng, scene, truth):
-        return {}, str(len(scene.items))
+        return {}, str(len(scene.objects))
 
     def _count_kind(self, rng, scene, truth):
-        shown = [item.thing for item in scene.items]
+        shown = [obj.thing for obj in scene.objects]
         absent = rng.random() < 0.15
         thing = rng.choice([t for t in range(len(self.names)) if t not in shown] if absent else sorted(set(shown)))
         return {"names": plural(self.names[thing])}, str(shown.count(thing))
 
     def _place(self, rng, scene, truth):
-        item = rng.choice([item for item in self._singles(scene) if place(item)])
-        return self._subject(self.names[item.thing]), place(item)
+        obj = rng.choice([obj for obj in self._singles(scene) if place_name(obj)])
+        return self._subject(self.names[obj.thing]), place_name(obj)
 
     def _relation(self, rng, scene, truth):
         first, second, seen = rng.choice(self._related(scene))
@@ -152,28 +155,29 @@ class Asker:
         return {}, describe(self.world, scene)
 
     def _yes_no_name(self, rng, scene, truth):
-        shown = sorted({item.thing for item in scene.items})
+        shown = sorted({obj.thing for obj in scene.objects})
         thing = rng.choice(shown if truth else [t for t in range(len(self.names)) if t not in shown])
         return {"a": with_article(self.names[thing])}, _yes(truth)
 
     def _yes_no_color(self, rng, scene, truth):
-        item = rng.choice(self._singles(scene))
-        # Pairs that are held out are not even learnt to be wrong.
-        others = [color for color in COLORS if color != item.color and not is_new_color_pair(item.thing, color)]
-        # A colour that something else has, in half of the cases: else "is this colour there at all" would be enough.
-        near = [c for c in (*(other.color for other in scene.items), scene.background) if c in others]
+        obj = rng.choice(self._singles(scene))
+        # Held-out pairs do not occur as wrong ones either.
+        others = [color for color in COLORS if color != obj.color and not is_held_out_color(obj.thing, color)]
+        # A colour of something else in half of the cases: otherwise it would do to see whether the colour occurs at
+        # all.
+        near = [c for c in (*(other.color for other in scene.objects), scene.background) if c in others]
         wrong = rng.choice(near if near and rng.random() < 0.5 else others)
-        return self._subject(self.names[item.thing]) | {"color": item.color if truth else wrong}, _yes(truth)
+        return self._subject(self.names[obj.thing]) | {"color": obj.color if truth else wrong}, _yes(truth)
 
     def _yes_no_background(self, rng, scene, truth):
         others = [color for color in COLORS if color != scene.background]
-        near = [item.color for item in scene.items]
+        near = [obj.color for obj in scene.objects]
         wrong = rng.choice(near if rng.random() < 0.5 else others)
         return {"color": scene.background if truth else wrong}, _yes(truth)
 
     def _yes_no_relation(self, rng, scene, truth):
         first, second, seen = rng.choice(self._related(scene))
-        wrong = [r for r in RELATIONS if r != seen and not is_new_relation_pair(first.thing, r)]
+        wrong = [r for r in RELATIONS if r != seen and not is_held_out_relation(first.thing, r)]
         between = BETWEEN[seen if truth else rng.choice(wrong)]
         words = {"between": between, "other": self.names[second.thing]}
         return self._subject(self.names[first.thing]) | words, _yes(truth)
@@ -188,10 +192,10 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def scene_in_words(world: World, scene: Scene) -> str:
-    """A scene as text, thing by thing with colour, size and place: what a language model reads instead of an image."""
+def scene_as_text(world: World, scene: Scene) -> str:
+    """Formats a scene as text, with colour and place of every object: the input of a language model without images."""
     parts = []
-    for item in scene.items:
-        x, y = (round(c / 8) for c in item.center)
-        parts.append(f"{item.color} {world.things[item.thing].name} at {x} {y}")
+    for obj in scene.objects:
+        x, y = (round(c / 8) for c in obj.center)
+        parts.append(f"{obj.color} {world.things[obj.thing].name} at {x} {y}")
     return f"{scene.background} background: " + ", ".join(parts)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ...data.world.drawings import EMOJI_STYLES, World
+from ...data.image_files import to_pixels
 from ...data.world.evaluation import emoji_prompt_set
-from ...data.world.images import to_pixels
+from ...data.world.icons import EMOJI_STYLES, World
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import load_image
 from ..sequences import map_batches

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.world.drawings import World
+from ...data.image_files import to_pixels
 from ...data.world.evaluation import prompt_set
-from ...data.world.images import to_pixels
+from ...data.world.icons import World
 from ...data.world.prompts import TASKS, Prompt
 from ...data.world.scenes import render
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ...data.world.drawings import World
 from ...data.world.evaluation import question_set
+from ...data.world.icons import World
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...processing.processing_evotok import EvoTokProcessor
 from ..inference import Teacher, answer_questions

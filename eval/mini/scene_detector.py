@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ...data.world.drawings import World
+from ...data.world.icons import World
 from ...data.world.palette import COLORS, RGB, nearest_color
 from ...data.world.prompts import Prompt
-from ...data.world.scenes import CANVAS, PATCH, TIDY_SIZE, Item, Scene, relation, scaled_mask
+from ...data.world.scenes import CANVAS, PATCH, TIDY_SIZE, Scene, SceneObject, relation, scaled_mask
 
 
 BLURS = (0.0, 0.8, 1.6)
@@ -39,7 +39,7 @@ class Detection:
 
     background: str
     """Name of a colour of the palette."""
-    items: tuple[Item, ...]
+    objects: tuple[SceneObject, ...]
     """The things, with canonical icons."""
     stray: bool
     """Whether the image shows anything else."""
@@ -54,8 +54,8 @@ class SceneDetector:
 
     def __init__(self, world: World):
         self.world = world
-        drawings = [thing.canonical for thing in world.things]
-        masks = [Image.fromarray(scaled_mask(world, drawing, TIDY_SIZE)) for drawing in drawings]
+        icons = [thing.canonical for thing in world.things]
+        masks = [Image.fromarray(scaled_mask(world, icon, TIDY_SIZE)) for icon in icons]
         blurred = [mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask for blur in BLURS for mask in masks]
         self.flat = np.stack([np.asarray(mask, dtype=np.float32).ravel() / 255 for mask in blurred])  # (K, A)
         self.mass = np.square(self.flat).sum(1)  # (K,)
@@ -77,16 +77,16 @@ class SceneDetector:
         shares = np.bincount(nearest_color(pixels).ravel(), minlength=len(COLORS)) / CANVAS**2
         candidates = np.flatnonzero(shares >= min(SMALLEST_BACKGROUND, shares.max()))
         explanations = [(background, *self._explain(pixels, background)) for background in candidates]
-        background, items, left = min(explanations, key=lambda explanation: np.square(explanation[2]).sum())
-        return Detection(COLORS[background], tuple(items), _has_square(np.linalg.norm(left, axis=0) > OFF))
+        background, objects, left = min(explanations, key=lambda explanation: np.square(explanation[2]).sum())
+        return Detection(COLORS[background], tuple(objects), _has_square(np.linalg.norm(left, axis=0) > OFF))
 
-    def _explain(self, pixels: np.ndarray, background: int) -> tuple[list[Item], np.ndarray]:
+    def _explain(self, pixels: np.ndarray, background: int) -> tuple[list[SceneObject], np.ndarray]:
         """Returns the things on a background, and the image less background and things, (3, 64, 64)."""
         contrast = RGB - RGB[background]  # (9, 3)
         left = (pixels - RGB[background]).transpose(2, 0, 1).copy()
         energy = np.square(contrast).sum(1)[:, None, None] * self.mass  # (9, 1, K)
         energy[background] = np.inf
-        free, items = self.corners, []
+        free, objects = self.corners, []
         while len(free):
             views = np.lib.stride_tricks.sliding_window_view(left, (TIDY_SIZE, TIDY_SIZE), (1, 2))
             windows = views[:, free[:, 1], free[:, 0]].reshape(3, len(free), -1)  # (3, P, A)
@@ -102,9 +102,9 @@ class SceneDetector:
             (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]
             drawn = self.flat[mask].reshape(TIDY_SIZE, TIDY_SIZE)
             left[:, y : y + TIDY_SIZE, x : x + TIDY_SIZE] -= contrast[color][:, None, None] * drawn
-            items.append(Item(thing.index, thing.canonical, COLORS[color], x, y, TIDY_SIZE))
+            objects.append(SceneObject(thing.index, thing.canonical, COLORS[color], x, y, TIDY_SIZE))
             free = free[np.abs(free - (x, y)).max(1) >= TIDY_SIZE]
-        return items, left
+        return objects, left
 
 
 def _has_square(off: np.ndarray) -> bool:
@@ -121,7 +121,7 @@ def faults(world: World, prompt: Prompt, seen: Detection) -> list[str]:
     wrong = []
     if seen.background != prompt.scene.background:
         wrong.append(f"background {seen.background}, not {prompt.scene.background}")
-    wanted, found = prompt.scene.kinds, Counter((item.thing, item.color) for item in seen.items)
+    wanted, found = prompt.scene.kinds, Counter((item.thing, item.color) for item in seen.objects)
     for thing, color in dict.fromkeys([*wanted, *found]):
         if found[thing, color] != wanted.get((thing, color), 0):
             count = f"{found[thing, color]} of {wanted.get((thing, color), 0)}"
@@ -129,15 +129,15 @@ def faults(world: World, prompt: Prompt, seen: Detection) -> list[str]:
     if seen.stray:
         wrong.append("something else")
     if not wrong and prompt.kind.startswith("position"):
-        first, second = prompt.scene.items
-        items = {(item.thing, item.color): item for item in seen.items}
-        is_, should = (relation(a, b) for a, b in ((items[_kind(first)], items[_kind(second)]), (first, second)))
+        first, second = prompt.scene.objects
+        objects = {(item.thing, item.color): item for item in seen.objects}
+        is_, should = (relation(a, b) for a, b in ((objects[_kind(first)], objects[_kind(second)]), (first, second)))
         if is_ != should:
             wrong.append(f"{is_ or 'no clear relation'}, not {should}")
     return wrong
 
 
-def _kind(item: Item) -> tuple[int, str]:
+def _kind(item: SceneObject) -> tuple[int, str]:
     return item.thing, item.color
 
 
@@ -147,21 +147,21 @@ def contradict(prompt: Prompt, other: Prompt) -> Prompt:
     Args:
         other: of the same kind; a thing of it replaces one of `prompt`.
     """
-    scene, (*rest, last) = prompt.scene, prompt.scene.items
+    scene, (*rest, last) = prompt.scene, prompt.scene.objects
     if prompt.kind == "counting":
-        items = (last,) * (len(scene.items) + (1 if len(scene.items) < 4 else -1))
+        objects = (last,) * (len(scene.objects) + (1 if len(scene.objects) < 4 else -1))
     elif prompt.kind.startswith("position"):
-        first, second = scene.items
-        items = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
+        first, second = scene.objects
+        objects = (replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y))
     elif prompt.kind == "color_attribution" and last.color != rest[0].color:
-        items = (replace(rest[0], color=last.color), replace(last, color=rest[0].color))
+        objects = (replace(rest[0], color=last.color), replace(last, color=rest[0].color))
     elif prompt.kind in ("colors", "color_attribution"):
-        items = (*rest, replace(last, color=_another(last.color, scene.background)))
+        objects = (*rest, replace(last, color=_another(last.color, scene.background)))
     else:
-        shown = {item.thing for item in scene.items}
-        strange = next((item for item in other.scene.items if item.thing not in shown), None)
-        items = (*rest, replace(last, thing=strange.thing)) if strange else tuple(rest)
-    return replace(prompt, scene=Scene(scene.background, tuple(items)))
+        shown = {item.thing for item in scene.objects}
+        strange = next((item for item in other.scene.objects if item.thing not in shown), None)
+        objects = (*rest, replace(last, thing=strange.thing)) if strange else tuple(rest)
+    return replace(prompt, scene=Scene(scene.background, tuple(objects)))
 
 
 def _another(color: str, background: str) -> str:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...data.processes import Workers
-from ...data.world.drawings import World
 from ...data.world.evaluation import labelled_pixels
+from ...data.world.icons import World
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ..metrics import count_codes, feature_cosine, psnr

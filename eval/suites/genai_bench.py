@@ -9,9 +9,10 @@ from pathlib import Path
 
 from transformers import AutoProcessor
 
+from ...data.sequences import pick_evenly
 from ...processing.image_loading_evotok import load_image
 from ..results import write_json_lines
-from ..sequences import map_batches, pick_evenly
+from ..sequences import map_batches
 from ..suite import Evaluation, Report, fingerprints
 from ..text_to_image.benchmark import BenchmarkOptions, check_model, read_processor
 from ..text_to_image.genai_bench import (

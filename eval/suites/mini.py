@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ...data.world.drawings import World, load_world
 from ...data.world.evaluation import QUESTION_SETS
+from ...data.world.icons import World, load_world
 from ..mini.emoji import EMOJI_VARIANTS, EmojiRetrieval
 from ..mini.generation import Composition, composition_variants
 from ..mini.questions import measure_questions

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...data.image_sets import ImageSet, Readable, limited, look_through, open_images
+from ...data.image_sets import ImageSet, ReadableImages, check_images, open_images
+from ...data.sequences import pick_evenly
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...modeling_evotok.quantization_evotok import codebook_usage
 from ...processing.image_loading_evotok import convert_to_images
@@ -17,7 +18,7 @@ from ..metrics import count_codes, psnr, round_pixels, ssim
 from ..perceptual import INCEPTION, LPIPS, check_weights, load_inception, load_lpips
 from ..plotting.sheets import Cell, draw_sheet
 from ..plotting.style import figure, save
-from ..sequences import pick_evenly, split_batches
+from ..sequences import split_batches
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints
 from ..teachers import EfficientNetTeacher
 
@@ -100,8 +101,8 @@ def run(evaluation: Evaluation) -> Report:
     depths = sorted(set(options.depths)) or list(range(1, config.num_pixel_codebooks + 1))
     if depths[-1] > config.num_codebooks:
         raise ValueError(f"depths={depths}: the codes of this tokenizer have {config.num_codebooks} levels.")
-    images = limited(open_images(options.data, options.split, options.column), options.limit)
-    found = look_through(images, config.image_size, workers)
+    images = open_images(options.data, options.split, options.column).limited(options.limit)
+    found = check_images(images, config.image_size, workers)
     if len(found.indices) < 2:
         raise ValueError(f"{options.data}: only one image can be read: a distance between sets needs two.")
     meters = _meters(evaluation, tokenizer.device, found, depths)
@@ -150,7 +151,7 @@ def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, to
 
 
 def _meters(
-    evaluation: Evaluation, device: torch.device, found: Readable, depths: Sequence[int]
+    evaluation: Evaluation, device: torch.device, found: ReadableImages, depths: Sequence[int]
 ) -> dict[str, FrechetMeter]:
     """Builds the meters of the networks whose weights are there: name of the distance -> meter."""
     options, networks = evaluation.options, {}
@@ -176,7 +177,7 @@ def _report(
     depths: list[int],
     used: dict[str, torch.Tensor],
     images: ImageSet,
-    found: Readable,
+    found: ReadableImages,
 ) -> Report:
     names = [name for name in TITLES if f"{name}_depth{depths[0]}" in figures]
     usage, perplexity = (used[name].tolist() for name in ("usage", "perplexity"))
@@ -200,7 +201,7 @@ def _report(
     )
 
 
-def _notes(names: list[str], images: ImageSet, found: Readable) -> list[str]:
+def _notes(names: list[str], images: ImageSet, found: ReadableImages) -> list[str]:
     """Returns the notes of the report; `names` are the figures that were measured."""
     notes = [
         f"{len(found.indices):,} images of {images.name}, the shorter side resized (bicubic, antialiased), the middle "
@@ -232,7 +233,7 @@ def _notes(names: list[str], images: ImageSet, found: Readable) -> list[str]:
 
 
 def _save_sheet(
-    folder: Path, report: Report, tokenizer: EvoTokVQModel, images: ImageSet, found: Readable, depths: list[int]
+    folder: Path, report: Report, tokenizer: EvoTokVQModel, images: ImageSet, found: ReadableImages, depths: list[int]
 ) -> None:
     """Saves a contact sheet of a few images at every depth."""
     indices = pick_evenly(found.indices, ON_THE_SHEET)

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...data.image_files import image_files
-from ...data.image_sets import ImageSet, folder_images, limited, look_through
+from ...data.image_sets import ImageSet, check_images, folder_images
 from ...data.processes import Workers
-from ...data.world.drawings import load_world
+from ...data.sequences import pick_evenly
 from ...data.world.evaluation import labelled_pixels
+from ...data.world.icons import load_world
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..clusters import cluster, project
 from ..frechet import FeatureStatistics, frechet_distance
@@ -24,7 +25,6 @@ from ..mini.tokenizer import fit_probe
 from ..plotting.trajectory import cluster_sheet, plot_depths, plot_paths, reconstruction_sheet
 from ..probes import PatchProbe
 from ..results import write_csv
-from ..sequences import pick_evenly
 from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_at_least, sha256
 from ..teachers import SiglipTeacher, check_teacher, find_teacher, teacher_files
 
@@ -97,7 +97,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 
 
 def _open_folder(options: Options) -> ImageSet:
-    return limited(folder_images(str(options.data), image_files(str(options.data))), options.images)
+    return folder_images(str(options.data), image_files(str(options.data))).limited(options.images)
 
 
 def _check_images(images: ImageSet, clusters: int) -> None:
@@ -105,7 +105,7 @@ def _check_images(images: ImageSet, clusters: int) -> None:
         raise ValueError(f"{images.name}: no images below this folder: give another one.")
     if len(images) < clusters:
         raise ValueError(f"{images.name}: fewer images than clusters={clusters}: give more, or fewer clusters.")
-    unreadable = look_through(images, 64, Workers()).unreadable
+    unreadable = check_images(images, 64, Workers()).unreadable
     if unreadable:
         name, reason = next(iter(unreadable.items()))
         count = f"{len(unreadable)} of {len(images)} images"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...data.errors import one_line
-from ..sequences import pick_evenly
+from ...data.sequences import pick_evenly
 
 
 TASKS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ...data.atomic_files import whole_file
+from ...data.atomic_files import atomic_file
 from ...processing.image_loading_evotok import EvoTokImageError, load_image
 from ..inference import generate_images
 from ..sequences import split_batches
@@ -141,7 +141,7 @@ def image_seed(seed: int, index: int) -> int:
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Saves an image in one atomic write, in the format of the suffix."""
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         image.save(part, **_FORMATS[path.suffix])
 
 
@@ -182,5 +182,5 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 
 def _write_note(folder: Path, note: dict[str, Any]) -> None:
-    with whole_file(folder / NOTE) as part:
+    with atomic_file(folder / NOTE) as part:
         part.write_text(json.dumps(note) + "\n", encoding="utf-8")

@@ -113,7 +113,7 @@ def find_examples(image_size: int, folder: Path) -> Examples:
     """Chooses examples for a model of images of a size; those of the world have images, saved to `folder`."""
     from PIL import Image
 
-    from evotok.data.world.drawings import load_world
+    from evotok.data.world.icons import load_world
     from evotok.data.world.phrases import describe
     from evotok.data.world.scenes import CANVAS, render
 
@@ -149,7 +149,7 @@ def world_scope(world) -> Scope:
         world: the embedded `World`.
     """
     from evotok.data.world import phrases, prompts, questions
-    from evotok.data.world.drawings import EMOJI_STYLES
+    from evotok.data.world.icons import EMOJI_STYLES
     from evotok.data.world.palette import COLORS
 
     names = [thing.name for thing in world.things]

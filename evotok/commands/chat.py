@@ -119,7 +119,7 @@ def _read_line() -> str | None:
 
 def _run_line(chat: "Chat", line: str, out: str) -> bool:
     """Runs a command or asks a question; returns whether the conversation ends."""
-    from evotok.data.errors import visible
+    from evotok.data.errors import escape_controls
     from evotok.processing.image_loading_evotok import load_image
 
     command, _, rest = line.partition(" ")
@@ -129,7 +129,7 @@ def _run_line(chat: "Chat", line: str, out: str) -> bool:
     if command == "/help":
         print(MENU)
     elif command == "/history":
-        print(visible("\n".join(chat.history())) or "(nothing yet)")
+        print(escape_controls("\n".join(chat.history())) or "(nothing yet)")
     elif command == "/new":
         chat.conversation = Conversation()
     elif command == "/image":
@@ -186,7 +186,7 @@ class Chat:
         return answer
 
     def _answer(self, messages: list[dict[str, Any]], is_printed: bool) -> str:
-        from evotok.data.errors import visible
+        from evotok.data.errors import escape_controls
 
         if self.processor is not None:
             from evotok.inference import VisibleStreamer, answer
@@ -200,7 +200,7 @@ class Chat:
         for piece in self.model.chat(messages, self.max_new_tokens):
             pieces.append(piece)
             if is_printed:
-                print(visible(piece), end="", flush=True)
+                print(escape_controls(piece), end="", flush=True)
         if is_printed:
             print()
         return "".join(pieces)

@@ -14,7 +14,7 @@ FORMAT = "evotok-codes-1"
 
 
 class Codes(NamedTuple):
-    """Codes of images (I, N, D) uint16, a name for each image, and the fingerprint of the tokenizer."""
+    """Codes of images (I, N, D) uint16, a name for each image, and the hash of the tokenizer."""
 
     codes: "np.ndarray"
     names: list[str]

@@ -33,7 +33,7 @@ def run(
     """
     check_folder(out)
     path, words = check_recipe(recipe, overrides or ())
-    from evotok.data.errors import one_line, visible
+    from evotok.data.errors import escape_controls, one_line
     from evotok.training.recipes import read_recipe
 
     data = read_recipe(path, words).data
@@ -45,10 +45,10 @@ def run(
             try:
                 facts, cells = _check(source, records)
                 if not as_json:
-                    bar.write(visible(_report(facts)))
+                    bar.write(escape_controls(_report(facts)))
             except (ValueError, OSError) as error:
                 facts, cells = {"source": source.source, "error": one_line(error)}, []
-                bar.write(visible(f"{source.source}\n  cannot be used: {facts['error']}"), file=sys.stderr)
+                bar.write(escape_controls(f"{source.source}\n  cannot be used: {facts['error']}"), file=sys.stderr)
             found.append(facts)
             if cells:
                 sheets.append((source.source, _sheet(source.source, cells)))
@@ -64,28 +64,28 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     """Returns facts about the first rows of a source, and its first images with their texts."""
     from itertools import islice
 
-    from evotok.data.errors import one_line, why_no_record
+    from evotok.data.errors import one_line, row_reason
     from evotok.data.sources import SOURCES
-    from evotok.data.streams.streaming import open_part
+    from evotok.data.stream_loader import open_source
     from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
-    part, info = open_part(source)
+    opened, info = open_source(source)
     known = SOURCES.get(source.source)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sizes, lengths, cells, first = [], [], [], None
-    for row in islice(part.rows, limit):
+    for raw in islice(opened.rows, limit):
         counts["rows"] += 1
         try:
-            record = part.record(row)
+            row = opened.convert(raw)
         except (KeyError, TypeError, ValueError) as error:
-            reasons[why_no_record(error)] += 1
+            reasons[row_reason(error)] += 1
             continue
-        texts = _texts(record)
+        texts = _texts(row)
         first = first or texts
         lengths.append(sum(len(text) for _, text in texts))
-        counts["text alone"] += not record["images"] and "codes" not in record
-        for image in record["images"]:
+        counts["text alone"] += not row["images"] and "codes" not in row
+        for image in row["images"]:
             try:
                 image = load_image(image)
             except EvoTokImageError as error:
@@ -98,13 +98,13 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
         raise ValueError("no rows at all")
     if not lengths:
         reason = next(iter(reasons))
-        raise ValueError(f"none of the first {counts['rows']} rows is a record ({reason}): is it the right folder?")
+        raise ValueError(f"none of the first {counts['rows']} rows can be used ({reason}): is it the right folder?")
     facts = {
         "source": source.source,
-        "weight": part.weight,
-        "shards": len(part.rows.shards),
+        "weight": opened.weight,
+        "shards": len(opened.rows.shards),
         "licence": known.licence if known else None,
-        "samples_published": known.num_samples if known else None,
+        "samples_published": known.num_rows if known else None,
         "codes": info and {"positions": info.positions, "levels": info.levels, "tokenizer": info.tokenizer},
         "rows": counts["rows"],
         "records": len(lengths),
@@ -118,25 +118,25 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     return facts, cells
 
 
-def _texts(record: dict) -> list[tuple[str, str]]:
+def _texts(row: dict) -> list[tuple[str, str]]:
     texts = [
         (message["role"], "".join(part["text"] or "<image>" for part in message["content"]))
-        for message in record["messages"]
+        for message in row["messages"]
     ]
-    return [*texts, ("rejected", record["rejected"])] if "rejected" in record else texts
+    return [*texts, ("rejected", row["rejected"])] if "rejected" in row else texts
 
 
 def _report(facts: dict[str, Any]) -> str:
     lines = [f"{facts['source']}, weight {facts['weight']:g}, {facts['shards']:,} shards"]
     if facts["licence"] is not None:
-        known = f"{facts['samples_published']:,} samples published; " if facts["samples_published"] else ""
-        lines.append(f"  {known}licence: {facts['licence']}")
+        published = f"{facts['samples_published']:,} rows published; " if facts["samples_published"] else ""
+        lines.append(f"  {published}licence: {facts['licence']}")
     if facts["codes"]:
         codes = facts["codes"]
         lines.append(f"  codes {codes['positions']} x {codes['levels']} by the tokenizer {codes['tokenizer'][:12]}")
     characters = facts["characters"]
     lines.append(
-        f"  {facts['rows']} rows read: {facts['records']} records, {facts['text_alone']} of text alone; "
+        f"  {facts['rows']} rows read: {facts['records']} usable, {facts['text_alone']} of text alone; "
         f"{characters['least']} to {characters['most']} characters, median {characters['median']:g}"
     )
     if facts["sizes"]:

@@ -37,11 +37,11 @@ def run(
 
     import torch
 
-    from evotok.data.codes.fingerprint import fingerprint
+    from evotok.data.code_shards import tokenizer_hash
     from evotok.processing.image_loading_evotok import convert_to_images
 
     model, _ = load_tokenizer(checkpoint)
-    if content.tokenizer != fingerprint(model):
+    if content.tokenizer != tokenizer_hash(model):
         raise ValueError(
             f"{file}: written by another tokenizer than that of {checkpoint}. "
             "Decode with the checkpoint that encoded, or encode again."

@@ -36,7 +36,7 @@ def run(
             load_image(path)  # raises the error, before torch is imported
     import numpy as np
 
-    from evotok.data.codes.fingerprint import fingerprint
+    from evotok.data.code_shards import tokenizer_hash
 
     model, image_processor = load_tokenizer(checkpoint)
     batches = []
@@ -48,7 +48,7 @@ def run(
             bar.update(len(batch))
     codes = np.concatenate(batches)  # (I, N, D)
     names = [Path(path).name for path in images]
-    write_codes(out, Codes(codes, names, fingerprint(model)))
+    write_codes(out, Codes(codes, names, tokenizer_hash(model)))
     count, positions, levels = codes.shape
     facts = {"file": out, "images": names, "positions": positions, "levels": levels}
     print_results(as_json, facts, [f"{out}: {count} images x {positions} positions x {levels} levels"])

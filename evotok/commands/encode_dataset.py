@@ -37,19 +37,19 @@ def run(
     from tqdm import tqdm
 
     from evotok.data.arguments import SourceArguments
-    from evotok.data.codes.encoding import CorpusEncoder
+    from evotok.data.code_encoding import CorpusEncoder
     from evotok.data.sources import SOURCES
-    from evotok.data.streams.streaming import open_part
+    from evotok.data.stream_loader import open_source
 
     if source in SOURCES and SOURCES[source].task == "understanding":
         raise ValueError(f"--source {source}: conversations about images; codes are for images to generate.")
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    part, _ = open_part(SourceArguments(source, path, image_folder))
+    opened, _ = open_source(SourceArguments(source, path, image_folder))
     model, image_processor = load_tokenizer(checkpoint)
     if torch.accelerator.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         model.to(torch.device(torch.accelerator.current_accelerator().type, local))
-    encoder = CorpusEncoder(model, image_processor, part, out, batch_size, threads)
+    encoder = CorpusEncoder(model, image_processor, opened, out, batch_size, threads)
     with tqdm(unit="image", disable=None if rank == 0 else True, leave=False) as progress:
         done = encoder.run(rank, world_size, progress.update)
     speed = f", {done.images / done.seconds:,.0f} images/s" if done.images else ""

@@ -40,13 +40,13 @@ def stdout_for_json(as_json: Any) -> Iterator[None]:
 
 def print_results(as_json: bool, facts: dict[str, Any] | list[dict[str, Any]], lines: Iterable[str]) -> None:
     """Prints the results of a command, `facts` as JSON or `lines`, with control characters escaped."""
-    from evotok.data.errors import visible, visible_json
+    from evotok.data.errors import escape_controls, escape_controls_json
 
     if as_json:
-        print(visible_json(json.dumps(facts, ensure_ascii=False)), file=_real_stdout.get())
+        print(escape_controls_json(json.dumps(facts, ensure_ascii=False)), file=_real_stdout.get())
     else:
         for line in lines:
-            print(visible(line), file=_real_stdout.get())
+            print(escape_controls(line), file=_real_stdout.get())
 
 
 def has_colors(stream: TextIO) -> bool:

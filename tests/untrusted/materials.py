@@ -21,7 +21,7 @@ from release_format import SIZES, make_projector, make_tokenizer, prefixed, save
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from evotok.data.codes.fingerprint import fingerprint
+from evotok.data.code_shards import tokenizer_hash
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 from untrusted.case import Workspace
 
@@ -41,7 +41,7 @@ class Materials:
         self.folder, self.page_folder, self._open = folder, folder / "page", ExitStack()
         self.model, self.processor = build_chat_model()
         self.model.config.text_config.max_position_embeddings = 128
-        self.fingerprint = fingerprint(self.model.model.vq_model)
+        self.fingerprint = tokenizer_hash(self.model.model.vq_model)
         self.model.save_pretrained(folder / "model")
         self.processor.save_pretrained(folder / "model")
         self.model.model.vq_model.save_pretrained(folder / "tokenizer")

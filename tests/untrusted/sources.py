@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from evotok.data.codes.shards import FORMAT, open_codes
+from evotok.data.code_shards import FORMAT, open_codes
+from evotok.data.collators import ImageCollator
 from evotok.data.conversations import load_conversations
 from evotok.data.errors import one_line
-from evotok.data.image_datasets import ImageCollator, folder_pixels
-from evotok.data.image_files import MAX_ASPECT
+from evotok.data.image_files import MAX_ASPECT, folder_pixels
+from evotok.data.mixture import MixtureSource
 from evotok.data.sources import SOURCES
-from evotok.data.streams.mixture import Part
 from evotok.processing.image_loading_evotok import load_image
 from untrusted.case import Group, Workspace, case, kind, run_command
 from untrusted.images import noise, saved
@@ -36,9 +36,9 @@ def read(_: Workspace, given: tuple[str, Callable | None]) -> list[Image.Image]:
     rows, folder = source.open("data")
     if after is not None:
         after()
-    part = Part(name, rows, lambda row: source.convert(row, folder), 1.0)
+    opened = MixtureSource(name, rows, lambda row: source.convert(row, folder), 1.0)
     try:
-        return [load_image(image) for record in map(part.record, rows) for image in record["images"]]
+        return [load_image(image) for row in map(opened.convert, rows) for image in row["images"]]
     except OSError as error:
         raise ValueError(one_line(error)) from None
 
@@ -149,19 +149,19 @@ def is_picture(images: list) -> None:
 
 TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
 NOT_FETCHED = f"image '{ADDRESS}' is an address, which is not fetched: download it into …"
-LIES_OUTSIDE = "{} lies outside …: move it there, or set the image folder"
+OUTSIDE = "{} is outside of …: move it there, or set the image folder"
 SOURCE = [
     kind("address", NOT_FETCHED)(
         case("caption", row({"bytes": b"", "path": ADDRESS})),
         case("conversation", row({"bytes": None, "path": ADDRESS}, "llava-onevision", id="1", conversations=TURNS)),
     ),
-    kind("file outside the folder", LIES_OUTSIDE)(
+    kind("file outside the folder", OUTSIDE)(
         case("absolute path", row({"bytes": None, "path": "/etc/passwd"}), "image '/etc/passwd'"),
         case("link", row({"bytes": None, "path": "link.png"}), "image 'link.png'"),
         case("link to a text", caption(None), "text '…/data/a.txt'"),
     ),
     kind("bytes beside an address", "the image")(row({"bytes": PICTURE, "path": ADDRESS}), check=is_picture),
-    kind("length of a text", "{} characters of text, over the limit of 200,000 of a record: shorten it", limit="200,000 characters")(
+    kind("length of a text", "{} characters of text, over the limit of 200,000 of a row: shorten it", limit="200,000 characters")(
         case("file beside an image", caption("x" * 1_000_000), "200,001"),
         case("column of 32 MB that all rows share", parquet(shared_caption, compression="zstd"), "32,000,000"),
     ),
@@ -212,9 +212,9 @@ LLAVA = [
     ),
     kind("record", "a.jsonl:2: {}.", limit="200,000 characters")(
         case("address", record(image=ADDRESS), NOT_FETCHED),
-        case("folder that leads out", record(image="up/red.png"), LIES_OUTSIDE.format("image 'up/red.png'")),
+        case("folder that leads out", record(image="up/red.png"), OUTSIDE.format("image 'up/red.png'")),
         case("link to itself", record(image="cycle.png"), "image 'cycle.png' is no file name (…): correct it"),
-        case("long text", record(conversations=LONG), "200,001 characters of text, over the limit of 200,000 of a record: shorten it"),
+        case("long text", record(conversations=LONG), "200,001 characters of text, over the limit of 200,000 of a row: shorten it"),
     ),
 ]
 

@@ -16,11 +16,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from ...data.world.drawings import World
+from ...data.world.icons import World
 from ...data.world.images import scene_pixels
 from ...data.world.palette import COLORS
-from ...data.world.scenes import PATCH, SLOTS, TIDY_SIZE, Scene, stands_out, tidy_scene
-from ...data.world.splits import is_new_color_pair
+from ...data.world.scenes import PATCH, SLOTS, TIDY_SIZE, Scene, is_held_out_color, stands_out, tidy_scene
 from ...modeling_evotok.configuration_evotok import EvoTokDepthDecoderConfig
 from ...modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -55,7 +54,7 @@ def split_labels(world: World) -> tuple[list[Label], list[Label]]:
         for thing in world.things
         for color, name in enumerate(COLORS)
         for background, other in enumerate(COLORS)
-        if stands_out(name, other) and not is_new_color_pair(thing.index, name)
+        if stands_out(name, other) and not is_held_out_color(thing.index, name)
     ]
     chosen = random.Random("generator").sample(labels, SCENES + PROMPTS)
     return chosen[:SCENES], chosen[SCENES:]

@@ -2,8 +2,9 @@
 
 import torch
 
-from ...data.world.drawings import load_world
-from ...data.world.images import held_out_scenes, patch_labels, to_pixels
+from ...data.image_files import to_pixels
+from ...data.world.icons import load_world
+from ...data.world.images import held_out_scenes, patch_labels
 from ...data.world.scenes import render_with_masks
 from ...eval.frechet import FeatureStatistics, frechet_distance
 from ...eval.metrics import feature_cosine, psnr, ssim

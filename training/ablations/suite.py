@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from ...data.atomic_files import whole_file
-from ...data.world.drawings import load_world
+from ...data.atomic_files import atomic_file
+from ...data.world.icons import load_world
 from ...eval.plotting.sheets import BLUE, RED
 from ...eval.plotting.style import figure, save
 from ...eval.suite import Evaluation, Report, SuiteOptions, sha256
@@ -209,7 +209,7 @@ def _row(
             found["generated"] = generated_share(
                 model, levels, load_world(recipe.data.path), options.generator_steps, seed, path.parent
             )
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 

@@ -7,9 +7,9 @@ ordinary Transformers checkpoint with its BPE tokenizer, which later stages take
 from transformers import Qwen2Config, Qwen2ForCausalLM, TrainingArguments
 
 from ...data.collators import EvoTokCollator
-from ...data.conversation_datasets import Indexed
-from ...data.world.drawings import load_world
-from ...data.world.records import WorldRecords, corpus
+from ...data.conversations import IndexedRows
+from ...data.world.conversations import WorldConversations, corpus
+from ...data.world.icons import load_world
 from ...processing.processing_evotok import EvoTokProcessor
 from ..optimizers import optimizer_choice
 from ..recipes import Recipe, num_samples
@@ -44,7 +44,7 @@ def train_language(recipe: Recipe, arguments: TrainingArguments, resume_from: st
     model = Qwen2ForCausalLM(config)
     if recipe.model.attn_implementation:
         model.set_attn_implementation(recipe.model.attn_implementation)
-    records = WorldRecords(world, num_samples(arguments), recipe.data.mixture or _MIXTURE, arguments.seed)
+    rows = WorldConversations(world, num_samples(arguments), recipe.data.mixture or _MIXTURE, arguments.seed)
     # Only its template and its placeholders count here: the same conversations as in the stages that follow.
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64, **recipe.processor)
     trainer = EvoTokTrainer(
@@ -52,7 +52,7 @@ def train_language(recipe: Recipe, arguments: TrainingArguments, resume_from: st
         args=arguments,
         callbacks=time_box(recipe, arguments),
         recipe=recipe,
-        train_dataset=Indexed(records),
+        train_dataset=IndexedRows(rows),
         data_collator=EvoTokCollator(processor, recipe.data.max_length, seed=arguments.seed),
         processing_class=tokenizer,
         **optimizer_choice(recipe.optimizer, arguments),

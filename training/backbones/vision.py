@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 
-from ...data.world.drawings import load_world
-from ...data.world.images import LabelledScenes, held_out_scenes, patch_labels, to_pixels
+from ...data.image_files import to_pixels
+from ...data.world.icons import load_world
+from ...data.world.images import LabelledScenes, held_out_scenes, patch_labels
 from ...data.world.palette import COLORS
 from ...data.world.scenes import render_with_masks
 from ..optimizers import optimizer_choice

@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 
 from ...data.arguments import DataArguments
 from ...data.collators import PreferenceCollator
-from ...data.conversation_datasets import Indexed
+from ...data.conversations import IndexedRows
 from ...data.sources import SOURCES
-from ...data.world.drawings import load_world
+from ...data.world.icons import load_world
 from ...data.world.preferences import WorldPreferences
 from ..optimizers import optimizer_choice
 from ..recipes import Recipe, num_samples
@@ -68,7 +68,7 @@ def train_preference(recipe: Recipe, arguments: TrainingArguments, resume_from: 
     data = reference = None
     if recipe.data.name == "world":
         world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
-        data = Indexed(WorldPreferences(world, num_samples(arguments), mixture, arguments.seed))
+        data = IndexedRows(WorldPreferences(world, num_samples(arguments), mixture, arguments.seed))
     with whole_weights(arguments):
         model, processor = build_multimodal(recipe)
         if not recipe.lora:

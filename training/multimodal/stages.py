@@ -17,11 +17,10 @@ from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspee
 
 from ...data.arguments import DataArguments
 from ...data.collators import EvoTokCollator
-from ...data.conversation_datasets import Indexed
-from ...data.conversations import load_conversations
-from ...data.streams.streaming import build_stream, record_length
-from ...data.world.drawings import load_world
-from ...data.world.records import WorldRecords
+from ...data.conversations import IndexedRows, load_conversations
+from ...data.stream_loader import build_stream, estimate_length
+from ...data.world.conversations import WorldConversations
+from ...data.world.icons import load_world
 from ...modeling_evotok.configuration_evotok import EvoTokConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -157,8 +156,8 @@ def build_dataset(
 ) -> Dataset:
     """What the trainer reads: a stream of batches for a mixture, else numbered records."""
     if recipe.data.name != "mixture":
-        return Indexed(build_data(recipe, arguments))
-    length_of = functools.partial(record_length, num_image_tokens=collator.processor.num_image_tokens)
+        return IndexedRows(build_data(recipe, arguments))
+    length_of = functools.partial(estimate_length, num_image_tokens=collator.processor.num_image_tokens)
     return build_stream(recipe.data, arguments, collator, length_of, vq_model, collator.processor.image_processor)
 
 
@@ -178,7 +177,7 @@ def build_data(recipe: Recipe, arguments: TrainingArguments) -> Dataset:
     check_length(recipe, arguments.max_steps)
     if recipe.data.name == "world":
         world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
-        return WorldRecords(world, num_samples(arguments), mixture, arguments.seed, block=recipe.data.block)
+        return WorldConversations(world, num_samples(arguments), mixture, arguments.seed, block=recipe.data.block)
     return load_conversations(recipe.data.path, recipe.data.image_folder)
 
 

@@ -394,5 +394,5 @@ def _plan_data(plan: Plan, config) -> None:
     sources = [SOURCES[source.source] for source in plan.recipe.data.sources if source.source in SOURCES]
     plan.dataset_bytes = sum(source.num_bytes for source in sources)
     vq = getattr(config, "vq_config", config)
-    drawn = sum(source.num_samples for source in sources if source.task == "generation")
+    drawn = sum(source.num_rows for source in sources if source.task == "generation")
     plan.code_bytes = drawn * vq.num_positions * vq.num_pixel_codebooks * 2

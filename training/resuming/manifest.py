@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...data.atomic_files import sync, whole_file
+from ...data.atomic_files import atomic_file, sync
 
 
 MANIFEST = "manifest.json"
@@ -111,7 +111,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:
-    with whole_file(folder / MANIFEST) as part:
+    with atomic_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(manifest, indent=0), encoding="utf-8")
 
 

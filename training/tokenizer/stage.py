@@ -8,9 +8,10 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ...data.arguments import DataArguments
-from ...data.image_datasets import ImageCollator, folder_pixels
-from ...data.streams.streaming import build_stream
-from ...data.world.drawings import load_world
+from ...data.collators import ImageCollator
+from ...data.image_files import folder_pixels
+from ...data.stream_loader import build_stream
+from ...data.world.icons import load_world
 from ...data.world.images import WorldImages, held_out_scenes, scene_pixels
 from ...data.world.scenes import CANVAS
 from ...eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips

@@ -1,4 +1,4 @@
-"""The drawings of the world, as stored in `assets/world`: icon masks of every thing in many styles, and emoji."""
+"""Icons and emoji images of the embedded world, as stored in `assets/world`."""
 
 import json
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from PIL import Image
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
-EMOJI_STYLES = {  # name of the sheet -> name in prompts; the last one is held out
+EMOJI_STYLES = {  # name of the sheet -> name in prompts
     "noto": "noto",
     "twemoji": "twemoji",
     "fluent_flat": "fluent flat",
     "fluent_3d": "fluent 3d",
     "openmoji": "openmoji",
 }
-NEW_EMOJI_STYLE = "openmoji"
-_SOLID = 0.8  # share of full coverage inside the outline, from which a mask is a shape and not a line drawing
+HELD_OUT_EMOJI_STYLE = "openmoji"
+TRAIN_EMOJI_STYLES = tuple(style for style in EMOJI_STYLES if style != HELD_OUT_EMOJI_STYLE)
+_SOLID = 0.8  # share of the outline's area that is covered, from which on an icon is a filled shape
 
 
 @dataclass(frozen=True)
@@ -29,27 +30,27 @@ class Thing:
     index: int
     name: str
     canonical: int
-    """Index of the drawing that text-to-image prompts stand for."""
+    """Index of the icon in scenes of text-to-image prompts."""
     emoji: int | None
     """Index of its emoji, None where there is none."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """An icon of a thing."""
+class Icon:
+    """An alpha mask of a thing."""
 
     index: int
     thing: int
     """Index of the thing."""
     family: str
-    """Variants of one icon set, or sets drawn alike, are one family; a family is in one split only."""
+    """Icon styles of one set, or of sets that look alike; a family is in one split only."""
     split: str
     solid: bool
     """Whether it is a filled shape, not a line drawing."""
 
 
 class World:
-    """All drawings, read from the embedded sheets.
+    """Icons and emoji images of all things, read from sheets.
 
     Args:
         root: folder with `world.json` and the sheets; `assets/world` of the checkout by default.
@@ -73,18 +74,18 @@ class World:
         self.size: int = manifest["size"]
         self.things = tuple(Thing(index=i, **entry) for i, entry in enumerate(manifest["things"]))
         styles = manifest["styles"]
-        self.drawings = tuple(
-            Drawing(i, thing, styles[style]["family"], styles[style]["split"], solidity > _SOLID)
+        self.icons = tuple(
+            Icon(i, thing, styles[style]["family"], styles[style]["split"], solidity > _SOLID)
             for i, (thing, style, solidity, _) in enumerate(manifest["drawings"])
         )
         self.emoji_names = tuple(name for name, _ in manifest["emoji"])
-        self.masks = _tiles(self.root / "icons.webp", "L", self.size, manifest["columns"], len(self.drawings))
+        self.masks = _tiles(self.root / "icons.webp", "L", self.size, manifest["columns"], len(self.icons))
         self._emoji_columns: int = manifest["emoji_columns"]
         self._emoji: dict[str, np.ndarray] = {}
         self._by_name = {thing.name: thing for thing in self.things}
 
     def thing(self, name: str) -> Thing:
-        """The thing of this name.
+        """Returns the thing of a name.
 
         Raises:
             KeyError: no such thing.
@@ -92,7 +93,11 @@ class World:
         return self._by_name[name]
 
     def select(self, split: str, solid: bool | None = True) -> list[list[int]]:
-        """For each thing the indices of its drawings in a split; line drawings too where `solid` is None.
+        """Returns for each thing the indices of its icons in a split.
+
+        Args:
+            split: one of `SPLITS`.
+            solid: True for filled shapes, False for line drawings, None for both.
 
         Raises:
             ValueError: unknown split.
@@ -100,26 +105,26 @@ class World:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
         chosen: list[list[int]] = [[] for _ in self.things]
-        for drawing in self.drawings:
-            if drawing.split == split and (solid is None or drawing.solid == solid):
-                chosen[drawing.thing].append(drawing.index)
+        for icon in self.icons:
+            if icon.split == split and (solid is None or icon.solid == solid):
+                chosen[icon.thing].append(icon.index)
         return chosen
 
     def emoji(self, style: str) -> np.ndarray:
-        """Emoji of a style, (I, 64, 64, 4) uint8 with straight alpha, in the order of `emoji_names`."""
+        """Reads the emoji of a style, (I, 64, 64, 4) uint8 with straight alpha, in the order of `emoji_names`."""
         if style not in self._emoji:
             path, count = self.root / f"{style}.webp", len(self.emoji_names)
             self._emoji[style] = _tiles(path, "RGBA", self.size, self._emoji_columns, count)
         return self._emoji[style]
 
     def emoji_image(self, emoji: int, style: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-        """RGB image 64x64 of an emoji on a plain background."""
+        """Renders an emoji on a plain background, as an RGB image of 64x64 pixels."""
         canvas = Image.new("RGBA", (self.size, self.size), (*background, 255))
         return Image.alpha_composite(canvas, Image.fromarray(self.emoji(style)[emoji])).convert("RGB")
 
 
 def _tiles(path: Path, mode: str, size: int, columns: int, count: int) -> np.ndarray:
-    """Tiles of a sheet, (count, size, size[, channels]) uint8, in reading order."""
+    """Reads the tiles of a sheet, (count, size, size[, channels]) uint8, in reading order."""
     with Image.open(path) as image:
         sheet = np.asarray(image.convert(mode))
     rows = sheet.shape[0] // size
@@ -131,5 +136,5 @@ def _tiles(path: Path, mode: str, size: int, columns: int, count: int) -> np.nda
 
 @lru_cache(maxsize=2)
 def load_world(root: str | Path | None = None) -> World:
-    """The world of a folder, read once in a process."""
+    """Loads the world of a folder, once for a process."""
     return World(root)
