@@ -116,13 +116,13 @@ def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoi
 
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
-    from evotok.training.resuming.config_checks import read_config
+    from evotok.training.checkpoint_configs import read_config
 
     return read_config(path, name)
 
 
 def _check_configs(name: str, folder: Path) -> None:
-    from evotok.training.resuming.config_checks import check_configs
+    from evotok.training.checkpoint_configs import check_configs
 
     check_configs(folder, name)
 
@@ -225,7 +225,7 @@ def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForCond
     import torch
 
     from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-    from evotok.training.resuming.config_checks import check_counts
+    from evotok.training.checkpoint_configs import check_counts
 
     with waiting("Loading the model"), _loading(name):
         found = _read_shapes(checkpoint.folder)
@@ -253,7 +253,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     from transformers import SiglipImageProcessorPil
 
     from evotok import EvoTokConfig, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
-    from evotok.training.resuming.config_checks import check_counts
+    from evotok.training.checkpoint_configs import check_counts
 
     quiet_libraries()
     alone = checkpoint.kind == TOKENIZER

@@ -1,4 +1,4 @@
-"""`evotok plan`: what a recipe will take, before anything is downloaded or rented."""
+"""`evotok plan`: estimates what a recipe takes, before anything is downloaded or rented."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,20 +21,20 @@ EXAMPLES = """  evotok plan configs/paper/sft.yaml
   evotok plan configs/paper/low-memory/gen.yaml --gpus 1 --gpu rtx4090
   evotok plan configs/paper/gen.yaml --serve --gpu l40s"""
 FRAMEWORK_BYTES = 2e9
-"""What CUDA, NCCL and torch take of a GPU before a model does."""
+"""Memory of a GPU that CUDA, NCCL and torch take before a model."""
 _SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _SERVED_AT_ONCE = (1, 4, 16, 64, 256)
 
 
 def complete_gpu() -> list[str]:
-    """Lists the kinds of GPUs."""
+    """Returns the kinds of GPUs."""
     from evotok.training.planning.gpus import GPUS
 
     return list(GPUS)
 
 
 def check_gpu(kind: str) -> str:
-    """Refuses a kind of GPU that there are no figures of."""
+    """Raises BadParameter for an unknown kind of GPU."""
     known = complete_gpu()
     if kind not in known:
         near = get_close_matches(kind, known, n=1)
@@ -47,7 +47,7 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="how many; as many as the recipe is written for by default")
+        int | None, typer.Option(metavar="N", min=1, help="how many; those of the recipe by default")
     ] = None,
     gpu: Annotated[
         str,
@@ -65,7 +65,7 @@ def run(
         ),
     ] = 0.4,
     serve: Annotated[
-        bool, typer.Option("--serve", help="what serving the model takes instead: weights, caches, images a second")
+        bool, typer.Option("--serve", help="plan serving instead: weights, caches, images a second")
     ] = False,
     bandwidth: Annotated[
         float | None, typer.Option(metavar="GB/S", min=0.1, help="of the memory, with --serve; the GPU's by default")
@@ -94,7 +94,7 @@ def run(
 def _run_serving(
     recipe: str, path: Path, words: list[str], kind: str, bandwidth: float | None, mfu: float, as_json: bool
 ) -> None:
-    """`evotok plan --serve`."""
+    """Runs `evotok plan --serve`."""
     with waiting("Planning"):
         from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.serving import plan_serving
@@ -110,7 +110,7 @@ def _run_serving(
 
 
 def _serving_facts(plan: "ServingPlan", gpu: "Gpu", mfu: float) -> dict[str, Any]:
-    """The plan of serving as JSON can hold it; sizes in bytes, speeds at most."""
+    """Returns the plan of serving as JSON values; sizes in bytes, speeds as upper limits."""
     fit = plan.images_that_fit(gpu.memory - FRAMEWORK_BYTES)
     speed = (gpu.memory_bandwidth, gpu.flops * mfu)
     batches = [
@@ -160,15 +160,16 @@ def _print_serving(facts: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        "Reading prompts and decoding pixels come on top. Replicas on more GPUs multiply the figures of one.",
+        "Prefill of prompts and decoding of pixels come on top. Replicas on more GPUs multiply the figures of one.",
         highlight=False,
     )
 
 
 def _facts(plan: "Plan") -> dict[str, Any]:
-    """The plan as JSON can hold it; memory and sizes in bytes, and what is not known is None."""
+    """Returns the plan as JSON values; memory and sizes in bytes, None for unknown ones."""
     computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
-    tokens = plan.tokens_a_sample * plan.batch
+    model = plan.model
+    tokens = model.tokens_a_sample * plan.batch
     memory = [
         memory._asdict()
         | {
@@ -189,7 +190,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
                 "gpus": gpus,
                 "memory_total": plan.memory_on(gpus, plan.stage, plan.checkpointing).total,
                 "sent_a_step_zero2": plan.sent_a_step(gpus, 2),
-                "sent_a_step_zero3": None if plan.recipe.stage == "tokenizer" else plan.sent_a_step(gpus, 3),
+                "sent_a_step_zero3": plan.sent_a_step(gpus, 3) if 3 in model.zero_stages else None,
                 "computing_seconds": seconds[0],
                 "sending_seconds": seconds[1],
                 "days": plan.days(gpus),
@@ -199,12 +200,12 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "stage": plan.recipe.stage,
         "gpus": plan.gpus,
         "mfu": plan.mfu,
-        "parameters": {name: {"all": total, "trained": trained} for name, (total, trained) in plan.parts.items()}
+        "parameters": {name: {"all": total, "trained": trained} for name, (total, trained) in model.parts.items()}
         | {"all": {"all": plan.parameters, "trained": plan.trainable}},
         "memory": memory,
         "samples_a_step": plan.batch,
         "samples_a_step_of_recipe": plan.recipe_batch,
-        "operations_a_step": plan.flops_a_sample * plan.batch,
+        "operations_a_step": model.flops_a_sample * plan.batch,
         "tokens_a_step": tokens,
         "computing_seconds": computing,
         "sending_seconds": sending,
@@ -214,7 +215,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "checkpoint_bytes": plan.checkpoint_bytes,
         "dataset_bytes": plan.dataset_bytes,
         "code_bytes": plan.code_bytes,
-        "warning": plan.warning,
+        "warning": model.warning,
         "scaling": scaling,
     }
 
@@ -236,7 +237,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
     if facts["warning"]:
         console.print(f"{facts['warning']}\n", highlight=False)
     console.print(
-        "Memory is for the fullest batch: every row of max_length tokens, all its text learned. Time is for average "
+        "Memory is for the largest batch: every row of max_length tokens, all its text as targets. Time is for average "
         "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted.",
         highlight=False,
     )
@@ -293,7 +294,7 @@ def _run(facts: dict[str, Any]):
     if facts["dataset_bytes"]:
         rows["the data sets, roughly"] = _bytes(facts["dataset_bytes"])
     if facts["code_bytes"]:
-        rows["their pictures to draw, as codes"] = _bytes(facts["code_bytes"])
+        rows["their images to generate, as codes"] = _bytes(facts["code_bytes"])
     for name, value in rows.items():
         table.add_row(name, value)
     return table

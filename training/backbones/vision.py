@@ -98,8 +98,7 @@ class VisionTrainer(EvoTokTrainer):
 
     @torch.inference_mode()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Returns the share of patches with a thing whose thing and colour are classified right, by the head of the layer
-        before the last."""
+        """Returns the accuracy of things and colours at patches with a thing, by the head on the last but one layer."""
         was_training, metrics = self.model.training, {}
         self.model.eval()
         for kind, batch in self.eval_dataset.items():
@@ -115,7 +114,6 @@ class VisionTrainer(EvoTokTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Saves the finished model, the tower without the heads; a checkpoint has both."""

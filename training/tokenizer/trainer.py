@@ -119,7 +119,7 @@ class TokenizerTrainer(EvoTokTrainer):
         return self.weights["adversarial"] * factor
 
     def training_step(self, *args, **kwargs):
-        """Takes the generator's step, then the discriminator's, whose weights the first backward pass needs unchanged."""
+        """Takes the generator's step, then the discriminator's; the first backward pass needs its weights unchanged."""
         loss = super().training_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.copy_restarts(self.accelerator.unwrap_model(self.model))
