@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from evotok import EvoTokForConditionalGeneration
 from evotok.data.streams.last_good import MAX_BARREN
-from evotok.training.multimodal.stages import _load_checkpoint
+from evotok.training.multimodal.stages import load_checkpoint
 from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
 
@@ -177,9 +177,9 @@ rank = arguments.process_index
 
 class Noting(EvoTokTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.note_terms({"text_loss": torch.tensor(2.0 + rank)})
+        self.record_terms({"text_loss": torch.tensor(2.0 + rank)})
         if rank == 1 and self.state.global_step:
-            self.note_terms({"image_loss": torch.tensor(5.0)})
+            self.record_terms({"image_loss": torch.tensor(5.0)})
         return model(torch.ones(1, 1)).mean()
 
 def collate(rows):
@@ -217,7 +217,7 @@ def test_a_stage_goes_on_from_the_adapters_of_the_one_before(recipes, tmp_path):
     assert main([str(recipes / "sft.yaml"), f"training.output_dir={first}", *one]) == 0
     lora = [f"model.checkpoint={first}", "model.trainable=[semantic_projector,language_model]", "lora.r=4"]
     assert main([str(recipes / "sft.yaml"), f"training.output_dir={adapters}", *one, *lora]) == 0
-    merged = _load_checkpoint(str(adapters)).state_dict()
+    merged = load_checkpoint(str(adapters)).state_dict()
     before = EvoTokForConditionalGeneration.from_pretrained(first).state_dict()
     assert merged.keys() == before.keys()
     moved = {name for name, tensor in merged.items() if not torch.equal(tensor, before[name])}

@@ -65,7 +65,7 @@ MARGIN = 0.15
 
 
 def small_config() -> EvoTokConfig:
-    """Returns a config of about 85 million parameters: large beside a process, small enough for a few steps on a CPU."""
+    """Returns a config of about 85 million parameters: large beside a process, small enough for some steps on a CPU."""
     return EvoTokConfig(
         vq_config={
             "encoder_config": {
@@ -187,7 +187,7 @@ def _run(case: Case, folder: Path) -> None:
 
 
 def _settings(stage: int, path: Path) -> Path:
-    """Writes the shipped DeepSpeed file of a stage; stages 0 and 1, which no recipe uses, differ from 2 in their number."""
+    """Writes the shipped DeepSpeed file of a stage; stages 0 and 1 differ from 2 in their number."""
     shipped = Path(__file__).resolve().parents[1] / f"configs/deepspeed/zero{max(stage, 2)}.json"
     settings = json.loads(shipped.read_text(encoding="utf-8"))
     settings["zero_optimization"]["stage"] = stage

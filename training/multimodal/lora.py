@@ -87,8 +87,10 @@ def _check_config(folder: Path) -> LoraConfig:
 def _check_ranks(
     model: EvoTokForConditionalGeneration, config: LoraConfig, shapes: dict[str, tuple], folder: Path
 ) -> None:
-    """Raises ValueError unless the weights have the adapters and ranks of the config: PEFT would build ranks of millions
-    before it compares them."""
+    """Raises ValueError unless the weights have the adapters and ranks of the config.
+
+    PEFT would build adapters of a rank of millions before it compares them.
+    """
     before, after = "base_model.model.", ".lora_A.weight"
     there = {key: shape[0] for key, shape in shapes.items() if key.endswith(after)}
     expected = {key for key, _ in model.named_modules() if check_target_module_exists(config, key)}
