@@ -26,7 +26,8 @@ _FILES = ("config.json", "tokenizer.json")
 Check = Callable[[Any], bool]
 
 
-def _number(least: float, largest: float, whole: bool = False) -> Check:
+def number(least: float, largest: float, whole: bool = False) -> Check:
+    """Builds a check for finite numbers in a range."""
     kinds = (int,) if whole else (int, float)
     return lambda value: type(value) in kinds and math.isfinite(value) and least <= value <= largest
 
@@ -39,8 +40,14 @@ def _either(*checks: Check) -> Check:
     return lambda value: any(check(value) for check in checks)
 
 
-def _is_bool(value: Any) -> bool:
+def is_bool(value: Any) -> bool:
+    """Returns whether a value is true or false, and not 0 or 1."""
     return type(value) is bool
+
+
+def anything(value: Any) -> bool:
+    """Accepts any value, which is checked where it is used."""
+    return True
 
 
 def _is_text(value: Any) -> bool:
@@ -48,60 +55,59 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_channels(least: float) -> Check:
-    number = _number(least, 1e3)
-    return _either(number, lambda value: _list_of(number)(value) and len(value) == 3)
+    channel = number(least, 1e3)
+    return _either(channel, lambda value: _list_of(channel)(value) and len(value) == 3)
 
 
 def _is_size(value: Any) -> bool:
-    number = _number(1, MAX_INTEGER, whole=True)  # compared with the model's later
-    return isinstance(value, dict) and value.keys() == {"height", "width"} and all(map(number, value.values()))
+    side = number(1, MAX_INTEGER, whole=True)  # compared with the model's later
+    return isinstance(value, dict) and value.keys() == {"height", "width"} and all(map(side, value.values()))
 
 
-_IS_ID = _number(0, MAX_INTEGER, whole=True)
+_IS_ID = number(0, MAX_INTEGER, whole=True)
 _IS_IDS = _either(_IS_ID, _list_of(_IS_ID))
-_COUNT = _number(0, 1_000_000, whole=True)
-_POSITIVE = _number(1, 1_000_000, whole=True)
-_SHARE = _number(0.0, 1.0)
-_FACTOR = _number(0.0, 1e6)
-_ANYTHING: Check = lambda value: True  # noqa: E731 - checked where it is used
+_COUNT = number(0, 1_000_000, whole=True)
+_POSITIVE = number(1, 1_000_000, whole=True)
+_SHARE = number(0.0, 1.0)
+_FACTOR = number(0.0, 1e6)
 
 GENERATION: dict[str, Check] = {
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"), _IS_IDS),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "image_negative_prompt_ids"), _IS_IDS),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), _IS_IDS),
-    **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "low_memory"), _is_bool),
-    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits", "disable_compile"), _is_bool),
-    **dict.fromkeys(("output_attentions", "output_hidden_states", "_from_model_config", "is_assistant"), _is_bool),
+    **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "low_memory"), is_bool),
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits", "disable_compile"), is_bool),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "_from_model_config", "is_assistant"), is_bool),
     **dict.fromkeys(("max_new_tokens", "max_length", "num_return_sequences"), _POSITIVE),
     **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _COUNT),
-    **dict.fromkeys(("num_beams", "num_beam_groups"), _number(1, 64, whole=True)),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), number(1, 64, whole=True)),
     **dict.fromkeys(("temperature", "repetition_penalty", "encoder_repetition_penalty", "diversity_penalty"), _FACTOR),
     **dict.fromkeys(("top_p", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
     **dict.fromkeys(("transformers_version", "cache_implementation"), _is_text),
     # The sampler of images checks these itself.
-    **dict.fromkeys(("guidance_scale", "guidance_min_p", "image_do_sample"), _ANYTHING),
-    **dict.fromkeys(("image_temperature", "image_top_k", "image_top_p"), _ANYTHING),
+    **dict.fromkeys(("guidance_scale", "guidance_min_p", "image_do_sample"), anything),
+    **dict.fromkeys(("image_temperature", "image_top_k", "image_top_p"), anything),
     "bad_words_ids": _list_of(_list_of(_IS_ID)),
-    "length_penalty": _number(-1e3, 1e3),
+    "length_penalty": number(-1e3, 1e3),
     "top_k": _COUNT,
-    "early_stopping": _either(_is_bool, lambda value: value == "never"),
+    "early_stopping": _either(is_bool, lambda value: value == "never"),
     "stop_strings": _either(_is_text, _list_of(_is_text)),
 }
 IMAGE_PROCESSOR: dict[str, Check] = {
-    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "default_to_square"), _is_bool),
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "default_to_square"), is_bool),
     **dict.fromkeys(("image_processor_type", "processor_class", "data_format", "device", "backend"), _is_text),
     "size": _is_size,
-    "resample": _number(0, 5, whole=True),
-    "rescale_factor": _number(1e-6, 1e3),
+    "resample": number(0, 5, whole=True),
+    "rescale_factor": number(1e-6, 1e3),
     "image_mean": _is_channels(-1e3),
     "image_std": _is_channels(1e-6),
-    "auto_map": _ANYTHING,
+    "auto_map": anything,
 }
 TEXT_TOKENIZER: dict[str, Check] = {
     **dict.fromkeys(("max_length", "stride"), _COUNT),
-    **dict.fromkeys(("padding", "truncation"), _is_bool),
+    **dict.fromkeys(("padding", "truncation"), is_bool),
     **dict.fromkeys(("padding_side", "truncation_side"), lambda value: value in ("left", "right")),
-    "pad_to_multiple_of": _number(1, 4096, whole=True),
+    "pad_to_multiple_of": number(1, 4096, whole=True),
 }
 
 

@@ -104,7 +104,7 @@ _MODULE_NAME = re.compile(r"[\w.]{1,500}")
 _MODULE_PATTERN = re.compile(r"(?:\.\*|\\\.|\w|\((?:\w+\|)*\w+\))+")
 _MAX_WILDCARDS = 3
 _PATTERN_KEYS = ("target_modules", "exclude_modules")
-_NAME_KEYS = (*_PATTERN_KEYS, "modules_to_save", "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern")
+NAME_KEYS = (*_PATTERN_KEYS, "modules_to_save", "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern")
 
 
 def check_ranges(tree: Mapping[str, Any], where: str, prefix: str = "") -> None:
@@ -201,7 +201,7 @@ def check_data(recipe: Any) -> None:
 def check_module_names(config: dict[str, Any], where: str) -> None:
     """Raises ValueError for modules that a LoRA config names by anything but plain names, or patterns of which `.*` and
     `(a|b)` are all that is not plain."""
-    for key in _NAME_KEYS:
+    for key in NAME_KEYS:
         value = config.get(key) or []
         if not _is_plain(value) and not (key in _PATTERN_KEYS and _is_pattern(value)):
             raise ValueError(

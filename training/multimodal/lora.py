@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import safe_open
 
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
-from ..checkpoint_configs import read_config
-from ..recipe_checks import check_module_names
+from ..checkpoint_configs import anything, is_bool, number, read_config
+from ..recipe_checks import NAME_KEYS, check_module_names
 
 
 try:
@@ -19,17 +19,19 @@ except ImportError:
     raise ImportError("adapters need PEFT: pip install 'evotok[train]'.") from None
 
 
-_OWN = (
-    "base_model_name_or_path",
-    "peft_type",
-    "peft_version",
-    "inference_mode",
-    "task_type",
-    "revision",
-    "auto_mapping",
-)
-_NUMBERS = {"r": (1, 65_536), "lora_alpha": (0, 1e6), "lora_dropout": (0, 1)}
-_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying")
+# Keys of a config that plain LoRA uses; any other must have its default.
+_CHECKS = {
+    **dict.fromkeys(("base_model_name_or_path", "peft_type", "peft_version", "inference_mode", "task_type"), anything),
+    **dict.fromkeys(("revision", "auto_mapping", *NAME_KEYS), anything),  # names are checked before
+    **dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying"), is_bool),
+    "r": number(1, 65_536),
+    "lora_alpha": number(0, 1e6),
+    "lora_dropout": number(0, 1),
+    "init_lora_weights": lambda value: is_bool(value) or value == "gaussian",
+    "bias": lambda value: value in ("none", "lora_only", "all"),
+    "layers_to_transform": lambda value: value is None or isinstance(value, (int, list)),
+    "target_parameters": lambda value: not value,
+}
 
 
 def adapter_config(lora: dict[str, Any], parts: list[str]) -> LoraConfig:
@@ -62,22 +64,8 @@ def _check_config(folder: Path) -> LoraConfig:
         raise ValueError(f"{where}: adapters of kind {reprlib.repr(content.get('peft_type'))}: give those of LORA.")
     check_module_names(content, where)
     defaults = LoraConfig().to_dict()
-    named = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_pattern")
     for key, value in content.items():
-        if key in _NUMBERS:
-            least, largest = _NUMBERS[key]
-            fine = type(value) in (int, float) and least <= value <= largest
-        elif key in _SWITCHES:
-            fine = type(value) is bool
-        elif key == "init_lora_weights":
-            fine = type(value) is bool or value == "gaussian"
-        elif key == "bias":
-            fine = value in ("none", "lora_only", "all")
-        elif key == "layers_to_transform":
-            fine = value is None or isinstance(value, (int, list))
-        else:
-            fine = key in (*_OWN, *named) or value == defaults.get(key) or not value
-        if not fine:
+        if not (_CHECKS[key](value) if key in _CHECKS else value == defaults.get(key) or not value):
             raise ValueError(
                 f"{where}: {key} should not be {reprlib.repr(value)}: train the adapters again without it."
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import unwrap_model
 
 from ...eval.plotting.sheets import Cell, Line, draw_sheet
@@ -24,7 +23,7 @@ def share_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
     object.__setattr__(model, "vq_model", vq_model)
 
 
-def add_code_noise(pixel_projector: nn.Module, share: float) -> RemovableHandle:
+def add_code_noise(pixel_projector: nn.Module, share: float) -> None:
     """Registers noise on the codes of generated images that the language model gets as input in training.
 
     A memorised image is determined by its first codes, and the prompt is ignored. Where some of the input codes are
@@ -52,7 +51,7 @@ def add_code_noise(pixel_projector: nn.Module, share: float) -> RemovableHandle:
         noisy = torch.rand(*features.shape[:-1], 1, device=features.device) < rates
         return (torch.where(noisy, others, features),)
 
-    return pixel_projector.register_forward_pre_hook(exchange)
+    pixel_projector.register_forward_pre_hook(exchange)
 
 
 class MultimodalTrainer(EvoTokTrainer):
