@@ -5,11 +5,9 @@ after that it runs as under `torchrun ... -m evotok.training.train`.
 """
 
 import gc
-import json
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import sys
 import warnings
@@ -62,15 +60,7 @@ class FullDisk(NamedTuple):
     room: int
 
 
-class RemovedFolder(NamedTuple):
-    """A folder that a process removes in the middle of a step."""
-
-    rank: int
-    step: int
-    folder: Path
-
-
-Fault = Kill | NanLoss | FullDisk | RemovedFolder
+Fault = Kill | NanLoss | FullDisk
 
 
 class Ended(NamedTuple):
@@ -136,34 +126,6 @@ def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
     return [[torch.load(folder / f"{step}-{rank}.pt", weights_only=True) for rank in ranks] for step in steps]
 
 
-def find_starts(run: Path, report: Path) -> None:
-    """Finds the checkpoint that a group resumes from with each file of the newest one damaged in turn.
-
-    For `Server.call`. Every process writes its results to `report`, by name of the file and damage.
-    """
-    from accelerate import PartialState
-    from test_manifest import spoil
-
-    from evotok.training.resuming.checkpoints import find_resumable_checkpoint
-
-    state, found = PartialState(cpu=True), {}
-    newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    for path in sorted(path for path in newest.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        for damage in ("flipped", "removed"):
-            state.wait_for_everyone()
-            if state.is_main_process:
-                spoil(path, damage)
-            state.wait_for_everyone()
-            start = find_resumable_checkpoint(run, state.process_index, state.num_processes)
-            found[f"{path.relative_to(newest)}: {damage}"] = Path(start).name
-            state.wait_for_everyone()
-            if state.is_main_process:
-                path.write_bytes(content)
-    (report / f"starts-{state.process_index}.json").write_text(json.dumps(found))
-    state.destroy_process_group()
-
-
 def _redirect_output(log: Path) -> None:
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for terminal in (1, 2):
@@ -199,8 +161,6 @@ def _inject(fault: Fault) -> None:
         _spoil_a_loss(fault)
     elif isinstance(fault, FullDisk):
         _in_the_middle_of(fault.step, lambda: _limit_files(fault.room))
-    elif isinstance(fault, RemovedFolder):
-        _in_the_middle_of(fault.step, lambda: shutil.rmtree(fault.folder))
     elif fault.file is None:
         _in_the_middle_of(fault.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     else:

@@ -139,24 +139,6 @@ def test_row_depends_on_data_device_and_releases():
     assert own != depends_on({"world": "a"}, torch.device("cpu"), versions | {"torch": "9"})
 
 
-def test_interrupted_suite_keeps_finished_rows(small, trained, monkeypatch):
-    train = ablations.train
-
-    def fail_at_the_third(recipe):
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        train(recipe)
-
-    monkeypatch.setattr(ablations, "train", fail_at_the_third)
-    assert evaluate(small, "seeds=1") == 130
-    finished = {path: path.stat().st_mtime_ns for path in (small / "work").glob("*/*.*")}
-    assert len([path for path in finished if path.name == "measured.json"]) == 2
-    monkeypatch.setattr(ablations, "train", train)
-    assert evaluate(small, "seeds=1") == 0
-    assert [Path(folder).name.rsplit("-", 2)[0] for folder in trained] == list(ROWS), "each was trained once"
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -47,7 +47,6 @@ def test_lossless_tokenizer_has_the_metrics_of_its_teacher(probes):
     assert found["psnr"] > 50 and found["ssim"] > 0.99 and found["fd"] < 1e-2 and found["cosine"] > 0.999
     for name in ("thing", "color"):
         assert found[name] == pytest.approx(probes.references[f"{name} teacher"], abs=0.03)
-    assert found["color"] > probes.references["color baseline"], "random features contain colours"
     assert found["parameters"] == 5 and 0 < found["pixel_bits"] <= 8
 
 

@@ -152,9 +152,6 @@ LORA = "lora={r: 64}"
         pytest.param("", "", id="plain"),
         pytest.param("zero2", LORA, marks=needs_deepspeed, id="zero2, adapters"),
         pytest.param("zero3", "", marks=needs_deepspeed, id="zero3"),
-        pytest.param("", LORA, marks=pytest.mark.slow, id="plain, adapters"),
-        pytest.param("zero2", "", marks=[needs_deepspeed, pytest.mark.slow], id="zero2"),
-        pytest.param("zero3", LORA, marks=[needs_deepspeed, pytest.mark.slow], id="zero3, adapters"),
     ],
 )
 def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engine, lora):  # noqa: F811
@@ -171,11 +168,7 @@ def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engin
     assert ended.codes == [0, 0], ended.output[-3000:]
     files = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
     found = make_plan(recipes / "sft.yaml", words, 2, GPUS["h100"], 0.4)
-    planned = found.checkpoint_bytes
-    if engine == "zero2" and not lora:
-        # From a GPU frozen weights are copied to be written a second time; on a CPU both are the same bytes.
-        planned -= 4 * (found.parameters - found.trainable - found.model.parts[TOKENIZER][0])
-    assert sum(path.stat().st_size for path in files) == pytest.approx(planned, rel=0.05)
+    assert sum(path.stat().st_size for path in files) == pytest.approx(found.checkpoint_bytes, rel=0.05)
 
 
 def test_find_config_needs_no_checkpoint():

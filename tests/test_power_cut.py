@@ -15,6 +15,7 @@ from evotok.training.resuming.manifest import find_damage
 from evotok.training.train import main
 
 
+pytestmark = pytest.mark.slow
 MEGABYTES = 64
 # The kernel writes nothing back by itself while a test runs.
 OPTIONS = "loop,commit=600"

@@ -20,7 +20,6 @@ from evotok.modeling_evotok.quantization_evotok import EvoTokCodebook
 from evotok.training.planning.configs import tokenizer_fields
 from evotok.training.recipes import Recipe, read_recipe
 from evotok.training.tokenizer import stage as tokenizer_stage
-from evotok.training.tokenizer import trainer as tokenizer_trainer
 from evotok.training.tokenizer.ema import TokenizerEMA
 from evotok.training.tokenizer.stage import (
     HELD_OUT_SCENES,
@@ -198,6 +197,7 @@ def test_finished_model_and_validation_are_those_of_the_ema(whole):
     weights = load_file(whole / "checkpoint-6" / "model.safetensors")
     assert all(torch.equal(average[f"module.{name}"], tensor) for name, tensor in finished.state_dict().items())
     assert not torch.equal(weights["pixel_decoder.conv_out.weight"], finished.pixel_decoder.conv_out.weight)
+    assert all(entry["adversarial_factor"] > 0 for entry in history(whole) if "adversarial" in entry)
     logged = [entry for entry in history(whole) if "eval_usage_min" in entry]
     assert [entry["step"] for entry in logged] == [3, 6]
     assert (whole / "samples" / "step-0000006.png").is_file()
@@ -223,18 +223,6 @@ def test_load_best_model_loads_the_best_ema(tmp_path, monkeypatch):
     assert loaded == [tmp_path]
 
 
-# --- adversarial weight --------------------------------------------------------------------------------------------
-
-
-def test_adversarial_factor_is_logged_only_when_adaptive(recipe, whole, tmp_path):
-    logged = [entry for entry in history(whole) if "adversarial" in entry]
-    assert logged and all(entry["adversarial_factor"] > 0 for entry in logged)
-    assert main([str(recipe), f"training.output_dir={tmp_path}", "loss.adversarial_adaptive=false"]) == 0
-    assert not any("adversarial_factor" in entry for entry in history(tmp_path))
-    fixed, adaptive = losses(tmp_path), losses(whole)
-    assert fixed[:2] == adaptive[:2] and fixed[2] != adaptive[2]
-
-
 def test_discriminator_takes_one_step_for_accumulated_batches(recipe, tmp_path):
     steps = ["training.max_steps=3", "training.save_steps=3", "training.gradient_accumulation_steps=2"]
     assert main([str(recipe), f"training.output_dir={tmp_path}", *steps]) == 0
@@ -243,19 +231,6 @@ def test_discriminator_takes_one_step_for_accumulated_batches(recipe, tmp_path):
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
-
-
-def test_validation_uses_the_eval_batch_size(recipe, tmp_path, monkeypatch):
-    sizes = []
-
-    def record(model, batches, *args, **kwargs):
-        sizes.append([len(batch) for batch in batches])
-        return evaluate_reconstruction(model, batches, *args, **kwargs)
-
-    monkeypatch.setattr(tokenizer_trainer, "evaluate_reconstruction", record)
-    words = ["training.per_device_eval_batch_size=5", "training.eval_steps=1", "training.max_steps=1"]
-    assert main([str(recipe), f"training.output_dir={tmp_path}", *words]) == 0
-    assert max(sizes[0]) == 5 and sum(sizes[0]) > 64
 
 
 def test_build_validation_needs_images(tmp_path):
