@@ -325,16 +325,16 @@ CASES = [
     case(
         "neither checkpoint nor tokenizer",
         "evotok train: give the recipe model.checkpoint (the stage before) or model.vq_checkpoint (a tokenizer).",
-        "stage: pretrain\ntraining: {output_dir: out}\n",
+        "stage: pretrain\ntraining: {output_dir: out, max_steps: 1}\n",
     ),
     case(
         "data that do not exist",
-        "evotok train: data.name 'nothing': this stage reads 'world', 'folder' or a 'mixture', give one.",
+        "evotok train: data.name 'nothing' is not one of world, folder, mixture, which the stage tokenizer reads: give one of them.",
         "stage: tokenizer\ndata: {name: nothing}\ntraining: {output_dir: out}\n",
     ),
     case(
         "data of another stage",
-        "evotok train: data.name 'folder': this stage reads 'world', 'llava' or a 'mixture', give one.",
+        "evotok train: data.name 'folder' is not one of world, llava, mixture, which the stage sft reads: give one of them.",
         "stage: sft\ndata: {name: folder, path: a}\ntraining: {output_dir: out}\n",
     ),
     case(

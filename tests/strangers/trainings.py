@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from strangers.case import Case, Group, Place, run_command
 
 
-RUN = "evotok train: run: no checkpoint to go on from is whole (checkpoint-2: {}): put the files back, or begin anew with --restart, which moves them aside."
-CHANGED = "evotok train: run/checkpoint-2: was trained by another recipe ({}), and does not go with this one: give the value of before, another training.output_dir, or --restart."
+RUN = "evotok train: run: all checkpoints to resume from are damaged (checkpoint-2: {}): put the files back, or start again with --restart, which moves them aside."
+CHANGED = "evotok train: run/checkpoint-2: was trained by another recipe ({}), which does not match this one: give the value of before, another training.output_dir, or --restart."
 
 
 def train(place: Place, words: list[str]) -> str:
@@ -134,7 +134,7 @@ CASES = [
     ),
     run(
         "checkpoint of another step than its name",
-        "evotok train: run: no checkpoint to go on from is whole (checkpoint-9: of step 2, by its manifest.json): put the files back, or begin anew with --restart, which moves them aside.",
+        "evotok train: run: all checkpoints to resume from are damaged (checkpoint-9: of step 2, by its manifest.json): put the files back, or start again with --restart, which moves them aside.",
         lambda folder: folder.rename(folder.with_name("checkpoint-9")),
     ),
     run(

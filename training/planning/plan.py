@@ -55,10 +55,11 @@ class ModelPlan(NamedTuple):
 
 @dataclass
 class Plan:
-    """Plan of a recipe on a number of GPUs of a kind.
+    """Plan of a recipe on a number of GPUs of a kind; bytes unless stated otherwise.
 
-    Bytes unless stated otherwise. `memory` is by (checkpointing, ZeRO stage or None), on one GPU; `batch` is the number
-    of samples of a step on all GPUs, `recipe_batch` that on as many as the recipe is written for, without overrides.
+    `memory` is by (checkpointing, ZeRO stage or None), on one GPU; `batch` is the number of samples of a step on all
+    GPUs, `recipe_batch` that on as many as the recipe is written for, without overrides; `steps` is None where the
+    recipe counts epochs; `bucket` is the number of elements that DeepSpeed reduces at once.
     """
 
     recipe: Recipe
@@ -66,42 +67,26 @@ class Plan:
     gpu: Gpu
     gpus: int
     mfu: float
-    recipe_batch: int
     stage: int | None
     offload: bool
     bucket: int
+    checkpointing: bool
+    batch: int
+    recipe_batch: int
+    steps: int | None
     memory: dict[tuple[bool, int | None], Memory] = field(default_factory=dict)
 
-    @property
-    def checkpointing(self) -> bool:
-        """Whether the recipe recomputes activations."""
-        return bool(self.recipe.training.get("gradient_checkpointing"))
-
-    @property
-    def batch(self) -> int:
-        """Samples of a step on all GPUs."""
-        return _samples_a_step(self.recipe, self.gpus)
-
-    @property
-    def steps(self) -> int | None:
-        """Steps of the recipe, None for as many as its epochs have."""
-        steps = self.recipe.training.get("max_steps", -1)
-        return steps if steps > 0 else None
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of all parts."""
-        return sum(count for count, _ in self.model.parts.values())
-
-    @property
-    def trainable(self) -> int:
-        """Trained parameters of all parts."""
-        return sum(count for _, count in self.model.parts.values())
-
-    @property
-    def ema_bytes(self) -> float:
-        """Bytes of the EMA of the weights, in fp32, where the recipe has one."""
-        return 4.0 * self.parameters if self.recipe.optimizer.average_decay else 0.0
+    def __post_init__(self):
+        counts, sources = self.model.parts.values(), self.recipe.data.sources
+        self.parameters, self.trainable = (sum(numbers) for numbers in zip(*counts, strict=True))
+        self.ema_bytes = 4.0 * self.parameters if self.recipe.optimizer.average_decay else 0.0
+        sources = [SOURCES[source.source] for source in sources if source.source in SOURCES]
+        self.dataset_bytes = sum(source.num_bytes for source in sources)
+        codes = self.model.vq_config.num_positions * self.model.vq_config.num_pixel_codebooks
+        self.code_bytes = 2 * codes * sum(source.num_samples for source in sources if source.task == "generation")
+        for checkpointing in (False, True):
+            for stage in dict.fromkeys((self.stage, *self.model.zero_stages)):  # that of the recipe comes first
+                self.memory[checkpointing, stage] = self.memory_on(self.gpus, stage, checkpointing)
 
     def _outside(self, stage: int | None) -> int:
         """Returns the parameters outside of DeepSpeed: those of a frozen image tokenizer."""
@@ -156,20 +141,6 @@ class Plan:
             return None
         return self.steps * self.gpus / gpus * max(self.seconds_a_step(gpus, self.stage)) / 86400
 
-    @property
-    def dataset_bytes(self) -> int:
-        """Bytes of the sources, roughly."""
-        return sum(source.num_bytes for source in self._sources())
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the images of the generation sources as codes."""
-        images = sum(source.num_samples for source in self._sources() if source.task == "generation")
-        return images * self.model.vq_config.num_positions * self.model.vq_config.num_pixel_codebooks * 2
-
-    def _sources(self) -> list:
-        return [SOURCES[source.source] for source in self.recipe.data.sources if source.source in SOURCES]
-
 
 def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu, mfu: float) -> Plan:
     """Plans a recipe.
@@ -182,17 +153,29 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
             nor written by a recipe beside it.
     """
     recipe, as_written = read_recipe(path, overrides), read_recipe(path)
-    stage, gpus = STAGES[recipe.stage], gpus or recipe.gpus
+    stage, training, gpus = STAGES[recipe.stage], recipe.training, gpus or recipe.gpus
     if stage.plan is None:
         raise ValueError(f"{path}: the stage {recipe.stage} takes minutes: plan another stage.")
-    zero = _zero_settings(recipe.training.get("deepspeed"))
-    batch = recipe.training.get("per_device_train_batch_size", 8)
-    model = stage.load("plan")(recipe, Path(path), batch, gpus)
-    plan = Plan(recipe, model, gpu, gpus, mfu, _samples_a_step(as_written, as_written.gpus), *zero)
-    for checkpointing in (False, True):
-        for zero_stage in dict.fromkeys((plan.stage, *model.zero_stages)):  # that of the recipe comes first
-            plan.memory[checkpointing, zero_stage] = plan.memory_on(gpus, zero_stage, checkpointing)
-    return plan
+    zero_stage, offload, bucket = None, False, 0
+    if training.get("deepspeed"):
+        zero = read_engine(training["deepspeed"])["zero_optimization"]
+        zero_stage, offload = zero["stage"], "offload_optimizer" in zero
+        bucket = zero.get("reduce_bucket_size", 500_000_000)
+    batch = training.get("per_device_train_batch_size", 8)
+    return Plan(
+        recipe,
+        stage.load("plan")(recipe, Path(path), batch, gpus),
+        gpu,
+        gpus,
+        mfu,
+        stage=zero_stage,
+        offload=offload,
+        bucket=0 if bucket == "auto" else int(bucket),
+        checkpointing=bool(training.get("gradient_checkpointing")),
+        batch=_samples_a_step(recipe, gpus),
+        recipe_batch=_samples_a_step(as_written, as_written.gpus),
+        steps=training["max_steps"] if training.get("max_steps", -1) > 0 else None,
+    )
 
 
 def _samples_a_step(recipe: Recipe, gpus: int) -> int:
@@ -202,15 +185,6 @@ def _samples_a_step(recipe: Recipe, gpus: int) -> int:
 
 def _is_half(recipe: Recipe) -> bool:
     return bool(recipe.training.get("bf16") or recipe.training.get("fp16"))
-
-
-def _zero_settings(path: str | None) -> tuple[int | None, bool, int]:
-    """Returns stage, offload and bucket of a DeepSpeed file, 0 for `auto`."""
-    if not path:
-        return None, False, 0
-    zero = read_engine(path)["zero_optimization"]
-    bucket = zero.get("reduce_bucket_size", 500_000_000)
-    return zero["stage"], "offload_optimizer" in zero, 0 if bucket == "auto" else int(bucket)
 
 
 def _count(module: nn.Module) -> tuple[int, int]:
