@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from evotok.training.deepspeed_setup import check_engine, prepare_engine, read_engine, tokenizer_engine
+from evotok.training.recipes import Recipe
+from evotok.training.tokenizer.stage import tokenizer_arguments
 
 
 ENGINES = {"no engine": [], "DeepSpeed without ZeRO-3": ["latest"]}
@@ -18,10 +20,20 @@ def test_tokenizer_engine_computes_in_autocast_with_fp32_weights():
     assert "torch_autocast" not in tokenizer_engine({"deepspeed": "configs/deepspeed/zero2.json"})["deepspeed"]
 
 
-def test_read_engine_refuses_other_files(tmp_path):
+def test_tokenizer_refuses_engines_that_would_harm_its_codebooks(tmp_path):
+    """Without starting a process group, as `evotok train` would."""
+    with pytest.raises(ValueError, match="ZeRO-3, which shards weights, .*zero2.json, or leave it out"):
+        tokenizer_engine({"deepspeed": "configs/deepspeed/zero3.json"})
+    with pytest.raises(ValueError, match="training.fp16: .*give bf16"):
+        tokenizer_engine({"deepspeed": "configs/deepspeed/zero2.json", "fp16": True})
+    recipe = Recipe("tokenizer")
+    recipe.loss.adversarial_adaptive = True
+    with pytest.raises(ValueError, match="loss.adversarial_adaptive: not under DeepSpeed"):
+        tokenizer_arguments(recipe, {"deepspeed": "configs/deepspeed/zero2.json"})
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="other.json: no DeepSpeed configuration with a zero_optimization stage"):
-        read_engine(str(tmp_path / "other.json"))
+    for name in ("nowhere.json", str(tmp_path / "other.json")):
+        with pytest.raises(ValueError, match=f"{name}: no DeepSpeed configuration with a zero_optimization stage"):
+            read_engine(name)
 
 
 @pytest.mark.parametrize("before", ENGINES)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -145,28 +144,12 @@ def test_train_command_reports_results_as_json_and_finished_runs(recipes, tmp_pa
         ("sft", "data.max_lenght=3", "Did you mean 'max_length'?"),
         ("sft", "data.name=folder", "'folder' is not one of world, llava, mixture, which the stage sft reads"),
         ("sft", "training.max_steps=-1", "samples of world never end: set training.max_steps"),
-        (
-            "tokenizer",
-            "training.deepspeed=configs/deepspeed/zero3.json",
-            "ZeRO-3, which shards weights, .*zero2.json, or leave it",
-        ),
-        (
-            "tokenizer",
-            "training.deepspeed=configs/deepspeed/zero2.json training.fp16=true",
-            "training.fp16: .*give bf16",
-        ),
-        (
-            "tokenizer",
-            "training.deepspeed=configs/deepspeed/zero2.json loss.adversarial_adaptive=true",
-            "loss.adversarial_adaptive: not under DeepSpeed",
-        ),
-        ("tokenizer", "training.deepspeed=nowhere.json", "nowhere.json: no DeepSpeed configuration"),
     ],
 )
 def test_train_refuses_mistakes_in_one_line_with_exit_code_2(recipes, capsys, stage, words, message):
     assert main([str(recipes / f"{stage}.yaml"), *words.split()]) == 2
     error = capsys.readouterr().err
-    assert re.search(message, error) and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
