@@ -179,7 +179,7 @@ def _run(case: Case, folder: Path) -> None:
     kwargs: dict[str, Any] = {"data_collator": _batch}
     if case.tokenizer:
         loss = TokenizerLossArguments(perceptual=0.0, adversarial=0.0)
-        kwargs = {"data_collator": _images, "loss_args": loss, "teacher": None}
+        kwargs = {"data_collator": _images, "loss_args": loss, "teacher": _RandomTeacher()}
     with unsharded_weights(arguments):
         model = _build(case, torch.float32)
     Watched(model=model, args=arguments, train_dataset=[{}] * (4 * case.processes), **kwargs).train()
@@ -198,7 +198,13 @@ def _settings(stage: int, path: Path) -> Path:
 def _images(_: list) -> dict[str, torch.Tensor]:
     config = small_tokenizer()
     pixels = torch.rand(IMAGES, 3, config.image_size, config.image_size) * 2 - 1
-    return {"pixel_values": pixels, "semantic_target": torch.randn(IMAGES, config.num_positions, config.hidden_size)}
+    return {"pixel_values": pixels}
+
+
+class _RandomTeacher(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        config = small_tokenizer()
+        return torch.randn(len(pixels), config.num_positions, config.hidden_size)
 
 
 def _batch(_: list) -> dict[str, torch.Tensor]:

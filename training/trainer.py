@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import ProgressCallback, Trainer
+from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.streams.mixture import RecordStream
@@ -178,7 +178,16 @@ class EvoTokTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # files without a rank in their names are hashed by the first process
 
+    @property
+    def finished_model(self) -> PreTrainedModel | None:
+        """The model that is saved at the end, where it is not the trained one."""
+        return None
+
     def save_model(self, output_dir=None, _internal_call=False):
-        """Saves the model as in Transformers; the error of a full disk names it."""
-        with name_full_disk(Path(output_dir or self.args.output_dir)):
-            super().save_model(output_dir, _internal_call)
+        """Saves the finished model, or for a checkpoint the trained one; the error of a full disk names it."""
+        folder = Path(output_dir or self.args.output_dir)
+        with name_full_disk(folder):
+            if _internal_call or self.finished_model is None:
+                super().save_model(output_dir, _internal_call)
+            elif self.args.should_save:
+                self.finished_model.save_pretrained(folder)

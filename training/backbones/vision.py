@@ -4,8 +4,6 @@ Every patch is classified: thing, colour, background, and whether the middle of 
 ordinary Transformers checkpoint, which the tokenizer stage takes as `model.encoder_checkpoint`.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,7 +14,6 @@ from ...data.world.images import LabelledScenes, held_out_scenes, patch_labels, 
 from ...data.world.palette import COLORS
 from ...data.world.scenes import Scene, render_with_masks
 from ..recipes import Recipe, num_samples
-from ..resuming.checkpoints import name_full_disk
 from ..trainer import EvoTokTrainer
 
 
@@ -115,14 +112,10 @@ class VisionTrainer(EvoTokTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def save_model(self, output_dir=None, _internal_call=False):
-        """Saves the finished model, the tower without the heads; a checkpoint has both."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            with name_full_disk(folder):
-                self.model.vision_model.save_pretrained(folder)
+    @property
+    def finished_model(self):
+        """The tower without the heads."""
+        return self.model.vision_model
 
 
 def labelled_batch(world: World, scenes: list[Scene]) -> dict[str, torch.Tensor]:

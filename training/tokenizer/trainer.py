@@ -15,7 +15,6 @@ from ...eval.reconstruction import evaluate_reconstruction
 from ...processing.image_arrays_evotok import convert_to_images
 from ..optimizers import keep_settings
 from ..recipes import TokenizerLossArguments
-from ..resuming.checkpoints import name_full_disk
 from ..trainer import EvoTokTrainer
 from .ema import EMACallback, TokenizerEMA
 from .losses import (
@@ -92,9 +91,8 @@ class TokenizerTrainer(EvoTokTrainer):
         part = max(1, round(self.loss_args.teacher_share * len(pixels)))
         terms = {"reconstruction": F.mse_loss(fake, pixels), "commitment": output.vq_loss}
         if "semantic" in self.weights:
-            # Features that were computed ahead come with the images.
-            target = inputs["semantic_target"][:part] if "semantic_target" in inputs else self.teacher(pixels[:part])
-            terms["semantic"] = semantic_loss(output.semantic_features[:part], target, self.loss_args.semantic_folds)
+            target, folds = self.teacher(pixels[:part]), self.loss_args.semantic_folds
+            terms["semantic"] = semantic_loss(output.semantic_features[:part], target, folds)
         if "perceptual" in self.weights:
             terms["perceptual"] = self.perceptual(fake[:part], pixels[:part]).mean()
         weights = self.weights
@@ -158,8 +156,6 @@ class TokenizerTrainer(EvoTokTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Measures PSNR, SSIM, semantic cosine and the use of every codebook on the validation images, of the EMA where
         there is one, and writes reconstructions as a PNG."""
-        if self.eval_dataset is None:
-            return {}
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         batches = [batch.to(self.args.device) for batch in self.eval_dataset.split(self.args.eval_batch_size)]
         results = evaluate_reconstruction(
@@ -186,15 +182,10 @@ class TokenizerTrainer(EvoTokTrainer):
     def _sum_up(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.args.world_size == 1 else self.accelerator.reduce(tensor.to(self.args.device)).cpu()
 
-    def save_model(self, output_dir=None, _internal_call=False):
-        """Saves the finished model, the EMA where there is one; training resumes from the weights themselves, so a
-        checkpoint has both."""
-        if self.ema is None or _internal_call:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            with name_full_disk(folder):
-                self.ema.module.save_pretrained(folder)
+    @property
+    def finished_model(self):
+        """The EMA, where there is one; training resumes from the weights themselves."""
+        return None if self.ema is None else self.ema.module
 
     def _load_best_model(self):
         super()._load_best_model()
