@@ -84,7 +84,7 @@ def test_communication_by_zero_stage():
 
 
 # The others differ from these in data and parts; unified takes twice as long to plan.
-FAST = ("tokenizer", "dpo", "low-memory/gen")
+FAST = ("tokenizer", "low-memory/gen")
 PAPER = [path.relative_to(CONFIGS).as_posix() for path in sorted((CONFIGS / "paper").rglob("*.yaml"))]
 
 
