@@ -1,15 +1,13 @@
-"""Stages of training as groups of real processes, each of which can be killed at a moment of one's choice.
+"""Trainings as groups of real processes, in which faults can be injected at a chosen moment.
 
-Every process is forked from one server that has imported all that training needs, so that a start costs a second and
-not ten; what happens in it from there on is what `torchrun ... -m evotok.training.train` does.
+Every process is forked from one server that has imported all of training, so that a start takes a second and not ten;
+after that it runs as under `torchrun ... -m evotok.training.train`.
 """
 
 import gc
-import json
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import sys
 import warnings
@@ -22,23 +20,23 @@ import torch
 from ports import free_port
 
 
-# What cannot be imported, because an extra is not there, is passed over.
+# Modules that need a missing extra are skipped.
 _PRELOADED = ["evotok.training.train", "evotok.training.multimodal.stages", "evotok.training.tokenizer.stage"]
 _PRELOADED += ["evotok.training.multimodal.preferences"]
 _PRELOADED += ["torchdata.stateful_dataloader", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
-_TIMEOUT = 300.0  # seconds; what hangs is killed, and the drill has failed
-_GRACE = 60.0  # seconds that the others have to notice that one of them is gone
+_TIMEOUT = 300.0  # seconds; a group that hangs is killed, and the drill has failed
+_GRACE = 60.0  # seconds for the others to end after one has failed
 
 
 class Kill(NamedTuple):
-    """When a process gets SIGKILL.
+    """SIGKILL for a process.
 
     Args:
-        rank: which process.
-        step: in the middle of this step, its backward pass done and the weights not moved yet; or, with `file`, in the
-            checkpoint of this step.
-        file: while it writes the file with this in its name.
-        share: how much of that file is on the disk by then.
+        rank: of the process.
+        step: in this step, after the backward pass and before the optimizer; or, with `file`, in the checkpoint of this
+            step.
+        file: part of the name of the file that is being written.
+        share: share of that file that is on the disk by then.
     """
 
     rank: int
@@ -47,44 +45,36 @@ class Kill(NamedTuple):
     share: float = 0.5
 
 
-class Spoil(NamedTuple):
-    """The loss of this process is NaN in this step, once."""
+class NanLoss(NamedTuple):
+    """A loss of NaN in one step of a process."""
 
     rank: int
     step: int
 
 
 class FullDisk(NamedTuple):
-    """From the middle of this step on nothing that this process writes can be larger than `room` bytes."""
+    """A limit of `room` bytes for every file that a process writes, from the middle of a step on."""
 
     rank: int
     step: int
     room: int
 
 
-class Gone(NamedTuple):
-    """A folder is removed by this process in the middle of this step."""
-
-    rank: int
-    step: int
-    folder: Path
-
-
-Harm = Kill | Spoil | FullDisk | Gone
+Fault = Kill | NanLoss | FullDisk
 
 
 class Ended(NamedTuple):
-    """How a group ended: exit codes by rank, -9 of one that was killed; and all that it wrote to its terminals."""
+    """End of a group: exit codes by rank, -9 of a killed process; and the output of all processes."""
 
     codes: list[int]
-    said: str
+    output: str
 
 
 class Server:
     """Forks groups of processes.
 
     Args:
-        folder: for what they write to their terminals.
+        folder: for the logs of the processes.
     """
 
     def __init__(self, folder: Path):
@@ -92,17 +82,17 @@ class Server:
         self.context.set_forkserver_preload(_PRELOADED)
         self.folder, self.groups = folder, 0
 
-    def run(self, *arguments, ranks: int = 2, harm: Harm | None = None, watch: Path | None = None) -> Ended:
-        """`evotok.training.train` with these arguments, on this many processes of one group.
+    def run(self, *arguments, ranks: int = 2, fault: Fault | None = None, watch: Path | None = None) -> Ended:
+        """Runs `evotok.training.train` with these arguments on a group of processes.
 
         Args:
-            harm: what happens to one of them.
-            watch: a folder for what every rank fed its model in every step, see `watched`.
+            fault: of one of them.
+            watch: folder for the batches of every rank and step, see `watched`.
         """
-        return self.call(_train, [str(word) for word in arguments], harm, watch, ranks=ranks)
+        return self.call(_train, [str(word) for word in arguments], fault, watch, ranks=ranks)
 
     def call(self, function: Callable, *arguments, ranks: int = 2) -> Ended:
-        """A function of a module, with these arguments, on this many processes of one group, which it may join."""
+        """Calls a function of a module with these arguments on a group of processes."""
         port = free_port()
         self.groups += 1
         logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
@@ -119,7 +109,7 @@ class Server:
 
 
 def _wait(group: list) -> None:
-    """Until all have ended; once one has failed, or time is over, the others are killed if they do not end, too."""
+    """Waits until all have ended; after a failure or a timeout the others are killed if they do not end, too."""
     running, left = list(group), _TIMEOUT
     while running and wait([process.sentinel for process in running], timeout=left):
         running = [process for process in running if process.is_alive()]
@@ -130,47 +120,21 @@ def _wait(group: list) -> None:
 
 
 def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
-    """What `Server.run` saw: of every step the batch of every rank, pixels before and codes after the tokenizer."""
+    """Returns the batches of `Server.run` by step and rank, pixels before and codes after the image tokenizer."""
     steps = sorted({int(path.stem.split("-")[0]) for path in folder.iterdir()})
     ranks = sorted({int(path.stem.split("-")[1]) for path in folder.iterdir()})
     return [[torch.load(folder / f"{step}-{rank}.pt", weights_only=True) for rank in ranks] for step in steps]
 
 
-def find_starts(run: Path, report: Path) -> None:
-    """For `Server.call`: which checkpoint a group goes on from with each file of the newest one torn in turn. Every
-    process writes what it found to `report`, by the name of the file and how it was torn."""
-    from accelerate import PartialState
-    from test_manifest import spoil
-
-    from evotok.training.resuming.checkpoints import agreed_checkpoint
-
-    state, found = PartialState(cpu=True), {}
-    newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    for path in sorted(path for path in newest.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        for how in ("cut", "emptied", "flipped", "removed"):
-            state.wait_for_everyone()
-            if state.is_main_process:
-                spoil(path, how)
-            state.wait_for_everyone()
-            start = agreed_checkpoint(run, state.process_index, state.num_processes)
-            found[f"{path.relative_to(newest)}: {how}"] = Path(start).name
-            state.wait_for_everyone()
-            if state.is_main_process:
-                path.write_bytes(content)
-    (report / f"starts-{state.process_index}.json").write_text(json.dumps(found))
-    state.destroy_process_group()
-
-
-def _speak_into(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for terminal in (1, 2):
         os.dup2(handle, terminal)
 
 
 def _enter(function: Callable, arguments: tuple, rank: int, ranks: int, port: int, log: Path) -> None:
-    gc.freeze()  # all that was imported: to look through it for garbage takes a second of every start
-    _speak_into(log)
+    gc.freeze()  # imported modules: collecting garbage among them takes a second of every start
+    _redirect_output(log)
     warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -181,40 +145,38 @@ def _enter(function: Callable, arguments: tuple, rank: int, ranks: int, port: in
     sys.exit(function(*arguments))
 
 
-def _train(words: list[str], harm: Harm | None, watch: Path | None) -> int:
+def _train(words: list[str], fault: Fault | None, watch: Path | None) -> int:
     from evotok.training.train import main
 
     rank = int(os.environ.get("RANK", "0"))
-    if harm is not None and harm.rank == rank:
-        _prepare(harm)
+    if fault is not None and fault.rank == rank:
+        _inject(fault)
     if watch is not None:
-        _watch(watch, rank)
+        _save_batches(watch, rank)
     return main(words)
 
 
-def _prepare(harm: Harm) -> None:
-    if isinstance(harm, Spoil):
-        _spoil_a_loss(harm)
-    elif isinstance(harm, FullDisk):
-        _in_the_middle_of(harm.step, lambda: _fill_the_disk(harm.room))
-    elif isinstance(harm, Gone):
-        _in_the_middle_of(harm.step, lambda: shutil.rmtree(harm.folder))
-    elif harm.file is None:
-        _in_the_middle_of(harm.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+def _inject(fault: Fault) -> None:
+    if isinstance(fault, NanLoss):
+        _spoil_a_loss(fault)
+    elif isinstance(fault, FullDisk):
+        _in_the_middle_of(fault.step, lambda: _limit_files(fault.room))
+    elif fault.file is None:
+        _in_the_middle_of(fault.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     else:
-        _die_while_writing(harm)
+        _die_while_writing(fault)
 
 
-def _spoil_a_loss(spoil: Spoil) -> None:
+def _spoil_a_loss(fault: NanLoss) -> None:
     from evotok.training.multimodal.trainer import MultimodalTrainer
 
     compute = MultimodalTrainer.compute_loss
 
-    def spoiling(self, *args, **kwargs):
+    def spoiled(self, *args, **kwargs):
         loss = compute(self, *args, **kwargs)
-        return loss * float("nan") if self.state.global_step == spoil.step - 1 else loss
+        return loss * float("nan") if self.state.global_step == fault.step - 1 else loss
 
-    MultimodalTrainer.compute_loss = spoiling
+    MultimodalTrainer.compute_loss = spoiled
 
 
 def _in_the_middle_of(step: int, act: Callable[[], None]) -> None:
@@ -231,8 +193,8 @@ def _in_the_middle_of(step: int, act: Callable[[], None]) -> None:
     Trainer.training_step = acting
 
 
-def _fill_the_disk(room: int) -> None:
-    """What is written beyond fails with EFBIG, as it would with ENOSPC: Python ignores the signal that comes first."""
+def _limit_files(room: int) -> None:
+    """Makes larger writes fail with EFBIG, as with ENOSPC on a full disk; Python ignores the signal before it."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
 
@@ -262,13 +224,13 @@ def _die_while_writing(kill: Kill) -> None:
         return finishing
 
     trainer.finish_manifest = dying_finished(trainer.finish_manifest)
-    # Whatever else a checkpoint is made of goes through one of these.
+    # All other files of a checkpoint are written by one of these.
     torch.save = dying(torch.save, 1)
     safetensors.torch.serialize_file = dying(safetensors.torch.serialize_file, 1)
     TrainerState.save_to_json = dying(TrainerState.save_to_json, 1)
 
 
-def _watch(folder: Path, rank: int) -> None:
+def _save_batches(folder: Path, rank: int) -> None:
     from evotok.training.multimodal.trainer import MultimodalTrainer
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The small generator that tokenizers are compared by: its labels, what it has of a tokenizer, and how it is scored."""
+"""The small generator of the ablations: its labels, training data, training and score."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.data.world.images import scene_pixels
 from evotok.data.world.palette import COLORS
 from evotok.data.world.scenes import is_held_out_color
-from evotok.training.ablations import generator as tokenizer_generator
+from evotok.training.ablations import generator as generator_module
 from evotok.training.ablations.generator import (
     PROMPTS,
     SCENES,
@@ -19,53 +19,43 @@ from evotok.training.ablations.generator import (
     LabelGenerator,
     LabelledCodes,
     generated_share,
-    learnt_positions,
     nearest_share,
     split_labels,
+    training_positions,
 )
 from evotok.training.tokenizer.variants import VARIANTS
 
 
-@pytest.fixture
-def build():
-    """A tiny tokenizer of images of the world, or a variant of it, whose codebooks spread."""
-
-    def build(variant=None):
-        torch.manual_seed(0)
-        encoder = TINY_VQ["encoder_config"] | {"image_size": 64}
-        model = VARIANTS.get(variant, EvoTokVQModel)(EvoTokVQConfig(**TINY_VQ | {"encoder_config": encoder})).eval()
-        for name, tensor in model.state_dict().items():
-            if ".codebooks." in name and name.endswith("weight"):
-                tensor.normal_()
-        return model
-
-    return build
+def build(variant=None):
+    """Builds a tiny tokenizer for images of the world, or a variant of it, with spread codebooks."""
+    torch.manual_seed(0)
+    encoder = TINY_VQ["encoder_config"] | {"image_size": 64}
+    model = VARIANTS.get(variant, EvoTokVQModel)(EvoTokVQConfig(**TINY_VQ | {"encoder_config": encoder})).eval()
+    for name, tensor in model.state_dict().items():
+        if ".codebooks." in name and name.endswith("weight"):
+            tensor.normal_()
+    return model
 
 
-def test_labels_are_disjoint_always_the_same_and_without_held_out_pairs(world):
-    taught, asked = split_labels(world)
-    assert (len(taught), len(asked)) == (SCENES, PROMPTS) and not set(taught) & set(asked)
-    assert (taught, asked) == split_labels(world)
-    for label in [*taught, *asked]:
+def test_split_labels_are_disjoint_fixed_and_without_held_out_pairs(world):
+    training, test = split_labels(world)
+    assert (len(training), len(test)) == (SCENES, PROMPTS) and not set(training) & set(test)
+    assert (training, test) == split_labels(world)
+    for label in [*training, *test]:
         assert label.color != label.background and not is_held_out_color(label.thing, COLORS[label.color])
-    assert {label.thing for label in taught} == set(range(len(world.things)))
+    assert {label.thing for label in training} == set(range(len(world.things)))
     scene = Label(3, 0, 4).scene(world)
-    assert (scene.background, [(i.thing, i.color, i.x, i.y, i.size) for i in scene.objects]) == (
-        "blue",
-        [(3, "red", 16, 16, 32)],
-    )
+    objects = [(o.thing, o.color, o.x, o.y, o.size) for o in scene.objects]
+    assert (scene.background, objects) == ("blue", [(3, "red", 16, 16, 32)])
 
 
-def test_every_position_is_learnt_and_those_of_the_thing_most_often():
-    learnt = [learnt_positions(number, 8) for number in range(6)]
-    counts = Counter(position for positions in learnt for position in positions)
+def test_training_positions_are_all_of_the_thing_and_a_part_of_the_others():
+    chosen = [training_positions(number, 8) for number in range(6)]
+    counts = Counter(position for positions in chosen for position in positions)
     inside = {8 * row + column for row in range(2, 6) for column in range(2, 6)}
     assert {position for position, count in counts.items() if count == 6} == inside
     assert len(counts) == 64 and {count for position, count in counts.items() if position not in inside} == {1}
-    assert learnt_positions(7, 8) == learnt[1] and len(learnt[0]) == 24
-
-
-def test_samples_are_codes_of_positions():
+    assert training_positions(7, 8) == chosen[1] and len(chosen[0]) == 24
     labels, codes = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.arange(2 * 64 * 2).view(2, 64, 2)
     data = LabelledCodes(labels, codes)
     assert len(data) == 48
@@ -76,7 +66,7 @@ def test_samples_are_codes_of_positions():
 
 
 @pytest.mark.parametrize(("variant", "levels"), [(None, 2), ("reversed", 4), ("layers", 2), ("branches", 2)])
-def test_it_has_the_codebooks_of_the_pixels(build, variant, levels):
+def test_label_generator_has_the_codebooks_of_the_pixels(variant, levels):
     tokenizer = build(variant)
     model = LabelGenerator(tokenizer, levels, 48)
     codes = tokenizer.encode(torch.rand(2, 3, 64, 64) * 2 - 1)[..., :levels]
@@ -90,49 +80,41 @@ def test_it_has_the_codebooks_of_the_pixels(build, variant, levels):
     assert model.generate(torch.tensor([[0, 1, 2]])).shape == (1, 64, levels)
 
 
-def test_a_scene_is_right_if_none_is_nearer(world):
+def test_nearest_share_counts_scenes_of_the_label(world):
     labels = [Label(thing, color, 8) for thing, color in ((0, 0), (7, 3), (20, 5), (33, 7))]
     scenes = scene_pixels(world, [label.scene(world) for label in labels])
-    assert nearest_share(world, labels, scenes) == 1.0
     assert nearest_share(world, labels, scenes + 0.2 * torch.randn_like(scenes)) == 1.0
     assert nearest_share(world, labels, scenes.roll(1, 0)) == 0.0
     other = scene_pixels(world, [label._replace(color=1).scene(world) for label in labels])
     assert nearest_share(world, labels, torch.cat([scenes[:2], other[2:]])) == 0.5
 
 
-@pytest.mark.parametrize(("variant", "levels"), [(None, 2), ("reversed", 4)])
-def test_it_is_trained_and_asked(build, world, monkeypatch, tmp_path, variant, levels):
-    monkeypatch.setattr(tokenizer_generator, "SCENES", 6)
-    monkeypatch.setattr(tokenizer_generator, "PROMPTS", 3)
-    seen = []
-
-    def noting(world, labels, images):
-        seen.append((labels, images))
-        return 0.25
-
-    monkeypatch.setattr(tokenizer_generator, "nearest_share", noting)
-    tokenizer = build(variant)
+def test_generated_share_depends_on_the_seed_and_leaves_the_tokenizer_unchanged(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(generator_module, "SCENES", 6)
+    monkeypatch.setattr(generator_module, "PROMPTS", 3)
+    calls = []
+    monkeypatch.setattr(generator_module, "nearest_share", lambda *args: calls.append(args) or 0.25)
+    tokenizer = build()
     before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
     for seed in (0, 0, 1):
-        assert generated_share(tokenizer, levels, world, 2, seed, tmp_path) == 0.25
-    [(labels, first), (_, again), (_, other)] = seen
+        assert generated_share(tokenizer, 2, world, 2, seed, tmp_path) == 0.25
+    [(_, labels, first), (_, _, same), (_, _, other)] = calls
     assert labels == split_labels(world)[1] and first.shape == (3, 3, 64, 64) and first.abs().max() <= 1
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, same) and not torch.equal(first, other)
     assert all(torch.equal(before[name], tensor) for name, tensor in tokenizer.state_dict().items())
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_it_learns(build, world, monkeypatch, tmp_path):
-    """From few labels, by heart."""
-    monkeypatch.setattr(tokenizer_generator, "SCENES", 4)
-    monkeypatch.setattr(tokenizer_generator, "PROMPTS", 2)
-    tokenizer, (taught, _) = build(), split_labels(world)
-    monkeypatch.setattr(tokenizer_generator, "split_labels", lambda world: (taught, taught))
-    pixels = scene_pixels(world, [label.scene(world) for label in taught])
+def test_generator_memorises_few_labels(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(generator_module, "SCENES", 4)
+    monkeypatch.setattr(generator_module, "PROMPTS", 2)
+    tokenizer, (training, _) = build(), split_labels(world)
+    monkeypatch.setattr(generator_module, "split_labels", lambda world: (training, training))
+    pixels = scene_pixels(world, [label.scene(world) for label in training])
     expected = tokenizer.decode_pixels(tokenizer.encode(pixels)).clamp(-1, 1)
     shares = []
     monkeypatch.setattr(
-        tokenizer_generator,
+        generator_module,
         "nearest_share",
         lambda world, labels, images: shares.append(torch.isclose(images, expected, atol=1e-4).float().mean()),
     )

@@ -1,15 +1,15 @@
-"""Probes of tokenizers on held-out scenes: what a perfect and a useless one get."""
+"""Measurements of tokenizers on held-out scenes: a lossless and a useless tokenizer."""
 
 import pytest
 import torch
 from conftest import save_vision_tower
 
-from evotok.training.ablations import probes as tokenizer_probes
+from evotok.eval.probes import linear_probe
 from evotok.training.ablations.probes import Probes
 
 
-class Faithful(torch.nn.Module):
-    """Stands in for a tokenizer whose codes lose nothing: they are the images themselves, or nothing at all."""
+class FakeTokenizer(torch.nn.Module):
+    """Tokenizer whose codes are the pixels themselves, or whose outputs do not depend on them."""
 
     def __init__(self, probes, useless=False):
         super().__init__()
@@ -32,38 +32,36 @@ class Faithful(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
+    pytest.importorskip("torchmetrics")
     folder = tmp_path_factory.mktemp("tower")
     save_vision_tower(folder)
     return Probes(str(folder), None, images=24)
 
 
-def test_a_faithful_tokenizer_has_the_figures_of_its_teacher(probes):
-    pytest.importorskip("torchmetrics")
-    found = probes.measure(Faithful(probes), pixel_levels=1)
+def test_probes_use_test_scenes_and_twice_as_many_training_scenes(probes):
+    assert probes.pixels["test"].shape == (24, 3, 64, 64) and probes.labels["train"]["things"].shape == (48, 64)
+
+
+def test_lossless_tokenizer_has_the_metrics_of_its_teacher(probes):
+    found = probes.measure(FakeTokenizer(probes), pixel_levels=1)
     assert found["psnr"] > 50 and found["ssim"] > 0.99 and found["fd"] < 1e-2 and found["cosine"] > 0.999
     for name in ("thing", "color"):
         assert found[name] == pytest.approx(probes.references[f"{name} teacher"], abs=0.03)
-    assert found["color"] > probes.references["color baseline"], "colours are there before anything is learnt"
     assert found["parameters"] == 5 and 0 < found["pixel_bits"] <= 8
 
 
-def test_a_useless_one_is_at_chance(probes):
-    pytest.importorskip("torchmetrics")
+def test_useless_tokenizer_is_at_chance(probes):
     torch.manual_seed(0)
-    found = probes.measure(Faithful(probes, useless=True), pixel_levels=2)
+    found = probes.measure(FakeTokenizer(probes, useless=True), pixel_levels=2)
     assert found["psnr"] < 12 and found["fd"] > 1e-2 and abs(found["cosine"]) < 0.1
     assert found["color"] < probes.references["color baseline"] + 0.1 and found["thing"] < 0.2
 
 
-def test_scenes_are_of_styles_that_nothing_was_trained_on(monkeypatch, tmp_path):
-    save_vision_tower(tmp_path)
-    asked = []
-    scenes = tokenizer_probes.held_out_scenes
-    monkeypatch.setattr(
-        tokenizer_probes,
-        "held_out_scenes",
-        lambda world, split, count: asked.append((split, count)) or scenes(world, split, count),
-    )
-    probes = Probes(str(tmp_path), None, images=4)
-    assert asked == [("train", 8), ("test", 4)]
-    assert probes.pixels["held_out"].shape == (4, 3, 64, 64) and probes.labels["taught"]["things"].shape == (8, 64)
+def test_linear_probe_separates_clusters():
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(4, 16, generator=generator) * 3
+    labels = torch.arange(80) % 4
+    near = centers[labels] + torch.randn(80, 16, generator=generator)
+    far = torch.randn(80, 16, generator=generator)
+    assert linear_probe(near[:40], labels[:40], near[40:], labels[40:]) > 0.95
+    assert linear_probe(far[:40], labels[:40], far[40:], labels[40:]) < 0.6

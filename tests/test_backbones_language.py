@@ -1,4 +1,4 @@
-"""The language stage: a run whose model and tokenizer the multimodal stages start from."""
+"""The language stage: its model and tokenizer, from which the multimodal stages start."""
 
 import shutil
 
@@ -21,7 +21,7 @@ from evotok.training.train import main
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A recipe and the folder of a run by it."""
+    """A recipe and the folder of its run."""
     folder = tmp_path_factory.mktemp("language")
     sizes = {k: v for k, v in TINY_TEXT.items() if k not in ("model_type", "vocab_size") and not k.endswith("token_id")}
     training = TRAINING | {"max_steps": 4, "save_steps": 2, "output_dir": str(folder / "whole")}
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_model_and_tokenizer_are_checkpoints_of_transformers(whole):
+def test_language_stage_saves_a_transformers_checkpoint(whole):
     model = AutoModelForCausalLM.from_pretrained(whole / "whole")
     tokenizer = AutoTokenizer.from_pretrained(whole / "whole")
     assert type(model) is Qwen2ForCausalLM and model.config.vocab_size == padded_rows(len(tokenizer)) == 448
@@ -50,7 +50,7 @@ def test_model_and_tokenizer_are_checkpoints_of_transformers(whole):
     assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_it_learns_and_resumes_to_the_bit(whole, tmp_path, monkeypatch):
+def test_language_stage_resumes_bit_equal(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(language_stage, "corpus", lambda world: corpus(world, 200))
     shutil.copytree(whole / "whole/checkpoint-2", tmp_path / "checkpoint-2")
     assert main([str(whole / "language.yaml"), f"training.output_dir={tmp_path}"]) == 0
@@ -61,7 +61,7 @@ def test_it_learns_and_resumes_to_the_bit(whole, tmp_path, monkeypatch):
     assert not torch.equal(start["model.norm.weight"], one["model.norm.weight"])
 
 
-def test_a_multimodal_model_is_built_on_it(whole, tmp_path):
+def test_multimodal_model_is_built_on_the_language_model(whole, tmp_path):
     EvoTokVQModel(EvoTokVQConfig(**TINY_VQ)).save_pretrained(tmp_path)
     recipe = Recipe("pretrain")
     recipe.model.vq_checkpoint = str(tmp_path)

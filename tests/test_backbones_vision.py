@@ -1,4 +1,4 @@
-"""The vision stage: its losses, its evaluation, and a run whose tower the tokenizer stage starts from."""
+"""The vision stage: losses, evaluation, and its tower, from which the tokenizer stage starts."""
 
 import shutil
 
@@ -7,14 +7,13 @@ import torch
 import yaml
 from conftest import TINY_VQ
 from safetensors.torch import load_file
-from test_tokenizer_stage import history
-from test_training import TRAINING, losses
+from test_training import TRAINING, history, losses
 from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 
 from evotok import EvoTokVQModel
 from evotok.data.world.images import IGNORE, LabelledScenes, held_out_scenes
 from evotok.training.backbones import vision as vision_stage
-from evotok.training.backbones.vision import PatchClassifier, VisionTrainer, _labelled, patch_losses
+from evotok.training.backbones.vision import PatchClassifier, VisionTrainer, labelled_batch, patch_losses
 from evotok.training.tokenizer import stage as tokenizer_stage
 from evotok.training.train import main
 
@@ -40,7 +39,7 @@ def batch(world, count):
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def test_every_patch_is_classified_on_two_layers(classifier, world):
+def test_patch_classifier_has_heads_on_two_layers(classifier, world):
     last, before = classifier(batch(world, 2)["pixel_values"])
     sizes = {"things": 49, "colors": 10, "background": 9, "centers": 1}
     for logits in (last, before):
@@ -53,7 +52,7 @@ def test_every_patch_is_classified_on_two_layers(classifier, world):
     assert layers[1].mlp.fc1.weight.grad is not None and layers[2].mlp.fc1.weight.grad is None
 
 
-def test_losses_are_cross_entropies_of_what_is_known():
+def test_patch_losses_are_cross_entropies_of_known_labels():
     labels = {
         "things": torch.tensor([[0, 2, IGNORE, 2]]),
         "colors": torch.tensor([[0, 1, 1, IGNORE]]),
@@ -81,54 +80,54 @@ def test_losses_are_cross_entropies_of_what_is_known():
     )
 
 
-def test_evaluation_counts_patches_with_a_thing(classifier, world, tmp_path, monkeypatch):
-    labels = _labelled(world, held_out_scenes(world, "val", 5))
+def test_evaluation_counts_only_patches_with_a_thing(classifier, world, tmp_path, monkeypatch):
+    labels = labelled_batch(world, held_out_scenes(world, "val", 5))
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", per_device_eval_batch_size=2, remove_unused_columns=False
     )
-    trainer = VisionTrainer(model=classifier, args=arguments, eval_dataset=[], held_out={"scene": labels})
-    seen = []
+    trainer = VisionTrainer(model=classifier, args=arguments, eval_dataset={"scene": labels})
+    sizes = []
 
-    def known(pixels):
-        start = sum(seen)
-        seen.append(len(pixels))
+    def perfect(pixels):
+        start = sum(sizes)
+        sizes.append(len(pixels))
         part = {name: tensor[start : start + len(pixels)] for name, tensor in labels.items()}
         right = {"things": torch.nn.functional.one_hot(part["things"], 49).float()}
         right["colors"] = torch.nn.functional.one_hot(1 + part["colors"] % 9, 10).float()  # another one
         return [None, right]
 
-    monkeypatch.setattr(classifier, "forward", known)
+    monkeypatch.setattr(classifier, "forward", perfect)
     found = trainer.evaluate()
-    assert (found["eval_scene_things"], found["eval_scene_colors"]) == (1.0, 0.0) and seen == [2, 2, 1]
+    assert (found["eval_scene_things"], found["eval_scene_colors"]) == (1.0, 0.0) and sizes == [2, 2, 1]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A recipe and the folder of a run by it."""
+    """A recipe and the folder of its run."""
     folder = tmp_path_factory.mktemp("vision")
     training = TRAINING | {"max_steps": 4, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     training |= {"train_sampling_strategy": "sequential", "output_dir": str(folder / "whole")}
     recipe = {"stage": "vision", "model": {"config": TOWER}, "optimizer": {"name": "muon"}, "training": training}
     (folder / "vision.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vision_stage, "_EVALUATED", 8)
+        patch.setattr(vision_stage, "EVALUATION_SCENES", 8)
         assert main([str(folder / "vision.yaml")]) == 0
     return folder
 
 
-def test_the_tower_is_a_checkpoint_of_transformers(whole):
+def test_vision_stage_saves_a_transformers_checkpoint(whole):
     tower = AutoModel.from_pretrained(whole / "whole")
     assert type(tower) is SiglipVisionModel
     assert tower(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape == (1, 64, 24)
     trained = load_file(whole / "whole/checkpoint-4/model.safetensors")
     assert all(torch.equal(trained[f"vision_model.{name}"], tensor) for name, tensor in tower.state_dict().items())
-    log = history(whole / "whole/checkpoint-4")
+    log = history(whole / "whole")
     assert {"things", "colors", "background", "centers", "loss"} <= set(log[0])
     assert {"eval_single_things", "eval_single_colors", "eval_scene_things", "eval_scene_colors"} <= set(log[2])
 
 
-def test_it_resumes_to_the_bit(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_stage, "_EVALUATED", 8)
+def test_vision_stage_resumes_bit_equal(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(vision_stage, "EVALUATION_SCENES", 8)
     shutil.copytree(whole / "whole/checkpoint-2", tmp_path / "checkpoint-2")
     assert main([str(whole / "vision.yaml"), f"training.output_dir={tmp_path}"]) == 0
     assert losses(tmp_path) == losses(whole / "whole")
@@ -136,7 +135,7 @@ def test_it_resumes_to_the_bit(whole, tmp_path, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_tokenizer_stage_starts_from_it_and_learns_from_its_frozen_copy(whole, tmp_path, monkeypatch):
+def test_tokenizer_stage_starts_from_the_tower(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     fields = {name: value for name, value in TINY_VQ.items() if name not in ("encoder_config", "semantic_feature_dim")}
     recipe = {

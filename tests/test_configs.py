@@ -1,4 +1,4 @@
-"""Every shipped recipe parses, its model builds on the meta device, its training arguments are accepted."""
+"""Every shipped recipe is read, its model is built on the meta device, its training arguments are accepted."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,11 @@ from transformers import (
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokVQConfig, EvoTokVQModel
 from evotok.data.sources import SOURCES
 from evotok.data.world.scenes import CANVAS, PATCH
+from evotok.training.chain import ORDER
 from evotok.training.multimodal.stages import freeze_all_but, trainable_parts
-from evotok.training.planning.plan import find_config, tokenizer_fields
+from evotok.training.planning.configs import find_config, tokenizer_fields
 from evotok.training.recipes import read_recipe
+from evotok.training.stages import STAGES
 from evotok.training.tokenizer.trainer import TERMS
 
 
@@ -30,21 +32,20 @@ def names(paths):
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def test_all_stages_ship_at_both_scales():
-    chain = {"vision-shapes", "vision", "language", "tokenizer", "pretrain", "sft", "gen"}
+def test_shipped_recipes_cover_all_stages():
     mini = {path.stem for path in RECIPES if path.parent.name == "mini"}
-    assert mini >= {*chain, "dpo"}
-    assert {path.stem for path in RECIPES if path.parent.name == "cuda"} == chain
+    assert mini >= {*ORDER, "dpo"}
+    assert {path.stem for path in RECIPES if path.parent.name == "cuda"} == set(ORDER)
     paper = {path.stem for path in RECIPES if path.parent.name == "paper"}
     assert paper == {"tokenizer", "pretrain", "sft", "gen-pretrain", "gen", "unified", "dpo"}
     assert {path.stem for path in RECIPES if path.parent.name == "low-memory"} == {"pretrain", "sft", "gen", "dpo"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
-def test_recipe_parses_and_builds(path, tmp_path):
+def test_recipe_is_read_and_its_model_built(path, tmp_path):
     recipe = read_recipe(path)
-    given = {key: value for key, value in recipe.training.items() if key not in ("deepspeed", "bf16")}
-    TrainingArguments(**given | {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True})
+    fields = {key: value for key, value in recipe.training.items() if key not in ("deepspeed", "bf16")}
+    TrainingArguments(**fields | {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True})
     scale = path.relative_to(ROOT).parts[0]
     with torch.device("meta"):
         if recipe.stage == "vision":
@@ -69,20 +70,13 @@ def test_recipe_parses_and_builds(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.relative_to(ROOT).parts[0] == "paper"], ids=lambda p: p.stem)
-def test_paper_recipes_name_sources_that_suit_their_stage(path):
+def test_paper_recipes_name_sources_of_their_stage(path):
     recipe = read_recipe(path)
     tasks = {source.source: SOURCES[source.source].task for source in recipe.data.sources}
-    expected = {
-        "tokenizer": {"images"},
-        "pretrain": {"understanding"},
-        "sft": {"understanding"},
-        "gen": {"generation"},
-        "unified": {"understanding", "generation"},
-        "dpo": {"understanding"},
-    }
-    assert set(tasks.values()) == expected[recipe.stage] and recipe.training["max_steps"] > 0
+    expected = set(STAGES[recipe.stage].tasks) or {"images"}
+    assert set(tasks.values()) == expected and recipe.training["max_steps"] > 0
     assert all(SOURCES[source.source].preferences == (recipe.stage == "dpo") for source in recipe.data.sources)
-    # Not on the hub as streams: the recipe must say where they lie.
+    # JSON sources are not streamed from the Hub: the recipe needs their path.
     assert all(source.path for source in recipe.data.sources if SOURCES[source.source].kind == "json")
     millions = sum(source.weight or 0 for source in recipe.data.sources)
     assert millions == pytest.approx({"sft": 13, "gen": 22, "unified": 35}.get(recipe.stage, millions), abs=0.1)
@@ -96,7 +90,7 @@ def test_deepspeed_files_leave_sizes_to_the_recipe(path):
     assert settings["zero_optimization"]["stage"] in (2, 3)
 
 
-def test_unknown_part_is_named(fresh_model):
+def test_freeze_all_but_refuses_unknown_parts(fresh_model):
     with pytest.raises(ValueError, match="'projector' is no part of the model"):
         freeze_all_but(fresh_model, ["projector"])
 

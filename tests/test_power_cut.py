@@ -1,5 +1,5 @@
-"""A power cut at any moment of a training: its disk is an ext4 file system in a file, and what has reached that file by
-then is what would be left. Skipped where nothing may be mounted; `test_checkpoints.py` has the order of the calls."""
+"""A power cut at any moment of a training: the disk is an ext4 file system in a file, whose content at that moment is
+what would be left. Skipped without the right to mount; `test_checkpoints.py` tests the order of the calls."""
 
 import os
 import shutil
@@ -10,13 +10,14 @@ import pytest
 from test_checkpoints import Recorder, steps
 from test_training import recipes  # noqa: F401 - a fixture
 
-from evotok.training.resuming.checkpoints import agreed_checkpoint
+from evotok.training.resuming.checkpoints import find_resumable_checkpoint
 from evotok.training.resuming.manifest import find_damage
 from evotok.training.train import main
 
 
+pytestmark = pytest.mark.slow
 MEGABYTES = 64
-# Nothing is written back on its own while a test runs.
+# The kernel writes nothing back by itself while a test runs.
 OPTIONS = "loop,commit=600"
 
 
@@ -25,16 +26,16 @@ def call(*words):
 
 
 @contextmanager
-def mounted(image, place):
-    """A file system in a file, as the folder `place`."""
-    place.mkdir(exist_ok=True)
-    done = call("mount", "-o", OPTIONS, image, place)
+def mounted(image, folder):
+    """Mounts a file system in a file."""
+    folder.mkdir(exist_ok=True)
+    done = call("mount", "-o", OPTIONS, image, folder)
     if done.returncode:
-        pytest.skip(f"nothing may be mounted: {done.stderr.strip()}")
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
     try:
-        yield place
+        yield folder
     finally:
-        assert call("umount", place).returncode == 0
+        assert call("umount", folder).returncode == 0
 
 
 @pytest.fixture
@@ -50,27 +51,27 @@ def image(tmp_path):
 
 
 class Cuts(Recorder):
-    """Copies of a disk before every call that matters to it."""
+    """Copies the disk before every recorded call."""
 
     def __init__(self, monkeypatch, folder, image):
         super().__init__(monkeypatch, folder)
         self.image, self.copies = image, []
 
-    def note(self, name, path):
+    def record(self, name, path):
         before = len(self.calls)
-        super().note(name, path)
+        super().record(name, path)
         if len(self.calls) > before:
             self.cut()
 
     def cut(self):
-        """What would be left after a power cut at this moment."""
+        """Copies the content after a power cut at this moment."""
         copy = self.image.with_name(f"cut-{len(self.copies)}.img")
         assert call("cp", "--sparse=always", self.image, copy).returncode == 0
         self.copies.append(copy)
 
 
 def train(recipes, folder, image, monkeypatch):  # noqa: F811
-    """Four steps with two checkpoints, of which the newest is kept: the disk at all moments, and at the end."""
+    """Trains four steps with two checkpoints, of which the newest is kept."""
     cuts = Cuts(monkeypatch, folder, image)
     words = ["training.save_steps=2", "training.max_steps=4", "training.save_total_limit=1"]
     assert main([str(recipes / "tokenizer.yaml"), *words, f"training.output_dir={folder / 'run'}"]) == 0
@@ -79,7 +80,7 @@ def train(recipes, folder, image, monkeypatch):  # noqa: F811
     return cuts
 
 
-def test_a_power_cut_at_any_moment_leaves_a_whole_checkpoint(recipes, image, tmp_path, monkeypatch):  # noqa: F811
+def test_power_cut_at_any_moment_leaves_a_complete_checkpoint(recipes, image, tmp_path, monkeypatch):  # noqa: F811
     with mounted(image, tmp_path / "disk") as disk:
         cuts = train(recipes, disk, image, monkeypatch)
         model = (disk / "run" / "model.safetensors").read_bytes()
@@ -87,16 +88,18 @@ def test_a_power_cut_at_any_moment_leaves_a_whole_checkpoint(recipes, image, tmp
     found = []
     for copy in cuts.copies:
         with mounted(copy, tmp_path / "after") as after:
-            start = agreed_checkpoint(after / "run") if (after / "run").is_dir() else None  # raises for damaged ones
+            start = (
+                find_resumable_checkpoint(after / "run") if (after / "run").is_dir() else None
+            )  # raises for damaged ones
             found.append(0 if start is None else int(start.rpartition("-")[2]))
             if copy == cuts.copies[-1]:
                 assert steps(after / "run") == [4] and (after / "run" / "model.safetensors").read_bytes() == model
         copy.unlink()
-    assert found == sorted(found) and set(found) == {0, 2, 4}, "what was whole once stays so"
+    assert found == sorted(found) and set(found) == {0, 2, 4}, "a complete checkpoint stays complete"
 
 
-def test_without_syncing_nothing_is_left(recipes, image, tmp_path, monkeypatch):  # noqa: F811
-    """Or the test above would prove nothing."""
+def test_power_cut_without_syncing_leaves_nothing(recipes, image, tmp_path, monkeypatch):  # noqa: F811
+    """Shows that the test above can fail."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     with mounted(image, tmp_path / "disk") as disk:
         cuts = train(recipes, disk, image, monkeypatch)

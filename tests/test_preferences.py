@@ -1,4 +1,4 @@
-"""Preferences: pairs as batches, and the dpo stage, on one process and on two."""
+"""Preferences: batches of pairs, and the dpo stage, on one process and on two."""
 
 import json
 import math
@@ -8,12 +8,10 @@ import torch
 import yaml
 from conftest import build_chat_model
 from test_sources import picture, write_parquet
-from test_streaming import history, torchrun
-from test_training import KILLED, TRAINING, losses, needs_deepspeed, run, zero3
+from test_training import TRAINING, history, losses, needs_deepspeed, run, zero3
 
 from evotok import EvoTokForConditionalGeneration
 from evotok.data.collators import PreferenceCollator
-from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
 
 
@@ -32,12 +30,12 @@ def processor():
 
 
 def answers(processor, batch):
-    """The text that each row's mask marks."""
+    """Returns the text that the mask of each row marks."""
     rows = zip(batch["input_ids"], batch["completion_mask"].bool(), strict=True)
     return [processor.decode(ids[mask]) for ids, mask in rows]
 
 
-def test_pairs_become_rows_whose_last_answers_are_marked(processor):
+def test_preference_collator_marks_the_last_answers(processor):
     several = pair("and this?", "a dog", "<|im_end|>a cat")
     several["messages"] = pair()["messages"] + several["messages"]
     several["images"] *= 2
@@ -52,17 +50,16 @@ def test_pairs_become_rows_whose_last_answers_are_marked(processor):
         assert torch.equal(*(batch["input_ids"][row][prompt[row]] for row in (better, rejected)))
 
 
-def test_both_rows_of_a_pair_are_left_out_together(processor):
+def test_preference_collator_skips_both_rows_of_a_pair(processor):
     corrupt = pair() | {"images": [b"no picture"]}
     collator = PreferenceCollator(processor, max_length=60)
     batch = collator([pair(), corrupt, pair("what is this? " * 20)])
     assert answers(processor, batch) == ["a cat<|im_end|>", "the red one<|im_end|>"]
     assert collator.skipped == {"image": 1, "target": 1}
-    again = collator([corrupt])  # nothing else: the last good pair
-    assert torch.equal(again["input_ids"], batch["input_ids"])
+    assert torch.equal(collator([corrupt])["input_ids"], batch["input_ids"]), "the last good pair is repeated"
 
 
-def test_an_answer_that_is_cut_off_is_not_taken_for_the_one_before(processor):
+def test_preference_collator_skips_pairs_whose_last_answer_is_truncated(processor):
     early = pair()["messages"]
     late = [{"role": "user", "content": "what is this? " * 20}, {"role": "assistant", "content": "a dog"}]
     collator = PreferenceCollator(processor, max_length=60)
@@ -71,7 +68,7 @@ def test_an_answer_that_is_cut_off_is_not_taken_for_the_one_before(processor):
     assert collator.skipped == {"target": 1}
 
 
-def test_what_is_no_pair_is_refused(processor):
+def test_preference_collator_refuses_records_without_two_texts(processor):
     collator = PreferenceCollator(processor)
     with pytest.raises(ValueError, match="row 3: no text under `rejected`"):
         collator([pair() | {"rejected": None, "id": 3}])
@@ -83,7 +80,7 @@ def test_what_is_no_pair_is_refused(processor):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The stage on questions about scenes, from a tiny model that answers at random."""
+    """The stage on questions about scenes, from a tiny random model."""
     folder = tmp_path_factory.mktemp("dpo")
     for part in build_chat_model():
         part.save_pretrained(folder / "sft")
@@ -93,33 +90,22 @@ def recipe(tmp_path_factory):
     return folder / "dpo.yaml"
 
 
-def test_two_processes_killed_and_resumed_equal_one(recipe, tmp_path):
-    """The batch of one process shared out, a kill -9 in the middle of a step, and on from the last checkpoint."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert main([str(recipe), f"training.output_dir={one}", "training.optim=adamw_torch"]) == 0
-    words = [f"training.output_dir={two}", "training.optim=adamw_torch", "training.per_device_train_batch_size=2"]
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    killed = torchrun(script, recipe, *words)
-    assert killed.returncode != 0 and "Signal 9" in killed.stderr
-    assert last_complete_checkpoint(two).endswith("checkpoint-3")
-    run([recipe, *words], nproc=2)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-
-    log = history(one)
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing learnt yet: the model is its own reference
+def test_dpo_trains_the_parts_of_its_stage(recipe, tmp_path):
+    assert main([str(recipe), f"training.output_dir={tmp_path}"]) == 0
+    log = history(tmp_path)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the model still equals its reference
     assert {"rewards/accuracies", "rewards/margins", "logps/chosen"} <= set(log[0])
-    folders = recipe.parent / "sft", one
+    folders = recipe.parent / "sft", tmp_path
     before, after = (EvoTokForConditionalGeneration.from_pretrained(folder).state_dict() for folder in folders)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert any("language_model" in name for name in moved) and any("semantic_projector" in name for name in moved)
     assert not any(part in name for name in moved for part in ("vq_model", "depth_decoder", "pixel_projector"))
-    assert not (one / "README.md").exists()  # TRL's card would say how to chat with a model of text
+    assert not (tmp_path / "README.md").exists(), "TRL's card describes a model of text"
 
 
 @needs_deepspeed
-def test_sharded_on_two_processes_it_learns_as_whole_on_one(recipe, tmp_path):
-    """Policy and reference are sharded, the tokenizer is not, and what is saved is whole."""
+def test_dpo_under_zero3_on_two_processes_equals_one(recipe, tmp_path):
+    """Policy and reference are sharded, the tokenizer is not, and the saved weights are complete."""
     one, two, steps = tmp_path / "one", tmp_path / "two", ["training.optim=adamw_torch", "training.max_steps=3"]
     assert main([str(recipe), f"training.output_dir={one}", *steps]) == 0
     engine = [f"training.deepspeed={zero3(tmp_path)}", "training.per_device_train_batch_size=2"]
@@ -131,8 +117,8 @@ def test_sharded_on_two_processes_it_learns_as_whole_on_one(recipe, tmp_path):
         torch.testing.assert_close(gathered[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
-    """The reference is the model without its adapters; a row of text alone and a corrupt image are passed over."""
+def test_dpo_trains_adapters_on_a_stream_and_resumes(recipe, tmp_path):
+    """The reference is the model without its adapters; a row without image and a corrupt image are skipped."""
     pytest.importorskip("peft")
     row = {"question": "what is this?", "chosen": "a cat", "rejected": "a dog"}
     image = {"bytes": picture(), "path": None}
@@ -156,19 +142,18 @@ def test_adapters_learn_preferences_from_a_stream(recipe, tmp_path):
     assert config["modules_to_save"] == ["semantic_projector"]
 
 
-def test_mistakes_are_one_line(recipe, tmp_path, capsys):
+def test_dpo_refuses_mistakes_in_one_line(recipe, tmp_path, capsys):
     for word, message in (
-        ("model.checkpoint=null", "preferences are learnt by a model that answers"),
+        ("model.checkpoint=null", "the dpo stage starts from a model that answers"),
         ("data.mixture={conversation: 1.0}", "unknown kind 'conversation' in the mixture: choose among name,"),
-        ("data.name=llava", "the dpo stage reads 'world' or a 'mixture' of preferences"),
+        ("data.name=llava", "'llava' is not one of world, mixture, which the stage dpo reads"),
         ("preference.betta=1", "Did you mean 'beta'?"),
     ):
         assert main([str(recipe), f"training.output_dir={tmp_path}", word]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
     content = yaml.safe_load(recipe.read_text())
     content["data"] = {"name": "mixture", "sources": [{"source": "llava-next", "path": str(tmp_path)}]}
     path = tmp_path / "dpo.yaml"
     path.write_text(yaml.safe_dump(content))
     assert main([str(path), f"training.output_dir={tmp_path}"]) == 2
-    assert "'llava-next' has no rejected answers: the dpo stage takes rlaif-v." in capsys.readouterr().err
+    assert "'llava-next' has no rejected answers: the stage dpo reads rlaif-v." in capsys.readouterr().err

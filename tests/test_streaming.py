@@ -13,7 +13,9 @@ from PIL import Image
 from ports import free_port
 from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
 from test_training import ROOT, losses, recipes  # noqa: F401 - a fixture
+from transformers import Trainer
 
+from evotok.data.collators import MAX_EMPTY_BATCHES
 from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.train import main
 
@@ -89,6 +91,26 @@ def test_folder_of_images_resumes_with_the_same_crops_and_counts_bad_images(reci
     assert max(entry.get("skipped_image", 0) for entry in history(whole)) >= 1
 
 
+def test_run_ends_where_its_images_are_gone(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """It does not continue with the last image that could be read."""
+    write_images(tmp_path, *(f"pictures/{n}.png" for n in range(12)))
+    words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
+    words += ["training.max_steps=500", "training.per_device_train_batch_size=1", "training.save_steps=2"]
+    training_step = Trainer.training_step
+
+    def remove_images(self, *args, **kwargs):
+        loss = training_step(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            shutil.rmtree(tmp_path / "pictures")
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", remove_images)
+    assert main([*words, f"training.output_dir={tmp_path / 'run'}"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"evotok train: Nothing in the last {MAX_EMPTY_BATCHES} batches can be used, {{'image': ")
+    assert len(losses(tmp_path / "run")) < 60
+
+
 # Two steps on two processes with different terms and different numbers of skipped rows.
 LOGGED = """
 import json, sys
@@ -104,9 +126,9 @@ rank = arguments.process_index
 
 class Noting(EvoTokTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.note_terms({"text_loss": torch.tensor(2.0 + rank)})
+        self.record_terms({"text_loss": torch.tensor(2.0 + rank)})
         if rank == 1 and self.state.global_step:
-            self.note_terms({"image_loss": torch.tensor(5.0)})
+            self.record_terms({"image_loss": torch.tensor(5.0)})
         return model(torch.ones(1, 1)).mean()
 
 def collate(rows):

@@ -1,8 +1,7 @@
-"""The stages as real processes: they resume bit for bit after kill -9, and ZeRO-2 on two processes equals one."""
+"""`evotok train` and `training/train.py`: small trainings of the stages, what they save, log and report."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from ports import free_port
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main as cli
 from evotok.training.resuming.checkpoints import last_complete_checkpoint
-from evotok.training.resuming.manifest import begin_manifest, finish_manifest, hash_share
+from evotok.training.stages import STAGES
 from evotok.training.train import main
 
 
@@ -36,46 +35,45 @@ TRAINING = {
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra `deepspeed`")
 
-# The stage as a process that is killed in the middle of its fifth step.
+# A training that is killed in the middle of its fifth step.
 KILLED = """
 import os, signal, sys
 from transformers import Trainer
 from evotok.training.train import main
-step, seen = Trainer.training_step, []
-def dying(self, *args, **kwargs):
-    seen.append(1)
-    if len(seen) == 5:
+step, calls = Trainer.training_step, []
+def killed_step(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
-Trainer.training_step = dying
+Trainer.training_step = killed_step
 main(sys.argv[1:])
 """
 
 
-def run(arguments, nproc=None, code=None, check=True):
-    command = [sys.executable]
-    if nproc:
-        port = free_port()
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={nproc}", f"--master-port={port}"]
-    command += ["-c", code] if code else ["-m", "evotok.training.train"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port if nproc else 0)}
-    if not nproc:
-        env.pop("MASTER_PORT")
-    command += map(str, arguments)
+def run(arguments, nproc):
+    """Runs `evotok.training.train` under torchrun."""
+    port = free_port()
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc}", f"--master-port={port}"]
+    command += ["-m", "evotok.training.train", *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port)}
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
-    if check:
-        assert result.returncode == 0, result.stderr[-3000:]
-    return result
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def history(folder):
+    """Returns the log of the newest checkpoint of an output folder."""
+    state = Path(last_complete_checkpoint(folder)) / "trainer_state.json"
+    return json.loads(state.read_text())["log_history"]
 
 
 def losses(folder):
-    """Loss of every step of the newest checkpoint's history."""
-    state = json.loads((Path(last_complete_checkpoint(folder)) / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    """Returns the loss of every step."""
+    return [entry["loss"] for entry in history(folder) if "loss" in entry]
 
 
 def zero3(folder):
-    """A file that configures ZeRO-3; parameters as small as these would otherwise stay whole on every rank."""
+    """Writes a ZeRO-3 configuration that shards small parameters, too."""
     config = json.loads((ROOT / "configs/deepspeed/zero3.json").read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = Path(folder) / "zero3.json"
@@ -85,7 +83,7 @@ def zero3(folder):
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory):
-    """Tiny recipes of the stages, a random tokenizer and a random language model for them to start from."""
+    """Tiny recipes of three stages, with a random tokenizer and a random language model to start from."""
     folder = tmp_path_factory.mktemp("recipes")
     torch.manual_seed(0)
     tokenizer = EvoTokVQModel(EvoTokVQConfig(**VQ))
@@ -117,88 +115,47 @@ def recipes(tmp_path_factory):
     return folder
 
 
-def test_the_stages_train_save_and_log_their_terms(recipes, tmp_path):
-    for stage in ("tokenizer", "sft", "gen"):
-        assert main([str(recipes / f"{stage}.yaml"), f"training.output_dir={tmp_path / stage}"]) == 0
-    model = EvoTokForConditionalGeneration.from_pretrained(tmp_path / "gen")
-    assert isinstance(EvoTokProcessor.from_pretrained(tmp_path / "gen"), EvoTokProcessor)
+def test_multimodal_stage_saves_model_processor_and_loss_terms(recipes, tmp_path):
+    assert main([str(recipes / "gen.yaml"), f"training.output_dir={tmp_path}"]) == 0
+    model = EvoTokForConditionalGeneration.from_pretrained(tmp_path)
+    assert isinstance(EvoTokProcessor.from_pretrained(tmp_path), EvoTokProcessor)
     before = EvoTokVQModel.from_pretrained(recipes / "vq").state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.model.vq_model.state_dict().items())
-    state = json.loads((Path(last_complete_checkpoint(tmp_path / "gen")) / "trainer_state.json").read_text())
-    assert {"text_loss", "image_loss", "image_loss_level1", "image_loss_level2"} <= set(state["log_history"][0])
-    state = json.loads((Path(last_complete_checkpoint(tmp_path / "tokenizer")) / "trainer_state.json").read_text())
-    assert {"reconstruction", "commitment"} <= set(state["log_history"][0])
-    assert {"adversarial", "discriminator"} <= set(state["log_history"][-2])
+    assert {"text_loss", "image_loss", "image_loss_level1", "image_loss_level2"} <= set(history(tmp_path)[0])
 
 
-def test_the_command_says_what_came_of_it_to_programs(recipes, tmp_path, capsys):
-    run = f"training.output_dir={tmp_path / 'run'}"
-    assert cli(["train", str(recipes / "tokenizer.yaml"), run, "training.max_steps=2", "--json"]) == 0
-    said = capsys.readouterr()
-    facts = json.loads(said.out)  # nothing else is there: what Trainer prints goes to stderr
-    assert "'loss'" in said.err and "it/s" not in said.err and "s/it" not in said.err, "no bars where nobody looks on"
+def test_train_command_reports_results_as_json_and_finished_runs(recipes, tmp_path, capsys):
+    output = f"training.output_dir={tmp_path / 'run'}"
+    assert cli(["train", str(recipes / "tokenizer.yaml"), output, "training.max_steps=2", "--json"]) == 0
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)  # nothing else is on stdout
+    assert "'loss'" in printed.err and "it/s" not in printed.err and "s/it" not in printed.err, "no progress bars"
     assert (facts["stage"], facts["folder"], facts["step"]) == ("tokenizer", str(tmp_path / "run"), 2)
     assert facts["train_loss"] > 0 and facts["eval_psnr_depth2"] > 0 and not facts["already_finished"]
-    assert cli(["train", str(recipes / "tokenizer.yaml"), run, "training.max_steps=2"]) == 0
+    assert cli(["train", str(recipes / "tokenizer.yaml"), output, "training.max_steps=2"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert f"already finished at step 2. Next: evotok eval reconstruction {tmp_path / 'run'}" in line
     assert "mean loss" not in line
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "sft"])
-def test_killed_and_resumed_gives_the_same_losses(recipes, tmp_path, stage):
-    recipe = recipes / f"{stage}.yaml"
-    run([recipe, f"training.output_dir={tmp_path / 'whole'}"])
-    killed = run([recipe, f"training.output_dir={tmp_path / 'killed'}"], code=KILLED, check=False)
-    assert killed.returncode == -9
-    assert Path(last_complete_checkpoint(tmp_path / "killed")).name == "checkpoint-3"
-    run([recipe, f"training.output_dir={tmp_path / 'killed'}"])
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-
-
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    for step in (5, 10, 15):
-        begin_manifest(tmp_path / f"checkpoint-{step}")
-    for name in ("trainer_state.json", "rng_state.pth"):
-        for step in (5, 10):
-            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
-    finish_manifest(tmp_path / "checkpoint-5", hash_share(tmp_path / "checkpoint-5"))
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
-
-
-@needs_deepspeed
-def test_two_processes_with_zero2_equal_one(recipes, tmp_path):
-    recipe, zero2 = recipes / "gen.yaml", ROOT / "configs/deepspeed/zero2.json"
-    steps = ["training.max_steps=3", "training.max_grad_norm=1.0", "training.optim=adamw_torch"]
-    run([recipe, f"training.output_dir={tmp_path / 'one'}", *steps])
-    two = ["training.per_device_train_batch_size=2", f"training.deepspeed={zero2}"]
-    run([recipe, f"training.output_dir={tmp_path / 'two'}", *steps, *two], nproc=2)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    one, both = (EvoTokForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("one", "two"))
-    for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(both.state_dict()[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
-
-
-def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(recipes, capsys):
-    assert main([str(recipes / "sft.yaml"), "data.max_lenght=3"]) == 2
-    error = capsys.readouterr().err
-    assert "Did you mean 'max_length'?" in error and error.count("\n") == 1
-
-
 @pytest.mark.parametrize(
-    "words, said",
+    ("stage", "words", "message"),
     [
-        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights, .*zero2.json, or leave it"),
-        ("training.deepspeed=configs/deepspeed/zero2.json training.fp16=true", "training.fp16: .* give bf16"),
-        (
-            "training.deepspeed=configs/deepspeed/zero2.json loss.adversarial_adaptive=true",
-            "loss.adversarial_adaptive: not under DeepSpeed",
-        ),
-        ("training.deepspeed=nowhere.json", "nowhere.json: no DeepSpeed configuration"),
+        ("sft", "data.max_lenght=3", "Did you mean 'max_length'?"),
+        ("sft", "data.name=folder", "'folder' is not one of world, llava, mixture, which the stage sft reads"),
+        ("sft", "training.max_steps=-1", "samples of world never end: set training.max_steps"),
     ],
 )
-def test_the_tokenizer_stage_refuses_what_would_harm_its_codebooks(recipes, capsys, words, said):
-    assert main([str(recipes / "tokenizer.yaml"), *words.split()]) == 2
+def test_train_refuses_mistakes_in_one_line_with_exit_code_2(recipes, capsys, stage, words, message):
+    assert main([str(recipes / f"{stage}.yaml"), *words.split()]) == 2
     error = capsys.readouterr().err
-    assert re.search(said, error) and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
+def test_registry_references_can_be_loaded(stage):
+    if stage.compares_answers:
+        pytest.importorskip("trl", reason="needs the extra `train`")
+    for name in ("build", "config", "arguments", *(["plan"] if stage.plan else [])):
+        assert callable(stage.load(name)), name
+    assert set(stage.data) <= {"world", "folder", "llava", "mixture"} and "{folder}" in stage.next_step

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` by hand: processor, collator and model fit it as they are, and its loss is ours."""
+"""TRL's `SFTTrainer` with processor, collator and model as they are: its loss equals ours."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ RECORDS = [record("red", "the red one"), record("blue", "a cat")]
 
 
 def train(model, processor, folder, monkeypatch, **kwargs):
-    """Losses of three steps on both records."""
-    monkeypatch.setenv("CI", "1")  # no word to TRL's authors
+    """Returns the losses of three steps on both records."""
+    monkeypatch.setenv("CI", "1")  # no telemetry
     arguments = trl.SFTConfig(
         str(folder), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, assistant_only_loss=True,
         logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
@@ -37,7 +37,7 @@ def train(model, processor, folder, monkeypatch, **kwargs):
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["its collator", "our collator"])
-def test_sft_trainer_has_our_loss(tmp_path, monkeypatch, ours):
+def test_sft_trainer_has_the_loss_of_the_model(tmp_path, monkeypatch, ours):
     model, processor = build_chat_model()
     collator = EvoTokCollator(processor)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_sft_trainer_has_our_loss(tmp_path, monkeypatch, ours):
     assert losses[-1] < losses[0]
 
 
-def test_sft_trainer_with_adapters(tmp_path, monkeypatch):
+def test_sft_trainer_trains_adapters(tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
     model, processor = build_chat_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

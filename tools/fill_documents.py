@@ -151,6 +151,14 @@ def clusters_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def stages_table() -> str:
+    """Returns the registry of training stages as Markdown."""
+    from evotok.training.stages import STAGES
+
+    rows = [f"| `{stage.name}` | {stage.summary[0]} | {stage.summary[1]} |" for stage in STAGES.values()]
+    return "\n".join(["| stage | trains | data |", "| --- | --- | --- |", *rows])
+
+
 def chain_table() -> str:
     """Budgets of the stages of EvoTok-mini in the order of training, on CPU cores and on a GPU, as Markdown."""
     from evotok.training.chain import read_chain
@@ -243,7 +251,7 @@ def blocks() -> dict[str, dict[str, str]]:
     return {
         "README.md": {"usage": USAGE, "results": results_table(results), "folders": folders()},
         "docs/tokenizer.md": {"depths": depths_table(trajectory), "clusters": clusters_table(trajectory)},
-        "docs/train.md": {"chain": chain_table(), "memory": memory_table(memory)},
+        "docs/train.md": {"stages": stages_table(), "chain": chain_table(), "memory": memory_table(memory)},
         "docs/performance.md": {"engine": engine_table()},
         "docs/data.md": {"sources": sources_table(), "rates": rates_table(rates)},
     }

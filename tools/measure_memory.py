@@ -1,11 +1,11 @@
-"""Holds the memory model against real processes: small models trained for two steps on this machine's CPU.
+"""Compares planned memory with that of real processes: small models trained for two steps on this machine's CPU.
 
     python -m tools.measure_memory             # all cases, some minutes
-    python -m tools.measure_memory plain       # those whose name holds the word
+    python -m tools.measure_memory plain       # cases whose name contains the word
     python -m tools.measure_memory --json docs/results/training/memory.json
 
-Each case is a run of the Trainer, under torchrun and DeepSpeed where the case is sharded. What it took is the highest
-resident memory of a later step less that before the model was built; what the plan says is `estimate`.
+Each case is a run of the Trainer, under torchrun and DeepSpeed where the case is sharded. Its memory is the highest
+resident memory of a later step less that before the model was built; the planned memory is that of `estimate`.
 """
 
 import argparse
@@ -26,15 +26,16 @@ from evotok.eval.benchmarks.report import keep_row
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from evotok.training.multimodal.stages import freeze_all_but, whole_weights
-from evotok.training.planning.memory import Engine, estimate
+from evotok.training.deepspeed_setup import unsharded_weights
+from evotok.training.multimodal.stages import freeze_all_but
+from evotok.training.planning.memory import Sharding, estimate
 from evotok.training.planning.profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
 from evotok.training.stages import STAGES
 
 
 class Case(NamedTuple):
-    """One run: ZeRO stage or None, recomputation, bf16, number of processes, and whether the tokenizer is what learns
-    and not the model around it."""
+    """One run: ZeRO stage or None, activation checkpointing, bf16, number of processes, and whether the image tokenizer
+    is trained, and not the multimodal model."""
 
     stage: int | None
     checkpointing: bool
@@ -59,12 +60,12 @@ CASES = {
     "tokenizer-zero2-bf16": Case(2, False, half=True, processes=2, tokenizer=True),
 }
 IMAGES = 8
-ROWS = Rows(batch=4, length=200, labels=64, given=2, written=2)
+ROWS = Rows(batch=4, length=200, labels=64, input_images=2, generated_images=2)
 MARGIN = 0.15
 
 
 def small_config() -> EvoTokConfig:
-    """About 85 million parameters: large beside what a process takes anyway, small enough for a few steps on a CPU."""
+    """Returns a config of about 85 million parameters: large beside a process, small enough for some steps on a CPU."""
     return EvoTokConfig(
         vq_config={
             "encoder_config": {
@@ -91,7 +92,7 @@ def small_config() -> EvoTokConfig:
 
 
 def small_tokenizer() -> EvoTokVQConfig:
-    """About 60 million parameters."""
+    """Returns a tokenizer config of about 60 million parameters."""
     return EvoTokVQConfig(
         encoder_config={
             "model_type": "siglip_vision_model", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6,
@@ -105,7 +106,7 @@ def small_tokenizer() -> EvoTokVQConfig:
 
 
 def predict(case: Case) -> float:
-    """Bytes of the plan."""
+    """Returns the planned bytes."""
     with torch.device("meta"):
         model = _build(case, torch.float32)
     count = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -121,8 +122,8 @@ def predict(case: Case) -> float:
         profile = profile_step(model.train(), lambda m: run_multimodal(m, ROWS), case.checkpointing)
         bucket = model.config.text_config.hidden_size**2
     width = 2 if case.half else 4
-    engine = Engine(*count, width, case.stage, case.processes, bucket, autocast=case.tokenizer)
-    return estimate(engine, profile).total
+    sharding = Sharding(*count, width, case.stage, case.processes, bucket, autocast=case.tokenizer)
+    return estimate(sharding, profile).total
 
 
 def _build(case: Case, dtype: torch.dtype) -> PreTrainedModel:
@@ -134,7 +135,7 @@ def _build(case: Case, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def measure(case: Case) -> float:
-    """Bytes that a run took, on the process that took most."""
+    """Returns the bytes of a run, of the process with the most."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -143,7 +144,7 @@ def measure(case: Case) -> float:
         if case.processes > 1:
             command += ["torch.distributed.run", f"--nproc-per-node={case.processes}", f"--master-port={port}", "-m"]
         command += [__spec__.name, "case", json.dumps(case), folder]
-        # Freed memory goes back to the system at once, and is not kept for later.
+        # The allocator returns freed memory to the system at once.
         env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
         result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if result.returncode:
@@ -152,7 +153,7 @@ def measure(case: Case) -> float:
 
 
 def _run(case: Case, folder: Path) -> None:
-    """One process of a case."""
+    """Runs one process of a case."""
     from evotok.training.multimodal.trainer import MultimodalTrainer
     from evotok.training.recipes import Recipe, TokenizerLossArguments
     from evotok.training.tokenizer.trainer import TokenizerTrainer
@@ -173,20 +174,20 @@ def _run(case: Case, folder: Path) -> None:
         training["deepspeed"] = str(_settings(case.stage, folder / f"zero{os.environ['RANK']}.json"))
     arguments = training_arguments(Recipe("tokenizer" if case.tokenizer else "unified", training=training))
     if case.stage is not None:
-        import deepspeed  # noqa: F401 - loaded before memory is looked at
+        import deepspeed  # noqa: F401 - loaded before memory is measured
     before = resident_bytes()
-    learns: dict[str, Any] = {"data_collator": _batch}
+    kwargs: dict[str, Any] = {"data_collator": _batch}
     if case.tokenizer:
         loss = TokenizerLossArguments(perceptual=0.0, adversarial=0.0)
-        learns = {"data_collator": _images, "loss_args": loss, "teacher": None}
-    with whole_weights(arguments):
+        kwargs = {"data_collator": _images, "loss_args": loss, "teacher": _RandomTeacher()}
+    with unsharded_weights(arguments):
         model = _build(case, torch.float32)
-    Watched(model=model, args=arguments, train_dataset=[{}] * (4 * case.processes), **learns).train()
+    Watched(model=model, args=arguments, train_dataset=[{}] * (4 * case.processes), **kwargs).train()
     (folder / f"{arguments.process_index}.bytes").write_text(str(resident_bytes(peak=True) - before))
 
 
 def _settings(stage: int, path: Path) -> Path:
-    """The shipped DeepSpeed file of a stage; stages 0 and 1, which no recipe takes, differ from 2 in their number."""
+    """Writes the shipped DeepSpeed file of a stage; stages 0 and 1 differ from 2 in their number."""
     shipped = Path(__file__).resolve().parents[1] / f"configs/deepspeed/zero{max(stage, 2)}.json"
     settings = json.loads(shipped.read_text(encoding="utf-8"))
     settings["zero_optimization"]["stage"] = stage
@@ -197,7 +198,13 @@ def _settings(stage: int, path: Path) -> Path:
 def _images(_: list) -> dict[str, torch.Tensor]:
     config = small_tokenizer()
     pixels = torch.rand(IMAGES, 3, config.image_size, config.image_size) * 2 - 1
-    return {"pixel_values": pixels, "semantic_target": torch.randn(IMAGES, config.num_positions, config.hidden_size)}
+    return {"pixel_values": pixels}
+
+
+class _RandomTeacher(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        config = small_tokenizer()
+        return torch.randn(len(pixels), config.num_positions, config.hidden_size)
 
 
 def _batch(_: list) -> dict[str, torch.Tensor]:
@@ -205,25 +212,25 @@ def _batch(_: list) -> dict[str, torch.Tensor]:
     positions, levels = config.vq_config.num_positions, config.vq_config.num_pixel_codebooks
     ids = torch.randint(6, 8192, (ROWS.batch, ROWS.length))
     labels = torch.full_like(ids, -100)
-    ids[: ROWS.given, 1 : 1 + positions] = config.image_token_id
-    ids[ROWS.given :, 1 : 1 + positions] = config.image_generation_token_id
-    labels[ROWS.given :, 1 : 1 + positions] = config.image_generation_token_id
+    ids[: ROWS.input_images, 1 : 1 + positions] = config.image_token_id
+    ids[ROWS.input_images :, 1 : 1 + positions] = config.image_generation_token_id
+    labels[ROWS.input_images :, 1 : 1 + positions] = config.image_generation_token_id
     labels[:, -ROWS.labels :] = ids[:, -ROWS.labels :]
     codes = torch.randint(0, config.vq_config.codebook_size, (ROWS.batch, positions, levels))
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "labels": labels,
-        "image_codes": codes[: ROWS.given],
-        "generation_codes": codes[ROWS.given :],
+        "image_codes": codes[: ROWS.input_images],
+        "generation_codes": codes[ROWS.input_images :],
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print plan and measurement of every case; exit code 1 if one is off by more than 15%."""
+    """Prints plan and measurement of every case; exit code 1 if one is off by more than 15%."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="parts of the names of cases")
-    parser.add_argument("--json", metavar="FILE", help="also put the figures into FILE; those of other cases stay")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures into FILE; those of other cases stay")
     options = parser.parse_args(argv)
     if options.words[:1] == ["case"]:  # a process of `measure`
         _run(Case(*json.loads(options.words[1])), Path(options.words[2]))

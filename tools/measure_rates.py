@@ -1,11 +1,11 @@
-"""How fast this machine turns pictures into codes, and how fast a process reads them: is loading ever waited for?
+"""Measures how fast this machine encodes images to codes, and how fast one process reads them for training.
 
     python -m tools.measure_rates               # all, a minute or two, 5 GB
-    python -m tools.measure_rates read          # those whose name holds the word
+    python -m tools.measure_rates read          # rates whose name contains the word
     python -m tools.measure_rates --json docs/results/training/rates.json
 
-Pictures go the whole way of `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read
-three times: as records; through a mixture, in pools that resume; and made into batches as well.
+Images are encoded as in `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read three
+times: as records; through a mixture, in pools that resume; and collated to batches as well.
 """
 
 import argparse
@@ -38,26 +38,26 @@ _BATCH = 64
 
 
 class Rate(NamedTuple):
-    """Images that went through, and seconds that it took."""
+    """Number of images, and seconds."""
 
     images: int
     seconds: float
 
     @property
     def images_per_second(self) -> float:
-        """Of one process."""
+        """Images a second of one process."""
         return self.images / self.seconds
 
 
 def encode_mini(images: int = 1024) -> Rate:
-    """The embedded tokenizer, on images of 64 pixels."""
+    """Measures the embedded tokenizer, on images of 64 pixels."""
     processor = EvoTokProcessor.from_pretrained(_MINI)
     model = EvoTokForConditionalGeneration.from_pretrained(_MINI)
     return _encode(model.model.vq_model, processor.image_processor, images, 64)
 
 
 def encode_paper(images: int = 6) -> Rate:
-    """A random tokenizer of the paper's size, on photographs of 256 pixels, two at a time."""
+    """Measures a random tokenizer of the paper's size, on images of 256 pixels, two at a time."""
     model = EvoTokVQModel._from_config(EvoTokVQConfig(), dtype=torch.float32).eval()
     processor = EvoTokProcessor.from_pretrained(_MINI)
     processor.image_processor.size = {"height": 256, "width": 256}
@@ -68,7 +68,7 @@ def _encode(model: EvoTokVQModel, image_processor, images: int, batch_size: int)
     side, rng = model.config.image_size, np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(images):
-            # Smooth, as pictures are: noise would take a decoder far longer.
+            # Smooth, as photographs are: the PNG decoder is far slower on noise.
             small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
             small.resize((side, side), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.png")
         source, _ = open_source(SourceArguments("image-folder", folder))
@@ -78,17 +78,17 @@ def _encode(model: EvoTokVQModel, image_processor, images: int, batch_size: int)
 
 
 def read_records(images: int = 65536) -> Rate:
-    """Shards to records."""
+    """Measures reading shards to records."""
     return _read(images, _records)
 
 
 def read_stream(images: int = 65536) -> Rate:
-    """Shards to batches of records, drawn, shuffled and ready to resume."""
+    """Measures reading shards to batches of records, sampled, shuffled and ready to resume."""
     return _read(images, lambda folder: _stream(folder, lambda records: {"records": records}))
 
 
 def read_batches(images: int = 16384) -> Rate:
-    """Shards to what the model takes, captions as tokens."""
+    """Measures reading shards to inputs of the model, captions as tokens."""
     processor = EvoTokProcessor.from_pretrained(_MINI)
     processor.num_image_tokens = EvoTokVQConfig().num_positions
     return _read(images, lambda folder: _stream(folder, EvoTokCollator(processor)))
@@ -107,7 +107,7 @@ def _stream(folder: Path, collate: Callable):
 
 
 def _read(images: int, batches: Callable) -> Rate:
-    """`batches(folder)` yields lists as long as the images they stand for."""
+    """Measures `batches(folder)`, which yields lists with one element for each image."""
     config, rng = EvoTokVQConfig(), np.random.default_rng(0)
     shape = config.num_positions, config.num_pixel_codebooks
     with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +136,10 @@ RATES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print images a second of every work."""
+    """Prints images a second of every measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="parts of the names")
-    parser.add_argument("--json", metavar="FILE", help="also put the figures into FILE; those of other works stay")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures into FILE; those of others stay")
     options, threads = parser.parse_args(argv), torch.get_num_threads()
     print(f"one process, {threads} threads")
     for name, measure in RATES.items():

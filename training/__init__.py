@@ -1,1 +1,1 @@
-"""Training of EvoTok: data, losses, stages."""
+"""Training of EvoTok: recipes, the registry of stages, trainers."""

@@ -80,7 +80,7 @@ def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
     Raises:
         ValueError: no such folder or Hub id, no EvoTok config in it, or no weights; adapters without their checkpoint.
     """
-    from evotok.training.resuming.config_checks import check_configs, read_config
+    from evotok.training.checkpoint_configs import check_configs, read_config
 
     folder = checkpoint_folder(name)
     check_files(name, folder)
@@ -101,7 +101,7 @@ def find_checkpoint(name: str, above: tuple[Path, ...] = ()) -> Checkpoint:
 
 def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoint:
     """Finds the checkpoint that LoRA adapters were trained on, which may be adapters itself."""
-    from evotok.training.resuming.config_checks import check_configs, read_config
+    from evotok.training.checkpoint_configs import check_configs, read_config
 
     base = read_config(folder / "adapter_config.json", name).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
@@ -142,7 +142,7 @@ def check_files(name: str, folder: Path) -> None:
 
 def _check_shards(name: str, folder: Path) -> None:
     """Checks that all shards of an index are in the folder."""
-    from evotok.training.resuming.config_checks import read_config
+    from evotok.training.checkpoint_configs import read_config
 
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -221,7 +221,7 @@ def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForCond
     import torch
 
     from evotok import EvoTokConfig, EvoTokForConditionalGeneration
-    from evotok.training.resuming.config_checks import check_counts
+    from evotok.training.checkpoint_configs import check_counts
 
     with waiting("Loading the model"), _loading(name):
         found = _read_shapes(checkpoint.folder)
@@ -249,7 +249,7 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
     from transformers import SiglipImageProcessorPil
 
     from evotok import EvoTokConfig, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
-    from evotok.training.resuming.config_checks import check_counts
+    from evotok.training.checkpoint_configs import check_counts
 
     quiet_libraries()
     alone = checkpoint.kind == TOKENIZER

@@ -1,7 +1,7 @@
-"""`evotok plan`: what a recipe will take, before anything is downloaded or rented."""
+"""`evotok plan`: estimates what a recipe takes, before anything is downloaded or rented."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,20 +21,20 @@ EXAMPLES = """  evotok plan configs/paper/sft.yaml
   evotok plan configs/paper/low-memory/gen.yaml --gpus 1 --gpu rtx4090
   evotok plan configs/paper/gen.yaml --serve --gpu l40s"""
 FRAMEWORK_BYTES = 2e9
-"""What CUDA, NCCL and torch take of a GPU before a model does."""
+"""Memory of a GPU that CUDA, NCCL and torch take before a model."""
 _SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _SERVED_AT_ONCE = (1, 4, 16, 64, 256)
 
 
 def complete_gpu() -> list[str]:
-    """Lists the kinds of GPUs."""
+    """Returns the kinds of GPUs."""
     from evotok.training.planning.gpus import GPUS
 
     return list(GPUS)
 
 
 def check_gpu(kind: str) -> str:
-    """Refuses a kind of GPU that there are no figures of."""
+    """Raises BadParameter for an unknown kind of GPU."""
     known = complete_gpu()
     if kind not in known:
         near = get_close_matches(kind, known, n=1)
@@ -47,7 +47,7 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="how many; as many as the recipe is written for by default")
+        int | None, typer.Option(metavar="N", min=1, help="how many; those of the recipe by default")
     ] = None,
     gpu: Annotated[
         str,
@@ -65,7 +65,7 @@ def run(
         ),
     ] = 0.4,
     serve: Annotated[
-        bool, typer.Option("--serve", help="what serving the model takes instead: weights, caches, images a second")
+        bool, typer.Option("--serve", help="plan serving instead: weights, caches, images a second")
     ] = False,
     bandwidth: Annotated[
         float | None, typer.Option(metavar="GB/S", min=0.1, help="of the memory, with --serve; the GPU's by default")
@@ -74,43 +74,31 @@ def run(
 ) -> None:
     """Estimate what a recipe takes: memory, operations, days, bytes; no weights needed."""
     path, words = check_recipe(recipe, overrides or ())
-    if serve:
-        return _run_serving(recipe, path, words, gpu, bandwidth, mfu, as_json)
-    if bandwidth is not None:
+    if bandwidth is not None and not serve:
         raise ValueError("--bandwidth goes with --serve: training is planned by operations.")
     with waiting("Planning"):
         from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.plan import make_plan
-
-        plan = make_plan(path, words, gpus, GPUS[gpu], mfu)
-        facts = {"recipe": recipe, "gpu": gpu} | _facts(plan)
-    if as_json:
-        print_results(as_json, facts, ())
-    else:
-        _print_plan(facts)
-    return None
-
-
-def _run_serving(
-    recipe: str, path: Path, words: list[str], kind: str, bandwidth: float | None, mfu: float, as_json: bool
-) -> None:
-    """`evotok plan --serve`."""
-    with waiting("Planning"):
-        from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.serving import plan_serving
 
-        gpu = GPUS[kind]
+        kind = GPUS[gpu]
         if bandwidth is not None:
-            gpu = gpu._replace(memory_bandwidth=bandwidth * 1e9)
-        facts = {"recipe": recipe, "gpu": kind} | _serving_facts(plan_serving(path, words), gpu, mfu)
+            kind = kind._replace(memory_bandwidth=bandwidth * 1e9)
+        if serve:
+            facts = _serving_facts(plan_serving(path, words), kind, mfu)
+        else:
+            facts = _facts(make_plan(path, words, gpus, kind, mfu))
+    facts = {"recipe": recipe, "gpu": gpu} | facts
     if as_json:
         print_results(as_json, facts, ())
-    else:
+    elif serve:
         _print_serving(facts)
+    else:
+        _print_plan(facts)
 
 
 def _serving_facts(plan: "ServingPlan", gpu: "Gpu", mfu: float) -> dict[str, Any]:
-    """The plan of serving as JSON can hold it; sizes in bytes, speeds at most."""
+    """Returns the plan of serving as JSON values; sizes in bytes, speeds as upper limits."""
     fit = plan.images_that_fit(gpu.memory - FRAMEWORK_BYTES)
     speed = (gpu.memory_bandwidth, gpu.flops * mfu)
     batches = [
@@ -133,42 +121,11 @@ def _serving_facts(plan: "ServingPlan", gpu: "Gpu", mfu: float) -> dict[str, Any
     }
 
 
-def _print_serving(facts: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(width=120, soft_wrap=True)
-    console.print(f"{facts['recipe']}: served in bfloat16 on one {facts['gpu']}\n", highlight=False)
-    table = _table("What it takes", "", "")
-    for name, value in {
-        "weights": _bytes(facts["weights"]),
-        f"cache of an image, guided, {facts['image_tokens']} tokens in two rows": _bytes(facts["cache_image"]),
-        f"cache of a chat about an image, {facts['chat_tokens']} tokens": _bytes(facts["cache_chat"]),
-        "cache of a token more": _bytes(facts["cache_token"]),
-        "images at once that fit": f"{facts['images_that_fit']:,}",
-    }.items():
-        table.add_row(name, value)
-    console.print(table)
-    title = f"At {facts['bandwidth'] / 1e9:,.0f} GB/s and an MFU of {facts['mfu']:g}, at most"
-    table = _table(title, "at once", "caches of images", "fit", "images/s", "tokens/s of chats")
-    for row in facts["batches"]:
-        table.add_row(
-            str(row["at_once"]),
-            _bytes(row["cache"]),
-            "yes" if row["fits"] else "no",
-            f"{row['images_a_second']:,.2f}",
-            f"{row['tokens_a_second']:,.0f}",
-        )
-    console.print(table)
-    console.print(
-        "Reading prompts and decoding pixels come on top. Replicas on more GPUs multiply the figures of one.",
-        highlight=False,
-    )
-
-
 def _facts(plan: "Plan") -> dict[str, Any]:
-    """The plan as JSON can hold it; memory and sizes in bytes, and what is not known is None."""
+    """Returns the plan as JSON values; memory and sizes in bytes, None for unknown ones."""
     computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
-    tokens = plan.tokens_a_sample * plan.batch
+    model = plan.model
+    tokens = model.tokens_a_sample * plan.batch
     memory = [
         memory._asdict()
         | {
@@ -189,7 +146,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
                 "gpus": gpus,
                 "memory_total": plan.memory_on(gpus, plan.stage, plan.checkpointing).total,
                 "sent_a_step_zero2": plan.sent_a_step(gpus, 2),
-                "sent_a_step_zero3": None if plan.recipe.stage == "tokenizer" else plan.sent_a_step(gpus, 3),
+                "sent_a_step_zero3": plan.sent_a_step(gpus, 3) if 3 in model.zero_stages else None,
                 "computing_seconds": seconds[0],
                 "sending_seconds": seconds[1],
                 "days": plan.days(gpus),
@@ -199,12 +156,12 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "stage": plan.recipe.stage,
         "gpus": plan.gpus,
         "mfu": plan.mfu,
-        "parameters": {name: {"all": total, "trained": trained} for name, (total, trained) in plan.parts.items()}
+        "parameters": {name: {"all": total, "trained": trained} for name, (total, trained) in model.parts.items()}
         | {"all": {"all": plan.parameters, "trained": plan.trainable}},
         "memory": memory,
         "samples_a_step": plan.batch,
         "samples_a_step_of_recipe": plan.recipe_batch,
-        "operations_a_step": plan.flops_a_sample * plan.batch,
+        "operations_a_step": model.flops_a_sample * plan.batch,
         "tokens_a_step": tokens,
         "computing_seconds": computing,
         "sending_seconds": sending,
@@ -214,69 +171,98 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "checkpoint_bytes": plan.checkpoint_bytes,
         "dataset_bytes": plan.dataset_bytes,
         "code_bytes": plan.code_bytes,
-        "warning": plan.warning,
+        "warning": model.warning,
         "scaling": scaling,
     }
 
 
-def _print_plan(facts: dict[str, Any]) -> None:
-    from rich.console import Console
+def _print_serving(facts: dict[str, Any]) -> None:
+    console = _console(f"{facts['recipe']}: served in bfloat16 on one {facts['gpu']}")
+    rows = {
+        "weights": _bytes(facts["weights"]),
+        f"cache of an image, guided, {facts['image_tokens']} tokens in two rows": _bytes(facts["cache_image"]),
+        f"cache of a chat about an image, {facts['chat_tokens']} tokens": _bytes(facts["cache_chat"]),
+        "cache of a token more": _bytes(facts["cache_token"]),
+        "images at once that fit": f"{facts['images_that_fit']:,}",
+    }
+    console.print(_table("What it takes", ("", ""), rows.items()))
+    batches = [
+        (
+            str(row["at_once"]),
+            _bytes(row["cache"]),
+            "yes" if row["fits"] else "no",
+            f"{row['images_a_second']:,.2f}",
+            f"{row['tokens_a_second']:,.0f}",
+        )
+        for row in facts["batches"]
+    ]
+    title = f"At {facts['bandwidth'] / 1e9:,.0f} GB/s and an MFU of {facts['mfu']:g}, at most"
+    console.print(_table(title, ("at once", "caches of images", "fit", "images/s", "tokens/s of chats"), batches))
+    console.print(
+        "Prefill of prompts and decoding of pixels come on top. Replicas on more GPUs multiply the figures of one."
+    )
 
-    console = Console(width=120, soft_wrap=True)
-    console.print(f"{facts['recipe']}: stage {facts['stage']} on {facts['gpus']} x {facts['gpu']}\n", highlight=False)
+
+def _print_plan(facts: dict[str, Any]) -> None:
+    console = _console(f"{facts['recipe']}: stage {facts['stage']} on {facts['gpus']} x {facts['gpu']}")
     for table in (_parameters(facts), _memory(facts), _run(facts), _scaling(facts)):
         console.print(table)
     if facts["samples_a_step"] != facts["samples_a_step_of_recipe"]:
         console.print(
             f"A step has {facts['samples_a_step']:,} samples here, but {facts['samples_a_step_of_recipe']:,} in the "
             "recipe, which its steps and learning rate are\nfor. Change training.per_device_train_batch_size, "
-            "training.gradient_accumulation_steps or training.max_steps.\n",
-            highlight=False,
+            "training.gradient_accumulation_steps or training.max_steps.\n"
         )
     if facts["warning"]:
-        console.print(f"{facts['warning']}\n", highlight=False)
+        console.print(f"{facts['warning']}\n")
     console.print(
-        "Memory is for the fullest batch: every row of max_length tokens, all its text learned. Time is for average "
-        "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted.",
-        highlight=False,
+        "Memory is for the largest batch: every row of max_length tokens, all its text as targets. Time is for average "
+        "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted."
     )
 
 
-def _table(title: str, *columns: str):
+def _console(heading: str):
+    from rich.console import Console
+
+    console = Console(width=120, soft_wrap=True, highlight=False)
+    console.print(f"{heading}\n")
+    return console
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], bold: int | None = None):
+    """Builds a table, with the row of this number in bold."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
+    for number, row in enumerate(rows):
+        table.add_row(*row, style="bold" if number == bold else None)
     return table
 
 
 def _parameters(facts: dict[str, Any]):
-    table = _table("Parameters", "part", "all", "trained")
-    for name, count in facts["parameters"].items():
-        table.add_row(name, f"{count['all']:,}", f"{count['trained']:,}" if count["trained"] else "frozen")
-    return table
+    rows = [
+        (name, f"{count['all']:,}", f"{count['trained']:,}" if count["trained"] else "frozen")
+        for name, count in facts["parameters"].items()
+    ]
+    return _table("Parameters", ("part", "all", "trained"), rows)
 
 
 def _memory(facts: dict[str, Any]):
-    parts = ("weights", "gradients", "optimizer", "buffers", "activations")
-    table = _table("Memory on one GPU, GB", "", *parts, "all", "fits")
+    parts, rows = ("weights", "gradients", "optimizer", "buffers", "activations"), []
     for row in facts["memory"]:
         name = "plain" if row["zero_stage"] is None else f"ZeRO-{row['zero_stage']}"
         name += " + offload" if row["offload"] else ""
         name += ", checkpointing" if row["checkpointing"] else ""
-        table.add_row(
-            f"{name} (the recipe)" if row["chosen"] else name,
-            *(f"{row[part] / 1e9:.1f}" for part in (*parts, "total")),
-            "yes" if row["fits"] else "no",
-            style="bold" if row["chosen"] else None,
-        )
-    return table
+        name += " (the recipe)" if row["chosen"] else ""
+        rows.append((name, *(f"{row[part] / 1e9:.1f}" for part in (*parts, "total")), "yes" if row["fits"] else "no"))
+    chosen = next((number for number, row in enumerate(facts["memory"]) if row["chosen"]), None)
+    return _table("Memory on one GPU, GB", ("", *parts, "all", "fits"), rows, bold=chosen)
 
 
 def _run(facts: dict[str, Any]):
-    table = _table("The run", "", "")
     rows = {
         "samples a step, on all GPUs": f"{facts['samples_a_step']:,}",
         "operations a step": f"{facts['operations_a_step'] / 1e15:,.2f} PFLOP",
@@ -293,17 +279,14 @@ def _run(facts: dict[str, Any]):
     if facts["dataset_bytes"]:
         rows["the data sets, roughly"] = _bytes(facts["dataset_bytes"])
     if facts["code_bytes"]:
-        rows["their pictures to draw, as codes"] = _bytes(facts["code_bytes"])
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+        rows["their images to generate, as codes"] = _bytes(facts["code_bytes"])
+    return _table("The run", ("", ""), rows.items())
 
 
 def _scaling(facts: dict[str, Any]):
     columns = ("GPUs", "GB each", "sent a step: ZeRO-0 to 2", "ZeRO-3", "computing, s", "sending, s", "days")
-    table = _table("From 1 to 512 GPUs", *columns)
-    for row in facts["scaling"]:
-        table.add_row(
+    rows = [
+        (
             str(row["gpus"]),
             f"{row['memory_total'] / 1e9:.1f}",
             _bytes(row["sent_a_step_zero2"]),
@@ -312,7 +295,9 @@ def _scaling(facts: dict[str, Any]):
             f"{row['sending_seconds']:.2f}",
             "" if row["days"] is None else f"{row['days']:,.1f}",
         )
-    return table
+        for row in facts["scaling"]
+    ]
+    return _table("From 1 to 512 GPUs", columns, rows)
 
 
 def _bytes(count: float) -> str:

@@ -1,4 +1,4 @@
-"""`evotok train`: one stage of training, from a recipe."""
+"""`evotok train`: trains one stage from a recipe."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ def run(
         content = read_recipe(path, words)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    if is_first and sys.stderr.isatty():  # a line that stands still: the Trainer's own bars follow
+    if is_first and sys.stderr.isatty():  # no spinner: the bars of the Trainer follow
         print(f"{recipe}: loading the model and the data ...", file=sys.stderr, flush=True)
     before = None if restart else last_complete_checkpoint(content.training.get("output_dir") or "trainer_output")
     facts = train(content, restart)
@@ -52,14 +52,14 @@ def run(
 
 
 def _report(facts: dict[str, Any]) -> str:
-    """Describes what a run did; a finished one trains nothing, and the mean of no losses is 0."""
+    """Returns the report of a run; a finished run trains nothing, and its mean loss would be 0."""
     folder, step = facts["folder"], facts["step"]
     if not facts["already_finished"]:
         return f"{folder}: step {step}, mean loss {facts['train_loss']:.4g}"
     from evotok.training.stages import STAGES
 
-    following = STAGES[facts["stage"]].following.format(folder=folder)
+    next_step = STAGES[facts["stage"]].next_step.format(folder=folder)
     return (
-        f"{folder}: already finished at step {step}. Next: {following}; "
+        f"{folder}: already finished at step {step}. Next: {next_step}; "
         "or train further with a larger training.max_steps, or from the start with --restart"
     )

@@ -81,7 +81,7 @@ RECIPES = [
         case("size", recipe(START, "model.config.codebook_size=many", OUT), "model.config: …'codebook_size' expected int, got str (value: 'many')"),
         case("schedule", recipe(START, OUT, "training.lr_scheduler_type=zigzag"), "training: zigzag is not a valid SchedulerType, …: correct the recipe."),
         case("encoder", recipe(START, "model.config.encoder_config={model_type: nothing}", OUT), "Unrecognized model type for subconfig: nothing. Should …"),
-        case("data", recipe(SFT, "data.name=folder", "data.path=a", OUT), "data.name 'folder': this stage reads 'world', 'llava' or …, give one."),
+        case("data", recipe(SFT, "data.name=folder", "data.path=a", OUT), "data.name 'folder' is not one of world, llava, mixture, which the stage sft reads: give one of them."),
     ),
 ]
 
@@ -142,8 +142,8 @@ def locked(workspace: Workspace) -> list[str]:
 
 
 OUTSIDE = {"format": 1, "step": 2, "finished": True, "files": {"../../../outside/canary.png": [1, "a"]}}
-DAMAGED = "run: no checkpoint to go on from is whole (checkpoint-2: {}): put the files back, or begin anew with --restart, which moves them aside."
-OTHER_RECIPE = "as trained by another recipe (model.config.codebook_size: 32 -> 64), and does not go with this one: give the value of before"
+DAMAGED = "run: all checkpoints to resume from are damaged (checkpoint-2: {}): put the files back, or start again with --restart, which moves them aside."
+OTHER_RECIPE = "as trained by another recipe (model.config.codebook_size: 32 -> 64), which does not match this one: give the value of before"
 OTHER_ENGINE = "ritten under DeepSpeed without ZeRO-3, but this run is under no engine: give the training.deepspeed of before"
 RESUMED = [
     kind("damaged checkpoint, and no older one", DAMAGED, limit="sizes and hashes of the manifest")(

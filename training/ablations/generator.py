@@ -1,10 +1,10 @@
-"""A small generator on the pixel codes of a tokenizer, trained alike on each tokenizer of a comparison.
+"""A small generator on the pixel codes of a tokenizer, trained in the same way on each tokenizer of a comparison.
 
-A label (thing, colour, background) determines a tidy scene of one thing. What the generator learns of every thing at
-every position is put together with colour and background, and a depth decoder, as EvoTok's, writes the position's codes
-level by level. Of labels that were not among those it learnt it must compose what it knows.
+A label (thing, colour, background) determines a tidy scene of one thing. An embedding of the thing at each position is
+combined with colour and background, and a depth decoder, as EvoTok's, generates the codes of the position level by
+level. Labels that were not in the training data must be composed of known parts.
 
-Shapes: B rows, N positions, L levels that pixels are decoded of, H width, C codebook width, K codebook size.
+Shapes: B rows, N positions, L levels that pixels are decoded from, H width, C codebook width, K codebook size.
 """
 
 import random
@@ -30,25 +30,25 @@ from ..recipes import OptimizerArguments
 SCENES = 1024
 PROMPTS = 256
 _BATCH = 1024  # positions a step
-_ELSEWHERE = 6  # of the positions without the thing one in so many is learnt for each label
+_BACKGROUND_STRIDE = 6  # of the positions without the thing one in so many is trained for each label
 _WIDTH, _DEPTH_WIDTH = 128, 96
 
 
 class Label(NamedTuple):
-    """What a scene shows; colours are indices into `COLORS`."""
+    """Content of a scene; colours are indices into `COLORS`."""
 
     thing: int
     color: int
     background: int
 
     def scene(self, world: World) -> Scene:
-        """The tidy scene of one thing that this label stands for."""
+        """Returns the tidy scene of one thing with this label."""
         return tidy_scene(world, [(self.thing, COLORS[self.color])], COLORS[self.background])
 
 
 def split_labels(world: World) -> tuple[list[Label], list[Label]]:
-    """Labels to learn and labels to be asked for, `SCENES` and `PROMPTS` of them: disjoint, always the same, without
-    held-out pairs of thing and colour."""
+    """Returns `SCENES` training labels and `PROMPTS` test labels: disjoint, always the same, without held-out pairs of
+    thing and colour."""
     labels = [
         Label(thing.index, color, background)
         for thing in world.things
@@ -60,8 +60,8 @@ def split_labels(world: World) -> tuple[list[Label], list[Label]]:
     return chosen[:SCENES], chosen[SCENES:]
 
 
-def learnt_positions(number: int, grid_size: int) -> list[int]:
-    """Positions that are learnt of a label: those of the thing, and of the others some, other ones for each label.
+def training_positions(number: int, grid_size: int) -> list[int]:
+    """Returns the trained positions of a label: all of the thing, and a part of the others, different for each label.
 
     Args:
         number: of the label.
@@ -71,11 +71,11 @@ def learnt_positions(number: int, grid_size: int) -> list[int]:
     columns, rows = (range(start // PATCH, (start + TIDY_SIZE) // PATCH) for start in (left, top))
     inside = [row * grid_size + column for row in rows for column in columns]
     outside = [position for position in range(grid_size**2) if position not in inside]
-    return inside + outside[number % _ELSEWHERE :: _ELSEWHERE]
+    return inside + outside[number % _BACKGROUND_STRIDE :: _BACKGROUND_STRIDE]
 
 
 class LabelledCodes(Dataset):
-    """Codes of single positions.
+    """Data set of the codes of single positions.
 
     Args:
         labels: (I, 3).
@@ -85,23 +85,23 @@ class LabelledCodes(Dataset):
     def __init__(self, labels: torch.Tensor, codes: torch.Tensor):
         self.labels, self.codes = labels, codes
         grid_size = round(codes.shape[1] ** 0.5)
-        self.places = [(i, position) for i in range(len(labels)) for position in learnt_positions(i, grid_size)]
+        self.rows = [(i, position) for i in range(len(labels)) for position in training_positions(i, grid_size)]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`labels` (3,), `positions` () and `codes` (L,)."""
-        row, position = self.places[index]
+        """Returns `labels` (3,), `positions` () and `codes` (L,)."""
+        row, position = self.rows[index]
         return {"labels": self.labels[row], "positions": torch.tensor(position), "codes": self.codes[row, position]}
 
 
 class LabelGenerator(nn.Module):
-    """Codes of every position of a label's scene.
+    """Generator of the codes of a label's scene.
 
     Args:
-        tokenizer: or a variant of it; one with a trajectory for pixels alone has it in `pixel_quantizer`.
-        levels: of which pixels are decoded.
+        tokenizer: or a variant of it; one with a separate trajectory for pixels has it in `pixel_quantizer`.
+        levels: number of levels that pixels are decoded from.
         num_things: of the world.
     """
 
@@ -115,7 +115,7 @@ class LabelGenerator(nn.Module):
         self.shape_embed = nn.Embedding(num_things * self.num_positions, _WIDTH)
         self.color_embed, self.background_embed = nn.Embedding(colors, _WIDTH), nn.Embedding(colors, _WIDTH)
         for table in (self.shape_embed, self.color_embed, self.background_embed):
-            nn.init.normal_(table.weight, std=0.02)  # what is learnt counts for more than where it began
+            nn.init.normal_(table.weight, std=0.02)  # small beside trained weights
         self.mixer = nn.Sequential(
             nn.LayerNorm(3 * _WIDTH), nn.Linear(3 * _WIDTH, 3 * _WIDTH), nn.GELU(), nn.Linear(3 * _WIDTH, _WIDTH)
         )
@@ -135,19 +135,19 @@ class LabelGenerator(nn.Module):
         )
 
     def _hidden(self, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(B, 3), (B,) -> (B, H)."""
+        """Returns hidden states: (B, 3), (B,) -> (B, H)."""
         thing, color, background = labels.unbind(-1)
         shape = self.shape_embed(thing * self.num_positions + positions)
         return self.mixer(torch.cat([shape, self.color_embed(color), self.background_embed(background)], dim=-1))
 
     def forward(self, labels: torch.Tensor, positions: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`loss`, the cross-entropy of codes (B, L) at positions (B,) of labels (B, 3)."""
+        """Returns `loss`, the cross-entropy of codes (B, L) at positions (B,) of labels (B, 3)."""
         embeddings = torch.stack([table[own] for table, own in zip(self.codebooks, codes.unbind(-1), strict=True)], 1)
         return {"loss": self.depth_decoder.loss(self._hidden(labels, positions), embeddings, codes).loss}
 
     @torch.inference_mode()
     def generate(self, labels: torch.Tensor) -> torch.Tensor:
-        """The likeliest code level by level: (B, 3) -> (B, N, L)."""
+        """Generates the most likely code level by level: (B, 3) -> (B, N, L)."""
         positions = torch.arange(self.num_positions, device=labels.device).repeat(len(labels))
         hidden = self._hidden(labels.repeat_interleave(self.num_positions, dim=0), positions)
         codes, _ = self.depth_decoder.generate_codes(hidden, self.codebooks, lambda logits: logits.argmax(-1))
@@ -157,25 +157,25 @@ class LabelGenerator(nn.Module):
 def generated_share(
     tokenizer: EvoTokVQModel, levels: int, world: World, steps: int, seed: int, folder: str | Path
 ) -> float:
-    """Train a generator on a tokenizer's pixel codes; the share of labels whose scene it generates.
+    """Trains a generator on a tokenizer's pixel codes; returns the share of test labels whose scene it generates.
 
     Args:
         tokenizer: in evaluation mode.
-        levels: of which pixels are decoded.
+        levels: number of levels that pixels are decoded from.
         steps: of training, of 1,024 positions each.
         seed: of the generator's weights and the order of its samples.
-        folder: of the trainer, which saves nothing there.
+        folder: output folder of the trainer, which saves nothing.
     """
-    taught, asked = split_labels(world)
-    pixels = scene_pixels(world, [label.scene(world) for label in taught]).split(64)
+    training, test = split_labels(world)
+    pixels = scene_pixels(world, [label.scene(world) for label in training]).split(64)
     codes = torch.cat([tokenizer.encode(batch.to(tokenizer.device))[..., :levels].cpu() for batch in pixels])
     torch.manual_seed(seed)
     model = LabelGenerator(tokenizer, levels, len(world.things)).to(tokenizer.device)
-    _train(model, LabelledCodes(torch.tensor(taught), codes), steps, seed, folder)
-    written = torch.cat([model.generate(batch.to(tokenizer.device)) for batch in torch.tensor(asked).split(64)])
+    _train(model, LabelledCodes(torch.tensor(training), codes), steps, seed, folder)
+    generated = torch.cat([model.generate(batch.to(tokenizer.device)) for batch in torch.tensor(test).split(64)])
     with torch.inference_mode():
-        images = [tokenizer.decode_pixels(batch).clamp(-1, 1).cpu() for batch in written.split(64)]
-    return nearest_share(world, asked, torch.cat(images))
+        images = [tokenizer.decode_pixels(batch).clamp(-1, 1).cpu() for batch in generated.split(64)]
+    return nearest_share(world, test, torch.cat(images))
 
 
 def _train(model: LabelGenerator, data: LabelledCodes, steps: int, seed: int, folder: str | Path) -> None:
@@ -198,13 +198,13 @@ def _train(model: LabelGenerator, data: LabelledCodes, steps: int, seed: int, fo
         disable_tqdm=True,
     )
     muon = optimizer_choice(OptimizerArguments(name="muon"), arguments)
-    Trainer(model=model, args=arguments, train_dataset=data, **muon).train()
+    Trainer(model=model, args=arguments, train_dataset=data, optimizer_cls_and_kwargs=muon).train()
     model.eval()
 
 
 def nearest_share(world: World, labels: list[Label], images: torch.Tensor) -> float:
-    """Share of images (I, 3, 64, 64) to which, of the scenes of all things in all colours on the background asked for,
-    the one of their label is the nearest (mean squared error)."""
+    """Returns the share of images (I, 3, 64, 64) whose nearest scene (mean squared error), of all things in all colours
+    on the background of their label, is that of their label."""
     right = 0
     for background in sorted({label.background for label in labels}):
         others = [Label(thing.index, color, background) for thing in world.things for color in range(len(COLORS))]

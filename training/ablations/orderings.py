@@ -1,4 +1,4 @@
-"""Which of a paper's comparisons hold in runs of one's own, seed by seed."""
+"""Compares the orderings of a paper's results with those of own runs, seed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper's figures of one quantity, and what stands for it here."""
+    """Figures of the paper for one quantity, and the own metric in its place."""
 
     metric: str
-    """Name of the own figure."""
+    """Name of the own metric."""
     paper_metric: str
     paper: dict[str, float]
-    """Row -> the paper's figure; rows are compared two by two."""
+    """Row -> figure of the paper; rows are compared two by two."""
     higher_is_better: bool = True
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds, to read."""
+    """Returns mean and standard deviation over seeds as text."""
     return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def compare(claims: Sequence[Claim], runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """A row for every pair that the paper puts in an order.
+    """Returns a row for every pair of rows with different figures in the paper.
 
-    A comparison is made within a seed. It *holds* if every seed has it, is *reversed* if none has, else *undecided*.
+    A comparison is made within a seed. It *holds* if every seed agrees, is *reversed* if none does, else *undecided*.
 
     Args:
-        runs: row -> figures of each seed, in the same order of seeds.
+        runs: row -> metrics of each seed, in the same order of seeds.
     """
     rows = []
     for claim in claims:
@@ -56,12 +56,12 @@ def compare(claims: Sequence[Claim], runs: dict[str, list[dict[str, float]]]) ->
     return rows
 
 
-def plainly(rows: Sequence[dict[str, Any]], where: str) -> list[str]:
-    """What `compare` found, in sentences: how many hold, and which do not."""
+def summarize(rows: Sequence[dict[str, Any]], where: str) -> list[str]:
+    """Summarizes the rows of [`compare`] in sentences: how many orderings hold, and which do not."""
     by_verdict: dict[str, list[str]] = {"holds": [], "undecided": [], "reversed": []}
     for row in rows:
-        said = f"{row['better in the paper']} over {row['worse in the paper']} in {row['figure']} ({row['here']})"
-        by_verdict[row["verdict"]].append(said)
+        text = f"{row['better in the paper']} over {row['worse in the paper']} in {row['figure']} ({row['here']})"
+        by_verdict[row["verdict"]].append(text)
     sentences = [f"{where}: {len(by_verdict['holds'])} of the paper's {len(rows)} orderings hold in every seed."]
     for verdict, what in (
         ("holds", "Hold"),

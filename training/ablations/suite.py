@@ -1,4 +1,4 @@
-"""The paper's ablations on the embedded world: five tokenizers trained alike, at several seeds (Tables 4 and 5)."""
+"""The suite `ablations`: trains and measures the tokenizers of the paper's Tables 4 and 5 on the embedded world."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from ..recipes import Recipe, read_recipe
 from ..tokenizer.stage import model_class
 from ..train import train
 from .generator import PROMPTS, SCENES, generated_share
-from .orderings import Claim, compare, plainly, spread
+from .orderings import Claim, compare, spread, summarize
 from .probes import Probes
 
 
@@ -30,7 +30,7 @@ TAKES = ""
 
 
 class Row(NamedTuple):
-    """A tokenizer that is compared."""
+    """A row of the tables: one tokenizer."""
 
     label: str
     pixel_levels: int
@@ -73,30 +73,30 @@ METRICS = {  # name -> title of its plot
     "thing": "Semantics: things read by a probe, more is better",
     "color": "Semantics: colours read by a probe, more is better",
     "generated": "Generation: labels generated right, more is better",
-    "pixel_bits": "To be generated: bits a position, less is easier",
+    "pixel_bits": "Generation: bits a position, less is easier",
 }
 
 
 @dataclass
 class Options(SuiteOptions):
-    """Budget of the ablations."""
+    """Options of the suite."""
 
     batch_size: int = 64
-    """Images at a time in measuring; training follows the recipes."""
+    """Images at a time when measuring; training uses that of the recipes."""
     steps: int = 240
-    """Of every tokenizer's training."""
+    """Training steps of every tokenizer."""
     generator_steps: int = 200
-    """Of the training of every tokenizer's generator."""
+    """Training steps of every generator."""
     seeds: int = 3
-    """Trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
+    """Number of trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
     images: int = 512
-    """Held-out scenes that are measured; the probes are fitted on twice as many."""
+    """Number of test scenes; the probes are fitted on twice as many."""
     encoder: str | None = None
-    """Vision tower that all rows start from and learn from; that of the recipes, the embedded one, when left out."""
+    """Vision tower that all rows start from, also their teacher; that of the recipes, the embedded one, by default."""
     recipes: str | None = None
     """Folder of the five recipes; the shipped `configs/ablations` when left out."""
     work: str = "runs/ablations"
-    """Keeps trained models and rows that are finished."""
+    """Folder of trained models and finished rows."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,8 +106,11 @@ class Options(SuiteOptions):
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
-    """Raises ValueError for a recipe that does not read or differs in more than its model, an extra that is missing, or
-    several processes."""
+    """Returns the fingerprint of the recipes.
+
+    Raises:
+        ValueError: a recipe that differs in more than its model, a missing extra, or several processes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("evotok eval ablations trains in one process: run it without torchrun.")
     recipes = {name: _recipe(options, name, options.seed) for name in ROWS}
@@ -127,12 +130,11 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for package in ("torchmetrics", "matplotlib"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
-    said = json.dumps({name: asdict(recipe) for name, recipe in recipes.items()}, sort_keys=True)
-    return {"recipes": hashlib.sha256(said.encode()).hexdigest()}
+    return {"recipes": _digest({name: asdict(recipe) for name, recipe in recipes.items()})}
 
 
 def run(evaluation: Evaluation) -> Report:
-    """Train what is not trained yet, measure, and lay it beside the paper."""
+    """Trains the rows that are not finished, measures them, and compares them with the paper."""
     options, device = evaluation.options, evaluation.workers.state.device
     recipe = _recipe(options, METHOD, options.seed)
     data = _fingerprints(recipe)
@@ -168,15 +170,15 @@ def run(evaluation: Evaluation) -> Report:
         pictures={"ablations.svg": "each figure of each row: mean over seeds, and a dot for every seed"},
         notes=[
             *_notes(options, recipe, probes),
-            *plainly(claims["table 4"], "Table 4"),
-            *plainly(claims["table 5"], "Table 5"),
+            *summarize(claims["table 4"], "Table 4"),
+            *summarize(claims["table 5"], "Table 5"),
         ],
         dtype=_dtype(recipe),
     )
 
 
 def _fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Of the world's drawings, and of the vision tower that the rows start from."""
+    """Returns the SHA-256 of the world and of the vision tower that the rows start from."""
     world, encoder = load_world(recipe.data.path).root, Path(recipe.model.encoder_checkpoint)
     return {
         "world": sha256(*sorted(path for path in world.iterdir() if path.suffix in (".json", ".webp"))),
@@ -185,7 +187,7 @@ def _fingerprints(recipe: Recipe) -> dict[str, str]:
 
 
 def depends_on(data: dict[str, str], device: torch.device, versions: dict[str, str]) -> dict[str, Any]:
-    """What a row depends on beside its recipe: of another kind of device, or other releases, it is another row."""
+    """Returns what a row depends on beside its recipe: data, kind of device, releases."""
     releases = {name: versions[name] for name in ("evotok", "torch", "transformers")}
     return {"data": data, "device": device.type, "versions": releases}
 
@@ -193,15 +195,14 @@ def depends_on(data: dict[str, str], device: torch.device, versions: dict[str, s
 def _row(
     options: Options, probes: Probes, device: torch.device, depends: dict[str, Any], name: str, seed: int
 ) -> dict[str, float]:
-    """Figures of one training, from its file if it is finished."""
+    """Returns the metrics of one training, from its file if it is finished."""
     recipe = _recipe(options, name, seed)
-    said = json.dumps(depends | {"recipe": asdict(recipe)}, sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
-    recipe.training["output_dir"] = str(Path(options.work) / f"{name}-{seed}-{digest}")
+    digest = _digest(depends | {"recipe": asdict(recipe)})
+    recipe.training["output_dir"] = str(Path(options.work) / f"{name}-{seed}-{digest[:12]}")
     path = Path(recipe.training["output_dir"]) / "measured.json"
     found = _measured(path)
     if found is None:
-        with redirect_stdout(sys.stderr):  # stdout is for the results alone
+        with redirect_stdout(sys.stderr):  # stdout has only the results
             train(recipe)
             model = model_class(recipe).from_pretrained(path.parent).to(device)
             levels = ROWS[name].pixel_levels
@@ -214,8 +215,12 @@ def _row(
     return found
 
 
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _measured(path: Path) -> dict[str, float] | None:
-    """Figures of a row that is finished; a damaged file counts as none."""
+    """Reads the metrics of a finished row; None for a damaged file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -235,8 +240,7 @@ def _recipe(options: Options, name: str, seed: int) -> Recipe:
 
 
 def _refuse_unequal(options: Options, recipes: dict[str, Recipe]) -> None:
-    """Raises ValueError for a recipe that differs from the method's in more than its folder and what the model makes of
-    its encoder."""
+    """Raises ValueError for a recipe that differs from the method's in more than its folder and its model."""
 
     def shared(recipe: Recipe) -> dict[str, Any]:
         sections = {key: asdict(getattr(recipe, key)) for key in ("data", "loss", "optimizer")}
@@ -256,13 +260,13 @@ def _refuse_unequal(options: Options, recipes: dict[str, Recipe]) -> None:
 
 
 def _dtype(recipe: Recipe) -> str:
-    """In what precision rows are trained; their weights are float32, and so they are measured."""
+    """Returns the precision of the training; weights are float32, in which rows are measured."""
     half = next((name for name in ("bf16", "fp16") if recipe.training.get(name)), None)
     return {"bf16": "bfloat16 autocast", "fp16": "float16 autocast", None: "float32"}[half]
 
 
 def _line(name: str, runs: list[dict[str, float]], strategy: str = "") -> dict[str, str | float]:
-    """A row of a table: mean and deviation of each figure, the paper's beside it."""
+    """Returns a row of a table: mean and deviation of each metric, beside those of the paper."""
     row = ROWS[name]
     first = {"strategy": strategy} if strategy else {"row": row.label}
     line = first | {
@@ -276,7 +280,7 @@ def _line(name: str, runs: list[dict[str, float]], strategy: str = "") -> dict[s
 
 
 def _write_recipes(options: Options, path: Path) -> None:
-    """The five recipes as they were trained, with nothing left to look up."""
+    """Writes the five recipes with bases and overrides applied."""
     recipes = {name: asdict(_recipe(options, name, options.seed)) for name in ROWS}
     path.write_text(yaml.safe_dump(recipes, sort_keys=False), encoding="utf-8")
 
@@ -287,27 +291,26 @@ def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:
         f"Five tokenizers, each trained at seed {seeds}: {options.steps} steps of "
         f"{recipe.training['per_device_train_batch_size']} images of the embedded world, without LPIPS and without a "
         "discriminator. All encoders start from the embedded vision tower, whose frozen copy is the "
-        "teacher; all else starts from random weights. `recipes.yaml` has the rest. Rows of one seed see the same "
-        "images in the same order.",
+        "teacher; all else starts from random weights. `recipes.yaml` has the rest. Rows of one seed are trained on "
+        "the same images in the same order.",
         "`different layers` and `different branches` have two trajectories: their commitment loss is the sum of two, "
         "each of which weighs as much as the one of the other rows. `different branches` has a second encoder, which "
         "starts from the same vision tower.",
-        "The paper's rows start from SigLIP2, see millions of photographs, and a language model is trained on each: "
-        "what holds or fails here says how the arrangements behave in this small world, not whether the paper is "
-        "right.",
-        f"`psnr`, `ssim` (data range 1), `fd` and `cosine` are of {options.images} scenes in icon styles that nothing "
-        "was trained on. `fd` is the Frechet distance over pooled features of the vision tower, and no FID. `cosine` "
-        "is that of the decoded semantics to the teacher's.",
-        "`thing` and `color` stand for the paper's understanding benchmarks: a linear probe reads them from the "
-        "decoded semantics at every patch with a thing. It is fitted for each row in the same way, on twice as many "
-        f"scenes of styles that were trained on. Of the teacher's own features it reads {own['thing teacher']:.3f} and "
-        f"{own['color teacher']:.3f}; always the commonest answer is right in {own['thing baseline']:.3f} and "
+        "The paper's rows start from SigLIP2 and are trained on millions of photographs, with a language model on each "
+        "of them: an ordering that holds or fails here is a result on this small world, and no test of the paper.",
+        f"`psnr`, `ssim` (data range 1), `fd` and `cosine` are of {options.images} scenes in held-out icon styles. "
+        "`fd` is the Frechet distance over pooled features of the vision tower, and no FID. `cosine` is that of the "
+        "decoded semantics to the features of the teacher.",
+        "`thing` and `color` are in the place of the paper's understanding benchmarks: accuracies of a linear probe of "
+        "the decoded semantics at every patch with a thing. It is fitted for each row in the same way, on twice as "
+        f"many scenes of training styles. On the teacher's features they are {own['thing teacher']:.3f} and "
+        f"{own['color teacher']:.3f}, for the most frequent label {own['thing baseline']:.3f} and "
         f"{own['color baseline']:.3f}.",
-        "`generated` stands for the paper's generation benchmarks: a small generator with a depth decoder, trained on "
-        f"each row's pixel codes for {options.generator_steps} steps, generates the scenes of {PROMPTS} labels (thing, "
-        f"colour, background) that were not among the {SCENES} it learnt; a scene is right if none of another thing or "
-        "colour is nearer. `pixel_bits` is the entropy of the levels that it generates at one position, each level by "
-        "itself; the paper makes no claim about it.",
+        "`generated` is in the place of the paper's generation benchmarks: a small generator with a depth decoder, "
+        f"trained on each row's pixel codes for {options.generator_steps} steps, generates the scenes of {PROMPTS} "
+        f"labels (thing, colour, background) that were not among the {SCENES} of its training; a scene is right if "
+        "none of another thing or colour is nearer. `pixel_bits` is the entropy of the levels that it generates at one "
+        "position, each level by itself; the paper has no figure of it.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Trains a small byte-level BPE text tokenizer in the form of Qwen2.5's, for language models trained from nothing."""
+"""A small byte-level BPE text tokenizer with the form of Qwen2.5's, for language models trained from scratch."""
 
 import itertools
 import json
@@ -20,19 +20,19 @@ SPECIAL_TOKENS = (
     "<|image_gen|>",
 )
 
-# In every prompt, but perhaps in none of the texts: spelled byte by byte they would cost a tenth of a short sample.
+# In every prompt, but perhaps in none of the texts: as single bytes they would be a tenth of a short sample.
 _ROLES = ("system\n", "user\n", "assistant\n")
 
 
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerBase:
-    """Learns byte-level BPE merges from `texts`; the same texts in any order give the same tokenizer.
+    """Trains a byte-level BPE tokenizer; the same texts in any order give the same tokenizer.
 
     Args:
-        texts: what the model will read and write. Words that stand both first and after a space need both forms.
-        vocab_size (`int`): all tokens together: 256 bytes, the merges, 7 special tokens, which come last.
+        texts: of the training data. Words that occur both first and after a space need both forms.
+        vocab_size: number of all tokens: 256 bytes, the merges, 7 special tokens, which come last.
 
     Returns:
-        A `Qwen2Tokenizer` of at most `vocab_size` tokens, text in NFC, `<|im_end|>` for the end of a turn,
+        A `Qwen2Tokenizer` of at most `vocab_size` tokens, with text in NFC, `<|im_end|>` at the end of a message and
         `<|endoftext|>` for padding.
 
     Raises:

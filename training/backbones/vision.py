@@ -1,4 +1,4 @@
-"""The vision stage: trains the small `SiglipVisionModel` that stands in for SigLIP2 at the size of EvoTok-mini.
+"""The vision stage: trains the small `SiglipVisionModel` in the place of SigLIP2 at the size of EvoTok-mini.
 
 Every patch is classified: thing, colour, background, and whether the middle of a thing is in it. The result is an
 ordinary Transformers checkpoint, which the tokenizer stage takes as `model.encoder_checkpoint`.
@@ -10,29 +10,26 @@ from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 
 from ...data.image_files import to_pixels
-from ...data.world.icons import load_world
+from ...data.world.icons import World, load_world
 from ...data.world.images import LabelledScenes, held_out_scenes, patch_labels
 from ...data.world.palette import COLORS
-from ...data.world.scenes import render_with_masks
-from ..optimizers import optimizer_choice
+from ...data.world.scenes import Scene, render_with_masks
 from ..recipes import Recipe, num_samples
-from ..time_box import time_box
 from ..trainer import EvoTokTrainer
-from ..trainer_options import check_length
 
 
 _BACKGROUND_WEIGHT = 0.2  # of patches without a thing, most of a scene, in the loss of things and colours
-_EVALUATED = 512
+EVALUATION_SCENES = 512
 
 
 class PatchClassifier(nn.Module):
-    """A vision tower with linear heads on every patch, on its last layer and on the one before.
+    """Vision tower with linear heads on every patch, on its last layer and on the one before.
 
-    EvoTok takes the output of the layer before the last (paper, Sec. 3.1), so both learn the labels.
+    EvoTok uses the output of the layer before the last (paper, Sec. 3.1), so both are trained on the labels.
 
     Args:
         vision_model: the tower.
-        num_things: number of things; label 0 is none.
+        num_things: number of things; label 0 is no thing.
     """
 
     def __init__(self, vision_model: SiglipVisionModel, num_things: int):
@@ -44,7 +41,7 @@ class PatchClassifier(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, outputs), nn.Linear(width, outputs)])
 
     def forward(self, pixel_values: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Logits of every head, (B, N, classes) each: of the last layer, then of the one before.
+        """Returns the logits of every head, (B, N, classes) each: of the last layer, then of the one before.
 
         Args:
             pixel_values: (B, 3, H, W) in [-1, 1].
@@ -58,10 +55,10 @@ class PatchClassifier(nn.Module):
 
 
 def patch_losses(logits: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cross-entropies of one set of heads, by name.
+    """Returns the cross-entropies of one set of heads, by name.
 
     Args:
-        logits: as [`PatchClassifier`] gives them, (B, N, classes).
+        logits: of [`PatchClassifier`], (B, N, classes).
         labels: `things`, `colors`, `centers` (B, N), -100 where unknown, and `background` (B,).
     """
     losses = {}
@@ -71,7 +68,7 @@ def patch_losses(logits: dict[str, torch.Tensor], labels: dict[str, torch.Tensor
         target = labels[name].flatten()
         known = classes[target.clamp(min=0)].masked_fill(target < 0, 0).sum()
         total = F.cross_entropy(logits[name].float().flatten(0, 1), target, classes, reduction="sum")
-        losses[name] = total / known.clamp(min=1)  # a batch may hold no known label
+        losses[name] = total / known.clamp(min=1)  # a batch may have no known label
     background = labels["background"][:, None].expand(logits["background"].shape[:2])
     losses["background"] = F.cross_entropy(
         logits["background"].float().flatten(0, 1), background.flatten(), reduction="sum"
@@ -82,46 +79,48 @@ def patch_losses(logits: dict[str, torch.Tensor], labels: dict[str, torch.Tensor
 
 
 class VisionTrainer(EvoTokTrainer):
-    """Sums the losses of all heads; evaluates on scenes of icon families that are not trained on.
+    """Trainer of [`PatchClassifier`]: sums the losses of all heads; evaluates on scenes of held-out icon styles.
 
     Args:
-        held_out: batches of labels and `pixel_values` by the name of their kind.
+        eval_dataset: batches of labels and `pixel_values` by the name of their kind.
     """
 
-    def __init__(self, *args, held_out: dict[str, dict[str, torch.Tensor]], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.held_out = held_out
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum over heads and layers; each term of the last layer is logged."""
+        """Returns the sum over heads and layers; each term of the last layer is logged."""
         outputs = model(inputs["pixel_values"])
         terms = [patch_losses(logits, inputs) for logits in outputs]
         if model.training:
-            self.note_terms(terms[0])
+            self.record_terms(terms[0])
         loss = sum(sum(losses.values()) for losses in terms)
         return (loss, outputs) if return_outputs else loss
 
     @torch.inference_mode()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Share of patches with a thing whose thing and colour are named right, by the head before the last layer."""
+        """Returns the accuracy of things and colours at patches with a thing, by the head on the last but one layer."""
         was_training, metrics = self.model.training, {}
         self.model.eval()
-        for kind, batch in self.held_out.items():
+        for kind, batch in self.eval_dataset.items():
             right = {"things": [], "colors": []}
             for start in range(0, len(batch["pixel_values"]), self.args.eval_batch_size):
                 part = {k: v[start : start + self.args.eval_batch_size].to(self.args.device) for k, v in batch.items()}
                 logits = self.model(part["pixel_values"])[1]
-                shown = part["things"] > 0
+                visible = part["things"] > 0
                 for name, values in right.items():
-                    values.append((logits[name].argmax(-1) == part[name])[shown].float())
+                    values.append((logits[name].argmax(-1) == part[name])[visible].float())
             metrics |= {f"{metric_key_prefix}_{kind}_{name}": torch.cat(v).mean().item() for name, v in right.items()}
         self.model.train(was_training)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @property
+    def finished_model(self):
+        """The tower without the heads."""
+        return self.model.vision_model
 
-def _labelled(world, scenes) -> dict[str, torch.Tensor]:
+
+def labelled_batch(world: World, scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    """Renders scenes to `pixel_values` (I, 3, H, W) in [-1, 1] and the labels of their patches."""
     rows = []
     for scene in scenes:
         image, masks = render_with_masks(world, scene)
@@ -130,9 +129,8 @@ def _labelled(world, scenes) -> dict[str, torch.Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
-    """Train as the recipe says; the tower is saved in `output_dir`. Returns the metrics."""
-    check_length(recipe, arguments.max_steps)
+def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> VisionTrainer:
+    """Builds the trainer of this stage."""
     world = load_world(recipe.data.path)
     if recipe.model.checkpoint:
         tower = SiglipVisionModel.from_pretrained(recipe.model.checkpoint, dtype=torch.float32)
@@ -140,25 +138,14 @@ def train_vision(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
         tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **recipe.model.config))
     if recipe.model.attn_implementation:
         tower.set_attn_implementation(recipe.model.attn_implementation)
-    model = PatchClassifier(tower, len(world.things))
-    trainer = VisionTrainer(
-        model=model,
+    curriculum = recipe.model.checkpoint is None
+    return VisionTrainer(
+        model=PatchClassifier(tower, len(world.things)),
         args=arguments,
-        callbacks=time_box(recipe, arguments),
         recipe=recipe,
-        train_dataset=LabelledScenes(
-            world, num_samples(arguments), arguments.seed, curriculum=recipe.model.checkpoint is None
-        ),
-        eval_dataset=[],
-        held_out={
-            "single": _labelled(world, held_out_scenes(world, "val", _EVALUATED, single=True)),
-            "scene": _labelled(world, held_out_scenes(world, "val", _EVALUATED)),
+        train_dataset=LabelledScenes(world, num_samples(arguments), arguments.seed, curriculum=curriculum),
+        eval_dataset={
+            "single": labelled_batch(world, held_out_scenes(world, "val", EVALUATION_SCENES, single=True)),
+            "scene": labelled_batch(world, held_out_scenes(world, "val", EVALUATION_SCENES)),
         },
-        **optimizer_choice(recipe.optimizer, arguments),
     )
-    result = trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_metrics("train", result.metrics)
-    metrics = trainer.evaluate()
-    if arguments.should_save:
-        tower.save_pretrained(arguments.output_dir)
-    return {"step": result.global_step} | result.metrics | metrics

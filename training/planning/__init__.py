@@ -1,1 +1,1 @@
-"""What a recipe will cost, before a weight is loaded: parameters, memory, operations, days, bytes."""
+"""Estimates of what a recipe takes, before weights are loaded: parameters, memory, operations, days, bytes."""

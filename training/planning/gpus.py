@@ -1,11 +1,17 @@
-"""What accelerators can do, from their data sheets."""
+"""Accelerators, by their data sheets."""
 
 from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """Memory in bytes, dense bf16 operations a second; bytes a second from that memory, to the GPUs of the node and to
-    other nodes."""
+    """Limits of an accelerator.
+
+    Args:
+        memory: bytes.
+        flops: dense bf16 operations a second.
+        memory_bandwidth, node_bandwidth, network_bandwidth: bytes a second from its memory, to the other GPUs of its
+            node, and to other nodes.
+    """
 
     memory: float
     flops: float
@@ -15,7 +21,7 @@ class Gpu(NamedTuple):
 
 
 GIB = 2**30
-# The network: one 400 Gb/s card a GPU where the reference design has it, 100 or 25 Gb/s where it has not.
+# The network: one card of 400 Gb/s for each GPU where the reference design has it, otherwise 100 or 25 Gb/s.
 GPUS = {
     "h200": Gpu(141e9, 989e12, 4.8e12, 450e9, 50e9),
     "h100": Gpu(80 * GIB, 989e12, 3.35e12, 450e9, 50e9),

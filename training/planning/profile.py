@@ -1,8 +1,8 @@
-"""One step on the meta device: no weight and no activation exists, and yet every one of them is counted.
+"""Profiles one step on the meta device, without memory for weights and activations.
 
-The model's own modules run forward and backward on tensors without storage. What they allocate is followed by a
-dispatch mode, what they multiply is counted by torch's FLOP counter; only attention is stood in for by a function that
-saves what flash attention saves, because no fused kernel runs on meta.
+The modules of the model run forward and backward on tensors without storage. A dispatch mode tracks what they allocate,
+and torch's FLOP counter counts their products; only attention is replaced, by a function that saves the tensors that
+flash attention saves, because no fused kernel runs on meta.
 """
 
 import weakref
@@ -24,20 +24,26 @@ ATTENTION = "evotok_plan"
 
 
 class Rows(NamedTuple):
-    """One batch of one process: `batch` rows of `length` tokens, `labels` text targets in each, images by kind in all
-    of them."""
+    """One batch of one process.
+
+    Args:
+        batch: rows.
+        length: tokens of a row, image positions included.
+        labels: text targets of a row.
+        input_images, generated_images: in all rows together.
+    """
 
     batch: int
     length: int
     labels: int
-    given: int
-    written: int
+    input_images: int
+    generated_images: int
 
 
 class Profile(NamedTuple):
-    """Bytes that one batch needs beside parameters and what an optimizer keeps.
+    """Bytes of one batch beside parameters and states of the optimizer.
 
-    `released`: if gradients are taken away as they come (ZeRO-2 and 3); `held`: the peak with all gradients kept.
+    `released`: the peak if gradients are freed as they come (ZeRO-2 and 3); `held`: the peak with all gradients kept.
     """
 
     released: int
@@ -45,7 +51,7 @@ class Profile(NamedTuple):
 
 
 class _Allocations(TorchDispatchMode):
-    """Bytes of all tensors that live, `now` and at their `peak`."""
+    """Counts the bytes of all live tensors, `now` and at their `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +59,7 @@ class _Allocations(TorchDispatchMode):
         self._seen: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for storage in _storages((args, kwargs)):  # weights, which were there before
+        for storage in _storages((args, kwargs)):  # weights, allocated before
             self._seen.setdefault(storage._cdata, storage)
         outputs = func(*args, **(kwargs or {}))
         for storage in _storages(outputs):
@@ -73,7 +79,7 @@ def _storages(tree) -> list[torch.UntypedStorage]:
 
 
 class _Fused(torch.autograd.Function):
-    """Attention as a fused kernel leaves it: it saves its inputs, its output and a number for every row."""
+    """Attention that saves the tensors of a fused kernel: its inputs, its output and a number for every row."""
 
     flops = 0
 
@@ -99,18 +105,18 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 def profile_step(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], checkpointing: bool) -> Profile:
-    """Run `run(model) -> loss` and its backward pass, once for either way to treat gradients.
+    """Profiles `run(model) -> loss` and its backward pass, once with gradients freed and once with gradients kept.
 
     Args:
-        model: on the meta device, frozen as it will be trained.
+        model: on the meta device, frozen as in training.
         run: one forward pass.
-        checkpointing: recompute activations.
+        checkpointing: whether activations are recomputed.
     """
     _set_checkpointing(model, checkpointing)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     peaks = []
     for release in (True, False):
-        hooks = [p.register_post_accumulate_grad_hook(_forget) for p in learning] if release else []
+        hooks = [p.register_post_accumulate_grad_hook(_free) for p in trained] if release else []
         with _Allocations() as memory:
             run(model).backward()
         peaks.append(memory.peak)
@@ -121,7 +127,7 @@ def profile_step(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], che
 
 
 def count_flops(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], backward: bool = True) -> float:
-    """Operations of `run(model) -> loss` and its backward pass; what is computed twice to save memory is no work."""
+    """Counts the operations of `run(model) -> loss` and its backward pass, without recomputation."""
     _set_checkpointing(model, False)
     _Fused.flops = 0
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
@@ -139,23 +145,25 @@ def _set_checkpointing(model: nn.Module, checkpointing: bool) -> None:
         model.activation_checkpointing_disable()
 
 
-def _forget(parameter: torch.Tensor) -> None:
+def _free(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
 def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.Tensor:
-    """The loss of one batch. Which token stands where needs values, which meta has not, so that the parts of
-    `forward` are put together here: images and text side by side, then both heads."""
+    """Returns the loss of one batch. Tensors on meta have no values to find image positions by, so that the parts of
+    `forward` are called here: images and text side by side, then both heads."""
     inner, config = model.model, model.config
     vq, dtype = config.vq_config, inner.language_model.dtype
     embeddings = inner.get_input_embeddings()
-    images = rows.given + rows.written
+    images = rows.input_images + rows.generated_images
     parts = [embeddings(_meta(rows.batch * rows.length - images * vq.num_positions, dtype=torch.long))]
-    if rows.given:
-        features = _meta(rows.given * vq.num_positions, vq.semantic_feature_dim, dtype=dtype)
+    if rows.input_images:
+        features = _meta(rows.input_images * vq.num_positions, vq.semantic_feature_dim, dtype=dtype)
         parts.append(inner.semantic_projector(features))
-    if rows.written:
-        parts.append(inner.pixel_projector(_meta(rows.written * vq.num_positions, vq.codebook_dim, dtype=dtype)))
+    if rows.generated_images:
+        parts.append(
+            inner.pixel_projector(_meta(rows.generated_images * vq.num_positions, vq.codebook_dim, dtype=dtype))
+        )
     embeds = torch.cat(parts).view(rows.batch, rows.length, -1)
     if not embeds.requires_grad:
         embeds.requires_grad_(any(p.requires_grad for p in inner.language_model.parameters()))
@@ -167,8 +175,8 @@ def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.T
         loss = loss + model.loss_function(
             logits=logits, labels=targets, shift_labels=targets, vocab_size=config.text_config.vocab_size
         )
-    if rows.written:
-        positions, levels = rows.written * vq.num_positions, vq.num_pixel_codebooks
+    if rows.generated_images:
+        positions, levels = rows.generated_images * vq.num_positions, vq.num_pixel_codebooks
         codes = _meta(positions, levels, dtype=torch.long)
         codebooks = _meta(positions, levels, vq.codebook_dim, dtype=torch.float32)
         loss = loss + model.depth_decoder.loss(hidden[:positions], codebooks, codes).loss
@@ -176,7 +184,7 @@ def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.T
 
 
 def run_tokenizer(model: EvoTokVQModel, batch: int) -> torch.Tensor:
-    """Reconstruction and semantics of one batch; the quantizer, which needs values, stands aside."""
+    """Returns a loss on reconstruction and semantics of one batch, without the quantizer, which needs values."""
     config = model.config
     features = model._encode_features(_meta(batch, 3, config.image_size, config.image_size))[0]
     pixels, semantics = model._to_pixels(features), model._to_semantics(features)
@@ -184,7 +192,7 @@ def run_tokenizer(model: EvoTokVQModel, batch: int) -> torch.Tensor:
 
 
 def encoding_flops(model: EvoTokVQModel) -> float:
-    """Operations that turn one image into codes."""
+    """Counts the operations that encode one image to codes."""
     config = model.config
     _Fused.flops = 0
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,10 +1,10 @@
-"""Serving: bytes that a model and its caches take, and images a second that reading them from memory allows.
+"""Plans serving: bytes of a model and its caches, and images a second by the bandwidth of the memory.
 
 Generation reads all weights of the language model once for each position of an image, and those of the depth decoder
-once for each level of it, whatever the batch; the cache of each row comes on top. On accelerators that, and not the
-arithmetic, is what a small batch waits for.
+once for each level of it, whatever the batch; the cache of each row comes on top. On accelerators a small batch is
+limited by that, not by arithmetic.
 
-Shapes: M images at once, R = 2M rows under guidance, T tokens of a prompt, N positions, L levels written.
+Shapes: M images at once, R = 2M rows under guidance, T tokens of a prompt, N positions, L generated levels.
 """
 
 from pathlib import Path
@@ -15,22 +15,24 @@ from torch import nn
 
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..recipes import read_recipe
-from .plan import TEXT_TOKENS, find_config
+from ..stages import STAGES
+from .configs import find_config
+from .plan import TEXT_TOKENS
 
 
 HALF, FULL = 2, 4
-"""Bytes of a weight in bfloat16, and in fp32, which the image tokenizer stays in."""
+"""Bytes of a weight in bfloat16, and in fp32, the precision of the image tokenizer."""
 
 
 class ServingPlan(NamedTuple):
-    """What one replica of a model takes and gives.
+    """Memory and speed of one replica of a model.
 
     Args:
         weights: bytes of all of them.
         cache_token: bytes of the keys and values of one token.
         positions: of an image, N.
         image_tokens, chat_tokens: of a prompt with its image, T + N, and of a question about one.
-        position_bytes, position_flops: read once for a position of a batch; and computed for each of its rows.
+        position_bytes, position_flops: read once for a position of a batch; computed for each of its rows.
         token_bytes, token_flops: the same for a token of text.
     """
 
@@ -51,21 +53,21 @@ class ServingPlan(NamedTuple):
 
     @property
     def cache_chat(self) -> float:
-        """Bytes of the cache of one conversation of an image and a question."""
+        """Bytes of the cache of one conversation with an image and a question."""
         return self.chat_tokens * self.cache_token
 
     def images_that_fit(self, memory: float) -> int:
-        """Images at once whose caches fit beside the weights into so many bytes."""
+        """Returns the number of images at once whose caches fit beside the weights into a memory, in bytes."""
         return max(int((memory - self.weights) // self.cache_image), 0)
 
     def images_a_second(self, batch: int, bandwidth: float, flops: float) -> float:
-        """Images a second of a guided batch, at most, at so many bytes and operations a second."""
+        """Returns the upper limit of images a second of a guided batch, by bytes and operations a second."""
         reading = (self.position_bytes + batch * self.cache_image) / bandwidth
         computing = 2 * batch * self.position_flops / flops
         return batch / (self.positions * max(reading, computing))
 
     def tokens_a_second(self, batch: int, bandwidth: float, flops: float) -> float:
-        """Tokens a second of a batch of conversations, at most."""
+        """Returns the upper limit of tokens a second of a batch of conversations."""
         reading = (self.token_bytes + batch * self.cache_chat) / bandwidth
         return batch / max(reading, batch * self.token_flops / flops)
 
@@ -74,11 +76,13 @@ def plan_serving(path: str | Path, overrides: list[str]) -> ServingPlan:
     """Plans the serving of the model that a recipe trains, in bfloat16.
 
     Raises:
-        ValueError: as [`read_recipe`]; a recipe of the image tokenizer, which generates nothing.
+        ValueError: as [`read_recipe`]; a recipe of a part of the model, which generates nothing.
     """
     recipe = read_recipe(path, overrides)
-    if recipe.stage == "tokenizer":
-        raise ValueError(f"{path}: an image tokenizer alone is not served: give a recipe of a later stage.")
+    if not STAGES[recipe.stage].is_multimodal:
+        raise ValueError(
+            f"{path}: the stage {recipe.stage} trains one part of the model: give a recipe of a later one."
+        )
     config = find_config(recipe, Path(path))
     with torch.device("meta"):
         model = EvoTokForConditionalGeneration(config)

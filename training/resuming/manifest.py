@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: names, sizes and SHA-256 of its files, written last and checked before it is resumed.
+"""The manifest of a training checkpoint: names, sizes and SHA-256 of its files, written last, checked before resuming.
 
     {"format": 1, "step": 2000, "finished": true, "files": {"optimizer.pt": [1234, "9f86..."], ...}}
 
-Every process syncs and hashes the files that it wrote; so does each check its share of them.
+Every process syncs and hashes the files that it wrote, and checks its share of them.
 """
 
 import hashlib
@@ -23,31 +23,31 @@ _RANK = re.compile(r"(?:rank|state)_?(\d+)")
 
 
 def step_of(folder: Path) -> int:
-    """The step that a folder `checkpoint-N` is named after."""
+    """Returns the step of a folder `checkpoint-N`."""
     return int(folder.name.rpartition("-")[2])
 
 
 def begin_manifest(folder: Path) -> None:
-    """Marks a checkpoint as not finished, before anything of it is written."""
+    """Marks a checkpoint as unfinished, before anything else is written."""
     _write(folder, {"format": _FORMAT, "step": step_of(folder), "finished": False})
 
 
-def hash_share(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of the files that a process wrote, by their names in the folder, each of them synced first."""
-    mine = {}
+def hash_files(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, tuple[int, str]]:
+    """Syncs the files that a process wrote; returns their sizes and SHA-256 by their names in the folder."""
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and _owner(name, world_size) == rank:
             sync(path)
-            mine[name] = path.stat().st_size, _sha256(path)
-    return mine
+            hashes[name] = path.stat().st_size, _sha256(path)
+    return hashes
 
 
 def finish_manifest(folder: Path, files: dict[str, tuple[int, str]]) -> None:
-    """Marks a checkpoint as finished, once the names of its files are on the disk, too.
+    """Marks a checkpoint as finished, after the names of its files are on the disk, too.
 
     Args:
-        files: what [`hash_share`] gave, of all processes.
+        files: results of [`hash_files`], of all processes.
     """
     folders = [path for path in folder.rglob("*") if path.is_dir()]
     for path in (*sorted(folders, key=lambda path: len(path.parts), reverse=True), folder, folder.absolute().parent):
@@ -56,10 +56,10 @@ def finish_manifest(folder: Path, files: dict[str, tuple[int, str]]) -> None:
 
 
 def find_damage(folder: Path, rank: int = 0, world_size: int = 1, contents: bool = True) -> str | None:
-    """Why nothing can be resumed from a checkpoint, or None. Reads no more than a process's share of the files.
+    """Returns why a checkpoint cannot be resumed, or None. Reads only the process's share of the files.
 
     Args:
-        contents: whether files are hashed; else their sizes alone are compared.
+        contents: whether files are hashed; otherwise only their sizes are compared.
     """
     if not (folder / MANIFEST).exists():
         written = (folder / "trainer_state.json").exists()
@@ -74,7 +74,7 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1, contents: bool
         return f"of step {manifest['step']}, by its {MANIFEST}"
     if "trainer_state.json" not in files or not any(re.fullmatch(r"rng_state.*\.pth", name) for name in files):
         return "weights alone, saved with training.save_only_model"
-    share = {name: fact for name, fact in files.items() if _owner(name, world_size) == rank}
+    share = {name: entry for name, entry in files.items() if _owner(name, world_size) == rank}
     for name, (size, _) in share.items():
         path = folder / name
         if not path.is_file():
@@ -86,8 +86,8 @@ def find_damage(folder: Path, rank: int = 0, world_size: int = 1, contents: bool
 
 
 def discard(folder: Path) -> None:
-    """Removes a checkpoint; one that is removed in part is never taken for one."""
-    _remove_discarded(folder.parent)  # left by a run that was killed in here
+    """Removes a checkpoint; it is renamed first, so that a part of it is never resumed."""
+    _remove_discarded(folder.parent)  # left by a run that was killed here
     if folder.is_dir():
         folder.rename(folder.with_name(f".removed-{folder.name}"))
         _remove_discarded(folder.parent)
@@ -99,7 +99,7 @@ def _remove_discarded(folder: Path) -> None:
 
 
 def _owner(name: str, world_size: int) -> int:
-    """The process that writes a file: the first, but for those whose names have a rank in them, such as
+    """Returns the rank that writes a file: 0, unless its name contains a rank, as do
     `rng_state_1.pth` and DeepSpeed's `zero_pp_rank_1_mp_rank_00_optim_states.pt`."""
     match = _RANK.search(name.rpartition("/")[2])
     return int(match[1]) % world_size if match else 0
@@ -116,16 +116,16 @@ def _write(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A manifest whose values are of the right types, or None."""
+    """Reads a manifest; None unless its values are of the right types."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"] if manifest["finished"] else {}
-        right = manifest["format"] == _FORMAT and type(manifest["step"]) is int and type(manifest["finished"]) is bool
+        valid = manifest["format"] == _FORMAT and type(manifest["step"]) is int and type(manifest["finished"]) is bool
         for name, (size, digest) in files.items():
             inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            right = right and inside and type(size) is int and isinstance(digest, str)
+            valid = valid and inside and type(size) is int and isinstance(digest, str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return manifest if right else None
+    return manifest if valid else None

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""The lock of an output folder: one run at a time trains into it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def locked(output_dir: str | Path, first: bool = True) -> Iterator[None]:
-    """Keeps other runs out of an output folder, which is made; the system takes the lock off a process that is killed.
+def lock_folder(output_dir: str | Path, first: bool = True) -> Iterator[None]:
+    """Locks an output folder, which is made, against other runs; the system releases the lock of a killed process.
 
     Args:
         first: whether this is the process of its group that holds the lock.

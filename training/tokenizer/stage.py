@@ -1,4 +1,4 @@
-"""The tokenizer stage: build model, teacher and data from a recipe, train, save."""
+"""The tokenizer stage: builds model, teacher, data and trainer from a recipe."""
 
 from typing import Any
 
@@ -7,7 +7,6 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ...data.arguments import DataArguments
 from ...data.collators import ImageCollator
 from ...data.image_files import folder_pixels
 from ...data.stream_loader import build_stream
@@ -17,12 +16,8 @@ from ...data.world.scenes import CANVAS
 from ...eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
-from ..deepspeed_configs import in_full_precision
-from ..optimizers import optimizer_choice
+from ..deepspeed_setup import tokenizer_engine
 from ..recipes import Recipe, num_samples
-from ..time_box import time_box
-from ..trainer_options import check_length
-from .codebook_restarts import restart_warning
 from .trainer import TokenizerTrainer
 from .variants import VARIANTS
 
@@ -34,7 +29,7 @@ _CALIBRATION_IMAGES = 512
 
 
 def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
-    """The model a recipe starts from: the checkpoint before, a SigLIP2 encoder, or nothing."""
+    """Builds the model that a recipe starts from: the checkpoint before, a SigLIP2 encoder, or random weights."""
     arguments, cls = recipe.model, model_class(recipe)
     if arguments.checkpoint:
         return cls.from_pretrained(arguments.checkpoint)
@@ -44,10 +39,10 @@ def build_tokenizer(recipe: Recipe) -> EvoTokVQModel:
 
 
 def model_class(recipe: Recipe) -> type[EvoTokVQModel]:
-    """The tokenizer, or the variant of it that a recipe names.
+    """Returns the class of the tokenizer, or of the variant that a recipe names.
 
     Raises:
-        ValueError: a variant that is not known.
+        ValueError: an unknown variant.
     """
     variant = recipe.model.variant
     if variant is not None and variant not in VARIANTS:
@@ -56,12 +51,15 @@ def model_class(recipe: Recipe) -> type[EvoTokVQModel]:
 
 
 def build_teacher(recipe: Recipe, model: EvoTokVQModel, calibration: torch.Tensor | None = None):
-    """The frozen network that gives the semantic target, or None when the term has no weight.
+    """Builds the frozen network of the semantic target, or None when that term has no weight.
 
     Args:
         recipe: names it.
-        model: the tokenizer, not trained yet; its encoder is the teacher where both start from one checkpoint.
-        calibration: images (I, 3, H, W) in [-1, 1] that the scales of EfficientNet's channels are taken from.
+        model: the untrained tokenizer; a copy of its encoder is the teacher where both start from one checkpoint.
+        calibration: images (I, 3, H, W) in [-1, 1] that the scales of EfficientNet's channels are computed from.
+
+    Raises:
+        ValueError: an unknown teacher, or SigLIP2 without its checkpoint.
     """
     if not recipe.loss.semantic:
         return None
@@ -73,17 +71,17 @@ def build_teacher(recipe: Recipe, model: EvoTokVQModel, calibration: torch.Tenso
     if recipe.loss.teacher != "siglip":
         raise ValueError(f"loss.teacher {recipe.loss.teacher!r} is not one of siglip, efficientnet.")
     if recipe.model.encoder_checkpoint is None:
-        raise ValueError("loss.teacher 'siglip' is made of SigLIP2's weights: give model.encoder_checkpoint.")
+        raise ValueError("loss.teacher 'siglip' is built from SigLIP2's weights: give model.encoder_checkpoint.")
     if recipe.model.checkpoint is None:
         return SiglipTeacher(model.vision_tower)
     return SiglipTeacher.from_pretrained(recipe.model.encoder_checkpoint)
 
 
 def build_perceptual(recipe: Recipe, teacher, device: torch.device):
-    """Function (fake, real) -> distances, or None when the term has no weight.
+    """Returns the function (fake, real) -> distances, or None when that term has no weight.
 
     Raises:
-        ValueError: LPIPS is asked for and its weights are not there; or a network that is not known.
+        ValueError: the weights of LPIPS are missing; or an unknown network.
     """
     if not recipe.loss.perceptual:
         return None
@@ -97,40 +95,33 @@ def build_perceptual(recipe: Recipe, teacher, device: torch.device):
     return teacher.perceptual_distance
 
 
-def check_data(data: DataArguments) -> None:
-    """Raises ValueError for data of another stage."""
-    if data.name not in ("world", "mixture"):  # a folder is a mixture of one by now
-        raise ValueError(f"data.name {data.name!r}: this stage reads 'world', 'folder' or a 'mixture', give one.")
-
-
 def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) -> Dataset:
-    """What the tokenizer learns from.
+    """Builds the training images.
 
     Args:
         recipe: names the data.
-        arguments: say how many samples are needed, and in which order they come.
+        arguments: number of samples, and the seed of their order.
         image_size: side of the images in pixels.
 
     Raises:
-        ValueError: data of another stage, or the embedded world, whose images are of 64 pixels, at another size.
+        ValueError: the embedded world, whose images have 64 pixels, at another size.
     """
-    check_data(recipe.data)
-    if recipe.data.name == "world":
-        if image_size != CANVAS:
-            raise ValueError(
-                f"model.config: image_size {image_size}, but images of the embedded world have {CANVAS}: "
-                "set encoder_config.image_size to that, or take other data."
-            )
-        world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
-        return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
-    return build_stream(recipe.data, arguments, ImageCollator(image_size, arguments.seed))
+    if recipe.data.name != "world":
+        return build_stream(recipe.data, arguments, ImageCollator(image_size, arguments.seed))
+    if image_size != CANVAS:
+        raise ValueError(
+            f"model.config: image_size {image_size}, but images of the embedded world have {CANVAS}: "
+            "set encoder_config.image_size to that, or take other data."
+        )
+    world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
+    return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
 
 
 def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) -> torch.Tensor | None:
-    """This process's share of the images that are held back, (I, 3, H, W) in [-1, 1], or None where there are none.
+    """Returns this process's share of the validation images, (I, 3, H, W) in [-1, 1], or None where there are none.
 
     Raises:
-        ValueError: none, although the recipe asks for evaluation; or as [`folder_pixels`].
+        ValueError: none, although the recipe evaluates; or as [`folder_pixels`].
     """
     rank, world_size = arguments.process_index, arguments.world_size
     if recipe.data.validation_path:
@@ -143,54 +134,65 @@ def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) ->
     return None
 
 
+def restart_warning(config: EvoTokVQConfig, images: int) -> str | None:
+    """Returns a warning for a batch in which most codebook entries are restarted at every step, or None.
+
+    The moving count of uses of an entry tends to the mean number of vectors that a forward pass has for it; below the
+    threshold, the entry is restarted as soon as it was. Accumulated batches are passes of their own.
+
+    Args:
+        config: of the tokenizer.
+        images: in a forward pass, on all processes.
+    """
+    threshold, size = config.codebook_restart_threshold, config.codebook_size
+    uses = images * config.num_positions / size
+    if uses >= threshold:
+        return None
+    enough = -(-threshold * size // config.num_positions)
+    return (
+        f"{images} images a step use each of the {size:,} codes {uses:.2g} times on average, less than "
+        f"codebook_restart_threshold={threshold:g}: most are replaced at every step, and none is learned. Give "
+        f"training.per_device_train_batch_size for {enough:,.0f} images on all processes, or a lower threshold."
+    )
+
+
 def tokenizer_arguments(recipe: Recipe, fields: dict[str, Any]) -> TrainingArguments:
     """Builds the TrainingArguments of this stage, in full precision under DeepSpeed.
 
     Raises:
-        ValueError: an adaptive adversarial weight under DeepSpeed; or as [`in_full_precision`].
+        ValueError: an adaptive adversarial weight under DeepSpeed; or as [`tokenizer_engine`].
     """
     if fields.get("deepspeed"):
         if recipe.loss.adversarial and recipe.loss.adversarial_adaptive:
             # DeepSpeed takes the gradients that are compared for the step's backward pass.
             raise ValueError("loss.adversarial_adaptive: not under DeepSpeed: set it to false, or leave DeepSpeed out.")
-        fields = in_full_precision(fields)
+        fields = tokenizer_engine(fields)
     return TrainingArguments(**fields)
 
 
-def train_tokenizer(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, float]:
-    """Train as the recipe says; the finished model lies in `output_dir`. Returns the figures, `eval_psnr...` too."""
-    check_data(recipe.data)  # before a model is built, which may take long
-    check_length(recipe, arguments.max_steps)
+def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> TokenizerTrainer:
+    """Builds the trainer of this stage."""
     model = build_tokenizer(recipe)
-    config = model.config
-    if warning := restart_warning(config, arguments.train_batch_size * arguments.world_size):
+    if warning := restart_warning(model.config, arguments.train_batch_size * arguments.world_size):
         logger.warning(warning)
-    data = build_images(recipe, arguments, config.image_size)
-    held_out = build_validation(recipe, config.image_size, arguments)
+    size = model.config.image_size
+    data, validation = build_images(recipe, arguments, size), build_validation(recipe, size, arguments)
     teacher = build_teacher(recipe, model, _calibration_images(recipe))
-    trainer = TokenizerTrainer(
+    return TokenizerTrainer(
         model=model,
         args=arguments,
-        callbacks=time_box(recipe, arguments),
+        recipe=recipe,
         train_dataset=data,
-        eval_dataset=data if held_out is not None else None,
+        eval_dataset=validation,
         loss_args=recipe.loss,
         teacher=teacher,
         perceptual=build_perceptual(recipe, teacher, arguments.device),
-        held_out=held_out,
-        average_decay=recipe.optimizer.average_decay,
-        recipe=recipe,
-        **optimizer_choice(recipe.optimizer, arguments),
+        ema_decay=recipe.optimizer.average_decay,
     )
-    result = trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_metrics("train", result.metrics)
-    held_out_figures = trainer.evaluate()
-    trainer.save_model()
-    return {"step": result.global_step} | result.metrics | held_out_figures
 
 
 def _calibration_images(recipe: Recipe) -> torch.Tensor | None:
-    """Images of the embedded world for the scales of EfficientNet's channels; None where nothing needs them."""
+    """Returns images of the embedded world for the scales of EfficientNet's channels; None where they are not used."""
     if recipe.data.name != "world" or not recipe.loss.semantic or recipe.loss.teacher != "efficientnet":
         return None
     images = WorldImages(load_world(recipe.data.path), _CALIBRATION_IMAGES)

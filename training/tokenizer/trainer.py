@@ -1,4 +1,4 @@
-"""Trainer of the image tokenizer: owns the discriminator, its optimizer and the frozen teacher (paper, Eq. 5 to 7)."""
+"""Trainer of the image tokenizer, with its discriminator and the frozen teacher (paper, Eq. 5 to 7)."""
 
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -6,20 +6,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, get_scheduler
+from transformers import get_scheduler
 from transformers.utils import logging
 
 from ...eval.reconstruction import evaluate_reconstruction
+from ...processing.image_loading_evotok import convert_to_images
+from ..optimizers import keep_settings
 from ..recipes import TokenizerLossArguments
-from ..resuming.checkpoints import room_on_disk
-from ..resuming.recipe_changes import keeping_settings
 from ..trainer import EvoTokTrainer
-from .discriminator import PatchDiscriminator, discriminator_loss, generator_loss
-from .ema import AveragedTokenizer
-from .losses import adaptive_weight, semantic_loss, weighted_sum
+from .ema import EMACallback, TokenizerEMA
+from .losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    semantic_loss,
+    weighted_sum,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -27,31 +32,21 @@ logger = logging.get_logger(__name__)
 TERMS = ("reconstruction", "perceptual", "adversarial", "semantic", "commitment")
 
 
-class AverageCallback(TrainerCallback):
-    """Takes the weights into their average after every step."""
-
-    def __init__(self, average: AveragedTokenizer, model: nn.Module):
-        self.average, self.model = average, model
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.average.update_parameters(self.model)
-
-
 class TokenizerTrainer(EvoTokTrainer):
-    """One step: encode and decode, weigh the terms, then, from its start step on, teach the discriminator.
+    """Trainer of the tokenizer: reconstruction, the weighted terms, and from its start step on the discriminator.
 
-    The discriminator learns with the weights' schedule and warm-up, counted from its own start. Weights, their average
-    and the discriminator are in every checkpoint; the finished model is the average, where there is one.
+    The discriminator has the schedule and warm-up of the weights, counted from its own start. Weights, their EMA and
+    the discriminator are in every checkpoint; the finished model is the EMA, where there is one.
 
-    Under DeepSpeed (ZeRO-1 or 2, `training/deepspeed_configs.py`) the engine shards the optimizer of the weights and
-    their gradients; codebooks, average and discriminator are the same on every process and none of its business.
+    Under DeepSpeed (ZeRO-1 or 2, `training/deepspeed_setup.py`) the engine shards the optimizer of the weights and
+    their gradients; codebooks, EMA and discriminator are outside of it, the same on every process.
 
     Args:
-        loss_args: weights of the terms and what they need.
-        teacher: module (B, 3, H, W) in [-1, 1] -> (B, N, S).
+        loss_args: weights of the terms and their settings.
+        teacher: module (B, 3, H, W) in [-1, 1] -> (B, N, S), or None when the term has no weight.
         perceptual: function (fake, real) -> distances, or None when the term has no weight.
-        held_out: images (I, 3, H, W) in [-1, 1] that `evaluate` measures and draws, this process's share.
-        average_decay: as in [`AveragedTokenizer`]; 0 for no average.
+        ema_decay: as in [`TokenizerEMA`]; 0 for no EMA.
+        eval_dataset: images (I, 3, H, W) in [-1, 1], this process's share.
     """
 
     def __init__(
@@ -60,24 +55,22 @@ class TokenizerTrainer(EvoTokTrainer):
         loss_args: TokenizerLossArguments,
         teacher: nn.Module | None,
         perceptual=None,
-        held_out: torch.Tensor | None = None,
-        average_decay: float = 0.0,
+        ema_decay: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        if not self.is_deepspeed_enabled:  # an engine lays all weights out flat
+        if not self.is_deepspeed_enabled:  # which flattens all weights
             # Convolutions run faster on channels-last weights, on CPU and GPU alike.
             self.model.pixel_decoder.to(memory_format=torch.channels_last)
         self.loss_args = loss_args
         self.weights = {name: weight for name, weight in asdict(loss_args).items() if name in TERMS and weight}
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
         self.perceptual = perceptual
-        self.held_out = held_out
-        self.average = None
-        if average_decay:
-            self.average = AveragedTokenizer(self.model, average_decay)
-            self.average.module.to(self.args.device)
-            self.add_callback(AverageCallback(self.average, self.model))
+        self.ema = None
+        if ema_decay:
+            self.ema = TokenizerEMA(self.model, ema_decay)
+            self.ema.module.to(self.args.device)
+            self.add_callback(EMACallback(self.ema, self.model))
         self.discriminator = self.discriminator_optimizer = self.discriminator_scheduler = None
         if "adversarial" in self.weights:
             self.discriminator = PatchDiscriminator(loss_args.discriminator_channels, loss_args.discriminator_layers)
@@ -91,18 +84,17 @@ class TokenizerTrainer(EvoTokTrainer):
         return self.discriminator is not None and self.state.global_step >= self.loss_args.adversarial_start_step
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted sum of the terms; each term's mean is logged under its own name."""
+        """Returns the weighted sum of the terms; each term's mean is logged under its own name."""
         pixels = inputs["pixel_values"]
         output = model(pixels)
         fake = output.reconstruction.float()
-        seen = max(1, round(self.loss_args.teacher_share * len(pixels)))
+        part = max(1, round(self.loss_args.teacher_share * len(pixels)))
         terms = {"reconstruction": F.mse_loss(fake, pixels), "commitment": output.vq_loss}
         if "semantic" in self.weights:
-            # What the teacher said already comes with the images.
-            target = inputs["semantic_target"][:seen] if "semantic_target" in inputs else self.teacher(pixels[:seen])
-            terms["semantic"] = semantic_loss(output.semantic_features[:seen], target, self.loss_args.semantic_folds)
+            target, folds = self.teacher(pixels[:part]), self.loss_args.semantic_folds
+            terms["semantic"] = semantic_loss(output.semantic_features[:part], target, folds)
         if "perceptual" in self.weights:
-            terms["perceptual"] = self.perceptual(fake[:seen], pixels[:seen]).mean()
+            terms["perceptual"] = self.perceptual(fake[:part], pixels[:part]).mean()
         weights = self.weights
         if self._adversarial:
             # Frozen for this pass: the generator's gradient must not reach the discriminator's weights.
@@ -114,26 +106,26 @@ class TokenizerTrainer(EvoTokTrainer):
         loss = weighted_sum({name: term for name, term in terms.items() if name in weights}, weights)
         if model.training:
             self._pair = pixels, fake.detach()
-            self.note_terms(terms)
+            self.record_terms(terms)
         return (loss, output) if return_outputs else loss
 
     def _adaptive_weight(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         pixel_terms = {name: terms[name] for name in ("reconstruction", "perceptual") if name in self.weights}
         last_layer = self.accelerator.unwrap_model(self.model).pixel_decoder.conv_out.weight
         factor = adaptive_weight(weighted_sum(pixel_terms, self.weights), terms["adversarial"], last_layer)
-        self.note_terms({"adversarial_factor": factor})
+        self.record_terms({"adversarial_factor": factor})
         return self.weights["adversarial"] * factor
 
     def training_step(self, *args, **kwargs):
-        """The generator's step; the discriminator's comes after its backward pass, which still needs the weights."""
+        """Takes the generator's step, then the discriminator's; the first backward pass needs its weights unchanged."""
         loss = super().training_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.follow_restarts(self.accelerator.unwrap_model(self.model))
+        if self.ema is not None:
+            self.ema.copy_restarts(self.accelerator.unwrap_model(self.model))
         if self._adversarial:
-            self.note_terms({"discriminator": self._teach_discriminator(*self._pair)})
+            self.record_terms({"discriminator": self._train_discriminator(*self._pair)})
         return loss
 
-    def _teach_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).float().chunk(2)
         loss = discriminator_loss(real_logits, fake_logits)
         (loss / self.current_gradient_accumulation_steps).backward()
@@ -149,7 +141,7 @@ class TokenizerTrainer(EvoTokTrainer):
         return loss
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """As in Transformers; the discriminator gets one of the same kind for the steps that it has."""
+        """Builds the scheduler as in Transformers, and one of the same kind for the steps of the discriminator."""
         if self.discriminator is not None:
             steps = max(1, num_training_steps - self.loss_args.adversarial_start_step)
             self.discriminator_scheduler = get_scheduler(
@@ -162,12 +154,10 @@ class TokenizerTrainer(EvoTokTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """PSNR, SSIM, semantic cosine and the use of every codebook on the held-out images, and a sheet of samples as
-        PNG; of the average, where there is one."""
-        if self.held_out is None:
-            return {}
-        model = self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
-        batches = [batch.to(self.args.device) for batch in self.held_out.split(self.args.eval_batch_size)]
+        """Measures PSNR, SSIM, semantic cosine and the use of every codebook on the validation images, of the EMA where
+        there is one, and writes reconstructions as a PNG."""
+        model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        batches = [batch.to(self.args.device) for batch in self.eval_dataset.split(self.args.eval_batch_size)]
         results = evaluate_reconstruction(
             model,
             batches,
@@ -185,34 +175,28 @@ class TokenizerTrainer(EvoTokTrainer):
         self.log(metrics)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:07d}.png"
-            write_sheet(model, batches[0][:12], path)
+            save_reconstructions(model, batches[0][:12], path)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _sum_up(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.args.world_size == 1 else self.accelerator.reduce(tensor.to(self.args.device)).cpu()
 
-    def save_model(self, output_dir=None, _internal_call=False):
-        """As in Transformers, but of the average, where there is one; training goes on from the weights themselves, so
-        a checkpoint keeps both."""
-        if self.average is None or _internal_call:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            with room_on_disk(folder):
-                self.average.module.save_pretrained(folder)
+    @property
+    def finished_model(self):
+        """The EMA, where there is one; training resumes from the weights themselves."""
+        return None if self.ema is None else self.ema.module
 
     def _load_best_model(self):
-        """As in Transformers; where there is an average, it is what was the best."""
         super()._load_best_model()
-        if self.average is not None:
-            self.average.load(Path(self.state.best_model_checkpoint))
+        if self.ema is not None:  # which was evaluated
+            self.ema.load(Path(self.state.best_model_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         folder = Path(output_dir)
-        if self.average is not None and self.args.should_save:
-            self.average.save(folder)
+        if self.ema is not None and self.args.should_save:
+            self.ema.save(folder)
         if self.discriminator is not None and self.args.should_save:
             save_file(self.discriminator.state_dict(), folder / "discriminator.safetensors")
             parts = {"optimizer": self.discriminator_optimizer, "scheduler": self.discriminator_scheduler}
@@ -224,39 +208,38 @@ class TokenizerTrainer(EvoTokTrainer):
             return
         folder = Path(checkpoint)
         if self.is_deepspeed_enabled:
-            # Of a universal checkpoint an engine takes what its optimizer moves, and the codebooks are not among that.
+            # From a universal checkpoint the engine loads the parameters of its optimizer, which has no codebooks.
             weights, prefix = load_file(folder / "model.safetensors"), "quantizer."
             codebooks = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
             self.accelerator.unwrap_model(self.model).quantizer.load_state_dict(codebooks)
-        if self.average is not None:
-            if (folder / self.average.FILE).is_file():
-                self.average.load(folder)
+        if self.ema is not None:
+            if (folder / self.ema.FILE).is_file():
+                self.ema.load(folder)
             else:
-                logger.warning(f"{folder}: no average of the weights in it: one begins here.")
+                logger.warning(f"{folder}: has no EMA of the weights: a new one starts here.")
         if self.discriminator is not None:
             self._load_discriminator(folder)
 
     def _load_discriminator(self, folder: Path) -> None:
         if not (folder / "discriminator.safetensors").is_file():
-            logger.warning(f"{folder}: no discriminator in it: one begins here.")
+            logger.warning(f"{folder}: has no discriminator: a new one starts here.")
             return
         self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
-        # To the CPU first: a second process there calls its device `cpu:0`, which nothing can be loaded to.
+        # To the CPU first: the device of a second process there is `cpu:0`, which torch.load does not accept.
         state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)
-        with keeping_settings(self.discriminator_optimizer, self.discriminator_scheduler):
+        with keep_settings(self.discriminator_optimizer, self.discriminator_scheduler):
             self.discriminator_optimizer.load_state_dict(state["optimizer"])
             self.discriminator_scheduler.load_state_dict(state["scheduler"])
 
 
 @torch.inference_mode()
-def write_sheet(model, pixels: torch.Tensor, path: Path) -> None:
-    """Originals above their reconstructions at depth 1 to L_pix, as one PNG."""
+def save_reconstructions(model, pixels: torch.Tensor, path: Path) -> None:
+    """Saves originals above their reconstructions at depth 1 to L_pix as one PNG."""
     was_training = model.training
     model.eval()
     codes = model.encode(pixels)
     rows = [pixels] + [model.decode_pixels(codes, depth=d + 1) for d in range(model.config.num_pixel_codebooks)]
     model.train(was_training)
     grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows * H, B * W)
-    image = ((grid.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    convert_to_images(grid)[0].save(path)

@@ -1,22 +1,43 @@
-"""A limit on how long a stage trains, for machines that are lent by the minute (`max_minutes` of a recipe)."""
+"""Callbacks of the trainers: the progress bar with the speed, and the limit of minutes."""
 
 import time
 from collections.abc import Callable
 
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from .recipes import Recipe
 
 
+class ThroughputBar(ProgressCallback):
+    """Progress bar of Transformers with `loss` and `images/s` behind it, instead of a line for every logged step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.since = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        if "loss" not in logs:  # an evaluation gets a line, without the metrics of single codebooks
+            logs = {name: value for name, value in logs.items() if "_level" not in name}
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
+        (start, step), now = self.since, time.monotonic()
+        speed = (state.global_step - step) * self.samples / max(now - start, 1e-6)
+        self.since = now, state.global_step
+        self.training_bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "images/s": f"{speed:.1f}"})
+
+
 class TimeBox(TrainerCallback, ExportableState):
-    """Ends training with a checkpoint when its time is over, and has the learning rate come to its end by then.
+    """Ends training with a checkpoint after a number of minutes, and scales the learning rate to end by then.
 
     The learning rate is that of the step that would be reached by now if `max_steps` took all of the time, or of the
-    true step where that is further on. The minutes of a run that goes on count from its first start, as far as they are
-    in a checkpoint; one that had ended takes a step more, at a learning rate of 0. What is learnt depends on the
-    machine's speed, so that no two runs are equal to the bit.
+    true step where that is further on. The minutes of a resumed run count from its first start, as far as they are in a
+    checkpoint; a run that had ended takes one more step, at a learning rate of 0. Weights depend on the speed of the
+    machine, so that no two runs are equal to the bit.
 
     Args:
         minutes: of training; building the model and the last evaluation come on top.
@@ -28,11 +49,11 @@ class TimeBox(TrainerCallback, ExportableState):
 
     @property
     def share(self) -> float:
-        """Of the time that is over."""
+        """Share of the time that is used."""
         return (self._before + time.monotonic() - self._start) / 60 / self.minutes
 
     def state(self) -> dict:
-        """For checkpoints."""
+        """Returns the state for a checkpoint."""
         return {"args": {"minutes": self.minutes}, "attributes": {"minutes_used": self.share * self.minutes}}
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
@@ -51,7 +72,7 @@ class TimeBox(TrainerCallback, ExportableState):
 
 
 def time_box(recipe: Recipe, arguments: TrainingArguments) -> list[TimeBox]:
-    """The callbacks of a recipe with `max_minutes`, none of one without.
+    """Returns the callbacks of a recipe with `max_minutes`, none without.
 
     Raises:
         ValueError: several processes, whose clocks would end at different steps.
