@@ -1,19 +1,27 @@
-"""Connections of the servers of this package, to the page and to the model, that wait for nobody without end."""
+"""What the servers of this package, of the page and of the model, have in common: connections with time limits, and the
+check of the name that a request is addressed to."""
 
+import ipaddress
 from asyncio import TimerHandle
+from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class TimedConnection(H11Protocol):
-    """A connection of uvicorn that is closed unless the head of each request comes in time."""
+    """A connection of uvicorn that is closed when a head does not arrive in time, or an answer is not received."""
 
     head_seconds = 10.0
     """From a connection's start, or a head's first byte, to the head's end."""
+    write_seconds = 60.0
+    """Longest time that the buffer of what is sent stays full: an answer that no client receives would keep its memory
+    and its place among the open requests."""
     most_of_address: int | None = None
     """Connections that one address may have; None where a proxy may stand for all clients."""
     _timer: TimerHandle | None = None
+    _write_timer: TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -31,6 +39,20 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_timer()
+        self._stop_write_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
@@ -47,3 +69,22 @@ class TimedConnection(H11Protocol):
         self._timer = None
         if self.conn.their_state is h11.IDLE:
             self.transport.close()
+
+
+def is_own_host(host: str, hosts: Iterable[str]) -> bool:
+    """Whether a Host header names this machine: an address in numbers, or one of the names.
+
+    A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
+
+    Args:
+        hosts: in lower case; `.example.org` stands for all names that end so.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return any(name == own or (own.startswith(".") and name.endswith(own)) for own in hosts)

@@ -72,6 +72,7 @@ TREE = {
     "evotok/commands": ("one file a command, and what they share", True),
     "evotok/app": ("the page of `evotok app`", True),
     "evotok/serving": ("the server of `evotok serve`", True),
+    "evotok/vllm": ("the plugin for vLLM, and the engine `vllm` of `evotok serve`", True),
     "evotok/conversion": ("checkpoints of the paper's release, and the way back", True),
     "modeling_evotok": ("the model; a saved checkpoint carries these files", True),
     "processing": ("from text and images to tensors and back; carried too", True),

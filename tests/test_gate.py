@@ -16,9 +16,9 @@ httpx = pytest.importorskip("httpx")
 
 from evotok.app import visitors  # noqa: E402
 from evotok.app.draw import Drawing  # noqa: E402
-from evotok.app.gate import is_own_host  # noqa: E402
 from evotok.app.server import serve  # noqa: E402
 from evotok.commands.app import listen, names_of  # noqa: E402
+from evotok.connections import is_own_host  # noqa: E402
 
 
 DRAW = list((ORDER | {"seed": "1"}).values())

@@ -6,7 +6,6 @@ never send with a failure of its own.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import re
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evotok.app.limits import BODY_SECONDS
 from evotok.app.visitors import RefusedError, Visitors
+from evotok.connections import is_own_host
 
 
 logger = logging.getLogger(__name__)
@@ -189,22 +189,6 @@ def _check_origin(scope: Scope, hosts: Iterable[str]) -> None:
         foreign = origin is not None and urlsplit(origin).netloc != host
         if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise RefusedError(403, "The page takes nothing from other sites.")
-
-
-def is_own_host(host: str, hosts: Iterable[str]) -> bool:
-    """Whether a Host header names this machine: an address in numbers, or one of the names.
-
-    A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
-    """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    try:
-        ipaddress.ip_address(name)
-        return True
-    except ValueError:
-        return any(name == own or (own.startswith(".") and name.endswith(own)) for own in hosts)
 
 
 def _session_of(scope: Scope) -> str | None:

@@ -251,11 +251,13 @@ class RemoteChat(Chat):
             return self.client.generate_image(prompt, seed)
 
     def _answer(self, messages: list[dict[str, Any]], stream: bool) -> str:
+        from evotok.training.messages import visible
+
         answer = ""
         for piece in self.client.chat(messages, self.max_new_tokens):
             answer += piece
             if stream:
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
         if stream:
             print()
         return answer

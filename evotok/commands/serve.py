@@ -100,11 +100,11 @@ def run(
             images=max_images,
             requests=queue,
             seconds=timeout,
-            image_hosts=tuple(image_host or ()),
+            image_hosts=tuple(name.lower() for name in image_host or ()),
         )
         metrics = Metrics()
         name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint
-        hosts = LOOPBACK if host in LOOPBACK and api_key is None else None
+        hosts = ("localhost",) if host in LOOPBACK and api_key is None else None
         loaded = ENGINES[engine](checkpoint, max_batch, metrics, options)
         serve(loaded, name, limits, metrics, listener, api_key, hosts)
 

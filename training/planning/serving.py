@@ -2,9 +2,9 @@
 
 Generation reads all weights of the language model once for each position of an image, and those of the depth decoder
 once for each level of it, whatever the batch; the cache of each row comes on top. On accelerators that, and not the
-arithmetic, is what a small batch waits for.
+arithmetic, limits small batches.
 
-Shapes: M images at once, R = 2M rows under guidance, T tokens of a prompt, N positions, L levels written.
+Shapes: M images at once, R = 2M rows under guidance, T tokens of a prompt, N positions, L levels.
 """
 
 from pathlib import Path
@@ -60,7 +60,8 @@ class ServingPlan(NamedTuple):
 
     def images_a_second(self, batch: int, bandwidth: float, flops: float) -> float:
         """Images a second of a guided batch, at most, at so many bytes and operations a second."""
-        reading = (self.position_bytes + batch * self.cache_image) / bandwidth
+        cache = 2 * (self.image_tokens - self.positions / 2) * self.cache_token  # its mean while it grows by N tokens
+        reading = (self.position_bytes + batch * cache) / bandwidth
         computing = 2 * batch * self.position_flops / flops
         return batch / (self.positions * max(reading, computing))
 
