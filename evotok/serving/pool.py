@@ -53,7 +53,7 @@ class ServerPool:
             settings: of the requests, such as `guidance_scale`.
 
         Raises:
-            ValueError: what a server refuses, or the last that was heard when none of them answers any more.
+            ValueError: what a server refuses, or the last failure when no server answers any more.
         """
         work = _Work(orders, settings)
         for client in self._clients:

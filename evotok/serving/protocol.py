@@ -67,7 +67,7 @@ class _Body(BaseModel):
 
     @staticmethod
     def _drop(content: Any, neutral: dict[str, tuple]) -> Any:
-        """Leaves out what changes nothing: None, neutral values, and names that are for the provider's books."""
+        """Leaves out what changes nothing: None, neutral values, and fields of a user's account."""
         if not isinstance(content, dict):
             return content
         return {

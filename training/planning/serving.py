@@ -23,7 +23,7 @@ HALF, FULL = 2, 4
 
 
 class ServingPlan(NamedTuple):
-    """What one replica of a model takes and gives.
+    """Memory that one replica of a model takes, and what a position of an image or a token of text costs.
 
     Args:
         weights: bytes of all of them.
