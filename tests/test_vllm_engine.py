@@ -299,10 +299,7 @@ def test_the_server_has_the_same_interface_over_vllm():
             assert len(processes) > 1
             with ThreadPoolExecutor(1) as pool:
                 open_one = pool.submit(client.images.generate, model="mini", prompt="two cats", n=4)
-                while (
-                    "evotok_requests_running 1.0"
-                    not in urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
-                ):
+                while not is_at_work(server.port):
                     time.sleep(0.01)
                 for process in processes:  # as a terminal does for Ctrl+C
                     os.kill(process, signal.SIGINT)
@@ -312,6 +309,11 @@ def test_the_server_has_the_same_interface_over_vllm():
             return
         time.sleep(0.1)
     pytest.fail("a process of the server is left")
+
+
+def is_at_work(port: int) -> bool:
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as metrics:
+        return "\nevotok_requests_running 0.0" not in metrics.read().decode()
 
 
 def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):

@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ class VllmEngine(Engine):
             output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
         )
         tokens = 0
-        async with aclosing(self._run(prompt, params)) as outputs:
+        async with self._counted(), aclosing(self._run(prompt, params)) as outputs:
             async for output in outputs:
                 [answer] = output.outputs
                 if answer.finish_reason not in (None, "stop", "length"):
@@ -228,6 +228,15 @@ class VllmEngine(Engine):
         negative = {"prompt_token_ids": inputs["negative_prompt_ids"][0].tolist()}
         return [prompt, negative], inputs["input_ids"].shape[1]
 
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        """Counts a conversation or an image, whatever its rows, among those that are open."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
     async def _read(self, read: Callable, *content: Any) -> Any:
         """Reads a prompt in the one thread that may use the processor's tokenizer."""
         try:
@@ -243,7 +252,6 @@ class VllmEngine(Engine):
             EngineError: vLLM has ended, or failed.
         """
         name, is_finished = uuid.uuid4().hex, False
-        self._open += 1
         try:
             async with aclosing(self._engine.generate(prompt, params, name)) as outputs:
                 async for output in outputs:
@@ -254,14 +262,15 @@ class VllmEngine(Engine):
         except VLLMError as error:
             raise EngineError("vLLM failed; its log says why.") from error
         finally:
-            self._open -= 1
             if not is_finished:  # vLLM itself aborts what it generates, but not what is cancelled while it is added
                 await self._engine.abort(name)
 
     async def _generate_image(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
         """Codes (N, L) of an image."""
         rows = [row, row._replace(is_conditional=False)] if row.is_guided else [row]
-        outputs = await _gather([self._generate_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)])
+        async with self._counted():
+            work = [self._generate_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)]
+            outputs = await _gather(work)
         codes = outputs[0]
         if len(codes) != self._config.vq_config.num_positions or min(map(min, codes)) < 0:
             raise EngineError("The model's scores of codes are NaN or infinite, so no image was generated.")
