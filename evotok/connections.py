@@ -11,13 +11,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class TimedConnection(H11Protocol):
-    """A connection of uvicorn that is closed when the head of a request does not arrive in time; uvicorn waits on."""
+    """A connection of uvicorn that is closed when a head does not arrive in time, or an answer is not received."""
 
     head_seconds = 10.0
     """From a connection's start, or a head's first byte, to the head's end."""
+    write_seconds = 60.0
+    """Longest time that the buffer of what is sent stays full: an answer that no client receives would keep its memory
+    and its place among the open requests."""
     most_of_address: int | None = None
     """Connections that one address may have; None where a proxy may stand for all clients."""
     _timer: TimerHandle | None = None
+    _write_timer: TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -35,6 +39,20 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_timer()
+        self._stop_write_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:

@@ -74,6 +74,18 @@ class Answer(NamedTuple):
     finish_reason: str
 
 
+def fit_image(processor, image: Image.Image) -> Image.Image:
+    """Resizes an input image as the image processor does; the processor's output is the same for both images.
+
+    A waiting request then holds no more pixels than the model reads.
+    """
+    size = processor.image_processor.size
+    if image.size == (size["width"], size["height"]) and image.mode == "RGB":
+        return image
+    pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    return processor.post_process_image_generation(pixels)[0]
+
+
 def stack_prompts(prompts: Sequence[BatchFeature], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Stacks prompts of batches of one into one batch, left-padded; images keep the order of their prompts."""
     stacked = {}

@@ -1,13 +1,16 @@
 """`evotok serve` as clients of OpenAI's see it: chat about images, streams, images, and what is refused."""
 
+import asyncio
 import http.client
 import itertools
 import json
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,7 +26,12 @@ from served import ask, data_url, decode, noise, running  # noqa: E402
 
 from evotok.cli import main  # noqa: E402
 from evotok.inference import answer, generate_images  # noqa: E402
+from evotok.serving.gate import ENDPOINTS  # noqa: E402
 from evotok.serving.limits import Limits  # noqa: E402
+from evotok.serving.protocol import _IGNORED, _NEUTRAL, ChatBody, ImageBody  # noqa: E402
+
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +97,25 @@ def test_a_stream_is_the_same_answer_in_pieces(served):
     assert pieces[0].choices[0].delta.role == "assistant" and pieces[-1].choices[0].finish_reason == "length"
     assert not usage.choices and usage.usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
+    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces), "it is yet to come"
     plain = list(served.client.chat.completions.create(**question, stream=True))
-    assert all(chunk.choices for chunk in plain)
+    assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in plain)
+
+
+def test_a_stream_has_the_form_of_openais(served):
+    """Byte by byte: one JSON object an event, the end of the answer in the last one with a choice, and `[DONE]`."""
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
+    body = {"messages": ask("a cat"), "max_tokens": 3, "stream": True}
+    connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    *events, done, rest = response.read().decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    connection.close()
 
 
 def test_sampled_answers_repeat_by_seed_alone_and_in_a_batch(served):
@@ -106,7 +131,7 @@ def test_sampled_answers_repeat_by_seed_alone_and_in_a_batch(served):
         together = list(pool.map(say, range(6)))
     assert together == alone and len(set(alone)) > 3
     assert served.count("evotok_batch_rows_count", kind="chat") - before < 6, "some were answered together"
-    assert say(0, temperature=0) == say(1, temperature=0) != alone[0]
+    assert say(0, temperature=0) == say(1, temperature=0) == say(2, temperature=1e-40) != alone[0]
 
 
 def test_a_conversation_has_turns_and_a_system_message(parts, served):
@@ -175,7 +200,8 @@ def test_every_setting_of_an_image_counts(served):
     )
     images = [generate(**setting) for setting in settings]
     assert len(set(images)) >= len(images) - 1, "top-p of 0.1 may be the likeliest code, as temperature 0 is"
-    assert generate(temperature=0, seed=9) == images[4]
+    assert generate(temperature=0, seed=9) == images[4] == generate(temperature=1e-40, seed=9)
+    assert generate(guidance_scale=1000, temperature=1e-4) and generate(top_k=2**31 - 1) == generate(top_k=0)
 
 
 def test_prompts_that_wait_are_generated_in_one_batch(served):
@@ -251,6 +277,12 @@ REFUSED = {
     "another model": (CHAT, {"messages": HELLO, "model": "gpt"}, 404, "model_not_found", "'tiny' alone"),
     "an unknown parameter": (CHAT, {"messages": HELLO, "stop": ["x"]}, 400, "unsupported_parameter", "leave it out"),
     "many answers": (CHAT, {"messages": HELLO, "n": 2}, 400, "unsupported_parameter", "n:"),
+    "a parameter with a long name": (CHAT, {"messages": HELLO, "x" * 10**5: 1}, 400, "unsupported_parameter", "leave"),
+    "a name in a message": (
+        CHAT, {"messages": [HELLO[0] | {"name": "Ann"}]}, 400, "unsupported_parameter", "messages.0.name",
+    ),
+    "more codes than 32 bits count": (CHAT, {"messages": HELLO, "top_k": 2**31}, 400, "top_k", "less than or equal"),
+    "a high temperature": (CHAT, {"messages": HELLO, "temperature": 2.1}, 400, "temperature", "less than or equal"),
     "a temperature that is text": (CHAT, {"messages": HELLO, "temperature": "1"}, 400, "temperature", "number"),
     "a temperature that is NaN": (
         CHAT, b'{"messages":[{"role":"user","content":"a"}],"temperature":NaN}', 400, "temperature", "finite",
@@ -281,6 +313,7 @@ REFUSED = {
     "another size": (IMAGES, {"prompt": "a", "size": "1024x1024"}, 400, "unsupported_size", "has 32x32 alone"),
     "many images": (IMAGES, {"prompt": "a", "n": 4}, 400, "too_many_images", "the limit is 3"),
     "an address for the image": (IMAGES, {"prompt": "a", "response_format": "url"}, 400, "response_format", "b64_json"),
+    "guidance beyond float32": (IMAGES, {"prompt": "a", "guidance_scale": 1e300}, 400, "guidance_scale", "1000"),
     "guidance below zero": (IMAGES, {"prompt": "a", "guidance_scale": -1}, 400, "guidance_scale", "greater"),
     "a share of no mass": (IMAGES, {"prompt": "a", "top_p": 0}, 400, "top_p", "greater than 0"),
     "an unknown setting": (IMAGES, {"prompt": "a", "steps": 50}, 400, "unsupported_parameter", "steps"),
@@ -298,7 +331,35 @@ def test_bad_requests_get_an_error_in_openais_form(served, name):
     error = answered["error"]
     assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert mark in (error["code"], error["param"]) and message in error["message"], error
-    assert "\n" not in error["message"] and len(error["message"]) < 500
+    assert "\n" not in error["message"] and len(error["message"]) < 500 and len(error["param"] or "") <= 100
+
+
+def test_no_parameter_of_openais_is_passed_over(served):
+    """Each is taken, changes no answer, or is refused by its name."""
+    from openai.types.chat.completion_create_params import CompletionCreateParamsBase as Chat
+    from openai.types.image_generate_params import ImageGenerateParamsBase as Images
+
+    for path, names, known, body in (
+        (CHAT, Chat.__annotations__, ChatBody, {"messages": HELLO}),
+        (IMAGES, Images.__annotations__, ImageBody, {"prompt": "a"}),
+    ):
+        unknown = names.keys() - known.model_fields.keys() - set(_IGNORED)
+        assert len(unknown) > 5
+        for name in unknown:
+            error = post(served, path, json.dumps(body | {name: "x"}).encode())[1]["error"]
+            assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+    neutral = {name: values[0] for name, values in _NEUTRAL.items()}
+    found = post(served, CHAT, json.dumps({"messages": HELLO, "max_tokens": 1} | neutral).encode())
+    assert found[0] == 200, found
+
+
+def test_a_method_that_a_path_has_not_is_told_with_those_that_it_has(served):
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
+    connection.request("GET", CHAT)
+    response = connection.getresponse()
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+    assert json.loads(response.read())["error"]["message"] == f"GET {CHAT}: Method Not Allowed."
+    connection.close()
 
 
 def test_bad_requests_leave_the_server_as_it_was(served):
@@ -359,7 +420,7 @@ def test_images_are_fetched_from_hosts_that_are_meant(parts):
             for url in (address, data_url(noise()))
         )
         assert fetched == sent
-        for url in (address.replace("127.0.0.1", "localhost"), address.replace("http", "ftp")):
+        for url in (address.replace("127.0.0.1", "localhost"), address.replace("http", "ftp"), address.upper()):
             assert post(served, CHAT, json.dumps(shown(url)).encode())[1]["error"]["code"] == "unsupported_image_url"
         server.shutdown()
 
@@ -385,10 +446,32 @@ def test_an_api_key_is_asked_for(parts):
         connection.close()
 
 
+def test_requests_without_the_key_take_no_place(parts, monkeypatch):
+    """However long they take to be refused."""
+    refusing, end = threading.Event(), threading.Event()
+
+    async def discard(*args):
+        refusing.set()
+        while not end.is_set():
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("evotok.serving.gate._discard_body", discard)
+    with running(parts, Limits(requests=1), api_key="secret") as served, ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(post, served, CHAT, b"{}")
+        assert refusing.wait(60)
+        try:
+            assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1).choices
+        finally:
+            end.set()
+        assert refused.result(60)[0] == 401
+
+
 def test_names_that_point_at_the_loopback_address_are_refused(parts):
     """A page in the user's browser could reach the server by a name of its own."""
-    with running(parts, hosts=("127.0.0.1", "localhost", "::1")) as served:
-        assert post(served, CHAT, b"{}", Host="evil.example")[1]["error"]["code"] == "unknown_host"
+    with running(parts, hosts=("localhost",)) as served:
+        for name in ("evil.example", "127.0.0.1.evil.example", "["):
+            assert post(served, CHAT, b"{}", Host=name)[1]["error"]["code"] == "unknown_host", name
+        assert post(served, CHAT, b"{}", Host="127.0.0.1:8000")[1]["error"]["param"] == "messages"
         assert post(served, CHAT, b"{}", Host="localhost:8000")[1]["error"]["param"] == "messages"
         assert post(served, CHAT, b"{}", Host="[::1]:8000")[1]["error"]["param"] == "messages"
 
@@ -405,6 +488,7 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--engine-option", "a b=1"], "give NAME=VALUE"),
         (["--engine-option", "a=[", "--engine", "vllm"], "give NAME=VALUE"),
         (["--engine-option", "dtype=float32"], "the engine transformers has none"),
+        (["--engine", "vllm", "--engine-option", "data_parallel_size=2"], "data_parallel_size: image generation needs"),
         (["--port", "70000"], "65535"),
     ],
 )
@@ -439,3 +523,28 @@ def test_the_command_listens_at_loopback_without_a_key_by_default(monkeypatch):
     assert values["engine"] == "transformers" and not values["image_host"] and not values["allow_anonymous"]
     monkeypatch.setenv("EVOTOK_API_KEY", "secret")
     assert parse_command(["serve", "mini"])["api_key"] == "secret"
+
+
+# --- docs/serving.md --------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_limits_are_the_defaults():
+    limits, text = Limits(), DOCUMENT.read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| .* \| (\S+)(?: \S+)? \| `(--[\w-]+)` \| \d+ \|$", text, re.MULTILINE))
+    defaults = parse_command(["serve", "mini"]) | {"max_images": limits.images}
+    assert len(documented) == 5
+    for value, option in documented.items():
+        assert float(value) == defaults[option.removeprefix("--").replace("-", "_")], option
+    assert (limits.requests, limits.seconds, limits.images) == (64, 120, 8), "of the code, as of the command"
+    assert (limits.body_bytes, limits.pixels) == (20 * 2**20, 24_000_000)
+    assert f"| messages; characters | {limits.messages}; {limits.characters:,} |" in text
+
+
+def test_the_documented_fields_are_those_of_the_server():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for path, kind in ((CHAT, ChatBody), (IMAGES, ImageBody)):
+        [row] = re.findall(rf"^\| `POST {path}` \| (.*) \|$", text, re.MULTILINE)
+        fields = {name.partition(".")[0] for name in re.findall(r"`([a-z_.]+)`", row)}
+        assert kind.model_fields.keys() - {"model"} <= fields, kind.model_fields.keys() - fields
+        assert fields - {"auto", "extra_body"} <= kind.model_fields.keys(), fields - kind.model_fields.keys()
+    assert all(f" {path}`" in text for path in ENDPOINTS)

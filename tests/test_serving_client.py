@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import build_chat_model
+from PIL import Image
 
 
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
@@ -18,7 +19,7 @@ from served import noise, running
 from evotok.cli import main
 from evotok.commands.chat import Chat
 from evotok.data.errors import escape_controls
-from evotok.serving.client import ServerClient
+from evotok.serving.client import BusyServerError, ServerClient
 from evotok.serving.limits import Limits
 
 
@@ -78,6 +79,29 @@ def test_what_the_server_refuses_is_one_line_and_leaves_the_conversation(served,
     assert said.out == "(nothing yet)\n"
 
 
+def test_photographs_are_sent_no_larger_than_models_read(parts):
+    """As PNG they would be over the limit of a request."""
+    photograph = Image.linear_gradient("L").convert("RGB").resize((3000, 1500))
+    with running(parts, Limits(pixels=1024 * 512)) as served:
+        client = ServerClient(served.url)
+        content = [{"type": "image", "image": photograph}, {"type": "text", "text": "what is this?"}]
+        assert "".join(client.chat([{"role": "user", "content": content}], 4))
+    assert photograph.size == (3000, 1500)
+
+
+def test_chat_escapes_control_characters_of_a_server(capsys):
+    class Client:
+        def chat(self, messages, max_tokens):
+            yield from ("a\x1b[2J", "\tcat\u202e")
+
+    chat = Chat(Client(), None)
+    assert chat.ask("what is this?") == "a\x1b[2J\tcat\u202e"
+    assert capsys.readouterr().out == "a\\x1b[2J\tcat\\u202e\n"
+
+
+MODELS = b'{"data": [{"id": "a"}]}'
+
+
 class Impostor(BaseHTTPRequestHandler):
     """Answers what no server of OpenAI's interface does; the path says what."""
 
@@ -86,9 +110,26 @@ class Impostor(BaseHTTPRequestHandler):
             "/page": (200, b"<html>"),
             "/moved": (302, b""),
             "/empty": (200, b'{"data": []}'),
+            "/list": (200, b'{"data": ["a"]}'),
             "/bad": (500, b"x"),
         }
-        status, body = answers[self.path.removesuffix("/v1/models")]
+        self.answer(*answers.get(self.path.removesuffix("/v1/models"), (200, MODELS)))
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        text = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+        answers = {
+            "/short": text,
+            "/text": text + b"data: hello\n\n",
+            "/other": text + b'data: {"choices": 5}\n\n',
+            "/error": text + b'data: {"error": "no"}\n\n',
+            "/none": b"{}",
+            "/fewer": b'{"data": []}',
+            "/letters": b'{"data": [{"b64_json": "\xc3\xa9"}]}',
+        }
+        self.answer(200, answers["/" + self.path.split("/")[1]])
+
+    def answer(self, status, body):
         self.send_response(status)
         self.send_header("Location", "http://127.0.0.1:9/")
         self.send_header("Content-Length", str(len(body)))
@@ -112,6 +153,7 @@ def impostor():
     [
         ("/page", "this is no server of OpenAI's interface"),
         ("/empty", "this is no server of OpenAI's interface"),
+        ("/list", "this is no server of OpenAI's interface"),
         ("/moved", "HTTP status 302: this is no server"),
         ("/bad", "HTTP status 500: this is no server"),
     ],
@@ -120,6 +162,31 @@ def test_what_is_no_server_is_told_in_one_line(impostor, path, message, capsys):
     assert main(["chat", "--server", impostor + path, "--prompt", "hello"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("evotok chat: http://127.0.0.1:") and message in line
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("short", "the answer was broken off"),
+        ("text", "no server of"),
+        ("other", "no server of"),
+        ("error", "no server"),
+    ],
+)
+def test_a_stream_that_does_not_end_as_it_should_is_no_answer(impostor, path, message):
+    pieces = ServerClient(f"{impostor}/{path}").chat([{"role": "user", "content": []}], 4)
+    assert next(pieces) == "a"
+    with pytest.raises(ValueError, match=message):
+        next(pieces)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("none", "no server"), ("fewer", "0 images instead of 2"), ("letters", "no server")]
+)
+def test_images_that_do_not_come_are_an_error(impostor, path, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ServerClient(f"{impostor}/{path}").generate_images("a cat", 1, 2)
+    assert not isinstance(error.value, BusyServerError), "to ask again would not help"
 
 
 def test_a_wrong_key_is_told(served, capsys):

@@ -1,7 +1,10 @@
 """Several running servers that share the images of an evaluation."""
 
+import base64
+import io
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -12,7 +15,7 @@ from conftest import build_chat_model
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 pytest.importorskip("openai")
 
-from served import running
+from served import noise, running
 
 from evotok.inference import generate_images
 from evotok.serving import pool as pool_module
@@ -81,6 +84,35 @@ def test_servers_that_never_answer_are_given_up(overloaded, monkeypatch):
     monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(BusyServerError, match="64 requests are open"):
         list(ServerPool([overloaded]).generate_images(ORDERS))
+
+
+class Failing(Overloaded):
+    """Fails twice at the image of one prompt, first after a second, and generates the others at once."""
+
+    failures = iter((1.0, 0.0))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        delay = next(self.failures, None) if body["prompt"] == "slow" else None
+        if delay is not None:
+            time.sleep(delay)
+            self.answer(500, {"error": {"message": "it failed"}})
+            return
+        file = io.BytesIO()
+        noise().save(file, "PNG")
+        self.answer(200, {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]})
+
+
+def test_patience_begins_with_a_failure(monkeypatch):
+    """Not with the last answer, which is long ago where other requests were waited for."""
+    monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.6)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pool = ServerPool([f"http://127.0.0.1:{server.server_port}"], at_once=3)
+        found = dict(pool.generate_images([("slow", 1), ("a dog", 2), ("a cat", 3)]))
+        server.shutdown()
+    assert found.keys() == {0, 1, 2}
 
 
 def test_what_a_server_refuses_ends_the_work(served):

@@ -23,6 +23,8 @@ from served import ask, decode  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 180
+CLIENTS, EACH = 4, 40
+"""Clients that go on over a restart, and requests of each."""
 
 
 @contextmanager
@@ -72,7 +74,6 @@ def test_the_embedded_model_works_out_of_the_box_and_ends_when_told():
         assert process.stdout.read() == ""
 
 
-@pytest.mark.slow
 def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
     model, processor = build_chat_model()
     model.save_pretrained(tmp_path)
@@ -82,22 +83,22 @@ def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
     def go_on() -> None:
         """A client whose retries bridge the time without a server."""
         with client_of(port, max_retries=60) as client:
-            for seed in range(60):
+            for seed in range(EACH):
                 found = client.chat.completions.create(
                     model=tmp_path.name, messages=ask("a cat"), max_tokens=5, seed=seed, temperature=1
                 )
                 counts.append(found.usage.completion_tokens)
 
-    clients = [threading.Thread(target=go_on) for _ in range(4)]
+    clients = [threading.Thread(target=go_on) for _ in range(CLIENTS)]
     with process_of(tmp_path, port) as process:
         for client in clients:
             client.start()
-        while len(counts) < 60:
-            time.sleep(0.05)
+        while len(counts) < EACH // 2:
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert len(counts) < 240
+    assert len(counts) < CLIENTS * EACH
     with process_of(tmp_path, port):
         for client in clients:
             client.join(300)
-    assert len(counts) == 240 and all(counts)
+    assert len(counts) == CLIENTS * EACH and all(counts)

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -13,9 +14,10 @@ from conftest import build_chat_model
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 openai = pytest.importorskip("openai")
 
-from served import running, wait_for  # noqa: E402
+from served import ask, noise, running, wait_for  # noqa: E402
 
 from evotok.serving.limits import Limits  # noqa: E402
+from evotok.serving.protocol import ChatBody  # noqa: E402
 
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
@@ -26,12 +28,6 @@ HELLO = [{"role": "user", "content": "a cat"}]
 def parts():
     """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
-
-
-@pytest.fixture(scope="module")
-def served(parts):
-    with running(parts) as server:
-        yield server
 
 
 @pytest.fixture
@@ -109,30 +105,10 @@ def test_a_client_that_leaves_while_it_waits_is_never_worked_on(parts, slow):
         assert served.count("evotok_batch_rows_count", kind="chat") == 0
 
 
-def test_a_client_that_leaves_a_stream_ends_the_answer(parts, served):
-    before = served.count("evotok_generated_tokens_total")
-    aborted = served.count("evotok_aborted_requests_total")
-    stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=450, stream=True)
-    next(iter(stream))
-    stream.close()
-    wait_for(lambda: served.count("evotok_requests_running") == 0)
-    if served.count("evotok_aborted_requests_total") > aborted:  # else the model was faster than the connection's end
-        assert served.count("evotok_generated_tokens_total") - before < 450
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_requests_that_take_too_long_end_with_an_error(parts, slow, stream):
-    with running(parts, Limits(seconds=0.5)) as served:
-        with pytest.raises(openai.InternalServerError) as late:
-            served.client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
-        assert (late.value.status_code, late.value.code) == (504, "timeout")
-        slow.set()
-        wait_for(lambda: served.count("evotok_requests_running") == 0)
-
-
-def test_a_stream_that_takes_too_long_ends_with_an_event(parts, monkeypatch):
-    forward, steps = parts[0].model.language_model.forward, iter(range(1000))
-    released = threading.Event()
+@pytest.fixture
+def stuck(parts, monkeypatch):
+    """Makes the 30th step of the language model wait until the event is set."""
+    forward, steps, released = parts[0].model.language_model.forward, iter(range(10_000)), threading.Event()
 
     def wait(*args, **kwargs):
         if next(steps) == 30:
@@ -140,11 +116,59 @@ def test_a_stream_that_takes_too_long_ends_with_an_event(parts, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(parts[0].model.language_model, "forward", wait)
+    yield released
+    released.set()
+
+
+def test_a_client_that_leaves_a_stream_ends_the_answer(parts, stuck):
+    with running(parts, Limits(requests=1)) as served:
+        stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=450, stream=True)
+        pieces = iter(stream)
+        assert [next(pieces).choices[0].delta.role for _ in range(3)] == ["assistant", None, None]
+        stream.close()
+        wait_for(lambda: served.count("evotok_aborted_requests_total") == 1)
+        stuck.set()
+        wait_for(lambda: served.count("evotok_requests_running") == 0)
+        assert served.count("evotok_generated_tokens_total") < 40
+        assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1).choices
+        assert served.count("evotok_aborted_requests_total") == 1
+
+
+def test_a_request_that_waits_does_not_keep_its_images_as_text(parts, slow, monkeypatch):
+    bodies, to_request = [], ChatBody.to_request
+
+    def watch(body, *args):
+        bodies.append(weakref.ref(body))
+        return to_request(body, *args)
+
+    monkeypatch.setattr(ChatBody, "to_request", watch)
+    with running(parts) as served, ThreadPoolExecutor(1) as pool:
+        question = {"model": "tiny", "messages": ask("a cat", noise()), "max_tokens": 1}
+        asked = pool.submit(served.client.chat.completions.create, **question)
+        wait_for(slow.begun.is_set)
+        assert [body() for body in bodies] == [None]
+        slow.set()
+        assert asked.result(60).choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_requests_that_take_too_long_end_with_an_error(parts, slow, stream):
+    with running(parts, Limits(requests=1, seconds=0.5)) as served:
+        with pytest.raises(openai.InternalServerError) as late:
+            served.client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
+        assert (late.value.status_code, late.value.code) == (504, "timeout")
+        slow.set()
+        wait_for(lambda: served.count("evotok_requests_running") == 0)
+        with pytest.raises(openai.NotFoundError):  # for want of a place it would be a RateLimitError
+            served.client.chat.completions.create(model="other", messages=HELLO)
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_event(parts, stuck):
     with running(parts, Limits(seconds=5)) as served:
         stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=400, stream=True)
         with pytest.raises(openai.APIError, match="No answer within 5 s"):
             list(stream)
-        released.set()
+        stuck.set()
 
 
 def test_a_batch_that_fails_fails_alone(parts, monkeypatch, caplog):

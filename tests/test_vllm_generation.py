@@ -1,4 +1,4 @@
-"""Images drawn row by row in whatever batches an engine makes, without vLLM: they are what `generate` gives."""
+"""Images generated row by row in whatever batches an engine makes, without vLLM: they are what `generate` gives."""
 
 import random
 
@@ -8,7 +8,7 @@ from conftest import build_chat_model
 from transformers import DynamicCache
 
 from evotok.modeling_evotok.sampling_evotok import read_settings
-from evotok.vllm.generation import KEY, SETTINGS, Drawings, Row, RowStep, read_row
+from evotok.vllm.generation import KEY, SETTINGS, Row, RowStep, UnfinishedImages, read_row
 
 
 GREEDY = {"guidance_scale": 1.0, "do_sample": False}
@@ -48,7 +48,7 @@ class Sequence:
         self.hidden, self.computed = outputs.last_hidden_state[0, -1], self.computed + len(embeds)
 
     def take(self, codes: torch.Tensor | None, is_complete: bool) -> None:
-        """Appends the position that was drawn, or takes the last token back."""
+        """Appends the position that was generated, or takes the last token back."""
         if codes is not None:
             self.codes.append(codes)
         elif is_complete:
@@ -57,7 +57,7 @@ class Sequence:
 
 
 @torch.no_grad()
-def run(model, drawings: Drawings, sequences: list[Sequence], choose) -> None:
+def run(model, images: UnfinishedImages, sequences: list[Sequence], choose) -> None:
     """Steps of the sequences that `choose` picks, until all are done."""
     embed, positions = model.model.get_input_embeddings(), model.config.vq_config.num_positions
     for number in range(2000):
@@ -73,12 +73,12 @@ def run(model, drawings: Drawings, sequences: list[Sequence], choose) -> None:
             given = sequence.prompt[0, sequence.computed : sequence.computed + step.count]
             ids[step.first_token : step.first_token + len(given)] = given
         embeds = embed(ids)
-        if (found := drawings.inputs(steps)) is not None:
+        if (found := images.inputs(steps)) is not None:
             embeds = embeds.index_copy(0, found[0], model.model.pixel_projector(found[1]))
         for (sequence, _), step in zip(chosen, steps, strict=True):
             sequence.compute(embeds[step.first_token : step.first_token + step.count])
-        drawn = drawings.draw(steps, torch.stack([sequence.hidden for sequence, _ in chosen]))
-        for (sequence, _), step, codes in zip(chosen, steps, drawn, strict=True):
+        generated = images.generate(steps, torch.stack([sequence.hidden for sequence, _ in chosen]))
+        for (sequence, _), step, codes in zip(chosen, steps, generated, strict=True):
             assert codes is None or step.is_complete
             sequence.take(codes, step.is_complete)
     pytest.fail("the images were never finished")
@@ -101,11 +101,11 @@ def anything(seed: int):
     return choose
 
 
-def new_drawings(model) -> Drawings:
+def new_images(model) -> UnfinishedImages:
     levels, size = model.config.depth_decoder_config.num_codebooks, model.config.vq_config.codebook_size
     every = torch.arange(size)[:, None].expand(-1, levels)
     codebooks = model.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
-    return Drawings(model.depth_decoder, codebooks, model.config.vq_config.num_positions)
+    return UnfinishedImages(model.depth_decoder, codebooks, model.config.vq_config.num_positions)
 
 
 def order(parts, name: str, prompt: str, seed: int, sampling: dict, negative: str = ""):
@@ -134,7 +134,7 @@ def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choo
         order(parts, "c", "a dog, please", 3, GUIDED, negative="the blue one, a dog"),
         order(parts, "d", "the red cat", 4, {"guidance_scale": 1.0, "temperature": 0.7, "top_p": 0.9}),
     ]
-    run(parts[0], new_drawings(parts[0]), [sequence for sequences, _ in orders for sequence in sequences], choose)
+    run(parts[0], new_images(parts[0]), [sequence for sequences, _ in orders for sequence in sequences], choose)
     for sequences, expected in orders:
         assert len(expected.unique()) > 4, "a constant image would prove nothing"
         for sequence in sequences:
@@ -142,26 +142,26 @@ def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choo
 
 
 def test_half_a_pair_is_held_and_nothing_is_kept_of_what_is_gone(parts):
-    drawings = new_drawings(parts[0])
+    images = new_images(parts[0])
     (conditional, unconditional), _ = order(parts, "a", "a red cat", 1, GUIDED)
     hidden = torch.zeros(1, parts[0].config.text_config.hidden_size)
     for alone in (conditional, unconditional):
-        assert drawings.draw([alone.step(0, 0, 1000)], hidden) == [None]
-    assert len(drawings) == 0
+        assert images.generate([alone.step(0, 0, 1000)], hidden) == [None]
+    assert len(images) == 0
     steps = [unconditional.step(0, 0, 1000), conditional.step(1, 7, 1000)]
-    first, second = drawings.draw(steps, hidden.expand(2, -1))
-    assert torch.equal(first, second) and len(drawings) == 1
-    assert drawings.draw([steps[0], steps[1]._replace(is_complete=False)], hidden.expand(2, -1)) == [None, None]
-    drawings.keep({"b"})
-    assert len(drawings) == 0
+    first, second = images.generate(steps, hidden.expand(2, -1))
+    assert torch.equal(first, second) and len(images) == 1
+    assert images.generate([steps[0], steps[1]._replace(is_complete=False)], hidden.expand(2, -1)) == [None, None]
+    images.keep({"b"})
+    assert len(images) == 0
 
 
 def test_scores_that_are_not_finite_spoil_their_own_image(parts):
-    drawings = new_drawings(parts[0])
+    images = new_images(parts[0])
     hidden = torch.zeros(2, parts[0].config.text_config.hidden_size)
     hidden[0] = float("nan")
     sequences = [order(parts, name, "a cat", 1, GREEDY | {"top_k": k})[0][0] for name, k in (("a", 3), ("b", 4))]
-    spoilt, whole = drawings.draw([sequence.step(i, 0, 1000) for i, sequence in enumerate(sequences)], hidden)
+    spoilt, whole = images.generate([sequence.step(i, 0, 1000) for i, sequence in enumerate(sequences)], hidden)
     assert spoilt.eq(-1).all() and whole.ge(0).all()
 
 

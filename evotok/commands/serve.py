@@ -100,7 +100,7 @@ def run(
             images=max_images,
             requests=queue,
             seconds=timeout,
-            image_hosts=tuple(image_host or ()),
+            image_hosts=tuple(name.lower() for name in image_host or ()),
         )
         metrics = Metrics()
         name = found.folder.resolve().name if Path(checkpoint).is_dir() else checkpoint

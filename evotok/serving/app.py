@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from evotok.serving.engine import Engine, EngineError, RequestError, TextPiece
+from evotok.serving.engine import ChatRequest, Engine, EngineError, RequestError, TextPiece
 from evotok.serving.errors import ApiError, from_validation
 from evotok.serving.gate import Gate
 from evotok.serving.limits import Limits
@@ -85,14 +86,13 @@ class _Server:
         async with self._answering(request, started) as deadline:
             body = await self._read(request, ChatBody)
             asked = await self._in_thread(body.to_request, self._limits, self._engine.fit_image)
+            answer = ChatAnswer(self._model, body.with_usage)
+            del body  # with its images as text, up to the limit of a request, while this one waits
             pieces = self._pieces(asked, started, deadline)
-            answer = ChatAnswer(self._model)
-            if not body.stream:
+            if not asked.stream:
                 return JSONResponse(answer.whole(await self._unless_left(request, _collect(pieces))))
             first = await self._unless_left(request, anext(pieces))
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = self._events(answer, first, pieces, with_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return _AnswerStream(answer, first, pieces, self._to_api_error, self._metrics)
 
     async def generate_images(self, request: Request) -> Response:
         """`POST /v1/images/generations`."""
@@ -176,7 +176,7 @@ class _Server:
                 limit = f"{self._limits.body_bytes / 2**20:g} MiB"
                 raise ApiError(413, f"The request is larger than {limit}, the limit: shrink its images.", "too_large")
         try:
-            body = kind.model_validate_json(bytes(content))
+            body = kind.model_validate_json(content)
         except ValidationError as error:
             raise from_validation(error) from None
         self._check_model(body.model)
@@ -185,7 +185,7 @@ class _Server:
     async def _in_thread(self, function, *args: Any) -> Any:
         return await run_sync(function, *args, limiter=self._decoders)
 
-    async def _unless_left(self, request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    async def _unless_left(self, request: Request, work: Awaitable[Result]) -> Result:
         """The result of `work`, which is cancelled when the client leaves.
 
         Raises:
@@ -202,7 +202,7 @@ class _Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pieces(self, asked, started: float, deadline: float) -> AsyncIterator[TextPiece]:
+    async def _pieces(self, asked: ChatRequest, started: float, deadline: float) -> AsyncGenerator[TextPiece, None]:
         """Pieces of an answer, the last one not after the deadline."""
         loop, is_first = asyncio.get_running_loop(), True
         async with aclosing(self._engine.chat(asked)) as pieces:
@@ -216,29 +216,59 @@ class _Server:
                 if piece.finish_reason is not None:
                     return
 
-    async def _events(
-        self, answer: ChatAnswer, first: TextPiece, pieces: AsyncIterator[TextPiece], with_usage: bool
-    ) -> AsyncIterator[str]:
-        """The stream of one answer as server-sent events."""
+
+class _AnswerStream(StreamingResponse):
+    """An answer as server-sent events. The generation ends with the response, also when the client leaves before.
+
+    Args:
+        answer: makes the chunks.
+        first: piece of the answer.
+        pieces: the others.
+        to_api_error: makes of a failure what the client gets.
+        metrics: that are kept up.
+    """
+
+    def __init__(
+        self,
+        answer: ChatAnswer,
+        first: TextPiece,
+        pieces: AsyncGenerator[TextPiece, None],
+        to_api_error: Callable[[Exception], ApiError],
+        metrics: Metrics,
+    ):
+        events = self._events(answer, first)
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._opened = events, pieces
+        self._to_api_error, self._metrics, self._is_whole = to_api_error, metrics, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events, and closes both generators, which Starlette would leave to the garbage collector."""
+        events, pieces = self._opened
+        try:
+            async with aclosing(pieces), aclosing(events):
+                await super().__call__(scope, receive, send)
+        finally:
+            if not self._is_whole:
+                self._metrics.aborted.inc()
+
+    async def _events(self, answer: ChatAnswer, first: TextPiece) -> AsyncGenerator[str, None]:
         yield _event(answer.opening())
         last = first
         yield _event(answer.chunk(first))
         try:
-            async with aclosing(pieces):
-                async for last in pieces:
-                    yield _event(answer.chunk(last))
+            async for last in self._opened[1]:
+                yield _event(answer.chunk(last))
         except Exception as error:  # noqa: BLE001 - the status is sent: what is left is an event
+            self._is_whole = True
             yield _event(self._to_api_error(error).content)
             return
-        except (GeneratorExit, asyncio.CancelledError):
-            self._metrics.aborted.inc()
-            raise
-        if with_usage:
+        if answer.with_usage:
             yield _event(answer.usage(last))
+        self._is_whole = True  # some clients close the connection as soon as they have read the end
         yield "data: [DONE]\n\n"
 
 
-async def _collect(pieces: AsyncIterator[TextPiece]) -> list[TextPiece]:
+async def _collect(pieces: AsyncGenerator[TextPiece, None]) -> list[TextPiece]:
     async with aclosing(pieces):
         return [piece async for piece in pieces]
 
@@ -249,8 +279,10 @@ async def _wait_for_leave(request: Request) -> None:
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    """Paths and methods that are not there."""
-    return ApiError(error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}.").response()
+    """Answers paths and methods that do not exist."""
+    answer = ApiError(error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}.").response()
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _event(content: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 COLLECT_SECONDS = 0.01
-"""An idle engine waits so long for companions of a request."""
+"""Time that an idle engine waits for more requests, to run them in one batch."""
 
 
 class Job:
@@ -50,7 +50,7 @@ class BatchQueue:
 
     Args:
         max_rows: of a batch.
-        collect_seconds: how long `take` waits for companions of a job that finds the queue empty.
+        collect_seconds: how long `take` waits for more jobs when the queue was empty.
     """
 
     def __init__(self, max_rows: int, collect_seconds: float = COLLECT_SECONDS):

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TIMEOUT_SECONDS = 600.0
-BUSY = (429, 502, 503, 504)
-"""Statuses of a server, or of a proxy before it, that say nothing of the request."""
+MAX_SIDE = 1024
+"""Images are sent no larger, unless the model reads more: a photograph as PNG would be over the limit of a request."""
+BUSY = (429, 500, 502, 503, 504)
+"""Statuses of a server, or of a proxy before it, that are no fault of the request."""
 _NO_SERVER = "this is no server of OpenAI's interface: give another --server."
 
 
@@ -53,7 +55,8 @@ class ServerClient:
         try:
             found = self._json("/v1/models")["data"][0]
             self.model, self.image_size = found["id"], found.get("image_size")
-        except (KeyError, IndexError, TypeError):
+            self._max_side = max(MAX_SIDE, self.image_size or 0)
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(f"{self.url}: {_NO_SERVER}") from None
 
     def chat(self, messages: list[dict[str, Any]], max_tokens: int) -> Iterator[str]:
@@ -63,16 +66,12 @@ class ServerClient:
             messages: as the chat template reads them, with PIL images.
 
         Raises:
-            ValueError: what the server refuses, in its words.
+            ValueError: what the server refuses, in its words, or an answer that is broken off.
         """
-        body = {"model": self.model, "messages": [_to_openai(message) for message in messages]}
+        body = {"model": self.model, "messages": [_to_openai(message, self._max_side) for message in messages]}
         with self._open("/v1/chat/completions", body | {"max_tokens": max_tokens, "stream": True}) as response:
-            for line in self._lines(response):
-                event = json.loads(line)
-                if "error" in event:
-                    raise ValueError(f"{self.url}: {event['error']['message']}")
-                for choice in event["choices"]:
-                    yield choice["delta"].get("content") or ""
+            for data in self._events(response):
+                yield self._text_of(data)
 
     def generate_image(self, prompt: str, seed: int, **settings: Any) -> "Image.Image":
         """Generates one image.
@@ -91,7 +90,13 @@ class ServerClient:
 
         body = {"model": self.model, "prompt": prompt, "seed": seed, "n": count, "response_format": "b64_json"}
         found = self._json("/v1/images/generations", body | settings)
-        return [load_image(base64.b64decode(item["b64_json"])) for item in found["data"]]
+        try:
+            files = [base64.b64decode(item["b64_json"]) for item in found["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{self.url}: {_NO_SERVER}") from None
+        if len(files) != count:
+            raise ValueError(f"{self.url}: {len(files)} images instead of {count}: give another --server.")
+        return [load_image(file) for file in files]
 
     def _json(self, path: str, body: dict[str, Any] | None = None) -> Any:
         with self._open(path, body) as response:
@@ -114,17 +119,29 @@ class ServerClient:
                 f"{self.url}: no server answers ({reason}): start one with `evotok serve`, or give another --server."
             ) from None
 
-    def _lines(self, response: Any) -> Iterator[str]:
+    def _events(self, response: Any) -> Iterator[bytes]:
         """Data of the events of a stream up to its end."""
         try:
             for line in response:
                 if line.startswith(b"data: "):
-                    data = line.removeprefix(b"data: ").decode().strip()
-                    if data == "[DONE]":
+                    data = line.removeprefix(b"data: ").strip()
+                    if data == b"[DONE]":
                         return
                     yield data
         except (OSError, http.client.HTTPException):
-            raise ValueError(f"{self.url}: the server broke off: ask again.") from None
+            pass
+        raise ValueError(f"{self.url}: the answer was broken off: ask again.")
+
+    def _text_of(self, data: bytes) -> str:
+        """Text of one event of a stream."""
+        try:
+            event = json.loads(data)
+            if "error" not in event:
+                return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+            reason = event["error"]["message"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            reason = _NO_SERVER
+        raise ValueError(f"{self.url}: {reason}")
 
 
 def _reason(error: HTTPError) -> str:
@@ -135,14 +152,18 @@ def _reason(error: HTTPError) -> str:
         return f"HTTP status {error.code}: {_NO_SERVER}"
 
 
-def _to_openai(message: dict[str, Any]) -> dict[str, Any]:
+def _to_openai(message: dict[str, Any], max_side: int) -> dict[str, Any]:
+    """A message with its images as data URLs, none of which has a side longer than `max_side` pixels."""
     content = []
     for part in message["content"]:
         if part["type"] == "text":
             content.append(part)
             continue
-        file = io.BytesIO()
-        part["image"].save(file, "PNG")
+        image, file = part["image"], io.BytesIO()
+        if max(image.size) > max_side:
+            image = image.copy()
+            image.thumbnail((max_side, max_side))
+        image.save(file, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         content.append({"type": "image_url", "image_url": {"url": url}})
     return message | {"content": content}

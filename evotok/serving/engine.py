@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChatRequest(NamedTuple):
-    """A conversation that wants its next turn.
+    """A conversation whose next turn is to be generated.
 
     Args:
         messages: as the chat template reads them, images in place, each from `Engine.fit_image`.
@@ -128,13 +128,22 @@ def load_transformers(checkpoint: str, max_batch: int, metrics: "Metrics", optio
     return TransformersEngine(*load_multimodal(checkpoint), max_batch, metrics)
 
 
+FIXED_OPTIONS = (
+    *("model", "scheduler_cls", "worker_cls", "async_scheduling", "logprobs_mode"),
+    *("speculative_config", "pipeline_parallel_size", "data_parallel_size"),
+)
+"""Arguments of vLLM's engine that image generation depends on: with others images would be wrong, or never finished."""
+
+
 def load_vllm(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapping[str, Any]) -> Engine:
     """Starts vLLM with a checkpoint in processes of its own.
 
     Raises:
-        ValueError: no such checkpoint, or one that vLLM cannot serve.
+        ValueError: no such checkpoint, one that vLLM cannot serve, or an option that has to stay as it is.
         ImportError: vLLM is not installed.
     """
+    if fixed := next((name for name in options if name in FIXED_OPTIONS), None):
+        raise ValueError(f"--engine-option {fixed}: image generation needs it as it is: leave it out.")
     try:
         import vllm  # noqa: F401
     except ImportError:

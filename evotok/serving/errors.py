@@ -8,6 +8,8 @@ from starlette.responses import JSONResponse
 from evotok.data.errors import printable
 
 
+_MAX_PATH = 100
+"""Characters of a field's path that an error repeats: names of unknown fields are of any length."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -42,7 +44,7 @@ def from_validation(error: ValidationError) -> ApiError:
     """The first of the mistakes that pydantic found, with the path of its field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kinds = {"extra_forbidden": "unsupported_parameter", "json_invalid": "invalid_json", "missing": "missing_parameter"}
-    path = ".".join(map(str, first["loc"]))
+    path = printable(".".join(map(str, first["loc"]))[:_MAX_PATH])
     message = {"extra_forbidden": "This server has no such parameter: leave it out."}.get(first["type"], first["msg"])
     message = message.removeprefix("Value error, ").removesuffix(".")
     return ApiError(400, f"{path}: {message}." if path else f"{message}.", kinds.get(first["type"]), path or None)

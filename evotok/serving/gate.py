@@ -3,7 +3,8 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,8 +16,9 @@ from evotok.serving.metrics import Metrics
 
 
 OPEN_PATHS = ("/health",)
-"""That need no API key: load balancers ask there."""
+"""That need no API key: load balancers have none."""
 DISCARD_SECONDS = 5.0
+"""Longest time for the rest of the body of a request that is refused."""
 ENDPOINTS = ("/v1/chat/completions", "/v1/images/generations", "/v1/models", "/health", "/metrics")
 
 
@@ -65,24 +67,38 @@ class Gate:
             unread = unread and message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        counted = scope["method"] == "POST"
-        self._open += counted
         try:
-            self._check(scope, counted)
-            await self._app(scope, receive_on, send_on)
+            self._check(scope)
+            with self._place(scope["method"] == "POST"):
+                await self._app(scope, receive_on, send_on)
         except ApiError as error:
             if unread:
                 await _discard_body(receive, self._limits.body_bytes)
             await error.response()(scope, receive, send_on)
         finally:
-            self._open -= counted
             endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
             self._metrics.requests.labels(endpoint, status).inc()
             self._metrics.seconds.labels(endpoint).observe(time.monotonic() - started)
         return None
 
-    def _check(self, scope: Scope, counted: bool) -> None:
-        """Raises ApiError for a request that goes no further."""
+    @contextmanager
+    def _place(self, is_counted: bool) -> Iterator[None]:
+        """A place among the open requests. One that is refused has none, however slowly it is read to its end.
+
+        Raises:
+            ApiError: all are taken.
+        """
+        if is_counted and self._open >= self._limits.requests:
+            reason = f"{self._limits.requests} requests are open, the limit: try again in a moment."
+            raise ApiError(429, reason, "queue_full")
+        self._open += is_counted
+        try:
+            yield
+        finally:
+            self._open -= is_counted
+
+    def _check(self, scope: Scope) -> None:
+        """Raises ApiError for a request that is addressed to another host, or lacks the API key."""
         headers = Headers(scope=scope)
         if self._hosts is not None and not is_own_host(headers.get("host", ""), self._hosts):
             raise ApiError(403, "This server is not addressed by that name: use its address.", "unknown_host")
@@ -90,9 +106,6 @@ class Gate:
             given = headers.get("authorization", "").encode("latin-1")
             if not secrets.compare_digest(given, self._authorization):
                 raise ApiError(401, "Send the server's API key: Authorization: Bearer KEY.", "invalid_api_key")
-        if counted and self._open > self._limits.requests:
-            reason = f"{self._limits.requests} requests are open, the limit: try again in a moment."
-            raise ApiError(429, reason, "queue_full")
 
 
 async def _discard_body(receive: Receive, most: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Requests open at each server; one of `evotok serve` takes 64 by default."""
 PATIENCE_SECONDS = 300.0
-"""How long a server is asked again that does not answer, before the others go on without it."""
+"""From a server's first failure until the others go on without it."""
 PAUSE_SECONDS = 1.0
 
 
@@ -53,7 +53,7 @@ class ServerPool:
             settings: of the requests, such as `guidance_scale`.
 
         Raises:
-            ValueError: what a server refuses, or the last that was heard when none of them answers any more.
+            ValueError: what a server refuses, or the last failure when no server answers any more.
         """
         work = _Work(orders, settings)
         for client in self._clients:
@@ -93,7 +93,7 @@ class _Work:
 
     def run(self, client: ServerClient) -> None:
         """Sends orders to one server, one after the other, until all are answered."""
-        answered = time.monotonic()
+        failing_since = None
         while not self.is_over:
             try:
                 index = self._waiting.get(timeout=PAUSE_SECONDS)
@@ -104,7 +104,8 @@ class _Work:
                 image = client.generate_image(prompt, seed, **self._settings)
             except BusyServerError as error:
                 self._waiting.put(index)
-                if time.monotonic() > answered + PATIENCE_SECONDS:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() > failing_since + PATIENCE_SECONDS:
                     self._results.put(error)
                     return
                 time.sleep(PAUSE_SECONDS)
@@ -112,5 +113,5 @@ class _Work:
                 self._results.put(error)
                 return
             else:
-                answered = time.monotonic()
+                failing_since = None
                 self._results.put((index, image))

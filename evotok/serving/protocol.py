@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from evotok.commands.options import MAX_SEED
 from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
@@ -25,6 +25,11 @@ from evotok.serving.limits import Limits
 
 
 DEFAULT_MAX_TOKENS = 256
+# Scores are multiplied by the guidance scale and divided by the temperature, and stay finite within these limits. A
+# temperature below counts as 0: nothing but the likeliest would be sampled.
+MAX_GUIDANCE_SCALE = 1000
+MIN_TEMPERATURE = 1e-4
+MAX_TOP_K = 2**31 - 1
 # Values with which a field of OpenAI's changes nothing here; clients send them unasked.
 _NEUTRAL = {
     "n": (1,),
@@ -39,12 +44,22 @@ _NEUTRAL = {
     "store": (False,),
     "logit_bias": ({},),
 }
-_IMAGE_NEUTRAL = {"output_format": ("png",), "quality": ("auto", "standard"), "background": ("auto", "opaque")}
+_IMAGE_NEUTRAL = {
+    "output_format": ("png",),
+    "quality": ("auto", "standard"),
+    "background": ("auto", "opaque"),
+    "stream": (False,),
+}
 _IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Temperature = Annotated[
+    Finite, Field(ge=0), AfterValidator(lambda temperature: temperature if temperature >= MIN_TEMPERATURE else 0.0)
+]
+TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
+TopP = Annotated[Finite, Field(gt=0, le=1)]
 
 
 class _Body(BaseModel):
@@ -52,7 +67,7 @@ class _Body(BaseModel):
 
     @staticmethod
     def _drop(content: Any, neutral: dict[str, tuple]) -> Any:
-        """Leaves out what changes nothing: None, neutral values, and names that are for the provider's books."""
+        """Leaves out what changes nothing: None, neutral values, and fields of a user's account."""
         if not isinstance(content, dict):
             return content
         return {
@@ -88,7 +103,6 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part]
-    name: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,9 +126,9 @@ class ChatBody(_Body):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[Finite, Field(ge=0, le=2)] = 0.0
-    top_p: Annotated[Finite, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[Temperature, Field(le=2)] = 0.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
     seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -129,6 +143,11 @@ class ChatBody(_Body):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options goes with stream=true")
         return self
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def to_request(self, limits: Limits, fit_image: Callable[[Image.Image], Image.Image]) -> ChatRequest:
         """Decodes the images and makes the engine's request; takes seconds for large images.
@@ -159,11 +178,11 @@ class ImageBody(_Body):
     response_format: Literal["b64_json"] = "b64_json"
     seed: Seed | None = None
     negative_prompt: str = ""
-    guidance_scale: Annotated[Finite, Field(ge=0)] | None = None
+    guidance_scale: Annotated[Finite, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
     guidance_min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    temperature: Annotated[Finite, Field(ge=0)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -238,9 +257,9 @@ def read_image(url: str, limits: Limits, where: str) -> Image.Image:
 
 
 def _host(url: str) -> str | None:
+    """The host of an address as `load_image` recognises one: it would take any other text for a path."""
     try:
-        parts = urlsplit(url)
-        return parts.hostname if parts.scheme in ("http", "https") else None
+        return urlsplit(url).hostname if url.startswith(("http://", "https://")) else None
     except ValueError:
         return None
 
@@ -250,9 +269,12 @@ class ChatAnswer:
 
     Args:
         model: its name.
+        with_usage: whether a stream has one more chunk, with the number of tokens, and all others say that it is to
+            come.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, with_usage: bool = False):
+        self.with_usage = with_usage
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, pieces: list[TextPiece]) -> dict[str, Any]:
@@ -275,7 +297,8 @@ class ChatAnswer:
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+        usage = {"usage": None} if self.with_usage else {}
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]} | usage
 
 
 def _usage(piece: TextPiece) -> dict[str, int]:

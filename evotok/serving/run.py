@@ -44,6 +44,7 @@ def serve(
     config = uvicorn.Config(
         build_app(engine, model, limits, metrics, api_key, hosts),
         http=TimedConnection,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

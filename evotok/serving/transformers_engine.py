@@ -13,6 +13,7 @@ from evotok.inference import (
     StoppedError,
     TextSampling,
     answer_batch,
+    fit_image,
     generate_batch,
     read_chat,
     read_image_prompt,
@@ -77,7 +78,7 @@ class _Row:
         self._stream = _TextStream(tokenizer) if job.content.is_streamed else None
 
     def add(self, token: int, finish_reason: str | None) -> bool:
-        """Takes the next token; returns whether nobody reads any more."""
+        """Takes the next token; returns whether the request is cancelled."""
         self._ids.append(token)
         text = ""
         if self._stream is not None:
@@ -120,11 +121,8 @@ class TransformersEngine(Engine):
         return self._thread.is_alive() and not self._is_closed
 
     def fit_image(self, image: "Image.Image") -> "Image.Image":
-        """Resizes an input image as the image processor does; what it makes of the result is the same as of `image`."""
-        if image.size == (self.image_size, self.image_size) and image.mode == "RGB":
-            return image
-        pixels = self._processor.image_processor([image], return_tensors="pt")["pixel_values"]
-        return self._processor.post_process_image_generation(pixels)[0]
+        """Resizes an input image as the image processor does."""
+        return fit_image(self._processor, image)
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
         """Generates an answer, in a batch with all other text that waits."""
@@ -161,7 +159,7 @@ class TransformersEngine(Engine):
             raise RequestError(str(error)) from error
 
     async def _submit(self, key: Any, rows: int, content: Any) -> AsyncIterator[Any]:
-        """Results of a job, which is cancelled when nobody reads them any more."""
+        """Results of a job, which is cancelled when the iterator is closed."""
         job = Job(key, rows, content)
         if not self._queue.put(job):
             raise EngineError("The server is shutting down.")

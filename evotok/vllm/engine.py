@@ -1,6 +1,6 @@
 """The engine `vllm` of `evotok serve`: vLLM's continuous batching behind the interface of `evotok.serving`.
 
-    chat     one request of vLLM; prompts are rendered here, so that what a conversation may hold is checked as ever
+    chat     one request of vLLM; prompts are rendered here, with the same checks as for any other engine
     images   one request an image, two with guidance; codes come back as logprobs, and the worker decodes them
 
 vLLM is not among the requirements of this package, see docs/serving.md.
@@ -8,8 +8,9 @@ vLLM is not among the requirements of this package, see docs/serving.md.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,14 @@ from PIL import Image
 from transformers import GenerationConfig
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from evotok import EvoTokConfig, EvoTokProcessor
 from evotok.commands.checkpoints import find_checkpoint
-from evotok.inference import read_image_prompt, remaining_tokens
+from evotok.inference import fit_image, read_image_prompt, remaining_tokens
 from evotok.modeling_evotok.sampling_evotok import EvoTokCodeSampler, read_settings
 from evotok.serving.engine import (
     ChatRequest,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 MAX_VLLM_SEED = 2**63
 MAX_IMAGES = 64
-"""Most in one conversation; the server's own limit is lower, and vLLM tries as many at its start."""
+"""Most in one conversation; vLLM tries as many at its start. The server's own limit is lower by default."""
 CPU_CACHE_BYTES = 2**32
 """Most that the keys and values take by default where there is no GPU, whose memory vLLM shares out itself."""
 
@@ -57,7 +58,7 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mappin
         options: arguments of vLLM's engine (`AsyncEngineArgs`), which count before those that are set here.
 
     Raises:
-        ValueError: no such checkpoint, or one with adapters, or what vLLM refuses.
+        ValueError: no such checkpoint, one with adapters, what vLLM refuses, or a failure of its start.
     """
     found = find_checkpoint(checkpoint)
     if found.base is not None:
@@ -69,11 +70,15 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mappin
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except TypeError as error:  # an argument that vLLM has not
         raise ValueError(f"--engine-option: {error}") from error
+    except RuntimeError as error:  # of another process, which has logged the cause
+        raise ValueError(f"vLLM does not start: {error}") from error
+    # The context is shorter than the model's by an option, or where memory is short.
+    config.text_config.max_position_embeddings = engine.model_config.max_model_len
     return VllmEngine(engine, config, processor, GenerationConfig.from_pretrained(found.folder), max_batch, metrics)
 
 
 def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[str, Any]:
-    """Arguments of vLLM's engine, without which it could not generate images, or would serve others than asked for."""
+    """Arguments of vLLM's engine: what image generation needs, and sizes that follow from the model and the batch."""
     text, positions = config.text_config, config.vq_config.num_positions
     rows, length = 2 * max_batch, text.max_position_embeddings  # a guided image is two rows
     arguments = {
@@ -104,7 +109,7 @@ class VllmEngine(Engine):
 
     Args:
         engine: with the arguments of `engine_arguments`.
-        config, processor, generation: of its checkpoint.
+        config, processor, generation: of its checkpoint; the context is that of the engine where it is shorter.
         max_batch: conversations, or images, at once, which the figures of waiting requests go by.
         metrics: that are kept up.
     """
@@ -121,7 +126,7 @@ class VllmEngine(Engine):
         self._engine, self._config, self._processor, self._generation = engine, config, processor, generation
         self._metrics = metrics
         self.image_size = config.vq_config.image_size
-        # What reads prompts asks a model for this alone.
+        # Reading prompts needs nothing else of a model.
         self._model = SimpleNamespace(config=config, device=torch.device("cpu"))
         self._reader = ThreadPoolExecutor(1, "evotok-reader")
         self._open, self._is_closed = 0, False
@@ -133,11 +138,8 @@ class VllmEngine(Engine):
         return not self._is_closed and not self._engine.errored
 
     def fit_image(self, image: Image.Image) -> Image.Image:
-        """Resizes an input image as the image processor does; what it makes of the result is the same as of `image`."""
-        if image.size == (self.image_size, self.image_size) and image.mode == "RGB":
-            return image
-        pixels = self._processor.image_processor([image], return_tensors="pt")["pixel_values"]
-        return self._processor.post_process_image_generation(pixels)[0]
+        """Resizes an input image as the image processor does."""
+        return fit_image(self._processor, image)
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
         """Generates an answer."""
@@ -151,11 +153,14 @@ class VllmEngine(Engine):
             output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
         )
         tokens = 0
-        async for output in self._run(prompt, params):
-            [answer] = output.outputs
-            tokens += len(answer.token_ids)
-            self._metrics.tokens.inc(len(answer.token_ids))
-            yield TextPiece(answer.text, answer.finish_reason, len(output.prompt_token_ids or ()), tokens)
+        async with self._counted(), aclosing(self._run(prompt, params)) as outputs:
+            async for output in outputs:
+                [answer] = output.outputs
+                if answer.finish_reason not in (None, "stop", "length"):
+                    raise EngineError("vLLM ended this answer early.")
+                tokens += len(answer.token_ids)
+                self._metrics.tokens.inc(len(answer.token_ids))
+                yield TextPiece(answer.text, answer.finish_reason, len(output.prompt_token_ids or ()), tokens)
 
     async def generate_images(self, request: ImageRequest) -> GeneratedImages:
         """Generates images, each of them in a batch with whatever else there is."""
@@ -174,7 +179,7 @@ class VllmEngine(Engine):
         """Generates the codes of images.
 
         Args:
-            messages: what is asked for, as the chat template reads it, with PIL images or without.
+            messages: the prompt, as the chat template reads it, with PIL images or without.
             seeds: one for each image.
             sampling: arguments of `generate(generation_mode="image")`; what is left out is the checkpoint's own.
 
@@ -193,7 +198,7 @@ class VllmEngine(Engine):
             raise RequestError(str(error)) from error
         prompts, tokens = await self._read(self._read_image_prompts, messages, negative_prompt)
         rows = [Row(uuid.uuid4().hex, True, seed, tuple(values.values())) for seed in seeds]
-        return await _gather([self._draw(row, prompts) for row in rows]), tokens
+        return await _gather([self._generate_image(row, prompts) for row in rows]), tokens
 
     def close(self) -> None:
         """Ends vLLM's processes."""
@@ -222,6 +227,15 @@ class VllmEngine(Engine):
         negative = {"prompt_token_ids": inputs["negative_prompt_ids"][0].tolist()}
         return [prompt, negative], inputs["input_ids"].shape[1]
 
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[None]:
+        """Counts a conversation or an image, whatever its rows, among those that are open."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
     async def _read(self, read: Callable, *content: Any) -> Any:
         """Reads a prompt in the one thread that may use the processor's tokenizer."""
         try:
@@ -229,27 +243,40 @@ class VllmEngine(Engine):
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    async def _run(self, prompt: dict[str, Any], params: SamplingParams) -> AsyncIterator[Any]:
-        """Outputs of one request of vLLM, which is aborted when nobody reads them any more."""
-        self._open += 1
-        try:
-            async for output in self._engine.generate(prompt, params, uuid.uuid4().hex):
-                yield output
-        except EngineDeadError as error:
-            raise EngineError("vLLM has ended; its log says why.") from error
-        finally:
-            self._open -= 1
+    async def _run(self, prompt: dict[str, Any], params: SamplingParams) -> AsyncGenerator[Any, None]:
+        """Outputs of one request of vLLM, which is aborted when the iterator is closed.
 
-    async def _draw(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
+        Raises:
+            RequestError: vLLM refuses the request.
+            EngineError: vLLM has ended, or failed.
+        """
+        name, is_finished = uuid.uuid4().hex, False
+        try:
+            async with aclosing(self._engine.generate(prompt, params, name)) as outputs:
+                async for output in outputs:
+                    is_finished = output.finished
+                    yield output
+        except VLLMClientError as error:
+            raise RequestError(str(error)) from error
+        except VLLMError as error:
+            raise EngineError("vLLM failed; its log says why.") from error
+        finally:
+            if not is_finished:  # vLLM itself aborts what it generates, but not what is cancelled while it is added
+                await self._engine.abort(name)
+
+    async def _generate_image(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
         """Codes (N, L) of an image."""
         rows = [row, row._replace(is_conditional=False)] if row.is_guided else [row]
-        outputs = await _gather([self._draw_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)])
+        async with self._counted():
+            work = [self._generate_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)]
+            outputs = await _gather(work)
         codes = outputs[0]
         if len(codes) != self._config.vq_config.num_positions or min(map(min, codes)) < 0:
             raise EngineError("The model's scores of codes are NaN or infinite, so no image was generated.")
         return codes
 
-    async def _draw_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:
+    async def _generate_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:
+        """Codes (N, L) of the image of one row; those of both rows are the same."""
         levels = list(range(self._config.vq_config.num_pixel_codebooks))
         params = SamplingParams(
             max_tokens=self._config.vq_config.num_positions,
@@ -261,22 +288,23 @@ class VllmEngine(Engine):
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: row.to_dict()},
         )
-        # After the prompt all tokens are equal, whatever the codes: no other request may take its blocks for its own.
+        # After the prompt all tokens are equal, whatever the codes: the prefix cache must not share them.
         prompt = prompt | {"cache_salt": f"{row.image}-{row.is_conditional}"}
-        [output] = [output async for output in self._run(prompt, params)]
+        async with aclosing(self._run(prompt, params)) as outputs:
+            [output] = [output async for output in outputs]
         if output.outputs[0].finish_reason != "length":
             raise EngineError("vLLM ended this image early.")
         return [[int(found[level].logprob) for level in levels] for found in output.outputs[0].logprobs]
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
-        """What every worker answers."""
+        """Results of a method of every worker."""
         try:
             return await self._engine.collective_rpc(method, args=args)
-        except EngineDeadError as error:
-            raise EngineError("vLLM has ended; its log says why.") from error
+        except VLLMError as error:
+            raise EngineError("vLLM failed; its log says why.") from error
 
     async def count_images(self) -> int:
-        """Images that the workers keep anything of."""
+        """Counts the images that the workers keep anything of."""
         return max(await self._call("count_images"))
 
 

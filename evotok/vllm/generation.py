@@ -1,11 +1,11 @@
-"""Images that an engine generates along with other requests: whose a row of the batch is, and the codes of a step.
+"""Images that an engine generates along with other requests: the image of each row of a batch, and the codes of a step.
 
 An image is one request, or with guidance two that share nothing but its codes. Every position of it is one step:
 
-    hidden states of all rows that draw -> depth decoder -> codes, level by level -> their sum, next input of both rows
+    hidden states of all rows of images -> depth decoder -> codes, level by level -> their sum, next input of both rows
 
-The engine knows the token `image_generation_token_id` alone, at each of N positions. A row whose partner is not in the
-same step is held: it is drawn in a later one, and no result depends on which.
+The engine sees the token `image_generation_token_id` alone, at each of N positions. A row whose partner is not in the
+same step is held: its position is generated in a later one, and no result depends on which.
 
 Shapes: R rows, H width of the language model, N positions, L levels, K codebook size, C codebook width.
 """
@@ -60,11 +60,11 @@ class RowStep(NamedTuple):
 
     Args:
         index: in the batch.
-        row: whose it is.
+        row: which row of which image.
         first_token: of the batch's tokens, the first one of this row.
         first_position: position of the image that this token is; below 0 it is of the prompt.
         count: tokens in this step.
-        is_complete: whether they are all that there are yet, so that the next position can be drawn.
+        is_complete: whether they are all that there are yet, so that the next position can be generated.
     """
 
     index: int
@@ -89,7 +89,7 @@ class _Image:
 
 
 class _GroupedSampler:
-    """Draws one code for each row, by the settings of the row's image.
+    """Samples one code for each row, by the settings of the row's image.
 
     Args:
         groups: indices of rows, and the sampler of all of them: [conditional; unconditional] where it is guided.
@@ -106,12 +106,12 @@ class _GroupedSampler:
         return codes
 
 
-class Drawings:
-    """The images that are being drawn, by name.
+class UnfinishedImages:
+    """The images that are being generated, by name.
 
     Args:
         depth_decoder: in evaluation mode, on the device of the language model.
-        codebooks: (L, K, C) entries of the levels that are drawn, float32.
+        codebooks: (L, K, C) entries of the levels that are generated, float32.
         positions: N.
     """
 
@@ -123,7 +123,7 @@ class Drawings:
         return len(self._images)
 
     def keep(self, names: Collection[str]) -> None:
-        """Forgets all images but these."""
+        """Drops all images but these."""
         for name in self._images.keys() - names:
             del self._images[name]
 
@@ -143,11 +143,11 @@ class Drawings:
         return (torch.tensor(tokens, device=features[0].device), torch.cat(features)) if tokens else None
 
     @torch.no_grad()
-    def draw(self, steps: Sequence[RowStep], hidden: torch.Tensor) -> list[torch.LongTensor | None]:
-        """Draws the next position of every image whose rows are all complete in this step.
+    def generate(self, steps: Sequence[RowStep], hidden: torch.Tensor) -> list[torch.LongTensor | None]:
+        """Generates the next position of every image whose rows are all complete in this step.
 
         Args:
-            steps: of all rows that draw.
+            steps: of all rows of images.
             hidden: (R, H) of the last token of each of them.
 
         Returns:
@@ -155,9 +155,9 @@ class Drawings:
             held, or not complete.
         """
         pairs = self._pair(steps)
-        drawn: list[torch.LongTensor | None] = [None] * len(steps)
+        generated: list[torch.LongTensor | None] = [None] * len(steps)
         if not pairs:
-            return drawn
+            return generated
         order = [index for pair in pairs for index in pair]
         groups = self._group(pairs, steps, hidden.device)
         codes, features = self._decoder.generate_codes(hidden[order], self._codebooks, _GroupedSampler(groups))
@@ -167,11 +167,11 @@ class Drawings:
         for row, index in enumerate(order):
             step = steps[index]
             self._images[step.row.image].features[step.next_position] = features[row]
-            drawn[index] = codes[row]
-        return drawn
+            generated[index] = codes[row]
+        return generated
 
     def _pair(self, steps: Sequence[RowStep]) -> list[tuple[int, ...]]:
-        """Indices of the rows of each image that can be drawn, the conditional row first."""
+        """Indices of the rows of each image whose next position can be generated, the conditional row first."""
         complete: dict[str, dict[bool, int]] = {}
         for index, step in enumerate(steps):
             if step.is_complete and 0 <= step.next_position < self._positions:

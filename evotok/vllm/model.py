@@ -19,7 +19,7 @@ from vllm.model_executor.models.transformers.multimodal import MultiModalMixin
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
-from evotok.vllm.generation import Drawings, RowStep
+from evotok.vllm.generation import RowStep, UnfinishedImages
 
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ DEPTH_PREFIX = "depth_decoder."
 class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
     """Language model, image tokenizer and depth decoder.
 
-    `rows_of_step` is set by the worker; without it the model reads only.
+    `rows_of_step` is set by the worker; without it no images are generated.
     """
 
     def __init__(self, *, vllm_config: "VllmConfig", prefix: str = ""):
@@ -46,19 +46,19 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         if dtype == torch.float16:
             self.depth_decoder.classifiers.float()
         self.rows_of_step: Callable[[], Sequence[RowStep]] = list
-        self._drawings: Drawings | None = None
+        self._images: UnfinishedImages | None = None
 
     @property
-    def drawings(self) -> Drawings:
-        """The images that are being drawn."""
-        if self._drawings is None:  # the codebooks are there when the weights are loaded
+    def images(self) -> UnfinishedImages:
+        """The images that are being generated."""
+        if self._images is None:  # the codebooks are there when the weights are loaded
             depth, quantizer = self.config.depth_decoder_config, self.model.vq_model.quantizer
             device = self.device_config.device
             every = torch.arange(depth.codebook_size, device=device)[:, None].expand(-1, depth.num_codebooks)
             with torch.no_grad():
                 codebooks = quantizer.embed(every).transpose(0, 1).contiguous()  # (L, K, C)
-            self._drawings = Drawings(self.depth_decoder, codebooks, self.config.vq_config.num_positions)
-        return self._drawings
+            self._images = UnfinishedImages(self.depth_decoder, codebooks, self.config.vq_config.num_positions)
+        return self._images
 
     def recursive_replace(self) -> None:
         """Puts vLLM's layers into the language model and the projectors, and none into the image tokenizer."""
@@ -101,37 +101,37 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return loaded
 
     def embed_input_ids(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(T,) tokens of a batch -> (T, H), with the codes of images at the positions that are drawn already."""
+        """(T,) tokens of a batch -> (T, H), with the codes of images at the positions that are generated already."""
         embeds = super().embed_input_ids(input_ids, *args, **kwargs)
         steps = self.rows_of_step()
-        found = self.drawings.inputs(steps) if steps else None
+        found = self.images.inputs(steps) if steps else None
         if found is not None:
             tokens, features = found
             embeds = embeds.index_copy(0, tokens, self.model.pixel_projector(features).to(embeds))
         return embeds
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """(R, H) last hidden states of a batch -> (R, V) float32, in which rows that draw allow one token.
+        """(R, H) last hidden states of a batch -> (R, V) float32, in which rows of images allow one token.
 
         That is `image_generation_token_id`, and the logits of the first L tokens are then the codes of the position; or
         `image_token_id` for a row that is held.
         """
-        logits = super().compute_logits(hidden_states)
+        logits, steps, generated = super().compute_logits(hidden_states), self.rows_of_step(), []
+        if steps:  # on every rank, since each embeds the codes in the next step
+            rows = torch.tensor([step.index for step in steps], device=hidden_states.device)
+            generated = self.images.generate(steps, hidden_states[rows])
         if logits is None:  # of another rank
             return None
         logits = logits.float()
         placeholders = [self.config.image_token_id, self.config.image_generation_token_id]
         logits[:, placeholders] = -math.inf
-        steps = self.rows_of_step()
-        if steps:
-            rows = torch.tensor([step.index for step in steps], device=hidden_states.device)
-            for step, codes in zip(steps, self.drawings.draw(steps, hidden_states[rows]), strict=True):
-                row = logits[step.index].fill_(-math.inf)
-                if codes is None:
-                    row[self.config.image_token_id] = 0
-                else:
-                    row[: len(codes)] = codes.to(row)
-                    row[self.config.image_generation_token_id] = 2.0**31
+        for step, codes in zip(steps, generated, strict=True):
+            row = logits[step.index].fill_(-math.inf)
+            if codes is None:
+                row[self.config.image_token_id] = 0
+            else:
+                row[: len(codes)] = codes.to(row)
+                row[self.config.image_generation_token_id] = 2.0**31
         return logits
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
 """vLLM's scheduler, with the two rows of a guided image as one unit.
 
-Both rows enter the queue together, and leave it together when one is aborted. While they wait there and are preempted
-as other requests are, a row may be in a step without the other: the model then holds it, which is to say that its token
-is none, and here its last token is taken back, to be computed again in the next step. Rows of one image never differ in
-length by more than their prompts do.
+Both rows enter the queue together, and leave it together when one is aborted. There they wait, and are preempted, as
+other requests are. A row may thus be in a step without the other: the model then holds it, that is, gives a token that
+means none, and the scheduler takes the row's last token back, to be computed again in the next step. Rows of one image
+never differ in length by more than their prompts do.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from evotok.vllm import ignore_interrupts
 from evotok.vllm.generation import read_row
 
 
@@ -26,6 +27,7 @@ class EvoTokScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        ignore_interrupts()
         if self.scheduler_config.async_scheduling or self.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("EvoTok generates images step by step: no async scheduling, no pipeline parallelism.")
         slots = self.kv_cache_config.num_blocks * self.cache_config.block_size

@@ -1,4 +1,4 @@
-"""The worker of a platform, whose model looks at the batch of each step."""
+"""The worker of a platform, which gives the model the rows of images in the batch of each step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from vllm.platforms import current_platform
 
 from evotok.processing.image_loading_evotok import convert_to_images
+from evotok.vllm import ignore_interrupts
 from evotok.vllm.generation import Row, RowStep, read_row
 
 
@@ -17,7 +18,7 @@ else:
 
 
 class EvoTokWorker(PlatformWorker):
-    """Tells the model which rows of a step draw, and decodes images.
+    """Gives the model the rows of images in a step, and decodes images.
 
     Raises:
         ValueError: for vLLM's model runner V2, whose batches are others.
@@ -26,6 +27,7 @@ class EvoTokWorker(PlatformWorker):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Loads the model."""
         super().load_model(*args, **kwargs)
+        ignore_interrupts()
         if not hasattr(self.model_runner, "input_batch"):
             raise ValueError("EvoTok generates images with vLLM's model runner V1: set VLLM_USE_V2_MODEL_RUNNER=0.")
         self._rows: dict[str, Row] = {}
@@ -42,7 +44,7 @@ class EvoTokWorker(PlatformWorker):
             row = read_row(request.sampling_params and request.sampling_params.extra_args)
             if row is not None:
                 self._rows[request.req_id] = row
-        self._model.drawings.keep({row.image for row in self._rows.values()})
+        self._model.images.keep({row.image for row in self._rows.values()})
         self._scheduled, self._steps = scheduler_output.num_scheduled_tokens, None
         try:
             return super().execute_model(scheduler_output)
@@ -50,7 +52,7 @@ class EvoTokWorker(PlatformWorker):
             self._scheduled, self._steps = {}, None
 
     def _rows_of_step(self) -> Sequence[RowStep]:
-        """Rows of the batch that draw; none outside of a step, when vLLM runs the model to measure it."""
+        """Rows of images in the batch; none outside of a step, when vLLM runs the model to measure it."""
         if self._steps is None:
             self._steps = self._find_rows() if self._rows and self._scheduled else []
         return self._steps
@@ -68,8 +70,8 @@ class EvoTokWorker(PlatformWorker):
         return found
 
     def count_images(self) -> int:
-        """Images that something is kept of."""
-        return max(len(self._rows), len(self._model.drawings))
+        """Counts the images that anything is kept of."""
+        return max(len(self._rows), len(self._model.images))
 
     def decode_images(self, codes: list[list[list[int]]]) -> list[bytes]:
         """Codes (M, N, L) -> RGB bytes of each image, row by row."""

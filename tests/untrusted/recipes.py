@@ -81,7 +81,11 @@ RECIPES = [
         case("size", recipe(START, "model.config.codebook_size=many", OUT), "model.config: …'codebook_size' expected int, got str (value: 'many')"),
         case("schedule", recipe(START, OUT, "training.lr_scheduler_type=zigzag"), "training: zigzag is not a valid SchedulerType, …: correct the recipe."),
         case("encoder", recipe(START, "model.config.encoder_config={model_type: nothing}", OUT), "Unrecognized model type for subconfig: nothing. Should …"),
-        case("data", recipe(SFT, "data.name=folder", "data.path=a", OUT), "data.name 'folder' is not one of world, llava, mixture, which the stage sft reads: give one of them."),
+        case(
+            "data",
+            recipe(SFT, "data.name=folder", "data.path=a", OUT),
+            "data.name 'folder' is not one of world, llava, mixture, which the stage sft reads: give one of them.",
+        ),
     ),
 ]
 

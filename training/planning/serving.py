@@ -62,7 +62,8 @@ class ServingPlan(NamedTuple):
 
     def images_a_second(self, batch: int, bandwidth: float, flops: float) -> float:
         """Returns the upper limit of images a second of a guided batch, by bytes and operations a second."""
-        reading = (self.position_bytes + batch * self.cache_image) / bandwidth
+        cache = 2 * (self.image_tokens - self.positions / 2) * self.cache_token  # its mean while it grows by N tokens
+        reading = (self.position_bytes + batch * cache) / bandwidth
         computing = 2 * batch * self.position_flops / flops
         return batch / (self.positions * max(reading, computing))
 
