@@ -23,13 +23,13 @@ OURS = {*MAY_IMPORT, "configs", "assets", "tools", "tests"}
 LIGHT = ("evotok/cli.py", "evotok/demo.py", "evotok/conversation.py", "evotok/commands")
 # Tests of more than one module, or of none: of a promise.
 PROMISES = {
-    *("architecture", "configs", "documents", "packaging", "shipped_results"),
-    *("common_configuration", "common_generation", "common_modeling", "common_processing"),
+    *("architecture", "documents", "packaging", "shipped_results"),
+    *("common_generation", "common_modeling"),
     *("device_map", "pipelines", "quantization_configs", "remote_code", "transformers_serve", "trl"),
     *("untrusted_input", "untrusted_fuzz", "fault_drills", "power_cut", "training_stops"),
-    *("code_shards", "lora_checkpoints", "plan_serving"),
-    *("eval_command", "generated_images", "generation_eval", "generation_suites", "lmms_eval", "model_card"),
-    *("page_browser", "serving_load", "serving_process", "vllm_reading"),
+    *("lora_checkpoints", "plan_serving", "streaming", "world_held_out"),
+    *("eval_command", "generated_images", "generation_suites", "lmms_eval", "model_card"),
+    *("page_browser", "serving_load", "serving_process", "vllm_plugin", "vllm_reading", "vllm_requests"),
 }
 
 
