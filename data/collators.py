@@ -112,6 +112,7 @@ class _Sample:
     input_images: list = field(default_factory=list)
     generated_images: list = field(default_factory=list)
     codes: torch.Tensor | None = None
+    completions: list[tuple[str, str]] = field(default_factory=list)
     ids: np.ndarray | None = None
     labels: np.ndarray | None = None
     last_turn: np.ndarray | None = None
@@ -122,11 +123,11 @@ class EvoTokCollator:
     """Collates conversations into batches padded on the right.
 
     A row is `{"messages": [...], "images": [...]}`, messages as the processor takes them, whose image parts have an
-    image or stand for the next one of `images`, in reading order (anything `load_image` takes); or `{"messages",
-    "images", "codes"}` where `codes` `(G, N, L)` or `(N, L)` stand for the images of the assistant's messages. Rows
-    whose images cannot be read, or that `max_length` would cut inside an image or before any target, are skipped,
-    logged and counted in `skipped`, by each worker of a loader on its own; a batch of such rows alone repeats the last
-    usable one.
+    image or stand for the next one of `images`, in reading order (anything `load_image` takes). It may have `codes`
+    `(G, N, L)` or `(N, L)` for the images of the assistant's messages, and `completions`, pairs of a text and its
+    completion that follow the messages without markup. Rows whose images cannot be read, or that `max_length` would cut
+    inside an image or before any target, are skipped, logged and counted in `skipped`, by each worker of a loader on
+    its own; a batch of such rows alone repeats the last usable one.
 
     Args:
         processor ([`EvoTokProcessor`]): its tokenizer, template and image processor.
@@ -134,7 +135,8 @@ class EvoTokCollator:
         caption_dropout (`float`):
             Probability that the prompt of a text-to-image row is emptied, which gives exactly the processor's negative
             prompt, for classifier-free guidance. Rows of any other form stay.
-        train_on (`"assistant"` or `"all"`): targets are the assistant's messages, `<|im_end|>` included, or all tokens.
+        train_on (`"assistant"` or `"all"`):
+            Targets are the assistant's messages, `<|im_end|>` included, and completions; or all tokens.
         seed (`int`):
             Of the caption dropout, together with the row's `index`, which must differ where a row is seen again.
             Without an index torch's generator is used.
@@ -209,6 +211,7 @@ class EvoTokCollator:
         sample = _Sample(name, _empty_caption(messages) if self._drops_caption(row, messages) else messages)
         try:
             self._assign_images(sample, row)
+            sample.completions = row.get("completions") or []
         except EvoTokImageError as error:
             self._skip("image", f"{name}: {error}")
             return None
@@ -270,6 +273,19 @@ class EvoTokCollator:
             sample.labels = np.where(is_target, sample.ids, IGNORE_INDEX)
             starts = by_assistant & ~np.pad(by_assistant, (1, 0))[:-1]  # of the runs of tokens of one message
             sample.last_turn = by_assistant & (starts.cumsum() == starts.sum())
+            self._append_completions(sample)
+
+    def _append_completions(self, sample: _Sample) -> None:
+        """Appends the pairs of text and completion, of which the completions are targets."""
+        if not sample.completions:
+            return
+        texts = [text for pair in sample.completions for text in pair]
+        pieces = self.processor.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        is_target = [index % 2 == 1 or self.train_on == "all" for index in range(len(texts))]
+        labels = [ids if learn else [IGNORE_INDEX] * len(ids) for ids, learn in zip(pieces, is_target, strict=True)]
+        sample.ids = np.concatenate([sample.ids, *(np.array(ids, dtype=np.int64) for ids in pieces)])
+        sample.labels = np.concatenate([sample.labels, *(np.array(ids, dtype=np.int64) for ids in labels)])
+        sample.last_turn = np.pad(sample.last_turn, (0, len(sample.ids) - len(sample.last_turn)))
 
     def _fit(self, sample: _Sample) -> bool:
         """Truncates a sample to `max_length`; False where that would cut an image or leave no target."""

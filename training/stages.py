@@ -114,7 +114,7 @@ _ALL = (
     Stage(
         "sft",
         ("semantic projector and language model", "more kinds of questions"),
-        chain=("sft",),
+        chain=("sft-keywords", "sft"),
         trainable=_PROJECTOR + _LANGUAGE_MODEL,
         tasks={"understanding": 1.0},
         next_step="evotok chat {folder}",

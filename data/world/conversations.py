@@ -13,13 +13,16 @@ from .images import check_mixture, place_emoji
 from .phrases import describe
 from .prompts import KINDS as PROMPT_KINDS
 from .prompts import PromptSampler, emoji_prompt
-from .questions import YES_NO, Question, QuestionSampler, scene_as_text
+from .questions import KEYWORDS, YES_NO, Question, QuestionSampler, scene_as_text
 from .scenes import Scene, SceneSampler, render
 
 
 GENERATING = ("t2i", "t2i_emoji")
-MIXTURE_KINDS = ("caption", "scene", "emoji", *GENERATING, "text", "text_t2i")
-_TURNS = (3, 7)  # fewest and most questions about one image
+_FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji", "text", "text_t2i"))
+"""Kinds whose rows are of similar length."""
+MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
+_TURNS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
+_NUM_KEYWORDS = 14  # questions in keywords about one image
 _PROMPT_WEIGHTS = dict.fromkeys(PROMPT_KINDS, 1.0) | {"single_object": 0.6, "three": 1.5, "four": 1.5}
 
 
@@ -49,6 +52,12 @@ def prompt_row(prompt: str, image: np.ndarray | Image.Image, kind: str) -> dict[
     return {"messages": messages, "images": [_to_pil(image)], "kind": kind}
 
 
+def keyword_row(subject: dict[str, Any], completions: list[tuple[str, str]], kind: str) -> dict[str, Any]:
+    """Builds the row of questions in keywords about `subject`, a part of a message without its image."""
+    messages = [{"role": "user", "content": [subject]}]
+    return {"messages": messages, "images": [], "completions": completions, "kind": kind}
+
+
 def _to_pil(image: np.ndarray | Image.Image) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
@@ -73,10 +82,12 @@ class WorldConversations(Dataset):
         world: the icons.
         length: number of rows.
         mixture: weight of each kind, which need not sum to 1: `caption` (a description of a scene), `scene` (several
-            questions about a scene), `emoji` (the name of an emoji), `t2i` and `t2i_emoji` (text to image), `text` (the
-            questions of `scene` about a scene as text) and `text_t2i` (a prompt answered with its scene as text).
+            questions about a scene), `keywords` (the same questions in keywords, each answered at once), `emoji` (the
+            name of an emoji), `t2i` and `t2i_emoji` (text to image), `text` and `text_keywords` (as `scene` and
+            `keywords`, about a scene as text) and `text_t2i` (a prompt answered with its scene as text).
         seed: of everything random.
-        block: number of consecutive rows that all generate images, or all do not: such batches need little padding.
+        block: number of consecutive rows of one form (images to generate, questions in keywords, or other texts): such
+            batches need little padding.
 
     Raises:
         ValueError: as [`check_mixture`], or a block below 1.
@@ -92,9 +103,8 @@ class WorldConversations(Dataset):
         self.scenes = SceneSampler(world, world.select("train"))
         self.questions, self.prompts = QuestionSampler(world), PromptSampler(world)
         self.with_emoji = [thing for thing in world.things if thing.emoji is not None]
-        generating = {kind: weight for kind, weight in mixture.items() if kind in GENERATING}
-        answering = {kind: weight for kind, weight in mixture.items() if kind not in GENERATING}
-        self.forms = [form for form in (generating, answering) if sum(form.values())]
+        forms = [{kind: weight for kind, weight in mixture.items() if kind in form} for form in _FORMS]
+        self.forms = [form for form in forms if sum(form.values())]
 
     def __len__(self) -> int:
         return self.length
@@ -126,6 +136,25 @@ class WorldConversations(Dataset):
         scene = self._sample_scene(rng)
         questions = self._sample_questions(rng, scene)
         return question_row(render(self.world, scene), questions, "scene")
+
+    def _sample_keywords(self, rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+        """Samples (question, answer) pairs in keywords, each a line; no question occurs twice."""
+        kinds = [kind for kind in self.questions.kinds(scene) if kind in KEYWORDS]
+        pairs = {}
+        for kind in rng.choices(kinds, k=_NUM_KEYWORDS):
+            question = self.questions.sample(rng, scene, kind, keywords=True)
+            pairs[f" {question.text}"] = f"{question.answer}\n"
+        return list(pairs.items())
+
+    def _keywords(self, rng: random.Random) -> dict[str, Any]:
+        scene = self._sample_scene(rng)
+        row = keyword_row({"type": "image"}, self._sample_keywords(rng, scene), "keywords")
+        return row | {"images": [_to_pil(render(self.world, scene))]}
+
+    def _text_keywords(self, rng: random.Random) -> dict[str, Any]:
+        scene = self._sample_scene(rng)
+        subject = {"type": "text", "text": scene_as_text(self.world, scene)}
+        return keyword_row(subject, self._sample_keywords(rng, scene), "text_keywords")
 
     def _caption(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
@@ -169,5 +198,6 @@ def corpus(world: World, scenes: int = 4000) -> list[str]:
         scene = sampler.free(rng)
         question = questions.sample(rng, scene, rng.choice(questions.kinds(scene)))
         texts += [scene_as_text(world, scene), question.text, question.answer, describe(world, scene)]
+        texts.append(f" {KEYWORDS[rng.choice(list(KEYWORDS))].partition(' {')[0]}")
         texts.append(prompts.sample(rng, rng.choice(PROMPT_KINDS)).text)
     return texts

@@ -29,6 +29,22 @@ WORDINGS = {
     "yes_no_relation": ("{Is_the} {name} {between} the {other}?",),
     "yes_no_count": ("Are there {number} {names}?",),
 }
+KEYWORDS = {
+    "name": "this",
+    "which": "which {color}",
+    "color": "color {name}",
+    "background": "background",
+    "count": "count",
+    "count_kind": "many {names}",
+    "place": "where {name}",
+    "relation": "{name} relative {other}",
+    "yes_no_name": "there {noun}",
+    "yes_no_color": "is {name} {color}",
+    "yes_no_background": "is background {color}",
+    "yes_no_relation": "is {name} {between} {other}",
+    "yes_no_count": "are {number} {names}",
+}
+"""The same questions in keywords, which end with what decides the answer; without `describe`."""
 YES_NO = tuple(kind for kind in WORDINGS if kind.startswith("yes_no"))
 KINDS = tuple(WORDINGS)
 
@@ -71,7 +87,9 @@ class QuestionSampler:
             kinds += ["relation", "yes_no_relation"]
         return kinds
 
-    def sample(self, rng: random.Random, scene: Scene, kind: str, truth: bool | None = None) -> Question:
+    def sample(
+        self, rng: random.Random, scene: Scene, kind: str, truth: bool | None = None, keywords: bool = False
+    ) -> Question:
         """Samples a question of a kind that [`kinds`] lists.
 
         Args:
@@ -79,10 +97,12 @@ class QuestionSampler:
             scene: the subject.
             kind: of the question.
             truth: whether the answer to a yes/no question is yes; random when None.
+            keywords: whether the question is one of `KEYWORDS` instead of a sentence.
         """
         truth = rng.random() < 0.5 if truth is None else truth
         words, answer = getattr(self, f"_{kind}")(rng, scene, truth)
-        template = WORDINGS[kind][0] if self.canonical else rng.choice(WORDINGS[kind])
+        wordings = (KEYWORDS[kind],) if keywords else WORDINGS[kind]
+        template = wordings[0] if self.canonical else rng.choice(wordings)
         return Question(kind, template.format(**words), answer)
 
     def sample_emoji(self, rng: random.Random, name: str) -> Question:
@@ -157,7 +177,7 @@ class QuestionSampler:
     def _yes_no_name(self, rng, scene, truth):
         shown = sorted({obj.thing for obj in scene.objects})
         thing = rng.choice(shown if truth else [t for t in range(len(self.names)) if t not in shown])
-        return {"a": with_article(self.names[thing])}, _yes(truth)
+        return {"a": with_article(self.names[thing]), "noun": self.names[thing]}, _yes(truth)
 
     def _yes_no_color(self, rng, scene, truth):
         obj = rng.choice(self._singles(scene))

@@ -13,12 +13,13 @@ from ...data.world.icons import load_world
 from ...processing.processing_evotok import EvoTokProcessor
 from ..recipes import Recipe, num_samples
 from ..trainer import EvoTokTrainer
+from .attention_init import initialize_attention
 from .text_tokenizer import train_text_tokenizer
 
 
 VOCAB_SIZE = 1024
 _MULTIPLE = 64  # of the rows of the embedding table: matrix products are faster on whole tiles
-_MIXTURE = {"text": 0.7, "text_t2i": 0.3}
+_MIXTURE = {"text_keywords": 0.5, "text": 0.3, "text_t2i": 0.2}
 
 
 def padded_rows(vocab_size: int) -> int:
@@ -38,9 +39,11 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> EvoTokTrainer
         **recipe.model.config,
     )
     model = Qwen2ForCausalLM(config)
+    initialize_attention(model)
     if recipe.model.attn_implementation:
         model.set_attn_implementation(recipe.model.attn_implementation)
-    rows = WorldConversations(world, num_samples(arguments), recipe.data.mixture or _MIXTURE, arguments.seed)
+    mixture = recipe.data.mixture or _MIXTURE
+    rows = WorldConversations(world, num_samples(arguments), mixture, arguments.seed, recipe.data.block)
     # Only its template and placeholders are used: conversations are formatted as in the stages that follow.
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64, **recipe.processor)
     return EvoTokTrainer(
