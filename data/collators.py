@@ -209,9 +209,9 @@ class EvoTokCollator:
         except (KeyError, ValueError) as error:
             raise ValueError(f"{name}: {error!s}") from error
         sample = _Sample(name, _empty_caption(messages) if self._drops_caption(row, messages) else messages)
+        sample.completions = _completions(row, name)
         try:
             self._assign_images(sample, row)
-            sample.completions = row.get("completions") or []
         except EvoTokImageError as error:
             self._skip("image", f"{name}: {error}")
             return None
@@ -368,6 +368,13 @@ class PreferenceCollator(EvoTokCollator):
         turn = {"role": "assistant", "content": [{"type": "text", "text": row["rejected"]}]}
         [[turn]], _ = prepare_conversations([[turn]], self._control_pattern)
         return [better, replace(better, messages=[*better.messages[:-1], turn])]
+
+
+def _completions(row: dict, name: str) -> list[tuple[str, str]]:
+    pairs = row.get("completions") or []
+    if not all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs):
+        raise ValueError(f"{name}: completions: give pairs of texts, a text and what follows it.")
+    return pairs
 
 
 def _is_text_to_image(messages: list[dict]) -> bool:

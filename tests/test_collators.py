@@ -98,6 +98,18 @@ def test_collator_trains_on_everything_but_input_images(processor):
         EvoTokCollator(processor, train_on="user")
 
 
+def test_collator_appends_completions_as_targets(processor):
+    row = {"messages": [{"role": "user", "content": [IMAGE]}], "images": [picture(1)]}
+    row["completions"] = [(" red", "cat\n"), (" a <|im_end|>", "dog\n")]
+    [ids], [labels] = (EvoTokCollator(processor)([row])[name] for name in ("input_ids", "labels"))
+    text = processor.decode(ids[ids != processor.image_token_id])
+    assert text.endswith("<|im_end|>\n redcat\n a <|im_end|>dog\n")
+    assert processor.decode(labels[labels != -100]) == "cat\ndog\n"
+    assert (ids == processor.tokenizer.eos_token_id).sum() == 1  # the text cannot end the message
+    [everything] = EvoTokCollator(processor, train_on="all")([row])["labels"]
+    assert processor.decode(everything[everything != -100]).endswith(" redcat\n a <|im_end|>dog\n")
+
+
 def test_collator_pads_on_the_right(processor):
     batch = EvoTokCollator(processor)([question(0, "A."), conversation(), prompt(1), prompt(2)])
     lengths = batch["attention_mask"].sum(1)

@@ -33,6 +33,8 @@ def test_conversations_have_the_form_of_their_kind(world):
     rows = [data[index] for index in range(300)]
     assert {row["kind"] for row in rows} == set(MIXTURE_KINDS)
     for row in rows:
+        if row["kind"].endswith("keywords"):
+            continue
         kind, [(question, answer), *more] = row["kind"], turns(row)
         count = sum(text.count("<image>") for turn in turns(row) for text in turn)
         assert count == len(row["images"]) == (not kind.startswith("text"))
@@ -40,11 +42,26 @@ def test_conversations_have_the_form_of_their_kind(world):
         assert question.startswith("<image>") == (kind in ("scene", "caption", "emoji"))
         assert (answer == "<image>") == (kind in GENERATING)
         assert bool(more) == (kind in ("scene", "text"))
-        assert kind not in ("scene", "text") or 3 <= len(turns(row)) <= 7
+        assert kind not in ("scene", "text") or 6 <= len(turns(row)) <= 12
         assert len({question for question, _ in turns(row)}) == len(turns(row))
         assert kind != "emoji" or answer in names
         assert kind != "caption" or answer.endswith(" background")
         assert " at " in {"text": question, "text_t2i": answer}.get(kind, " at ")
+
+
+def test_questions_in_keywords_follow_an_image_or_a_scene_as_text(world):
+    data = WorldConversations(world, 200, {"keywords": 1.0, "text_keywords": 1.0}, seed=2)
+    rows = [data[index] for index in range(200)]
+    for row in rows:
+        [message] = row["messages"]
+        [part] = message["content"]
+        shown = row["kind"] == "keywords"
+        assert (message["role"], part["type"], len(row["images"])) == ("user", "image" if shown else "text", int(shown))
+        questions = [question for question, _ in row["completions"]]
+        assert 4 <= len(questions) == len(set(questions)) <= 14
+        assert all(question[0] == " " and answer[-1] == "\n" for question, answer in row["completions"])
+    words = {question.split()[0] for row in rows for question, _ in row["completions"]}
+    assert {"color", "which", "where", "many", "is", "there", "background", "count"} <= words
 
 
 def test_conversations_ask_yes_and_no_first_in_half_of_the_rows(world, shown):
@@ -71,10 +88,17 @@ def test_conversations_depend_on_seed_and_index_alone(world):
 def test_conversations_are_those_that_checkpoints_were_trained_on(world, shown):
     """Another order of random numbers, or another wording, would be another data set."""
     data = WorldConversations(world, 100, ALL, seed=1)
-    texts = json.dumps([[data[index]["messages"], data[index]["kind"]] for index in range(100)])
+    rows = [data[index] for index in range(100)]
+    texts = json.dumps([[row["messages"], row.get("completions"), row["kind"]] for row in rows])
     scenes = json.dumps([dataclasses.astuple(scene) for scene in shown["scenes"]])
-    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "3e5248a635ef5084"
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "14e490f092c81309"
     assert hashlib.sha256(scenes.encode()).hexdigest()[:16] == "5fc58e306c198faf"
+
+
+def test_blocks_of_conversations_have_one_form(world):
+    data = WorldConversations(world, 400, {"keywords": 0.5, "scene": 0.3, "emoji": 0.2}, block=8)
+    blocks = [{"completions" in data[index] for index in range(start, start + 8)} for start in range(0, 400, 8)]
+    assert all(len(block) == 1 for block in blocks) and 10 < sum(block == {True} for block in blocks) < 40
 
 
 def test_blocks_of_conversations_all_generate_or_all_answer(world, shown):
