@@ -37,7 +37,8 @@ def tiny(tmp_path, monkeypatch):
         "language": {"text_tokenizer_size": 400, "config": text},
         "tokenizer": {"encoder_checkpoint": "vision", "config": vq},
         "pretrain": {"vq_checkpoint": "tokenizer", "language_model_checkpoint": "language"},
-        "sft": {"checkpoint": "pretrain"},
+        "sft-keywords": {"checkpoint": "pretrain"},
+        "sft": {"checkpoint": "sft-keywords"},
         "gen": {"checkpoint": "sft"},
     }
     models["pretrain"]["config"] = {"depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
@@ -67,7 +68,7 @@ def test_chain_trains_every_stage_and_resumes(tiny):
 
 def test_recipes_for_a_gpu_differ_from_those_of_the_cpu_in_speed_only():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
-    assert [recipe.stage for recipe in cuda] == ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "gen"]
+    assert [recipe.stage for recipe in cuda] == ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "gen"]
     for recipe, other in zip(cuda, cpu, strict=True):
         assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer
         assert recipe.data.mixture == other.data.mixture and recipe.loss == other.loss

@@ -229,6 +229,7 @@ def test_collator_truncates_text_but_no_image(processor):
             {"messages": [{"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]}]},
             "as path and as url",
         ),
+        ({"completions": [(" red",)]}, "row 3: completions: give pairs of texts"),
         ({"video": ["a"]}, "row 3: video: conversations hold text and images alone"),
     ],
 )
