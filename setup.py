@@ -85,7 +85,7 @@ EXTRAS["dev"] = [
     "vector-quantize-pytorch>=1.32",  # a reference of `evotok bench quantizer`
     "ruff==0.17.6",
     "transformers-mlinter==0.1.5",
-    "pyright>=1.1.400",
+    "pyright[nodejs]==1.1.414",  # with Node.js as a wheel
 ]
 
 

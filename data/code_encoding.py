@@ -113,9 +113,11 @@ class CorpusEncoder:
         for loaded in self._batches(rows, pool):
             bad += [image for image in loaded if image.pixels is None]
             good = [image for image in loaded if image.pixels is not None]
+            pixels = [image.pixels for image in loaded if image.pixels is not None]
             if good:
-                pixels = torch.stack([image.pixels for image in good]).to(self.model.device)
-                codes = self.model.encode(pixels)[..., : self.info.levels].cpu().numpy()
+                codes = (
+                    self.model.encode(torch.stack(pixels).to(self.model.device))[..., : self.info.levels].cpu().numpy()
+                )
                 writer.write([image.key for image in good], [image.caption for image in good], codes)
             images += len(good)
             on_images(len(loaded))

@@ -89,7 +89,7 @@ class ShardInfo:
         if metadata is not None and metadata.get(b"format") != FORMAT.encode():
             raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
         try:
-            info = cls(**json.loads(metadata[b"info"]))
+            info = cls(**json.loads((metadata or {})[b"info"]))
             check_types(vars(info), get_type_hints(cls), str(path))
         except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path}: not a whole shard of codes: remove it and encode again.") from None

@@ -113,9 +113,9 @@ class _Sample:
     generated_images: list = field(default_factory=list)
     codes: torch.Tensor | None = None
     completions: list[tuple[str, str]] = field(default_factory=list)
-    ids: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    last_turn: np.ndarray | None = None
+    ids: np.ndarray = field(init=False, repr=False)  # these three are set by `_tokenize`
+    labels: np.ndarray = field(init=False, repr=False)
+    last_turn: np.ndarray = field(init=False, repr=False)
     """Which tokens are of the last message of the assistant."""
 
 

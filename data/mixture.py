@@ -176,8 +176,9 @@ class MixtureStream(IterableDataset):
             row["index"] = (pool * size + place) * total + number
             rows.append(row)
         order = rng.permutation(size).tolist()
-        if self.length_of is not None:
-            order.sort(key=lambda place: self.length_of(rows[place]))
+        length_of = self.length_of
+        if length_of is not None:
+            order.sort(key=lambda place: length_of(rows[place]))
         starts = rng.permutation(self.pool_batches) * self.batch_size
         return [[rows[place] for place in order[start : start + self.batch_size]] for start in starts.tolist()]
 
@@ -195,6 +196,7 @@ class MixtureStream(IterableDataset):
         )
 
     def _count(self) -> dict[str, int]:
-        counts = self.skipped + getattr(self.collate, "skipped", Counter())
+        by_collator: Counter[str] = getattr(self.collate, "skipped", None) or Counter()
+        counts = self.skipped + by_collator
         new, self._reported = counts - self._reported, counts
         return dict(new)

@@ -1,7 +1,7 @@
 """Processes that share the work of an evaluation: one, or those that torchrun started."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -50,7 +50,7 @@ class Workers:
 
     def once(self, function: Callable[[], Result]) -> Result:
         """Calls a function on the main process and returns its result on all of them."""
-        return self.gather(function() if self.is_main else None)[0]
+        return cast("Result", self.gather(function() if self.is_main else None)[0])
 
     def gather(self, value: Result) -> list[Result]:
         """Returns the values of all processes, in the order of their ranks, the same list on each of them."""

@@ -4,6 +4,9 @@ The harness has two forms of a request. `EvoTokChat`, its default, gets conversa
 gets text and images separately, and computes likelihoods of choices, too.
 """
 
+# lmms-eval is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 import json
 from collections import defaultdict
 from typing import Any

@@ -6,7 +6,7 @@ Shapes: B prompts of a batch, T tokens, I images, N positions, F width of the fe
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +134,8 @@ def continuous_features(
     Returns:
         `last_hidden_state` (I, N, F) and `pooler_output` (I, N, H).
     """
-    norms = model.get_image_features(pixel_values).last_hidden_state.norm(dim=-1, keepdim=True)
+    semantics = cast(torch.Tensor, model.get_image_features(pixel_values).last_hidden_state)
+    norms = semantics.norm(dim=-1, keepdim=True)
     features = F.normalize(teacher(pixel_values).float(), dim=-1) * norms
     dtype = next(model.model.semantic_projector.parameters()).dtype
     projected = model.model.semantic_projector(features.to(dtype))

@@ -70,7 +70,12 @@ def load_inception(path: str | Path, device: torch.device) -> Callable[[torch.Te
     with _loading(path, INCEPTION):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights, antialias=False).to(device)
+        network = NoTrainInceptionV3(
+            "inception-v3-compat",
+            ["2048"],
+            weights,  # pyright: ignore[reportArgumentType]  # an open file serves as well as its name
+            antialias=False,
+        ).to(device)
     return lambda pixels: network(((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte())
 
 

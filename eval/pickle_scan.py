@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 
 MAX_OPCODES = 1_000_000  # a checkpoint has tens for each tensor
@@ -67,9 +67,9 @@ def scan_pickle(file: BinaryIO) -> None:
         if name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name.endswith("PUT"):
-            memo[int(argument)] = stack[-1]
+            memo[cast(int, argument)] = stack[-1]
         elif name.endswith("GET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[cast(int, argument)])
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "MARK":

@@ -67,7 +67,8 @@ class PatchProbe(NamedTuple):
             model.fit(scaler.transform(known), labels[shown].numpy())
         weight = model.coef_ / scaler.scale_
         bias = model.intercept_ - weight @ scaler.mean_
-        return cls(*(torch.from_numpy(array).float() for array in (weight, bias)), torch.from_numpy(model.classes_))
+        classes = torch.from_numpy(model.classes_)
+        return cls(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), classes)
 
     def right(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns whether each patch with a thing is classified right: (B, N, S), (B, N) -> (patches with a thing,)."""

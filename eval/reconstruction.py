@@ -56,4 +56,5 @@ def evaluate_reconstruction(
     values = torch.stack([torch.cat(values).cpu().double() for values in scores.values()])  # (names, images)
     sums = sum_up(torch.cat([values.sum(1), values.new_full((1,), values.shape[1])]))
     results: dict[str, float | list[float]] = dict(zip(scores, (sums[:-1] / sums[-1]).tolist(), strict=True))
-    return results | {name: values.tolist() for name, values in codebook_usage(sum_up(counts)).items()}
+    results.update({name: values.tolist() for name, values in codebook_usage(sum_up(counts)).items()})
+    return results

@@ -1,6 +1,6 @@
 """Batches of sequences, over the processes of an evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ..data.processes import Workers
@@ -17,7 +17,7 @@ def split_batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 def map_batches(
     workers: Workers,
-    function: Callable[[Sequence[Item]], Sequence[Result]],
+    function: Callable[[Sequence[Item]], Iterable[Result]],
     items: Sequence[Item],
     size: int,
     description: str,

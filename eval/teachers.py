@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
 
+from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+
 
 EMBEDDED_TEACHER = Path(__file__).resolve().parents[1] / "assets" / "vision-mini"
 """The vision tower of the embedded EvoTok-mini."""
@@ -51,7 +53,7 @@ def teacher_files(teacher: str) -> list[Path]:
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
 
 
-def check_teacher(teacher: nn.Module, tokenizer: nn.Module, pixels: torch.Tensor) -> None:
+def check_teacher(teacher: nn.Module, tokenizer: EvoTokVQModel, pixels: torch.Tensor) -> None:
     """Raises ValueError unless a teacher's features of images (B, 3, H, W) have the shape of decoded semantics."""
     shape, config = tuple(teacher(pixels.to(tokenizer.device)).shape[1:]), tokenizer.config
     if shape != (config.num_positions, config.semantic_feature_dim):
@@ -110,6 +112,11 @@ class EfficientNetTeacher(nn.Module):
     SHALLOW = (0, 2, 4)  # blocks whose maps serve as perceptual features
     POOLED = (14, 15)  # blocks whose averages retrieve the same emoji in another style best
     FEATURE_DIM = sum(MAPS.values())
+
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, grid_size: int = 8):
         super().__init__()
@@ -195,7 +202,7 @@ def build_lpips() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     get = "python -c \"import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')\""
     instead = "or set loss.perceptual_network=efficientnet, or loss.perceptual=0."
     try:
-        import torchvision  # noqa: F401 - torchmetrics needs it to build LPIPS
+        import torchvision  # noqa: F401 - torchmetrics needs it to build LPIPS  # pyright: ignore[reportMissingImports]
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     except ImportError as error:
         raise ValueError(f"LPIPS ({error}): pip install 'evotok[eval]' torchvision, then {get}, {instead}") from None

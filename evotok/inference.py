@@ -119,7 +119,7 @@ class RowSampler(LogitsProcessor):
             self._warpers.append(warpers)
             self._generators.append(generator)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Adds noise to the warped logits of sampled rows: (B, T), (B, V) float32 -> (B, V)."""
         for row, (warpers, generator) in enumerate(zip(self._warpers, self._generators, strict=True)):
             if generator is None:
@@ -149,7 +149,7 @@ class RowObserver(StoppingCriteria):
         self.answers = [Answer([], "length") for _ in limits]
         self._done = [False] * len(limits)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any = None, **kwargs) -> torch.Tensor:
         """Returns which rows are finished: (B, T) -> (B,)."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self._done[row]:
@@ -273,7 +273,7 @@ class StopSignal(StoppingCriteria):
         """Whether the generation has to end, for either reason."""
         return self._requested.is_set() or time.monotonic() > self._deadline
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any = None, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any = None, **kwargs) -> torch.Tensor:
         """Returns whether each row is finished: (B, T) -> (B,), all rows together."""
         return torch.full((len(input_ids),), self.is_set, device=input_ids.device)
 
@@ -284,7 +284,7 @@ class CodeIteratorStreamer:
     def __init__(self, signal: StopSignal):
         self._signal, self._queue = signal, SimpleQueue()
 
-    def put(self, codes: torch.LongTensor) -> None:
+    def put(self, codes: torch.Tensor) -> None:
         """Queues the codes of a position; called by `generate`.
 
         Raises:
@@ -298,7 +298,7 @@ class CodeIteratorStreamer:
         """Ends the iteration; called by `generate` after the last position, and by `stream_in_thread` in any case."""
         self._queue.put(_END)
 
-    def __iter__(self) -> Iterator[torch.LongTensor]:
+    def __iter__(self) -> Iterator[torch.Tensor]:
         return iter(self._queue.get, _END)
 
 
@@ -366,7 +366,7 @@ def stream_answer(
     return stream_in_thread(work, streamer, signal)
 
 
-def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) -> Iterator[torch.LongTensor]:
+def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) -> Iterator[torch.Tensor]:
     """Returns an iterator over the codes (M, L) of each position of generated images.
 
     Args:
@@ -383,7 +383,7 @@ def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) 
 
 
 @torch.inference_mode()
-def preview_images(model, processor, codes: torch.LongTensor) -> list[Image.Image]:
+def preview_images(model, processor, codes: torch.Tensor) -> list[Image.Image]:
     """Decodes the first positions (M, p, L) of images; the other positions are grey.
 
     The decoder takes all N positions: the p that are generated are repeated, so that its normalisation sees their

@@ -24,7 +24,8 @@ class FromCheckpoint:
     ) -> None:
         Workers()  # initialises the distributed processes, and selects this one's device
         model, processor = load_multimodal(pretrained)
-        super().__init__(model if device is None else model.to(device), processor, batch_size)
+        model = model if device is None else model.to(device)
+        super().__init__(model, processor, batch_size)  # pyright: ignore[reportCallIssue]  # of the class beside this one
 
 
 class Chat(FromCheckpoint, EvoTokChat):

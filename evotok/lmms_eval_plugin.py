@@ -1,5 +1,8 @@
 """Entry point `lmms_eval.models`, which registers the model `evotok` with the lmms-eval harness."""
 
+# lmms-eval is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 from typing import TYPE_CHECKING
 
 

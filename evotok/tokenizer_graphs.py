@@ -79,6 +79,7 @@ def write_onnx(model: EvoTokVQModel, folder: Path) -> list[Path]:
     for name, program in export_programs(model).items():
         _, inputs, outputs = GRAPHS[name]
         graph = torch.onnx.export(program, dynamo=True, input_names=[inputs], output_names=[outputs], verbose=False)
+        assert graph is not None  # None is for the old exporter
         graph.model.metadata_props.update(metadata)
         paths.append(folder / f"{name}.onnx")
         graph.save(paths[-1])

@@ -18,13 +18,19 @@ field, so that the mini model differs from the paper's in its `config.json` alon
 """
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import auto_docstring
 
+
+# Part of a configuration: given as a dict or None, and a configuration after `__post_init__`.
+if TYPE_CHECKING:
+    SubConfig = Any
+else:
+    SubConfig = dict | PreTrainedConfig | None
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_evotok.EvoTokConfig",
@@ -40,7 +46,7 @@ if "evotok" not in sys.modules:  # the package fills all tables of the Auto clas
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("evotok", "EvoTokForConditionalGeneration")
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("evotok", "EvoTokForConditionalGeneration")  # pyright: ignore[reportArgumentType]  # typed as its own literals
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("evotok", "EvoTokForConditionalGeneration")
 
 
@@ -125,7 +131,7 @@ class EvoTokVQConfig(PreTrainedConfig):
         )
     }
 
-    encoder_config: dict | PreTrainedConfig | None = None
+    encoder_config: SubConfig = None
     codebook_size: int = 32768
     codebook_dim: int = 32
     num_codebooks: int = 16
@@ -284,7 +290,7 @@ class EvoTokConfig(PreTrainedConfig):
         "image_loss",
         "image_level_losses",
     ]
-    sub_configs_defaults = {
+    sub_configs_defaults = {  # pyright: ignore[reportAssignmentType]  # classes are made into SubConfigSpec
         "vq_config": EvoTokVQConfig,
         "depth_decoder_config": EvoTokDepthDecoderConfig,
         "text_config": SubConfigSpec(
@@ -306,9 +312,9 @@ class EvoTokConfig(PreTrainedConfig):
         ),
     }
 
-    vq_config: dict | PreTrainedConfig | None = None
-    depth_decoder_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vq_config: SubConfig = None
+    depth_decoder_config: SubConfig = None
+    text_config: SubConfig = None
     image_token_id: int = 151655
     image_generation_token_id: int = 151665
     vision_start_token_id: int = 151652

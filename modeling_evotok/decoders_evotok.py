@@ -152,7 +152,8 @@ class EvoTokSemanticAttention(nn.Module):
             proj(x).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, heads, N + 1, head_dim)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation,  # pyright: ignore[reportArgumentType]  # None is accepted, too
+            eager_attention_forward,
         )
         mixed, _ = attention_interface(
             self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=self.is_causal

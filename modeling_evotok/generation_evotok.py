@@ -54,8 +54,8 @@ class EvoTokImageGenerationOutput(ModelOutput):
             -inf for a code of probability 0.
     """
 
-    codes: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
+    codes: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
 
 
 class EvoTokGenerationMixin(GenerationMixin):
@@ -69,7 +69,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         *args,
         generation_mode: str = "text",
         **kwargs,
-    ):
+    ) -> Any:
         """Generates text or images.
 
         Args:
@@ -117,17 +117,17 @@ class EvoTokGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def generate_images(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         generation_config: GenerationConfig | None = None,
         *,
         attention_mask: torch.Tensor | None = None,
-        negative_prompt_ids: torch.LongTensor | None = None,
+        negative_prompt_ids: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        callback: Callable[[int, torch.LongTensor], Any] | None = None,
+        callback: Callable[[int, torch.Tensor], Any] | None = None,
         streamer: Any | None = None,
         **kwargs,
-    ) -> torch.LongTensor | EvoTokImageGenerationOutput:
+    ) -> torch.Tensor | EvoTokImageGenerationOutput:
         """Generates one image of exactly N positions after each prompt; text tokens are never scored.
 
         Args:
@@ -190,7 +190,7 @@ class EvoTokGenerationMixin(GenerationMixin):
             scores = torch.stack(scores, dim=1).unflatten(1, codes.shape[1:])
         return EvoTokImageGenerationOutput(codes=codes, scores=scores)
 
-    def decode_image_tokens(self, codes: torch.LongTensor) -> torch.FloatTensor:
+    def decode_image_tokens(self, codes: torch.Tensor) -> torch.Tensor:
         """Decodes codes (M, N, L), or (M x N, L) as pipelines flatten them, to pixels (M, 3, height, width), about
         [-1, 1], which the processor converts to PIL images."""
         if codes.ndim == 2:
@@ -225,7 +225,7 @@ class EvoTokGenerationMixin(GenerationMixin):
         self._refuse_missing_images(input_ids, **images)
         return self.model.embed_inputs(input_ids, **images).inputs_embeds, attention_mask.long()
 
-    def _default_negative_prompt(self, device: torch.device) -> torch.LongTensor:
+    def _default_negative_prompt(self, device: torch.device) -> torch.Tensor:
         """Returns the empty prompt (1, S) that `evotok export` saves, or the start-of-image token alone."""
         ids = getattr(self.generation_config, "image_negative_prompt_ids", None) or [self.config.vision_start_token_id]
         return torch.tensor([ids], device=device)
@@ -276,7 +276,7 @@ class EvoTokGenerationMixin(GenerationMixin):
 
 
 @contextmanager
-def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+def _evaluation_mode(model) -> Iterator[None]:
     """Disables dropout, and gradient checkpointing, which would disable caches; restores the mode of every module."""
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -288,7 +288,7 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _padding_mask(input_ids: torch.LongTensor, pad: int | None, bos: int | None) -> torch.LongTensor:
+def _padding_mask(input_ids: torch.Tensor, pad: int | None, bos: int | None) -> torch.Tensor:
     """Computes the mask (B, T) of padded prompts: 0 for pad tokens at either end; those at the right are refused later.
 
     A pad token between others is text, because the end of a turn may be the pad token; so is the last one at the left

@@ -70,13 +70,13 @@ class EvoTokCudaGraph:
             current.wait_stream(self.stream)
             return outputs
         if self.graph is None:
-            self._record(inputs)
+            self.graph = self._record(inputs)
         for recorded, given in zip(self.inputs, inputs, strict=True):
             recorded.copy_(given)
         self.graph.replay()
         return self.outputs
 
-    def _record(self, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = tuple(given.clone() for given in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -87,7 +87,7 @@ class EvoTokCudaGraph:
                 "A position cannot be recorded as a CUDA graph: something in it, such as a hook or a replaced layer, "
                 f"waits for the device. Pass disable_compile=True to generate. ({error})"
             ) from error
-        self.graph = graph
+        return graph
 
 
 def run_language_model(model, embeds, mask, position_ids, cache) -> torch.Tensor:
@@ -165,11 +165,11 @@ class EvoTokImageGenerator:
         self.noise = torch.empty(len(self.codebooks), *noise_shape, device=device)
         self.generate_next = self._compile(compile_config, disable_compile)
 
-    def empty_codes(self) -> torch.LongTensor:
+    def empty_codes(self) -> torch.Tensor:
         """Allocates codes of all positions, (M, N, L)."""
         return self.mask.new_empty(self.images, self.positions, len(self.codebooks))
 
-    def __iter__(self) -> Iterator[torch.LongTensor]:
+    def __iter__(self) -> Iterator[torch.Tensor]:
         hidden = run_language_model(self.model, self.embeds, self.mask[:, : self.length], self.prompt_ids, self.cache)
         codes, features = self.model.depth_decoder.generate_codes(
             hidden, self.codebooks, self.sampler, self.depth_cache, self.sampler.fill_noise(self.noise)

@@ -45,7 +45,7 @@ class EvoTokDepthLoss(NamedTuple):
 
 
 def linear_cross_entropy(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.LongTensor
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
     """Computes the sum over rows of the cross-entropy of `F.linear(states, weight, bias)`, in float32.
 
@@ -82,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if needed[2]:
                 bias_grad = _add(bias_grad, block.sum(0))
             block = block.to(states.dtype)
-            if needed[0]:
+            if states_grad is not None:
                 states_grad[start : start + _BLOCK_ROWS] = block @ weight
             if needed[1]:
                 weight_grad = _add(weight_grad, block.t() @ rows)
@@ -110,8 +110,8 @@ class EvoTokLossMixin:
     """Losses of a model with `model` (an [`EvoTokModel`]), `lm_head` and `depth_decoder`."""
 
     def count_targets(
-        self, input_ids: torch.LongTensor, labels: torch.LongTensor, shift_labels: torch.LongTensor | None = None
-    ) -> torch.LongTensor:
+        self, input_ids: torch.Tensor, labels: torch.Tensor, shift_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Counts text targets and target positions of generated images in labels (B, S): (2,) int64.
 
         Summed over processes and accumulated batches they are `num_items_in_batch` and `num_image_positions_in_batch`.
@@ -121,7 +121,7 @@ class EvoTokLossMixin:
         positions = generated[:, 1:] & (targets[:, :-1] != IGNORE_INDEX)
         return torch.stack([self._is_text(targets).sum(), positions.sum()])
 
-    def _is_text(self, targets: torch.LongTensor) -> torch.BoolTensor:
+    def _is_text(self, targets: torch.Tensor) -> torch.Tensor:
         """Returns which targets (B, S) the LM head predicts: all but placeholders."""
         mask = targets != IGNORE_INDEX
         for token_id in (self.config.image_token_id, self.config.image_generation_token_id):
@@ -131,10 +131,10 @@ class EvoTokLossMixin:
     def _compute_losses(
         self,
         outputs: ModelOutput,
-        labels: torch.LongTensor,
+        labels: torch.Tensor,
         num_items: torch.Tensor | int | None,
         num_positions: torch.Tensor | int | None,
-        shift_labels: torch.LongTensor | None = None,
+        shift_labels: torch.Tensor | None = None,
         **kwargs,
     ) -> dict:
         """Computes the loss fields of [`EvoTokCausalLMOutputWithPast`] from an [`EvoTokModelOutputWithPast`]."""
@@ -165,7 +165,7 @@ class EvoTokLossMixin:
         }
 
     def _text_loss(
-        self, hidden_states: torch.Tensor, targets: torch.LongTensor, num_items: torch.Tensor | None, **kwargs
+        self, hidden_states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | None, **kwargs
     ) -> tuple[torch.Tensor, bool]:
         """Computes the cross-entropy of text targets, and whether there are any. The LM head runs on these only."""
         mask = self._is_text(targets)
@@ -177,7 +177,7 @@ class EvoTokLossMixin:
         return self.loss_function(logits=logits, labels=targets, shift_labels=targets, **kwargs), True
 
     def _image_loss(
-        self, outputs: ModelOutput, targets: torch.LongTensor, num_positions: torch.Tensor | None
+        self, outputs: ModelOutput, targets: torch.Tensor, num_positions: torch.Tensor | None
     ) -> EvoTokDepthLoss | None:
         """Computes Eq. 11 over the target positions of generated images, each predicted from the position before it."""
         if outputs.generation_codes is None:
@@ -194,7 +194,7 @@ class EvoTokLossMixin:
         return self.depth_decoder.loss(hidden_states, embeddings, codes, num_positions)
 
 
-def _shift(labels: torch.LongTensor) -> torch.LongTensor:
+def _shift(labels: torch.Tensor) -> torch.Tensor:
     """Shifts labels (B, S) to the left: the target of each position is the label of the next."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 

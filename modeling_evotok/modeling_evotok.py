@@ -24,7 +24,7 @@ levels of generated images, F width of the semantic features, C codebook width.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -87,9 +87,9 @@ class EvoTokModelOutputWithPast(BaseModelOutputWithPast):
         1 at the positions of the generated images.
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
-    generation_codes: torch.LongTensor | None = None
-    generation_mask: torch.LongTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    generation_codes: torch.Tensor | None = None
+    generation_mask: torch.Tensor | None = None
 
 
 @auto_docstring(custom_intro="Output of [`EvoTokForConditionalGeneration`].")
@@ -112,15 +112,15 @@ class EvoTokCausalLMOutputWithPast(ModelOutput):
         the global batch: shares add up.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
-    text_loss: torch.FloatTensor | None = None
-    image_loss: torch.FloatTensor | None = None
-    image_level_losses: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    image_loss: torch.Tensor | None = None
+    image_level_losses: torch.Tensor | None = None
 
 
 class EvoTokInputs(NamedTuple):
@@ -129,8 +129,8 @@ class EvoTokInputs(NamedTuple):
 
     inputs_embeds: torch.Tensor
     image_hidden_states: torch.Tensor | None
-    generation_codes: torch.LongTensor | None
-    generation_mask: torch.BoolTensor
+    generation_codes: torch.Tensor | None
+    generation_mask: torch.Tensor
 
 
 class EvoTokMultiModalProjector(nn.Module):
@@ -152,7 +152,7 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     config: EvoTokConfig
     config_class = EvoTokConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]  # a tuple, as in Transformers
     output_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
@@ -166,6 +166,10 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["vq_model"]
     _no_split_modules = ["EvoTokVQModel"]  # `encode` and `decode_*` call submodules without the hooks of the whole
 
+    if TYPE_CHECKING:  # `PreTrainedModel.to` has lost its type to a decorator
+
+        def to(self, *args, **kwargs) -> Self: ...
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """Returns False, for the reason given in [`EvoTokVQPreTrainedModel.is_custom_code`]."""
@@ -174,7 +178,7 @@ class EvoTokPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Returns the dtype of the tokenizer, to which generic code casts images."""
-        return self.base_model.vq_model.dtype
+        return self.base_model.vq_model.dtype  # pyright: ignore[reportReturnType]  # `base_model` is any module
 
 
 @auto_docstring(custom_intro="Image tokenizer, language model and the two projectors, without heads.")
@@ -219,7 +223,7 @@ class EvoTokModel(EvoTokPreTrainedModel):
 
     @can_return_tuple
     @auto_docstring(custom_intro="Encodes and projects input images.")
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(I, 3, h, w)`):
             Images in [-1, 1], of the tokenizer's image size.
@@ -241,13 +245,13 @@ class EvoTokModel(EvoTokPreTrainedModel):
             features.hidden_states, features.attentions = states.hidden_states, states.attentions
         return features
 
-    def _project_semantics(self, codes: torch.LongTensor) -> BaseModelOutputWithPooling:
+    def _project_semantics(self, codes: torch.Tensor) -> BaseModelOutputWithPooling:
         """Decodes and projects the semantics of codes (I, N, d) of input images."""
         with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
             semantics = self.vq_model.decode_semantics(codes)  # (I, N, F)
         return BaseModelOutputWithPooling(last_hidden_state=semantics, pooler_output=self.semantic_projector(semantics))
 
-    def get_generation_features(self, codes: torch.LongTensor) -> torch.Tensor:
+    def get_generation_features(self, codes: torch.Tensor) -> torch.Tensor:
         """Embeds codes of generated images: (I, N, L) -> (I, N, H), from f_pix of Eq. 4."""
         with torch.no_grad():
             pixel_features = self.vq_model.quantizer.decode_codes(codes)  # (I, N, C)
@@ -255,11 +259,11 @@ class EvoTokModel(EvoTokPreTrainedModel):
 
     def get_placeholder_mask(
         self,
-        input_ids: torch.LongTensor | None,
+        input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor,
         image_features: torch.Tensor | None = None,
         generation_features: torch.Tensor | None = None,
-    ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns masks (B, S) of the positions of input images and of generated images.
 
         Raises:
@@ -280,7 +284,7 @@ class EvoTokModel(EvoTokPreTrainedModel):
                 self.check_placeholders(masks[-1], 0 if features is None else features.shape[0])
         return tuple(masks)
 
-    def check_placeholders(self, mask: torch.BoolTensor, images: int):
+    def check_placeholders(self, mask: torch.Tensor, images: int):
         """Raises ValueError unless `mask` marks N positions for each of the images of one kind."""
         positions = self.config.vq_config.num_positions
         torch_compilable_check(
@@ -294,17 +298,16 @@ class EvoTokModel(EvoTokPreTrainedModel):
 
     def embed_inputs(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_codes: torch.LongTensor | None = None,
-        generation_pixel_values: torch.FloatTensor | None = None,
-        generation_codes: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_codes: torch.Tensor | None = None,
+        generation_pixel_values: torch.Tensor | None = None,
+        generation_codes: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
     ) -> EvoTokInputs:
         """Embeds tokens and images of both kinds. Arguments and errors as in `forward`."""
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         unused = []
         image_features = self._embed_input_images(pixel_values, image_codes, mm_encoder_outputs)
         if image_features is None and self.must_run(self.semantic_projector):
@@ -315,13 +318,13 @@ class EvoTokModel(EvoTokPreTrainedModel):
         elif self.must_run(self.pixel_projector):
             unused.append(self.get_generation_features(self._dummy_codes()))
 
-        masks = self.get_placeholder_mask(input_ids, inputs_embeds, image_features, generation_features)
+        masks = self.get_placeholder_mask(input_ids, embeds, image_features, generation_features)
         for mask, features in zip(masks, (image_features, generation_features), strict=True):
             if features is not None:
-                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), features.to(inputs_embeds))
+                embeds = embeds.masked_scatter(mask.unsqueeze(-1), features.to(embeds))
         for features in unused:
-            inputs_embeds = inputs_embeds + 0.0 * features.sum().to(inputs_embeds.dtype)
-        return EvoTokInputs(inputs_embeds, image_features, codes, masks[1])
+            embeds = embeds + 0.0 * features.sum().to(embeds.dtype)
+        return EvoTokInputs(embeds, image_features, codes, masks[1])
 
     def _embed_input_images(self, pixel_values, image_codes, mm_encoder_outputs) -> torch.Tensor | None:
         encoded = (mm_encoder_outputs or {}).get("image")
@@ -333,7 +336,7 @@ class EvoTokModel(EvoTokPreTrainedModel):
             encoded = self._project_semantics(image_codes)
         return None if encoded is None else encoded.pooler_output
 
-    def _encode_generated_images(self, pixel_values, codes) -> torch.LongTensor | None:
+    def _encode_generated_images(self, pixel_values, codes) -> torch.Tensor | None:
         vq_config = self.config.vq_config
         positions, levels = vq_config.num_positions, vq_config.num_pixel_codebooks
         if pixel_values is not None:
@@ -363,7 +366,7 @@ class EvoTokModel(EvoTokPreTrainedModel):
             return False
         return is_deepspeed_zero3_enabled() or any(p.requires_grad for p in module.parameters())
 
-    def _dummy_codes(self) -> torch.LongTensor:
+    def _dummy_codes(self) -> torch.Tensor:
         """Returns codes (1, N, 1) of no image; under ZeRO-3, which gathers the tokenizer, too, of a blank image."""
         vq_config = self.config.vq_config
         if is_deepspeed_zero3_enabled():
@@ -446,6 +449,7 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
     _keep_in_fp32_modules = ["model.vq_model", "depth_decoder.classifiers"]
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    lm_head: nn.Linear
     accepts_loss_kwargs = True  # with `num_items_in_batch` both losses are shares of the global batch's
 
     def __init__(self, config: EvoTokConfig):
@@ -467,7 +471,7 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
         self.lm_head = new_embeddings
 
     @auto_docstring(custom_intro="Encodes and projects input images.")
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.FloatTensor` of shape `(I, 3, h, w)`):
             Images in [-1, 1], of the tokenizer's image size.

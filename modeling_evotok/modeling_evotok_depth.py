@@ -25,7 +25,7 @@ Shapes: M positions, L levels, H width of the language model, E width here, C co
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +59,9 @@ class EvoTokDepthDecoderOutput(ModelOutput):
         `(M, heads, L, L)` of each layer, with `output_attentions=True` and eager attention.
     """
 
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class EvoTokDepthCache(NamedTuple):
@@ -128,7 +128,8 @@ class EvoTokDepthAttention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx, level)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation,  # pyright: ignore[reportArgumentType]  # None is accepted, too
+            eager_attention_forward,
         )
         dropout = self.attention_dropout if self.training else 0.0
         mixed, weights = attention_interface(
@@ -227,6 +228,10 @@ class EvoTokDepthDecoder(PreTrainedModel):
     _can_record_outputs = {"hidden_states": EvoTokDepthDecoderLayer, "attentions": EvoTokDepthAttention}
     _input_embed_layer = "position_embeddings"
 
+    if TYPE_CHECKING:  # `PreTrainedModel.to` has lost its type to a decorator
+
+        def to(self, *args, **kwargs) -> Self: ...
+
     def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__(config)
         self.backbone_projection = nn.Linear(config.backbone_hidden_size, config.hidden_size)
@@ -276,7 +281,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         code_embeddings: torch.Tensor,
-        codes: torch.LongTensor,
+        codes: torch.Tensor,
         num_positions: torch.Tensor | int | None = None,
     ) -> EvoTokDepthLoss:
         """Computes the cross-entropy of the target codes, mean over M x L (Eq. 11).
@@ -328,10 +333,10 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         codebooks: torch.Tensor,
-        sample: Callable[..., torch.LongTensor],
+        sample: Callable[..., torch.Tensor],
         cache: EvoTokDepthCache | None = None,
         noise: torch.Tensor | None = None,
-    ) -> tuple[torch.LongTensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Generates the codes of one position.
 
         Args:

@@ -21,6 +21,7 @@ Shapes: B images, N = h x w positions, C codebook width, D levels, S width of th
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +62,12 @@ class EvoTokVQOutput(ModelOutput):
         Those of the encoder, with `output_attentions=True` and eager attention.
     """
 
-    vq_loss: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    vq_loss: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    semantic_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Base class of the image tokenizer: loading, saving, initialisation.")
@@ -75,7 +76,7 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
     config_class = EvoTokVQConfig
     base_model_prefix = "vq_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # pyright: ignore[reportAssignmentType]  # a tuple, as in Transformers
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -84,6 +85,10 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EvoTokResidualBlock", "EvoTokSemanticLayer", "EvoTokResidualVectorQuantizer"]
     # In half precision the distances of near entries tie: the codebooks are always loaded in fp32.
     _keep_in_fp32_modules_strict = ["quantizer"]
+
+    if TYPE_CHECKING:  # `PreTrainedModel.to` has lost its type to a decorator
+
+        def to(self, *args, **kwargs) -> Self: ...
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -135,7 +140,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> "EvoTokVQModel":
+    def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> Self:
         """Builds a new tokenizer whose encoder is initialised from a SigLIP or SigLIP2 checkpoint, less its last layer.
 
         Args:
@@ -211,7 +216,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         )
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes images: (B, 3, H, W) in [-1, 1] -> codes (B, N, D) int64, positions in row-major order.
 
         Autocast is switched off, because in half precision the features, and so the codes, would differ.
@@ -223,15 +228,15 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         with disable_autocast(pixel_values.device.type):
             return self.quantizer.encode(self._encode_features(pixel_values)[0])
 
-    def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_pixels(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes pixels at a depth (`num_pixel_codebooks` by default): (B, N, d) -> (B, 3, H, W)."""
         return self._to_pixels(self._sum_levels(codes, depth or min(self.config.num_pixel_codebooks, codes.shape[-1])))
 
-    def decode_semantics(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_semantics(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes semantics at a depth (all levels by default): (B, N, d) -> (B, N, S)."""
         return self._to_semantics(self._sum_levels(codes, depth or codes.shape[-1]))
 
-    def _sum_levels(self, codes: torch.LongTensor, depth: int) -> torch.Tensor:
+    def _sum_levels(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
         """Checks codes and sums the entries of their first `depth` levels: (B, N, d) -> (B, N, C)."""
         if codes.ndim != 3 or codes.shape[1] != self.config.num_positions:
             raise ValueError(

@@ -83,7 +83,7 @@ def _search_finite(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
     return torch.cat(codes).clamp(max=size - 1)
 
 
-def is_finite(vectors: torch.Tensor) -> torch.BoolTensor:
+def is_finite(vectors: torch.Tensor) -> torch.Tensor:
     """Returns which vectors (..., C) hold neither NaN nor an infinity, (...), by operations that any graph can hold."""
     total = vectors.sum(-1)
     return total - total == 0

@@ -23,6 +23,9 @@ Shapes: M vectors, R of them in a block, C codebook width, W width of keys and q
 groups of K / G members.
 """
 
+# Triton is not installed where types are checked; kernels are plain functions there, which have no index.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 import torch
 import triton
 import triton.language as tl

@@ -19,7 +19,7 @@ too: in bf16 the distances of near entries tie and codes change.
 Shapes: B images, N positions, M = B x N vectors, C codebook width, K codebook size, D levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -81,14 +81,18 @@ class EvoTokQuantizerOutput(ModelOutput):
         loss: scalar, Eq. 7.
     """
 
-    codes: torch.LongTensor | None = None
-    pixel_features: torch.FloatTensor | None = None
-    semantic_features: torch.FloatTensor | None = None
-    loss: torch.FloatTensor | None = None
+    codes: torch.Tensor | None = None
+    pixel_features: torch.Tensor | None = None
+    semantic_features: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
 
 
 class EvoTokCodebook(nn.Module):
     """Codebook of one level: K entries, each the EMA of the vectors that it was chosen for."""
+
+    cluster_size: torch.Tensor  # (K,)
+    step: torch.Tensor  # ()
+    vector_sum: torch.Tensor | None  # (K, C)
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()
@@ -176,7 +180,7 @@ class EvoTokCodebook(nn.Module):
         return _all_reduce(candidates)
 
 
-def _refuse_missing(codes: torch.LongTensor) -> None:
+def _refuse_missing(codes: torch.Tensor) -> None:
     """Raises ValueError for code -1, that of features that are not finite."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or codes.is_meta:
         return
@@ -188,6 +192,8 @@ def _refuse_missing(codes: torch.LongTensor) -> None:
 
 class EvoTokResidualVectorQuantizer(nn.Module):
     """Residual quantizer: each level quantises the residual of the levels before it (Eq. 2)."""
+
+    codebooks: Sequence[EvoTokCodebook]  # a ModuleList, which does not know the type of its modules
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()
@@ -214,7 +220,7 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             target = features.float()
             residual = target.detach()
             approximation = torch.zeros_like(residual)
-            codes, errors, pixel_features = [], [], None
+            codes, errors, pixel_features = [], [], approximation
             for level, codebook in enumerate(self.codebooks, start=1):
                 flat = residual.flatten(0, 1)  # (M, C)
                 chosen = codebook(flat)
@@ -238,7 +244,7 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             )
 
     @torch.no_grad()
-    def encode(self, features: torch.Tensor) -> torch.LongTensor:
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encodes features without updating the codebooks: (B, N, C) -> codes (B, N, D) int64.
 
         Raises:
@@ -253,12 +259,12 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         _refuse_missing(codes[0])
         return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
 
-    def embed(self, codes: torch.LongTensor) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Looks up the entry of every code, not summed: (..., d) int64 -> (..., d, C), at any depth d <= D."""
         self._check_codes(codes)
         return torch.stack([self.codebooks[level](codes[..., level]) for level in range(codes.shape[-1])], dim=-2)
 
-    def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Sums the entries of codes, Eq. 4: (..., d) int64 -> (..., C), at any depth d <= D."""
         self._check_codes(codes)
         total = self.codebooks[0](codes[..., 0])

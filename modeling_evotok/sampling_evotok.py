@@ -160,18 +160,19 @@ class EvoTokCodeSampler:
         scores: list to which the scores (M, K) of every call are appended.
         failed: () bool, set to True where scores are not finite, without waiting for the device; see `check_scores`.
 
-    Numbers may be NumPy's; None unsets a value: no guidance, no limit, no temperature.
+    Numbers may be given as NumPy's; None unsets a value: no guidance, no limit, no temperature. The fields are Python's
+    numbers.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    guidance_scale: float | None = 7.5
-    guidance_min_p: float | None = 0.0
-    do_sample: bool | None = True
-    temperature: float | None = 1.0
-    top_k: int | None = 900
-    top_p: float | None = 0.96
+    guidance_scale: float = 7.5
+    guidance_min_p: float = 0.0
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 900
+    top_p: float = 0.96
     generator: torch.Generator | list[torch.Generator] | None = None
     scores: list[torch.Tensor] | None = None
     failed: torch.Tensor | None = None
@@ -220,7 +221,7 @@ class EvoTokCodeSampler:
             row.exponential_(generator=generator)
         return noise
 
-    def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.LongTensor:
+    def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Samples codes: logits (R, K) -> (R,) int64, the same code in both rows of an image. Without `noise` (M, K) it
         is generated here."""
         conditional = scores = logits.float()

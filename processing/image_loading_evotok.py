@@ -38,7 +38,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from huggingface_hub.utils import get_session
@@ -246,7 +246,8 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_scale_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+        return cast(Image.Image, ImageCms.applyTransform(image, transform))  # None is for a change in place
     if image.mode == "La":
         image = image.convert("LA")  # the only conversion of premultiplied grey
     if image.has_transparency_data:
@@ -285,7 +286,7 @@ def check_unit_range(array: Any) -> Any:
     Raises:
         EvoTokImageError: no such array, other values, or another number of channels.
     """
-    values = _values(array) if is_array(array) else np.empty(0, np.uint8)
+    values: np.ndarray = _values(array) if is_array(array) else np.empty(0, np.uint8)
     if values.dtype.kind != "f" or values.min() < 0 or values.max() > 1:
         raise EvoTokImageError("do_rescale=False is for arrays of floats from 0 to 1 alone: leave it out.")
     if values.ndim == 2:

@@ -17,9 +17,10 @@ Images of system and user messages are input images and become `pixel_values`; t
 images and become `generation_pixel_values`, or `generation_codes` if they are encoded already.
 """
 
+import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -108,10 +109,12 @@ class EvoTokProcessor(ProcessorMixin):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "left"
-        self.token_ids = {f"{name}_id": self.tokenizer.convert_tokens_to_ids(getattr(self, name)) for name in names}
+        self.token_ids = {
+            f"{name}_id": cast(int, self.tokenizer.convert_tokens_to_ids(getattr(self, name))) for name in names
+        }
         for name, token_id in self.token_ids.items():
             setattr(self, name, token_id)
-        self.image_token_ids = [self.image_token_id, self.image_generation_token_id]
+        self.image_token_ids = [self.token_ids["image_token_id"], self.token_ids["image_generation_token_id"]]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_chat_template: bool = False, **kwargs):
@@ -194,11 +197,13 @@ class EvoTokProcessor(ProcessorMixin):
             input_images, generated_images = self._split_images(loaded, images, texts, generation_codes)
         options = self.tokenizer.init_kwargs | kwargs.get("common_kwargs", {}) | kwargs.get("text_kwargs", {}) | kwargs
         if "padding" not in options:  # a default as class attribute needs Transformers 5.23
-            kwargs["padding"] = True
+            kwargs["padding"] = True  # pyright: ignore[reportGeneralTypeIssues]  # a flat argument, as callers give it
         inputs = super().__call__(images=input_images or None, text=text, **kwargs)
         if generated_images:
             images_kwargs = self._merge_kwargs(
-                self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+                self.valid_processor_kwargs,  # pyright: ignore[reportArgumentType]  # the class itself
+                tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+                **kwargs,
             )
             processed = self.image_processor(generated_images, **images_kwargs["images_kwargs"])
             inputs["generation_pixel_values"] = processed["pixel_values"]
@@ -206,7 +211,7 @@ class EvoTokProcessor(ProcessorMixin):
             inputs["generation_codes"] = generation_codes
         return inputs
 
-    def save_pretrained(self, save_directory: str, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Saves the processor, as in Transformers, with a chat template of the tokenizer's present special tokens."""
         delimit = self._delimits_input_images(self.chat_template)
         if delimit is not None:
@@ -216,7 +221,7 @@ class EvoTokProcessor(ProcessorMixin):
         finally:
             vars(self).pop("auto_map", None)  # Transformers sets it, but does not read it back
 
-    def _load_images(self, images: Any, kwargs: dict) -> list:
+    def _load_images(self, images: Any, kwargs: Mapping[str, Any]) -> list:
         """Loads 8-bit images, or with `do_rescale=False` checks and returns the arrays themselves."""
         sources = flatten_images(images)
         options = kwargs.get("common_kwargs", {}) | kwargs.get("images_kwargs", {}) | kwargs

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
@@ -18,7 +19,7 @@ class ThroughputBar(ProgressCallback):
         self.samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.since = time.monotonic(), state.global_step
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs: Any = None, **kwargs):
         if self.training_bar is None:
             return
         if "loss" not in logs:  # an evaluation gets a line, without the metrics of single codebooks

@@ -66,7 +66,7 @@ def copy_result(source: Path, target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; exit code 2 for a mistake in a recipe."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", help="recipes, such as configs/mini")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to all recipes")
     parser.add_argument("--results", help="folder that every stage's result is copied to")

@@ -185,6 +185,8 @@ def check_data(recipe: Any) -> None:
             f"data.name {data.name!r} is not one of {', '.join(stage.data)}, which the stage {stage.name} reads: give "
             "one of them."
         )
+    if data.name == "llava" and data.path is None:
+        raise ValueError("data.name llava: reads a file, and data.path names none: set it to a JSON or JSONL file.")
     if not stage.compares_answers:
         return
     from ..data.sources import SOURCES

@@ -14,7 +14,7 @@ training: {...}             # transformers.TrainingArguments
 import reprlib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..data.arguments import DataArguments, SourceArguments, build_sources
 from ..data.yaml_files import PLAIN, build_section, check_types, override, read_tree, refuse_unknown
@@ -153,7 +153,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if is_dataclass(section.default_factory):
             values = tree.get(section.name, {})
             tree[section.name] = build_section(section.default_factory, values, f"{path}: {section.name}")
-    data = tree["data"]
+    data = cast(DataArguments, tree["data"])
     if data.name == "folder" and "folder" in STAGES[tree["stage"]].data and not data.sources:  # a mixture of one
         tree["data"] = replace(data, name="mixture", sources=[SourceArguments("image-folder", data.path)])
     recipe = build_section(Recipe, tree, str(path))

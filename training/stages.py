@@ -63,7 +63,7 @@ class Stage:
     def load(self, name: str) -> Any:
         """Imports what the field `name` refers to."""
         module, _, attribute = getattr(self, name).partition(":")
-        package = __package__.removesuffix(".training") if module.startswith(".") else None
+        package = (__package__ or "").removesuffix(".training") if module.startswith(".") else None
         return getattr(import_module(module, package), attribute)
 
 

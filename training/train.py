@@ -9,7 +9,7 @@ A run that was stopped resumes from its last complete checkpoint; `--restart` mo
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -79,17 +79,18 @@ def train(recipe: Recipe, restart: bool = False) -> dict[str, Any]:
         check_checkpoint(getattr(recipe.model, key), f"model.{key}")
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # before the model is built: Trainer seeds only itself
-    with lock_folder(arguments.output_dir, arguments.process_index == 0):
+    folder = cast(str, arguments.output_dir)  # which is None in its constructor only
+    with lock_folder(folder, arguments.process_index == 0):
         if restart:
             with arguments.main_process_first(local=False, desc="moving earlier checkpoints aside"):
-                move_aside(arguments.output_dir)
+                move_aside(folder)
         metrics = _train_stage(recipe, arguments, find_start(recipe, arguments))
         if arguments.should_save:
-            sync_files(arguments.output_dir)
+            sync_files(folder)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    return {"stage": recipe.stage, "folder": arguments.output_dir} | metrics
+    return {"stage": recipe.stage, "folder": folder} | metrics
 
 
 def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
@@ -99,7 +100,8 @@ def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
         ValueError: all checkpoints are damaged, or the recipe, its engine or the number of processes do not match the
             one that is complete.
     """
-    checkpoint = find_resumable_checkpoint(arguments.output_dir, arguments.process_index, arguments.world_size)
+    folder = cast(str, arguments.output_dir)
+    checkpoint = find_resumable_checkpoint(folder, arguments.process_index, arguments.world_size)
     if checkpoint is None:
         return None
     changed = compare_recipe(recipe, checkpoint)
@@ -131,7 +133,7 @@ def _train_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line of this module; exit code 2 for a mistake in the recipe."""
-    parser = argparse.ArgumentParser(prog="evotok train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="evotok train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", help="YAML file, such as configs/mini/tokenizer.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     parser.add_argument("--restart", action="store_true", help="start again although the output folder has checkpoints")

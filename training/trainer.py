@@ -3,10 +3,13 @@ and streams that resume."""
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -38,6 +41,11 @@ class EvoTokTrainer(Trainer):
         recipe: optimizer and time limit are built from it, and every checkpoint contains it; none of this when None.
     """
 
+    # None is possible in `Trainer`.
+    model: nn.Module
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler
+
     def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
         if recipe is not None:
             kwargs["callbacks"] = time_box(recipe, kwargs["args"])
@@ -52,6 +60,11 @@ class EvoTokTrainer(Trainer):
         self.skipped: Counter[str] = Counter()
         if self.pop_callback(ProgressCallback) is not None:  # otherwise bars are switched off
             self.add_callback(ThroughputBar)
+
+    @property
+    def output_folder(self) -> Path:
+        """Returns the folder of the run."""
+        return Path(cast(str, self.args.output_dir))  # which is None in its constructor only
 
     def record_terms(self, terms: dict[str, torch.Tensor]) -> None:
         """Records scalars of this step for the next log."""
@@ -82,8 +95,9 @@ class EvoTokTrainer(Trainer):
             for name, (total, number) in gathered.items():
                 before = terms.get(name, (0.0, 0))
                 terms[name] = before[0] + total, before[1] + number
-        means = {name: total / number for name, (total, number) in terms.items()}
-        return means | {f"skipped_{reason}": count for reason, count in skipped.items()}
+        means: dict[str, float] = {name: total / number for name, (total, number) in terms.items()}
+        means.update({f"skipped_{reason}": count for reason, count in skipped.items()})
+        return means
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
         control = self.control
@@ -111,7 +125,7 @@ class EvoTokTrainer(Trainer):
         names = sorted(names - {"loss", "the gradient"}) or sorted(names - {"the gradient"}) or sorted(names)
         raise ValueError(
             f"step {step}: {', '.join(names)}: not finite (NaN or infinite), training stopped and nothing was saved "
-            f"after it; kept: {describe_kept(self.args.output_dir)}. Lower training.learning_rate or the weight of "
+            f"after it; kept: {describe_kept(self.output_folder)}. Lower training.learning_rate or the weight of "
             "that term, or replace fp16 by bf16, and run the command again: it resumes from there."
         )
 
@@ -142,7 +156,7 @@ class EvoTokTrainer(Trainer):
             restore_param_groups(self.optimizer, self._groups)
 
     def _prepare_inputs(self, inputs):
-        self.skipped.update(inputs.pop("skipped", {}))
+        self.skipped.update(cast("dict[str, int]", inputs.pop("skipped", {})))
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial):
@@ -185,7 +199,7 @@ class EvoTokTrainer(Trainer):
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Saves the finished model, or for a checkpoint the trained one; the error of a full disk names it."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.output_folder)
         with name_full_disk(folder):
             if _internal_call or self.finished_model is None:
                 super().save_model(output_dir, _internal_call)

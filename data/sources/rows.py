@@ -91,7 +91,7 @@ def _read_texts(texts: Dataset, indices: range) -> Iterator[dict]:
             yield {"json": text}
 
 
-def image_rows(paths: list[Path]) -> Rows:
+def image_rows(paths: Sequence[Path | str]) -> Rows:
     """Opens image files as rows `{"path": text}`, shuffled once: neighbours in a folder are alike."""
     names = [str(path) for path in paths]
     random.Random(0).shuffle(names)

@@ -1,7 +1,7 @@
 """Opens the shard files of a source, and limits what a file of untrusted input may expand to in memory."""
 
 from contextlib import AbstractContextManager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import fsspec
 
@@ -16,7 +16,9 @@ MAX_WIDTH = 1_000_000  # bytes of a value whose width the schema fixes
 
 def open_shard(path: str) -> AbstractContextManager[BinaryIO]:
     """Opens a local file or one of `hf://` for reading; the name of a local file may contain `::`."""
-    return fsspec.open(path) if path.startswith("hf://") else open(path, "rb")
+    if path.startswith("hf://"):
+        return cast("AbstractContextManager[BinaryIO]", fsspec.open(path))
+    return open(path, "rb")
 
 
 def expands_too_far(expanded: int, size: int) -> bool:

@@ -43,7 +43,7 @@ class Source:
     hub_id: str
     kind: Literal["parquet", "webdataset", "json", "images"]
     files: tuple[str, ...]
-    convert: Callable[[dict, Path | None], dict]
+    convert: Callable[..., dict]
     task: Literal["understanding", "generation", "images"]
     num_rows: int
     num_bytes: int
@@ -75,7 +75,7 @@ class Source:
         if self.kind == "images":
             return image_rows(paths), images
         if self.kind == "json":
-            return json_rows(paths), images
+            return json_rows([Path(found) for found in paths]), images
         return Rows([str(found) for found in paths], _READ[self.kind]), images
 
     def _on_the_hub(self, path: str) -> list[str]:

@@ -29,7 +29,11 @@ def read_tar(path: str) -> Iterator[dict]:
 def _read_rows(path: str) -> Iterator[dict]:
     with open_shard(path) as file:
         counted = _CountedFile(file)
-        with tarfile.open(fileobj=counted, mode="r|*", tarinfo=_CheckedHeader) as tar:
+        with tarfile.open(
+            fileobj=counted,  # pyright: ignore[reportArgumentType, reportCallIssue]  # a stream needs `read` alone
+            mode="r|*",
+            tarinfo=_CheckedHeader,
+        ) as tar:
             compressed = tar.fileobj.comptype != "tar"
             row: dict[str, Any] = {}
             size = expanded = 0

@@ -102,7 +102,7 @@ class WorldConversations(Dataset):
         self.world, self.length, self.seed, self.block = world, length, seed, block
         self.scenes = SceneSampler(world, world.select("train"))
         self.questions, self.prompts = QuestionSampler(world), PromptSampler(world)
-        self.with_emoji = [thing for thing in world.things if thing.emoji is not None]
+        self.with_emoji = [(thing, thing.emoji) for thing in world.things if thing.emoji is not None]
         forms = [{kind: weight for kind, weight in mixture.items() if kind in form} for form in _FORMS]
         self.forms = [form for form in forms if sum(form.values())]
 
@@ -162,10 +162,10 @@ class WorldConversations(Dataset):
         return question_row(render(self.world, scene), [question], "caption")
 
     def _emoji(self, rng: random.Random) -> dict[str, Any]:
-        thing, style = rng.choice(self.with_emoji), rng.choice(TRAIN_EMOJI_STYLES)
-        image = self.world.emoji_image(thing.emoji, style)
+        (thing, emoji), style = rng.choice(self.with_emoji), rng.choice(TRAIN_EMOJI_STYLES)
+        image = self.world.emoji_image(emoji, style)
         if rng.random() < 0.5:
-            image = place_emoji(self.world, rng, thing.emoji, style).image
+            image = place_emoji(self.world, rng, emoji, style).image
         return question_row(image, [self.questions.sample_emoji(rng, thing.name)], "emoji")
 
     def _t2i(self, rng: random.Random) -> dict[str, Any]:
@@ -173,9 +173,9 @@ class WorldConversations(Dataset):
         return prompt_row(prompt.text, render(self.world, prompt.scene), "t2i")
 
     def _t2i_emoji(self, rng: random.Random) -> dict[str, Any]:
-        thing, style = rng.choice(self.with_emoji), rng.choice(TRAIN_EMOJI_STYLES)
+        (thing, emoji), style = rng.choice(self.with_emoji), rng.choice(TRAIN_EMOJI_STYLES)
         text = emoji_prompt(self.world, rng, thing.index, style)
-        return prompt_row(text, self.world.emoji_image(thing.emoji, style), "t2i_emoji")
+        return prompt_row(text, self.world.emoji_image(emoji, style), "t2i_emoji")
 
     def _text(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)

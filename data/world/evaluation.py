@@ -117,13 +117,13 @@ class EmojiPrompt:
 def emoji_prompt_set(world: World, count: int) -> list[EmojiPrompt]:
     """Builds prompts for emoji images of the styles trained on, all things and styles in turn, from the beginning after
     all of them."""
-    things = [thing for thing in world.things if thing.emoji is not None]
+    things = [(thing.index, thing.emoji) for thing in world.things if thing.emoji is not None]
     prompts = []
     for index in range(count):
-        thing = things[index % len(things)]
+        thing, emoji = things[index % len(things)]
         style = TRAIN_EMOJI_STYLES[(index + index // len(things)) % len(TRAIN_EMOJI_STYLES)]
-        text = emoji_prompt(world, random.Random(index), thing.index, style, canonical=True)
-        prompts.append(EmojiPrompt(text, thing.emoji, style))
+        text = emoji_prompt(world, random.Random(index), thing, style, canonical=True)
+        prompts.append(EmojiPrompt(text, emoji, style))
     return prompts
 
 

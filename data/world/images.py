@@ -133,7 +133,7 @@ def patch_labels(scene: Scene, masks: list[np.ndarray]) -> dict[str, np.ndarray]
     return {
         "things": things,
         "colors": colors,
-        "background": np.int64(COLORS.index(scene.background)),
+        "background": np.array(COLORS.index(scene.background), dtype=np.int64),
         "centers": centers,
     }
 
@@ -205,7 +205,7 @@ class LabelledScenes(Dataset):
         labels = patch_labels(scene, masks)
         if chroma < 0.5:  # too pale to be named
             labels["colors"][labels["colors"] > 0] = IGNORE
-            labels["background"] = np.int64(IGNORE)
+            labels["background"] = np.array(IGNORE, dtype=np.int64)
         return _sample(image, labels)
 
     def _emoji(self, rng: random.Random) -> dict[str, torch.Tensor]:

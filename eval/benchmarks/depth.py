@@ -1,6 +1,7 @@
 """Benchmark of the depth decoder: the codes of one position with a cache, against the plain loop without."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib
 from .report import Row, comparison
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "full": {"rows": 16},
     "tiny": {
         "rows": 2,

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from typing import Any
 
 import torch
 from transformers import CompileConfig, DynamicCache
@@ -19,7 +20,7 @@ REFERENCE_POSITIONS = 32  # most positions of the plain loop, which needs minute
 _ENCODER = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 2, "vision_use_head": False}  # fmt: skip
 _TEXT = {"model_type": "qwen2", "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None}
-TOKEN_IDS = {
+TOKEN_IDS: dict[str, Any] = {
     "image_token_id": 60,
     "image_generation_token_id": 61,
     "vision_start_token_id": 62,
@@ -27,7 +28,7 @@ TOKEN_IDS = {
 }
 # `full`: a language model of width 512 and 8 layers, a depth decoder of a quarter of the paper's width; `paper`: the
 # 7B model, the defaults of the config.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "paper": {},
     "full": {
         "vq_config": {"encoder_config": _ENCODER | {"image_size": 256, "patch_size": 16}},

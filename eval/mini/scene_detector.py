@@ -75,7 +75,7 @@ class SceneDetector:
         if pixels.shape != (CANVAS, CANVAS, 3):
             raise ValueError(f"an image of shape {pixels.shape}: give one of {CANVAS} x {CANVAS} pixels in RGB.")
         shares = np.bincount(nearest_color(pixels).ravel(), minlength=len(COLORS)) / CANVAS**2
-        candidates = np.flatnonzero(shares >= min(SMALLEST_BACKGROUND, shares.max()))
+        candidates = np.flatnonzero(shares >= min(SMALLEST_BACKGROUND, shares.max())).tolist()
         explanations = [(background, *self._explain(pixels, background)) for background in candidates]
         background, objects, left = min(explanations, key=lambda explanation: np.square(explanation[2]).sum())
         return Detection(COLORS[background], tuple(objects), _has_square(np.linalg.norm(left, axis=0) > OFF))

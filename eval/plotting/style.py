@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .sheets import BLUE, CARD, EDGE, GREEN, GREY, INK, RED
 
 
 COLORS = (BLUE, RED, GREEN, "#b7791f", "#7b4fb5", "#1f8a93", GREY)
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": EDGE,
     "axes.facecolor": CARD,
     "axes.grid": True,
@@ -41,7 +42,7 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE | {"axes.prop_cycle": cycler(color=COLORS)}):
+    with rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}):
         canvas = Figure((columns * width, rows * height), layout="constrained")
         yield canvas, canvas.subplots(rows, columns, squeeze=False)
 

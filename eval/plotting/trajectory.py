@@ -35,7 +35,7 @@ def plot_depths(folder: Path, rows: list[dict[str, float]], pixel_levels: int) -
     """
     from matplotlib.patches import Patch
 
-    depths = [row["depth"] for row in rows]
+    depths = [int(row["depth"]) for row in rows]
     second = "probe" if "probe" in rows[0] else "fd"
     panels = {name: PANELS[name] for name in ("psnr", second, "similarity_pixels", "similarity_semantics")}
     lowest = min(row[name] for row in rows for name in panels if name.startswith("similarity"))

@@ -4,6 +4,7 @@ Images are in the benchmark's own layout, `00000.jpeg`, in `pictures/` and, with
 the folder of results; `scores.jsonl` has a line for each prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,10 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     for option, name in (("prompts", "genai_image.json"), ("skills", "genai_skills.json")):
         if getattr(options, option) is None:
             raise ValueError(f"{option}: none given: give GenAI-Bench's file: {option}={name}.")
+    assert options.prompts is not None and options.skills is not None
     read_skills(options.skills, read_prompts(options.prompts))
     check_model(options.scorer, "scorer", "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert options.scorer is not None  # `check_model` refuses None
     processor = read_processor(AutoProcessor, options.scorer, "scorer")
     if not hasattr(processor, "image_processor"):
         raise ValueError(f"scorer={options.scorer}: reads no images: give an image-text-to-text model.")
@@ -115,7 +118,7 @@ def _score(evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], f
     count = evaluation.options.images
     pairs = [(text, folder / file) for name, text in prompts.items() for file in image_files(name, count)]
 
-    def score(batch: list[tuple[str, Path]]) -> list[float]:
+    def score(batch: Sequence[tuple[str, Path]]) -> list[float]:
         return scorer([load_image(path) for _, path in batch], [text for text, _ in batch])
 
     flat = map_batches(evaluation.workers, score, pairs, evaluation.options.batch_size, f"asking {folder.name}")

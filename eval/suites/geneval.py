@@ -6,7 +6,7 @@ results; `verdicts.jsonl` has a line for each image with what is wrong with it.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoImageProcessor, AutoProcessor
@@ -59,13 +59,14 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
     check_rewriter(options.rewriter)
     if config.model_type != "mask2former":
         raise ValueError(f"detector={options.detector}: a {config.model_type}: give a Mask2Former, such as {DETECTOR}.")
-    names = benchmark_names(config.id2label)
+    names = benchmark_names(cast("dict[int, str]", config.id2label))
     for record in records:
         for clause in record["include"]:
             if clause["class"] not in names:
                 raise ValueError(f"detector={options.detector}: has no class {clause['class']!r}: give {DETECTOR}.")
     if not hasattr(colors, "text_config"):
         raise ValueError(f"colors={options.colors}: embeds no text: give a CLIP or SigLIP with both towers.")
+    assert options.detector is not None and options.colors is not None  # `check_model` refuses None
     read_processor(AutoImageProcessor, options.detector, "detector")
     read_processor(AutoProcessor, options.colors, "colors")
     return fingerprints(options, "prompts", "detector", "colors", "rewriter")
@@ -104,6 +105,7 @@ class Judges:
     """Detector of things and classifier of colours, which judge images by GenEval's rules."""
 
     def __init__(self, options: Options, device: torch.device):
+        assert options.detector is not None and options.colors is not None  # `check` refuses None
         self.images = options.images
         self.detector = InstanceDetector(options.detector, device)
         self.classify_colors = ColorClassifier(options.colors, device)

@@ -96,6 +96,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
 def run(evaluation: Evaluation) -> Report:
     """Encodes every image once, decodes it at each depth, and compares."""
     options, workers = evaluation.options, evaluation.workers
+    assert evaluation.load is not None
     tokenizer, _ = evaluation.load()
     config = tokenizer.config
     depths = sorted(set(options.depths)) or list(range(1, config.num_pixel_codebooks + 1))

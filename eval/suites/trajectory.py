@@ -196,7 +196,7 @@ def _measure(
             "cosine": feature_cosine(semantics, target),
             "latents": model.quantizer.decode_codes(codes[..., :depth]),
         }
-        if probe is not None:
+        if probe is not None and things is not None:
             measured["right"] = probe.right(semantics.float().cpu(), things)
         scores.append({name: tensor.float().cpu() for name, tensor in measured.items()})
     return target.mean(1).float().cpu(), scores
@@ -277,7 +277,7 @@ def _project_paths(folder: Path, latents: list[torch.Tensor], options: Any) -> n
 @torch.inference_mode()
 def _reconstruct(model: EvoTokVQModel, pixels: torch.Tensor, rows: list[dict[str, float]]) -> Image.Image:
     """Renders some images, decoded from more and more levels, with the mean PSNR of all images."""
-    pixels = torch.stack(pick_evenly(pixels, RECONSTRUCTIONS)).to(model.device)
+    pixels = torch.stack(pick_evenly(pixels.unbind(), RECONSTRUCTIONS)).to(model.device)
     codes, last = model.encode(pixels), model.config.num_pixel_codebooks
     depths = sorted({1, 2, last, model.config.num_codebooks})
     decoded = {depth: model.decode_pixels(codes, depth=depth) for depth in depths}

@@ -1,5 +1,8 @@
 """Understanding: questions about images, scored by the lmms-eval harness, with the values that the paper reports."""
 
+# lmms-eval is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 import contextlib
 import difflib
 import hashlib

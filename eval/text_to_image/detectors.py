@@ -118,4 +118,5 @@ def crop_thing(image: Image.Image, thing: Thing) -> Image.Image:
     """Crops an image to the box of a thing; all outside its mask is covered with `BACKGROUND`."""
     if thing.mask is not None:
         image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), Image.fromarray(thing.mask))
-    return image.crop([round(side) for side in thing.box])
+    left, top, right, bottom = (round(side) for side in thing.box)
+    return image.crop((left, top, right, bottom))

@@ -4,7 +4,7 @@ The files are the benchmark's `genai_image.json` (id -> `prompt`) and `genai_ski
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -77,7 +77,7 @@ def _read(path: str | Path, name: str) -> dict[str, Any]:
     return content
 
 
-def mean_scores(scores: dict[str, Sequence[float]], skills: dict[str, list[str]]) -> dict[str, float]:
+def mean_scores(scores: Mapping[str, Sequence[float]], skills: dict[str, list[str]]) -> dict[str, float]:
     """Computes the mean over each skill's prompts of the mean over their images; `all` is of every prompt with a skill.
 
     Args:
@@ -116,7 +116,7 @@ class VQAScorer:
         self.answer = answer_tokens(self.processor.tokenizer)
         dtype = "float32" if device.type == "cpu" else "auto"
         self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True)
-        self.model.to(device).eval()
+        self.model.to(device).eval()  # pyright: ignore[reportArgumentType]  # `wraps` loses self
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:

@@ -117,6 +117,7 @@ def _generate(evaluation: Evaluation, missing: Sequence[MissingImage], folders: 
             for index, image in evaluation.servers.generate_images(requests, **given):
                 save_image(image, batch[index].path)
     else:
+        assert evaluation.load is not None
         model, processor = evaluation.load()
         size, dtype = options.batch_size, str(model.dtype).removeprefix("torch.")
 

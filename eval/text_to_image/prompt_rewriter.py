@@ -76,7 +76,7 @@ class Rewriter:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         dtype = "float32" if device.type == "cpu" else "auto"
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True)
-        self.model.to(device).eval()
+        self.model.to(device).eval()  # pyright: ignore[reportArgumentType]  # `wraps` loses self
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str]) -> list[str]:

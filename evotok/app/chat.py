@@ -147,7 +147,7 @@ def build_chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.C
 
     outputs = [box, transcript, conversation]
     progress = {"show_progress": "minimal", "show_progress_on": transcript}
-    running = [
+    running: list[dict[str, Any]] = [
         box.submit(show_errors(submit), [box, conversation], outputs, **progress, **FILES, **GENERATION),
         transcript.retry(show_errors(retry), conversation, outputs, **progress, **GENERATION),
         transcript.edit(show_errors(edit), conversation, outputs, **progress, **GENERATION),

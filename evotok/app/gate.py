@@ -79,7 +79,7 @@ class Gate:
                 started = True
                 # Handlers outside the queue fail for their input only, which Gradio answers with 500.
                 if is_run and message["status"] == 500:
-                    message = message | {"status": 422}
+                    message = {**message, "status": 422}
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 

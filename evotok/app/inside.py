@@ -29,7 +29,7 @@ class Inspection(NamedTuple):
         maps: an image for each level, a cell for each position, similar codes in similar colours.
     """
 
-    codes: torch.LongTensor
+    codes: torch.Tensor
     images: list[Image.Image]
     psnr: list[float]
     similarity: list[float]
@@ -61,7 +61,7 @@ def inspect(model, processor, image: Image.Image) -> Inspection:
     )
 
 
-def map_codes(tokenizer, codes: torch.LongTensor, cell: int = 16) -> list[Image.Image]:
+def map_codes(tokenizer, codes: torch.Tensor, cell: int = 16) -> list[Image.Image]:
     """Renders codes (N, D) as an image for each level, with a square of `cell` pixels for each position.
 
     The colour of a code is the rank of its entry along the three principal axes of the codebook: all colours are used,
@@ -81,7 +81,7 @@ def map_codes(tokenizer, codes: torch.LongTensor, cell: int = 16) -> list[Image.
 
 @torch.inference_mode()
 def swap(
-    model, processor, first: torch.LongTensor, second: torch.LongTensor, levels: Sequence[int]
+    model, processor, first: torch.Tensor, second: torch.Tensor, levels: Sequence[int]
 ) -> tuple[SwappedImage, SwappedImage]:
     """Decodes two images whose codes at some levels are swapped.
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -96,7 +97,7 @@ def render_checkpoint_card(
     )
 
 
-def render_template(data: ModelCardData, template: str, **values: str | int) -> str:
+def render_template(data: ModelCardData, template: str, **values: Any) -> str:
     """Renders a template of a card, whose `card_data` is the metadata; the result ends in one line break."""
     return f"{str(ModelCard.from_template(data, template_str=template, **values)).rstrip()}\n"
 

@@ -27,7 +27,7 @@ BENCHMARKS = {  # name -> module
 
 def run(
     benchmark: Annotated[
-        Literal[tuple(BENCHMARKS)],
+        Literal[tuple(BENCHMARKS)],  # pyright: ignore[reportInvalidTypeForm]  # the names of a table, which Typer reads
         typer.Argument(metavar="BENCHMARK", help="what to measure"),
     ],
     file: Annotated[

@@ -64,6 +64,7 @@ def run(
     else:
         from evotok.serving.client import ServerClient
 
+        assert server is not None
         chat = Chat(ServerClient(server, api_key), None, max_new_tokens)
     chat.conversation.pending += images
     if prompt is not None:
@@ -73,8 +74,8 @@ def run(
     if sys.stdin.isatty():
         enable_line_history()
         print(f"Ask a question. {bold('/help', sys.stdout)} lists the commands.")
-    for image in images:
-        show_image(image)
+    for loaded in images:
+        show_image(loaded)
     while (line := _read_line()) is not None:
         try:
             if _run_line(chat, line, out):

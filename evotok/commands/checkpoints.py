@@ -1,11 +1,11 @@
 """Finds, checks and loads a checkpoint: a folder, a Hub id, or `mini`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from evotok.commands.terminal import waiting
 
@@ -183,7 +183,8 @@ def pick_device() -> "torch.device":
     """Returns the accelerator if there is one, else the CPU."""
     import torch
 
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if device is None else device
 
 
 def load_multimodal(name: str) -> tuple["EvoTokForConditionalGeneration", "EvoTokProcessor"]:
@@ -231,9 +232,10 @@ def _load_model(name: str, checkpoint: Checkpoint, dtype: str) -> "EvoTokForCond
             skeleton = EvoTokForConditionalGeneration(config)
     _check_shapes(name, {key: tuple(tensor.shape) for key, tensor in skeleton.state_dict().items()}, found)
     with _loading(name):
-        model, report = EvoTokForConditionalGeneration.from_pretrained(
+        loaded = EvoTokForConditionalGeneration.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True
         )
+        model, report = cast("tuple[EvoTokForConditionalGeneration, dict[str, list[str]]]", loaded)
     _check_complete(name, report["missing_keys"], report["unexpected_keys"])
     return model
 
@@ -257,9 +259,10 @@ def load_tokenizer(name: str) -> tuple["EvoTokVQModel", Any]:
         prefix = "" if alone else "model.vq_model."
         shapes = _read_shapes(checkpoint.folder)
         check_counts(checkpoint.config, len(shapes))
-        config = EvoTokVQConfig if alone else EvoTokConfig
-        config = config.from_pretrained(checkpoint.folder)
-        config = config if alone else config.vq_config
+        if alone:
+            config = EvoTokVQConfig.from_pretrained(checkpoint.folder)
+        else:
+            config = EvoTokConfig.from_pretrained(checkpoint.folder).vq_config
         with torch.device("meta"):  # sizes are compared before memory is taken for them
             wanted = {key: tuple(tensor.shape) for key, tensor in EvoTokVQModel(config).state_dict().items()}
     found = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
@@ -347,7 +350,7 @@ def _check_processor(name: str, config: "EvoTokConfig", processor: "EvoTokProces
         raise ValueError(f"{name}: {_MISMATCH.format(words, config.text_config.vocab_size)}")
 
 
-def _check_complete(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def _check_complete(name: str, missing: Collection[str], unexpected: Collection[str]) -> None:
     for difference, keys in (("lack {} tensors of", missing), ("have {} tensors more than", unexpected)):
         if keys:
             raise ValueError(

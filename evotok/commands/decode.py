@@ -29,7 +29,7 @@ def run(
     """Decode codes to images, at any depth."""
     check_folder(out)
     content = read_codes(file)
-    levels = content.codes.shape[-1]
+    levels: int = content.codes.shape[-1]
     if depth is not None and not 1 <= depth <= levels:
         raise ValueError(f"--depth {depth}: these codes have {levels} levels, give 1 to {levels}.")
     find_checkpoint(checkpoint)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
+from evotok.commands.checkpoints import find_checkpoint, load_tokenizer, pick_device
 from evotok.commands.options import Json, TokenizerCheckpoint, complete_folder
 from evotok.commands.terminal import print_results
 
@@ -48,7 +48,7 @@ def run(
     model, image_processor = load_tokenizer(checkpoint)
     if torch.accelerator.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        model.to(torch.device(torch.accelerator.current_accelerator().type, local))
+        model.to(torch.device(pick_device().type, local))
     encoder = CorpusEncoder(model, image_processor, opened, out, batch_size, threads)
     with tqdm(unit="image", disable=None if rank == 0 else True, leave=False) as progress:
         done = encoder.run(rank, world_size, progress.update)

@@ -56,7 +56,10 @@ EPILOG = "\n".join(["Suites:", *(f"  {name:<{_WIDTH}}  {summary}" for name, summ
 
 
 def run(
-    suite: Annotated[Literal[tuple(SUITES)], typer.Argument(metavar="SUITE", help="one of the suites below")],
+    suite: Annotated[
+        Literal[tuple(SUITES)],  # pyright: ignore[reportInvalidTypeForm]  # the names of a table, which Typer reads
+        typer.Argument(metavar="SUITE", help="one of the suites below"),
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -152,7 +155,7 @@ def _measure(
         provenance["seconds"] = round(time.perf_counter() - started, 1)
         if workers.is_main:
             results = write_results(out, provenance, report)
-    if not workers.is_main:
+    if results is None or not workers.is_main:
         return None, []
     lines = [f"{figure:40} {value:10.4g}" for figure, value in results["figures"].items()]
     return results, [*lines, f"{out / 'README.md'}"]

@@ -26,7 +26,9 @@ def check_folder(folder: str | Path) -> Path:
     try:
         place = next((place for place in (path, *path.parents) if place.exists()), path)
     except OSError as error:
-        raise ValueError(f"{str(path)[:80]}: {error.strerror.lower()}: give another folder to write to.") from None
+        raise ValueError(
+            f"{str(path)[:80]}: {(error.strerror or str(error)).lower()}: give another folder to write to."
+        ) from None
     if not place.is_dir():
         raise ValueError(f"{place}: this is a file, give a folder to write to.")
     return path

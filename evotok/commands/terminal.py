@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def waiting(text: str) -> AbstractContextManager:
 
 def show_image(image: "Image.Image", stream: TextIO | None = None) -> bool:
     """Prints a PIL image on a terminal; returns whether the terminal has a way to show it."""
-    stream = sys.stdout if stream is None else stream
-    encode = ENCODERS.get(choose_protocol(os.environ) if stream.isatty() else None)
-    if encode is None:
+    target = stream or sys.stdout
+    protocol = choose_protocol(os.environ) if target.isatty() else None
+    if protocol is None:
         return False
-    print(encode(image), file=stream, flush=True)
+    print(ENCODERS[protocol](image), file=target, flush=True)
     return True
 
 
@@ -124,9 +124,13 @@ def encode_blocks(image: "Image.Image") -> str:
     height = 2 * IMAGE_ROWS
     width = max(1, min(4 * IMAGE_ROWS, round(image.width * height / image.height)))
     small = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
+
+    def pixel(x: int, y: int) -> tuple[int, int, int]:
+        return cast("tuple[int, int, int]", small.getpixel((x, y)))
+
     lines = []
     for y in range(0, height, 2):
-        pairs = ((small.getpixel((x, y)), small.getpixel((x, y + 1))) for x in range(width))
+        pairs = ((pixel(x, y), pixel(x, y + 1)) for x in range(width))
         cells = ("\x1b[38;2;{};{};{};48;2;{};{};{}m\u2580".format(*upper, *lower) for upper, lower in pairs)
         lines.append("".join(cells) + "\x1b[0m")
     return "\n".join(lines)

@@ -55,14 +55,13 @@ def export_reference(source: Path, out: Path, final: Path) -> None:
     for path in sorted(source.glob("*.safetensors")):
         weights |= load_file(path)
     kind = json.loads((source / "config.json").read_text(encoding="utf-8"))["model_type"]
-    is_tokenizer = kind == EvoTokVQConfig.model_type
-    config = (EvoTokVQConfig if is_tokenizer else EvoTokConfig).from_pretrained(source)
-    vq_config = config if is_tokenizer else config.vq_config
+    config = None if kind == EvoTokVQConfig.model_type else EvoTokConfig.from_pretrained(source)
+    vq_config = EvoTokVQConfig.from_pretrained(source) if config is None else config.vq_config
     try:
-        tower = _tokenizer(select_prefix(weights, "" if is_tokenizer else "model.vq_model."), vq_config)
-        arguments = _arguments(vq_config, None if is_tokenizer else config.depth_decoder_config)
+        tower = _tokenizer(select_prefix(weights, "" if config is None else "model.vq_model."), vq_config)
+        arguments = _arguments(vq_config, None if config is None else config.depth_decoder_config)
         torch.save({"model": tower, "steps": 0, "args": arguments}, out / "last.pt")
-        if not is_tokenizer:
+        if config is not None:
             _write_models(weights, config, tower, source, out, final)
     except KeyError as error:
         raise ValueError(f"{source}: the weights lack {error}: they are not of this config.json.") from None

@@ -5,7 +5,7 @@ which is kept in fp32.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def _merge(
         depth_decoder_config=None if depth_config is None else depth_config.to_dict(),
         text_config=text_config.to_dict(),
         tie_word_embeddings=text_config.tie_word_embeddings,
-        **tokens.ids,
+        **cast("dict[str, Any]", tokens.ids),
     )
     dtype = language.tensors[EMBEDDING].dtype
     for piece in filter(None, [depth, *projectors.values()]):

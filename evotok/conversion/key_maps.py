@@ -7,7 +7,7 @@ Transformers 5.
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +54,10 @@ PADDED = Layout(_without_padding, _with_padding)  # nn.Embedding's padding row, 
 
 def _rules(*rows: tuple) -> tuple[Rule, ...]:
     """Builds rules from rows (ours, theirs[, layout[, optional]])."""
-    return tuple(Rule((row[0],) if isinstance(row[0], str) else row[0], row[1], *(row[2:] or (SAME,))) for row in rows)
+    return tuple(
+        Rule((ours,) if isinstance(ours, str) else ours, theirs, *cast(Any, rest or (SAME,)))
+        for ours, theirs, *rest in rows
+    )
 
 
 _SEMANTIC, _VQKD = "semantic_decoder.layers.{}.", "decoder_vqkd.blocks.{}."

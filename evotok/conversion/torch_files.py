@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -93,7 +93,7 @@ def _first_forbidden(path: Path, is_zip: bool) -> str | None:
                     name = ".".join(strings[-2:])
                     if not (_EXPECTED.match(name) or _is_harmless(name)):
                         return name
-                end = start
+                end = cast(int, start)
             position += end + 1
     except Exception:  # noqa: BLE001 - as above
         return None

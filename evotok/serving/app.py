@@ -62,7 +62,7 @@ def build_app(
 
     gate = Middleware(Gate, limits=limits, metrics=metrics, api_key=api_key, hosts=hosts)
     app = FastAPI(lifespan=lifespan, middleware=[gate], openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)  # pyright: ignore[reportArgumentType]  # of this type only
     server = _Server(engine, model, limits, metrics)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
     app.add_api_route("/v1/images/generations", server.generate_images, methods=["POST"])

@@ -5,7 +5,7 @@ A request is aborted by closing its iterator or cancelling its task: no engine m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 
@@ -87,7 +87,7 @@ class Engine(ABC):
         """Resizes an input image to what the model reads of it, so that a request that waits holds no more."""
 
     @abstractmethod
-    def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[TextPiece, None]:
         """Generates an answer.
 
         Raises:

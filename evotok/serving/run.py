@@ -18,6 +18,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            assert sockets is not None
             [listener] = sockets
             host, port = listener.getsockname()[:2]
             print(

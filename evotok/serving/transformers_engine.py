@@ -4,10 +4,10 @@ import asyncio
 import copy
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from evotok.inference import (
     StoppedError,
@@ -124,7 +124,7 @@ class TransformersEngine(Engine):
         """Resizes an input image as the image processor does."""
         return fit_image(self._processor, image)
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[TextPiece, None]:
         """Generates an answer, in a batch with all other text that waits."""
         prompt, room = await self._read(read_chat, request.messages)
         limit = min(request.max_tokens, room)
@@ -158,7 +158,7 @@ class TransformersEngine(Engine):
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    async def _submit(self, key: Any, rows: int, content: Any) -> AsyncIterator[Any]:
+    async def _submit(self, key: Any, rows: int, content: Any) -> AsyncGenerator[Any, None]:
         """Results of a job, which is cancelled when the iterator is closed."""
         job = Job(key, rows, content)
         if not self._queue.put(job):
@@ -205,7 +205,7 @@ class TransformersEngine(Engine):
             prompts,
             seeds,
             is_wanted=lambda: not self._is_closed and not all(job.is_cancelled for job in batch),
-            **dict(batch[0].key),
+            **dict(cast("tuple[tuple[str, Any], ...]", batch[0].key)),
         )
         self._metrics.images.inc(len(images))
         positions = self._model.config.vq_config.num_positions

@@ -6,13 +6,16 @@
 vLLM is not among the requirements of this package, see docs/serving.md.
 """
 
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -42,7 +45,7 @@ from evotok.vllm.generation import KEY, SETTINGS, Row
 
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
 MAX_VLLM_SEED = 2**63
 MAX_IMAGES = 64
@@ -127,7 +130,7 @@ class VllmEngine(Engine):
         self._metrics = metrics
         self.image_size = config.vq_config.image_size
         # Reading prompts needs nothing else of a model.
-        self._model = SimpleNamespace(config=config, device=torch.device("cpu"))
+        self._model = cast(Any, SimpleNamespace(config=config, device=torch.device("cpu")))
         self._reader = ThreadPoolExecutor(1, "evotok-reader")
         self._open, self._is_closed = 0, False
         metrics.watch(lambda: max(0, self._open - max_batch), lambda: min(self._open, max_batch))
@@ -141,7 +144,7 @@ class VllmEngine(Engine):
         """Resizes an input image as the image processor does."""
         return fit_image(self._processor, image)
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[TextPiece]:
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[TextPiece, None]:
         """Generates an answer."""
         prompt, room = await self._read(self._read_chat, request.messages)
         params = SamplingParams(
@@ -312,7 +315,7 @@ def _images_of(messages: list[dict[str, Any]]) -> list[Image.Image]:
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
-async def _gather(work: "list[Coroutine[Any, Any, Any]]") -> list[Any]:
+async def _gather(work: "Iterable[Coroutine[Any, Any, Any]]") -> list[Any]:
     """Results in order; the first failure, or a cancellation, cancels all."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

@@ -95,10 +95,10 @@ class _GroupedSampler:
         groups: indices of rows, and the sampler of all of them: [conditional; unconditional] where it is guided.
     """
 
-    def __init__(self, groups: Sequence[tuple[torch.LongTensor, EvoTokCodeSampler]]):
+    def __init__(self, groups: Sequence[tuple[torch.Tensor, EvoTokCodeSampler]]):
         self.groups = groups
 
-    def __call__(self, logits: torch.Tensor) -> torch.LongTensor:
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """(R, K) -> (R,) int64."""
         codes = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for rows, sampler in self.groups:
@@ -127,7 +127,7 @@ class UnfinishedImages:
         for name in self._images.keys() - names:
             del self._images[name]
 
-    def inputs(self, steps: Sequence[RowStep]) -> tuple[torch.LongTensor, torch.Tensor] | None:
+    def inputs(self, steps: Sequence[RowStep]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The tokens of a step that are positions of images, and the sums of their codes.
 
         Returns:
@@ -143,7 +143,7 @@ class UnfinishedImages:
         return (torch.tensor(tokens, device=features[0].device), torch.cat(features)) if tokens else None
 
     @torch.no_grad()
-    def generate(self, steps: Sequence[RowStep], hidden: torch.Tensor) -> list[torch.LongTensor | None]:
+    def generate(self, steps: Sequence[RowStep], hidden: torch.Tensor) -> list[torch.Tensor | None]:
         """Generates the next position of every image whose rows are all complete in this step.
 
         Args:
@@ -155,7 +155,7 @@ class UnfinishedImages:
             held, or not complete.
         """
         pairs = self._pair(steps)
-        generated: list[torch.LongTensor | None] = [None] * len(steps)
+        generated: list[torch.Tensor | None] = [None] * len(steps)
         if not pairs:
             return generated
         order = [index for pair in pairs for index in pair]
@@ -184,7 +184,7 @@ class UnfinishedImages:
 
     def _group(
         self, pairs: Sequence[tuple[int, ...]], steps: Sequence[RowStep], device: torch.device
-    ) -> list[tuple[torch.LongTensor, EvoTokCodeSampler]]:
+    ) -> list[tuple[torch.Tensor, EvoTokCodeSampler]]:
         """Rows of equal settings, in the order of `pairs` one after another."""
         groups: dict[tuple, list[tuple[int, ...]]] = {}
         generators: dict[tuple, list[torch.Generator]] = {}

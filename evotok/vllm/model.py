@@ -3,6 +3,9 @@
 The tokenizer keeps its own layers, in float32 whatever the rest is, so that its codes are those of Transformers.
 """
 
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -135,6 +138,6 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return logits
 
     @torch.no_grad()
-    def decode_images(self, codes: torch.LongTensor) -> torch.Tensor:
+    def decode_images(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (M, N, L) -> pixels (M, 3, height, width), about [-1, 1]."""
         return self.model.vq_model.decode_pixels(codes.to(self.device_config.device))

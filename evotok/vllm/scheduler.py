@@ -6,6 +6,9 @@ means none, and the scheduler takes the row's last token back, to be computed ag
 never differ in length by more than their prompts do.
 """
 
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,5 +1,8 @@
 """The worker of a platform, which gives the model the rows of images in the batch of each step."""
 
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -105,13 +105,15 @@ class LabelGenerator(nn.Module):
         num_things: of the world.
     """
 
+    codebooks: torch.Tensor  # (L, K, C)
+
     def __init__(self, tokenizer: EvoTokVQModel, levels: int, num_things: int):
         super().__init__()
         config, colors = tokenizer.config, len(COLORS)
         self.num_positions = config.num_positions
         quantizer = getattr(tokenizer, "pixel_quantizer", tokenizer.quantizer)
         codebooks = torch.stack([codebook.weight for codebook in quantizer.codebooks[:levels]])
-        self.register_buffer("codebooks", codebooks.detach().clone())  # (L, K, C)
+        self.register_buffer("codebooks", codebooks.detach().clone())
         self.shape_embed = nn.Embedding(num_things * self.num_positions, _WIDTH)
         self.color_embed, self.background_embed = nn.Embedding(colors, _WIDTH), nn.Embedding(colors, _WIDTH)
         for table in (self.shape_embed, self.color_embed, self.background_embed):

@@ -138,6 +138,7 @@ def run(evaluation: Evaluation) -> Report:
     options, device = evaluation.options, evaluation.workers.state.device
     recipe = _recipe(options, METHOD, options.seed)
     data = _fingerprints(recipe)
+    assert recipe.model.encoder_checkpoint is not None  # `check` refuses None
     probes = Probes(recipe.model.encoder_checkpoint, recipe.data.path, options.images, options.batch_size)
     depends = depends_on(data, device, evaluation.versions)
     depends |= {"images": options.images, "generator_steps": options.generator_steps}
@@ -179,6 +180,7 @@ def run(evaluation: Evaluation) -> Report:
 
 def _fingerprints(recipe: Recipe) -> dict[str, str]:
     """Returns the SHA-256 of the world and of the vision tower that the rows start from."""
+    assert recipe.model.encoder_checkpoint is not None
     world, encoder = load_world(recipe.data.path).root, Path(recipe.model.encoder_checkpoint)
     return {
         "world": sha256(*sorted(path for path in world.iterdir() if path.suffix in (".json", ".webp"))),

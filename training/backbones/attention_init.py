@@ -9,8 +9,11 @@ the previous token, and induction heads, which find a token by the one before it
 arXiv:2209.11895).
 """
 
+from typing import cast
+
 import torch
 from transformers import Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 
 _MATCH = 0.84  # scale of queries and keys: at 64 channels a token matches itself with a logit of about 5
@@ -37,7 +40,7 @@ def initialize_attention(model: Qwen2ForCausalLM) -> None:
     """
     config = model.config
     head_dim = config.hidden_size // config.num_attention_heads
-    key_value_heads = config.num_key_value_heads
+    key_value_heads = config.num_key_value_heads or config.num_attention_heads
     inv_freq = model.model.rotary_emb.inv_freq.float()
     key_bias = _PREVIOUS * torch.cat([torch.ones_like(inv_freq), torch.zeros_like(inv_freq)])
     query_bias = _PREVIOUS * torch.cat([inv_freq.cos(), -inv_freq.sin()])  # the key's, one position earlier
@@ -49,7 +52,7 @@ def initialize_attention(model: Qwen2ForCausalLM) -> None:
 
     read, written = channels(), channels()  # of the heads that attend to the previous token
     for index, layer in enumerate(model.model.layers):
-        attention = layer.self_attn
+        attention = cast(Qwen2Attention, layer.self_attn)
         queries = attention.q_proj.weight.view(key_value_heads, -1, head_dim, config.hidden_size)
         query_biases = attention.q_proj.bias.view(key_value_heads, -1, head_dim)
         outputs = attention.o_proj.weight.view(config.hidden_size, key_value_heads, -1, head_dim)

@@ -4,6 +4,8 @@ Its texts are questions about scenes in words, and prompts answered with the sce
 ordinary Transformers checkpoint with its BPE tokenizer, which later stages take as `model.language_model_checkpoint`.
 """
 
+from typing import cast
+
 from transformers import Qwen2Config, Qwen2ForCausalLM, TrainingArguments
 
 from ...data.collators import EvoTokCollator
@@ -34,8 +36,8 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> EvoTokTrainer
     config = Qwen2Config(
         vocab_size=padded_rows(len(tokenizer)),
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         **recipe.model.config,
     )
     model = Qwen2ForCausalLM(config)

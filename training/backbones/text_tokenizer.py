@@ -59,7 +59,7 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTra
     vocab |= {token: len(vocab) + index for index, token in enumerate(SPECIAL_TOKENS)}
     return Qwen2Tokenizer(
         vocab=vocab,
-        merges=[tuple(merge) for merge in learned["merges"]],
+        merges=[tuple(merge) for merge in learned["merges"]],  # pyright: ignore[reportArgumentType]  # typed as files
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],

@@ -85,6 +85,9 @@ class VisionTrainer(EvoTokTrainer):
         eval_dataset: batches of labels and `pixel_values` by the name of their kind.
     """
 
+    model: PatchClassifier
+    eval_dataset: dict[str, dict[str, torch.Tensor]]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the sum over heads and layers; each term of the last layer is logged."""
         outputs = model(inputs["pixel_values"])

@@ -3,7 +3,7 @@
 import reprlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 
@@ -69,7 +69,7 @@ def _check_config(folder: Path) -> LoraConfig:
             raise ValueError(
                 f"{where}: {key} should not be {reprlib.repr(value)}: train the adapters again without it."
             )
-    return PeftConfig.from_pretrained(folder)
+    return cast(LoraConfig, PeftConfig.from_pretrained(str(folder)))
 
 
 def _check_ranks(
@@ -86,7 +86,7 @@ def _check_ranks(
         raise ValueError(f"{folder}: adapters of another model, {min(strange)} does not fit: copy or train them again.")
     there = {key.removeprefix(before).removesuffix(after): rank for key, rank in there.items()}
     for key, rank in there.items():
-        own = (r for name, r in config.rank_pattern.items() if key == name or key.endswith(f".{name}"))
+        own = (r for name, r in (config.rank_pattern or {}).items() if key == name or key.endswith(f".{name}"))
         if rank != next(own, config.r):
             raise ValueError(
                 f"{folder}: adapters of rank {rank} at {key}, the config has another: copy the folder again."

@@ -32,7 +32,7 @@ class PreferenceTrainer(MultimodalTrainer, DPOTrainer):
     Any data set is accepted. No telemetry is sent.
     """
 
-    compute_loss = DPOTrainer.compute_loss
+    compute_loss = DPOTrainer.compute_loss  # pyright: ignore[reportAssignmentType]  # that of the second base
 
     def __init__(self, *args, train_dataset, **kwargs):
         super().__init__(*args, train_dataset=_FIRST_ROW, **kwargs)
@@ -47,7 +47,8 @@ class PreferenceTrainer(MultimodalTrainer, DPOTrainer):
 
 def preference_arguments(recipe: Recipe, fields: dict[str, Any]) -> DPOConfig:
     """Builds TRL's form of `TrainingArguments`; its defaults are those of every other stage."""
-    return DPOConfig(**{"bf16": False, "gradient_checkpointing": False} | vars(recipe.preference) | fields)
+    defaults: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False}
+    return DPOConfig(**defaults | vars(recipe.preference) | fields)
 
 
 def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> PreferenceTrainer:
@@ -64,7 +65,7 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> PreferenceTra
         if not recipe.lora:
             reference, _ = build_multimodal(recipe)
     prepare_model(model, recipe)
-    if recipe.lora:
+    if reference is None:
         from .lora import adapter_config
 
         adapters = adapter_config(recipe.lora, trainable_parts(recipe))

@@ -7,8 +7,10 @@ data here, too; its trainer is in `preferences.py`.
 import copy
 import functools
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
@@ -84,7 +86,7 @@ def build_multimodal(recipe: Recipe) -> tuple[EvoTokForConditionalGeneration, Ev
     model = EvoTokForConditionalGeneration._from_config(config, dtype=torch.float32)
     model.model.vq_model.load_state_dict(vq_model.state_dict())
     model.model.language_model.load_state_dict(language_model.base_model.state_dict())
-    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    model.lm_head.load_state_dict(cast(nn.Module, language_model.get_output_embeddings()).state_dict())
     return model, processor
 
 
@@ -138,6 +140,7 @@ def build_dataset(
         length_of = functools.partial(estimate_length, num_image_tokens=collator.processor.num_image_tokens)
         return build_stream(data, arguments, collator, length_of, vq_model, collator.processor.image_processor)
     if data.name == "llava":
+        assert data.path is not None  # `check_data` refuses None
         return IndexedRows(load_conversations(data.path, data.image_folder))
     world, mixture, length = load_world(data.path), data.mixture or None, num_samples(arguments)
     if STAGES[recipe.stage].compares_answers:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -9,8 +10,9 @@ from torch import nn
 from transformers.modeling_utils import unwrap_model
 
 from ...eval.plotting.sheets import Cell, Line, draw_sheet
-from ...modeling_evotok.modeling_evotok import EvoTokModel
+from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
+from ...processing.processing_evotok import EvoTokProcessor
 from ..trainer import EvoTokTrainer
 
 
@@ -66,6 +68,8 @@ class MultimodalTrainer(EvoTokTrainer):
         code_noise: as in [`add_code_noise`].
     """
 
+    processing_class: EvoTokProcessor
+
     def __init__(self, *args, sample_prompts: list[str] | tuple[str, ...] = (), code_noise: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         if code_noise:
@@ -77,9 +81,9 @@ class MultimodalTrainer(EvoTokTrainer):
             share_tokenizer(self._inner(self.model).model, self.vq_model.float().to(self.args.device))
 
     @staticmethod
-    def _inner(model):
-        model = unwrap_model(model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+    def _inner(model: nn.Module) -> EvoTokForConditionalGeneration:
+        inner = cast(Any, unwrap_model(model))
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
@@ -147,7 +151,7 @@ class MultimodalTrainer(EvoTokTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.sample_prompts and self.is_world_process_zero() and not self.is_deepspeed_enabled:
-            self._save_samples(Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:07d}.png")
+            self._save_samples(self.output_folder / "samples" / f"step-{self.state.global_step:07d}.png")
 
     def _save_samples(self, path: Path) -> None:
         model, processor = self._inner(self.model), self.processing_class

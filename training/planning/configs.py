@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, Qwen2Config, SiglipVisionConfig
 
@@ -21,7 +21,7 @@ def find_config(recipe: Recipe, path: Path) -> EvoTokConfig:
     """
     checkpoint = recipe.model.checkpoint
     if checkpoint and (Path(checkpoint) / "config.json").is_file():
-        return AutoConfig.from_pretrained(checkpoint)
+        return cast(EvoTokConfig, AutoConfig.from_pretrained(checkpoint))
     if checkpoint:
         source = _required_recipe(checkpoint, path)
         return find_config(read_recipe(source), source)

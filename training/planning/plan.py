@@ -209,8 +209,8 @@ def plan_tokenizer(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelPl
     teacher = recipe.loss.teacher_share if recipe.loss.semantic else 0.0
     return ModelPlan(
         parts={name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()},
-        profiles={on: profile_step(model, lambda m: run_tokenizer(m, batch), on) for on in (False, True)},
-        flops_a_sample=count_flops(model, lambda m: run_tokenizer(m, 1)) + encoding_flops(model) * (1 + teacher),
+        profiles={on: profile_step(model, lambda _: run_tokenizer(model, batch), on) for on in (False, True)},
+        flops_a_sample=count_flops(model, lambda _: run_tokenizer(model, 1)) + encoding_flops(model) * (1 + teacher),
         tokens_a_sample=model.config.num_positions,
         hidden_size=model.config.hidden_size,
         vq_config=model.config,
@@ -229,17 +229,16 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     """
     config = find_config(recipe, path)
     with torch.device("meta"):
-        model = EvoTokForConditionalGeneration(config)
-        freeze_all_but(model, trainable_parts(recipe))
-        counted = {_TOKENIZER: model.model.vq_model} | {
-            name.replace("_", " "): model.get_submodule(part) for name, part in PARTS.items()
+        model = inner = EvoTokForConditionalGeneration(config)
+        freeze_all_but(inner, trainable_parts(recipe))
+        counted = {_TOKENIZER: inner.model.vq_model} | {
+            name.replace("_", " "): inner.get_submodule(part) for name, part in PARTS.items()
         }
         if recipe.lora:
             from ..multimodal.lora import add_adapters
 
-            model = add_adapters(model, recipe.lora, trainable_parts(recipe))
+            model = add_adapters(inner, recipe.lora, trainable_parts(recipe))
     parts = _count_parts(model, counted, bool(recipe.lora))
-    inner = model.get_base_model() if recipe.lora else model
     if _is_half(recipe):
         model.to(torch.bfloat16)
     vq_model = inner.model.vq_model

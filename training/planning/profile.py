@@ -7,7 +7,7 @@ flash attention saves, because no fused kernel runs on meta.
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -138,7 +138,7 @@ def count_flops(model: nn.Module, run: Callable[[nn.Module], torch.Tensor], back
     return float(counter.get_total_flops() + _Fused.flops)
 
 
-def _set_checkpointing(model: nn.Module, checkpointing: bool) -> None:
+def _set_checkpointing(model: Any, checkpointing: bool) -> None:
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
@@ -26,6 +25,8 @@ class TokenizerEMA(AveragedModel):
     """
 
     FILE = "average.safetensors"
+
+    module: EvoTokVQModel
 
     def __init__(self, model: EvoTokVQModel, decay: float):
         super().__init__(model, multi_avg_fn=self._average)
@@ -66,7 +67,7 @@ class TokenizerEMA(AveragedModel):
 class EMACallback(TrainerCallback):
     """Updates the EMA after every step."""
 
-    def __init__(self, ema: TokenizerEMA, model: nn.Module):
+    def __init__(self, ema: TokenizerEMA, model: EvoTokVQModel):
         self.ema, self.model = ema, model
 
     def on_optimizer_step(self, args, state, control, **kwargs):

@@ -1,5 +1,8 @@
 """Losses of the tokenizer stage and its PatchGAN discriminator (paper, Eq. 5 to 7)."""
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,9 +24,9 @@ def semantic_loss(features: torch.Tensor, target: torch.Tensor, folds: int = 1) 
     return loss
 
 
-def weighted_sum(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
-    """Returns the sum of the terms, each times the weight of the same name."""
-    return sum(weights[name] * term for name, term in terms.items())
+def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float | torch.Tensor]) -> torch.Tensor:
+    """Returns the sum of the terms, at least one, each times the weight of the same name."""
+    return cast(torch.Tensor, sum(weights[name] * term for name, term in terms.items()))
 
 
 def adaptive_weight(

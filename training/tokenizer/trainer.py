@@ -1,8 +1,10 @@
 """Trainer of the image tokenizer, with its discriminator and the frozen teacher (paper, Eq. 5 to 7)."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from transformers import get_scheduler
 from transformers.utils import logging
 
 from ...eval.reconstruction import evaluate_reconstruction
+from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import convert_to_images
 from ..optimizers import keep_settings
 from ..recipes import TokenizerLossArguments
@@ -49,19 +52,22 @@ class TokenizerTrainer(EvoTokTrainer):
         eval_dataset: images (I, 3, H, W) in [-1, 1], this process's share.
     """
 
+    model: EvoTokVQModel
+    eval_dataset: torch.Tensor
+
     def __init__(
         self,
         *args,
         loss_args: TokenizerLossArguments,
         teacher: nn.Module | None,
-        perceptual=None,
+        perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         ema_decay: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         if not self.is_deepspeed_enabled:  # which flattens all weights
             # Convolutions run faster on channels-last weights, on CPU and GPU alike.
-            self.model.pixel_decoder.to(memory_format=torch.channels_last)
+            self.model.pixel_decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in stubs
         self.loss_args = loss_args
         self.weights = {name: weight for name, weight in asdict(loss_args).items() if name in TERMS and weight}
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
@@ -80,8 +86,9 @@ class TokenizerTrainer(EvoTokTrainer):
             )
 
     @property
-    def _adversarial(self) -> bool:
-        return self.discriminator is not None and self.state.global_step >= self.loss_args.adversarial_start_step
+    def _adversary(self) -> PatchDiscriminator | None:
+        """Returns the discriminator from its start step on."""
+        return self.discriminator if self.state.global_step >= self.loss_args.adversarial_start_step else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the weighted sum of the terms; each term's mean is logged under its own name."""
@@ -91,16 +98,18 @@ class TokenizerTrainer(EvoTokTrainer):
         part = max(1, round(self.loss_args.teacher_share * len(pixels)))
         terms = {"reconstruction": F.mse_loss(fake, pixels), "commitment": output.vq_loss}
         if "semantic" in self.weights:
+            assert self.teacher is not None
             target, folds = self.teacher(pixels[:part]), self.loss_args.semantic_folds
             terms["semantic"] = semantic_loss(output.semantic_features[:part], target, folds)
         if "perceptual" in self.weights:
+            assert self.perceptual is not None
             terms["perceptual"] = self.perceptual(fake[:part], pixels[:part]).mean()
-        weights = self.weights
-        if self._adversarial:
+        weights: dict[str, float | torch.Tensor] = self.weights
+        if (discriminator := self._adversary) is not None:
             # Frozen for this pass: the generator's gradient must not reach the discriminator's weights.
-            self.discriminator.requires_grad_(False)
-            terms["adversarial"] = generator_loss(self.discriminator(fake))
-            self.discriminator.requires_grad_(True)
+            discriminator.requires_grad_(False)
+            terms["adversarial"] = generator_loss(discriminator(fake))
+            discriminator.requires_grad_(True)
             if self.loss_args.adversarial_adaptive and model.training:
                 weights = weights | {"adversarial": self._adaptive_weight(terms)}
         loss = weighted_sum({name: term for name, term in terms.items() if name in weights}, weights)
@@ -121,20 +130,23 @@ class TokenizerTrainer(EvoTokTrainer):
         loss = super().training_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.copy_restarts(self.accelerator.unwrap_model(self.model))
-        if self._adversarial:
-            self.record_terms({"discriminator": self._train_discriminator(*self._pair)})
+        if (discriminator := self._adversary) is not None:
+            self.record_terms({"discriminator": self._train_discriminator(discriminator, *self._pair)})
         return loss
 
-    def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).float().chunk(2)
+    def _train_discriminator(
+        self, discriminator: PatchDiscriminator, real: torch.Tensor, fake: torch.Tensor
+    ) -> torch.Tensor:
+        assert self.discriminator_optimizer is not None and self.discriminator_scheduler is not None
+        real_logits, fake_logits = discriminator(torch.cat([real, fake])).float().chunk(2)
         loss = discriminator_loss(real_logits, fake_logits)
         (loss / self.current_gradient_accumulation_steps).backward()
         if not self.accelerator.sync_gradients:
             return loss
         if self.args.world_size > 1:
-            for parameter in self.discriminator.parameters():
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= self.args.world_size
+            for gradient in (p.grad for p in discriminator.parameters() if p.grad is not None):
+                torch.distributed.all_reduce(gradient)
+                gradient /= self.args.world_size
         self.discriminator_optimizer.step()
         self.discriminator_optimizer.zero_grad()
         self.discriminator_scheduler.step()
@@ -142,14 +154,14 @@ class TokenizerTrainer(EvoTokTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """Builds the scheduler as in Transformers, and one of the same kind for the steps of the discriminator."""
-        if self.discriminator is not None:
+        if self.discriminator_optimizer is not None:
             steps = max(1, num_training_steps - self.loss_args.adversarial_start_step)
             self.discriminator_scheduler = get_scheduler(
                 self.args.lr_scheduler_type,
                 self.discriminator_optimizer,
                 num_warmup_steps=self.args.get_warmup_steps(steps),
                 num_training_steps=steps,
-                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=cast("dict | None", self.args.lr_scheduler_kwargs),  # parsed by now
             )
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -168,13 +180,13 @@ class TokenizerTrainer(EvoTokTrainer):
         )
         metrics = {}
         for name in ("usage", "perplexity"):
-            levels = results.pop(name)
+            levels = cast("list[float]", results.pop(name))
             metrics |= {f"{metric_key_prefix}_{name}_level{i}": value for i, value in enumerate(levels, start=1)}
             metrics[f"{metric_key_prefix}_{name}_min"] = min(levels)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in results.items()} | metrics
         self.log(metrics)
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "samples" / f"step-{self.state.global_step:07d}.png"
+            path = self.output_folder / "samples" / f"step-{self.state.global_step:07d}.png"
             save_reconstructions(model, batches[0][:12], path)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -190,7 +202,7 @@ class TokenizerTrainer(EvoTokTrainer):
     def _load_best_model(self):
         super()._load_best_model()
         if self.ema is not None:  # which was evaluated
-            self.ema.load(Path(self.state.best_model_checkpoint))
+            self.ema.load(Path(cast(str, self.state.best_model_checkpoint)))
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -224,6 +236,8 @@ class TokenizerTrainer(EvoTokTrainer):
         if not (folder / "discriminator.safetensors").is_file():
             logger.warning(f"{folder}: has no discriminator: a new one starts here.")
             return
+        assert self.discriminator is not None
+        assert self.discriminator_optimizer is not None and self.discriminator_scheduler is not None
         self.discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
         # To the CPU first: the device of a second process there is `cpu:0`, which torch.load does not accept.
         state = torch.load(folder / "discriminator_optimizer.pt", map_location="cpu", weights_only=True)

@@ -5,6 +5,7 @@ pixels and semantics need no class: both decoders use all of `num_codebooks` lev
 """
 
 from copy import deepcopy
+from typing import Self
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ class ReversedVQModel(EvoTokVQModel):
 
     _auto_class = None
 
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> EvoTokVQOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> EvoTokVQOutput:
         """Encodes and decodes as [`EvoTokVQModel`], with the levels of the two decoders exchanged."""
         features, _ = self._encode_features(pixel_values, **kwargs)
         quantized = self.quantizer(features)
@@ -32,11 +33,11 @@ class ReversedVQModel(EvoTokVQModel):
             semantic_features=self._to_semantics(quantized.pixel_features),
         )
 
-    def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_pixels(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes pixels from the first `depth` levels, all by default: (B, N, d) -> (B, 3, H, W)."""
         return self._to_pixels(self._sum_levels(codes, depth or codes.shape[-1]))
 
-    def decode_semantics(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_semantics(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes semantics from the first `depth` levels, `num_pixel_codebooks` by default: (B, N, d) -> (B, N, S)."""
         return self._to_semantics(
             self._sum_levels(codes, depth or min(self.config.num_pixel_codebooks, codes.shape[-1]))
@@ -62,7 +63,7 @@ class _TwoTrajectoriesVQModel(EvoTokVQModel):
         """Encodes images (B, 3, H, W) in [-1, 1] to the latents of pixels and semantics, each (B, N, C)."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: torch.FloatTensor) -> EvoTokVQOutput:
+    def forward(self, pixel_values: torch.Tensor) -> EvoTokVQOutput:
         """Encodes and decodes as [`EvoTokVQModel`]; each latent has the whole commitment loss of Eq. 7."""
         pixels, semantics = self._encode_twice(pixel_values)
         pixels, semantics = self.pixel_quantizer(pixels), self.quantizer(semantics)
@@ -74,18 +75,18 @@ class _TwoTrajectoriesVQModel(EvoTokVQModel):
         )
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.FloatTensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes images to codes, of pixels before those of semantics: (B, 3, H, W) in [-1, 1] -> (B, N, D) int64."""
         with disable_autocast(pixel_values.device.type):
             pixels, semantics = self._encode_twice(pixel_values)
             return torch.cat([self.pixel_quantizer.encode(pixels), self.quantizer.encode(semantics)], dim=-1)
 
-    def decode_pixels(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_pixels(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes pixels from their levels among the first `depth`: (B, N, d) -> (B, 3, H, W)."""
         levels = self.config.num_pixel_codebooks
         return self._to_pixels(self.pixel_quantizer.decode_codes(codes[..., : min(depth or levels, levels)]))
 
-    def decode_semantics(self, codes: torch.LongTensor, depth: int | None = None) -> torch.FloatTensor:
+    def decode_semantics(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes semantics from their levels among the first `depth`: (B, N, d) -> (B, N, S)."""
         codes = codes[..., self.config.num_pixel_codebooks : depth]
         if codes.shape[-1] == 0:  # the empty sum
@@ -102,6 +103,7 @@ class LayersVQModel(_TwoTrajectoriesVQModel):
 
     def _encode_twice(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         semantics, encoded = self._encode_features(pixel_values, output_hidden_states=True)
+        assert encoded.hidden_states is not None
         half = self.config.encoder_config.num_hidden_layers // 2
         return self.pixel_to_latent(encoded.hidden_states[half]), semantics
 
@@ -110,7 +112,7 @@ class BranchesVQModel(_TwoTrajectoriesVQModel):
     """Different branches, as in TokenFlow: two encoders of the same size without shared weights."""
 
     @classmethod
-    def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> "BranchesVQModel":
+    def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> Self:
         """Builds the model as [`EvoTokVQModel.from_pretrained_encoder`]; both encoders start from the checkpoint."""
         model = super().from_pretrained_encoder(encoder, **config_kwargs)
         model.pixel_tower.load_state_dict(model.vision_tower.state_dict())
