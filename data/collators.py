@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -290,7 +290,8 @@ class EvoTokCollator:
     def _fit(self, sample: _Sample) -> bool:
         """Truncates a sample to `max_length`; False where that would cut an image or leave no target."""
         if self.max_length is not None and len(sample.ids) > self.max_length:
-            if np.isin(sample.ids[self.max_length :], self.processor.image_token_ids).any():
+            placeholders = cast("list[int]", self.processor.image_token_ids)
+            if np.isin(sample.ids[self.max_length :], placeholders).any():
                 self._skip(
                     "length", f"{sample.name}: {len(sample.ids)} tokens, over {self.max_length} inside an image."
                 )

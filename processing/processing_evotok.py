@@ -20,7 +20,7 @@ images and become `generation_pixel_values`, or `generation_codes` if they are e
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -109,12 +109,10 @@ class EvoTokProcessor(ProcessorMixin):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "left"
-        self.token_ids = {
-            f"{name}_id": cast(int, self.tokenizer.convert_tokens_to_ids(getattr(self, name))) for name in names
-        }
+        self.token_ids = {f"{name}_id": self.tokenizer.convert_tokens_to_ids(getattr(self, name)) for name in names}
         for name, token_id in self.token_ids.items():
             setattr(self, name, token_id)
-        self.image_token_ids = [self.token_ids["image_token_id"], self.token_ids["image_generation_token_id"]]
+        self.image_token_ids = [self.image_token_id, self.image_generation_token_id]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_chat_template: bool = False, **kwargs):

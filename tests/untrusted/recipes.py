@@ -86,6 +86,7 @@ RECIPES = [
             recipe(SFT, "data.name=folder", "data.path=a", OUT),
             "data.name 'folder' is not one of world, llava, mixture, which the stage sft reads: give one of them.",
         ),
+        case("no file", recipe(SFT, "data.name=llava", OUT), "data.name llava: reads a file, and data.path names none: set it to a JSON or JSONL file."),
     ),
 ]
 
