@@ -68,7 +68,8 @@ def test_chain_trains_every_stage_and_resumes(tiny):
 
 def test_recipes_for_a_gpu_differ_from_those_of_the_cpu_in_speed_only():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
-    assert [recipe.stage for recipe in cuda] == ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "gen"]
+    stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "gen"]
+    assert [recipe.stage for recipe in cuda] == stages
     for recipe, other in zip(cuda, cpu, strict=True):
         assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer
         assert recipe.data.mixture == other.data.mixture and recipe.loss == other.loss
