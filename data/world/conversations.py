@@ -13,7 +13,7 @@ from .images import check_mixture, place_emoji
 from .phrases import describe
 from .prompts import KINDS as PROMPT_KINDS
 from .prompts import PromptSampler, emoji_prompt
-from .questions import KEYWORDS, YES_NO, Question, QuestionSampler, scene_as_text
+from .questions import KEYWORDS, KINDS, YES_NO, Question, QuestionSampler, scene_as_text
 from .scenes import Scene, SceneSampler, render
 
 
@@ -23,6 +23,15 @@ _FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji
 MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
 _TURNS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
 _NUM_KEYWORDS = 14  # questions in keywords about one image
+_QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
+    "place": 3.0,
+    "relation": 4.0,
+    "yes_no_relation": 2.0,
+    "count_kind": 2.0,
+    "background": 0.5,
+    "yes_no_background": 0.5,
+}
+"""Relative frequency of each kind: those that are learnt last are the most frequent."""
 _PROMPT_WEIGHTS = dict.fromkeys(PROMPT_KINDS, 1.0) | {"single_object": 0.6, "three": 1.5, "four": 1.5}
 
 
@@ -62,12 +71,16 @@ def _to_pil(image: np.ndarray | Image.Image) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
+def _sample_kinds(rng: random.Random, kinds: list[str], count: int) -> list[str]:
+    return rng.choices(kinds, [_QUESTION_WEIGHTS[kind] for kind in kinds], k=count)
+
+
 def sample_scene(rng: random.Random, scenes: SceneSampler, prompts: PromptSampler) -> Scene:
     """Samples a scene to ask questions about: placed freely, or one that a prompt determines."""
     chance = rng.random()
-    if chance < 0.3:
+    if chance < 0.2:
         return scenes.free(rng, 1)
-    if chance < 0.5:
+    if chance < 0.45:
         return scenes.pair(rng)
     if chance < 0.85:
         return scenes.free(rng, rng.randint(2, 4))
@@ -124,13 +137,13 @@ class WorldConversations(Dataset):
         return sample_scene(rng, self.scenes, self.prompts)
 
     def _sample_questions(self, rng: random.Random, scene: Scene) -> list[Question]:
-        """Samples several questions; in half of the rows those with yes or no come first, where no other answer gives
-        theirs away."""
-        kinds = self.questions.kinds(scene)
-        chosen = rng.sample(kinds, min(len(kinds), rng.randint(*_TURNS)))
+        """Samples several questions, none twice; in half of the rows those with yes or no come first, where no other
+        answer gives theirs away."""
+        chosen = _sample_kinds(rng, self.questions.kinds(scene), rng.randint(*_TURNS))
         if rng.random() < 0.5:
             chosen.sort(key=lambda kind: kind not in YES_NO)
-        return [self.questions.sample(rng, scene, kind) for kind in chosen]
+        questions = [self.questions.sample(rng, scene, kind) for kind in chosen]
+        return list({question.text: question for question in questions}.values())
 
     def _scene(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
@@ -141,7 +154,7 @@ class WorldConversations(Dataset):
         """Samples (question, answer) pairs in keywords, each a line; no question occurs twice."""
         kinds = [kind for kind in self.questions.kinds(scene) if kind in KEYWORDS]
         pairs = {}
-        for kind in rng.choices(kinds, k=_NUM_KEYWORDS):
+        for kind in _sample_kinds(rng, kinds, _NUM_KEYWORDS):
             question = self.questions.sample(rng, scene, kind, keywords=True)
             pairs[f" {question.text}"] = f"{question.answer}\n"
         return list(pairs.items())
