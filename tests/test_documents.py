@@ -161,6 +161,16 @@ def test_contributing_names_the_file_to_change():
             assert (ROOT / path).exists(), path
 
 
+def test_contributing_names_the_functions_of_the_walks():
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Three walks through the code")[2]
+    steps = re.findall(r"^\d+\. `([\w/.]+)`: (.+)$", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(steps) > 30
+    for file, names in steps:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        for defined in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^ *(class|def) {defined}\b", code, re.MULTILINE), f"{file}: no {defined}"
+
+
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
 def test_links_and_pictures_are_there(path):
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text(encoding="utf-8")):
