@@ -39,7 +39,9 @@ def tiny(tmp_path, monkeypatch):
         "pretrain": {"vq_checkpoint": "tokenizer", "language_model_checkpoint": "language"},
         "sft-keywords": {"checkpoint": "pretrain"},
         "sft": {"checkpoint": "sft-keywords"},
-        "gen": {"checkpoint": "sft"},
+        "sft-places": {"checkpoint": "sft"},
+        "gen-single": {"checkpoint": "sft-places"},
+        "gen": {"checkpoint": "gen-single"},
     }
     models["pretrain"]["config"] = {"depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
     (tmp_path / "recipes").mkdir()
@@ -68,7 +70,7 @@ def test_chain_trains_every_stage_and_resumes(tiny):
 
 def test_recipes_for_a_gpu_differ_from_those_of_the_cpu_in_speed_only():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
-    stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "gen"]
+    stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "sft", "gen", "gen"]
     assert [recipe.stage for recipe in cuda] == stages
     for recipe, other in zip(cuda, cpu, strict=True):
         assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer

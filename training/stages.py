@@ -114,7 +114,7 @@ _ALL = (
     Stage(
         "sft",
         ("semantic projector and language model", "more kinds of questions"),
-        chain=("sft-keywords", "sft"),
+        chain=("sft-keywords", "sft", "sft-places"),
         trainable=_PROJECTOR + _LANGUAGE_MODEL,
         tasks={"understanding": 1.0},
         next_step="evotok chat {folder}",
@@ -122,7 +122,7 @@ _ALL = (
     Stage(
         "gen",
         ("pixel projector, depth decoder, language model", "prompts and their images"),
-        chain=("gen",),
+        chain=("gen-single", "gen"),
         trainable=_DEPTH_DECODER + _LANGUAGE_MODEL,
         tasks={"generation": 1.0},
         next_step=_EXPORT,

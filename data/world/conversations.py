@@ -17,7 +17,7 @@ from .questions import KEYWORDS, KINDS, YES_NO, Question, QuestionSampler, scene
 from .scenes import Scene, SceneSampler, render
 
 
-GENERATING = ("t2i", "t2i_emoji")
+GENERATING = ("t2i", "t2i_single", "t2i_emoji")
 _FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji", "text", "text_t2i"))
 """Kinds whose rows are of similar length."""
 MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
@@ -33,6 +33,7 @@ _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
 }
 """Relative frequency of each kind: those that are learnt last are the most frequent."""
 _PROMPT_WEIGHTS = dict.fromkeys(PROMPT_KINDS, 1.0) | {"single_object": 0.6, "three": 1.5, "four": 1.5}
+_SINGLE_PROMPT_WEIGHTS = {"single_object": 1.0, "colors": 1.0, "counting": 0.5}
 
 
 def text_row(turns: list[tuple[str, str]], kind: str) -> dict[str, Any]:
@@ -96,8 +97,9 @@ class WorldConversations(Dataset):
         length: number of rows.
         mixture: weight of each kind, which need not sum to 1: `caption` (a description of a scene), `scene` (several
             questions about a scene), `keywords` (the same questions in keywords, each answered at once), `emoji` (the
-            name of an emoji), `t2i` and `t2i_emoji` (text to image), `text` and `text_keywords` (as `scene` and
-            `keywords`, about a scene as text) and `text_t2i` (a prompt answered with its scene as text).
+            name of an emoji), `t2i`, `t2i_single` and `t2i_emoji` (text to image: any prompt, one kind of thing, one
+            emoji), `text` and `text_keywords` (as `scene` and `keywords`, about a scene as text) and `text_t2i` (a
+            prompt answered with its scene as text).
         seed: of everything random.
         block: number of consecutive rows of one form (images to generate, questions in keywords, or other texts): such
             batches need little padding.
@@ -182,8 +184,14 @@ class WorldConversations(Dataset):
         return question_row(image, [self.questions.sample_emoji(rng, thing.name)], "emoji")
 
     def _t2i(self, rng: random.Random) -> dict[str, Any]:
-        prompt = self.prompts.sample(rng, rng.choices(list(_PROMPT_WEIGHTS), list(_PROMPT_WEIGHTS.values()))[0])
-        return prompt_row(prompt.text, render(self.world, prompt.scene), "t2i")
+        return self._prompt_row(rng, _PROMPT_WEIGHTS, "t2i")
+
+    def _t2i_single(self, rng: random.Random) -> dict[str, Any]:
+        return self._prompt_row(rng, _SINGLE_PROMPT_WEIGHTS, "t2i_single")
+
+    def _prompt_row(self, rng: random.Random, weights: Mapping[str, float], kind: str) -> dict[str, Any]:
+        prompt = self.prompts.sample(rng, rng.choices(list(weights), list(weights.values()))[0])
+        return prompt_row(prompt.text, render(self.world, prompt.scene), kind)
 
     def _t2i_emoji(self, rng: random.Random) -> dict[str, Any]:
         (thing, emoji), style = rng.choice(self.with_emoji), rng.choice(TRAIN_EMOJI_STYLES)
