@@ -379,7 +379,7 @@ def _completions(row: dict, name: str) -> list[tuple[str, str]]:
 
 
 def _is_text_to_image(messages: list[dict]) -> bool:
-    """Whether messages are a system message or none, a prompt of text and an answer with an image."""
+    """Returns whether messages are a system message or none, a prompt of text and an answer with an image."""
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if roles != ["user", "assistant"]:
         return False

@@ -72,7 +72,7 @@ class TimedConnection(H11Protocol):
 
 
 def is_own_host(host: str, hosts: Iterable[str]) -> bool:
-    """Whether a Host header names this machine: an address in numbers, or one of the names.
+    """Returns whether a Host header names this machine: an address in numbers, or one of the names.
 
     A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
 

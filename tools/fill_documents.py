@@ -104,7 +104,7 @@ def folders() -> str:
 
 
 def results_table(results: dict) -> str:
-    """Measured figures beside their targets and baselines, as Markdown; what is not measured is left out."""
+    """Renders measured figures beside their targets and baselines, as Markdown; what is not measured is left out."""
     lines = ["| EvoTok-mini | measured | target | commonest answer |", "| --- | --- | --- | --- |"]
     for name, target in TARGETS.items():
         if name not in results:
@@ -136,13 +136,13 @@ def depths_table(results: dict[str, Any]) -> str:
 
 
 def gained(rows: dict[int, dict[str, float]], name: str) -> float:
-    """Share of what a figure gains from depth 1 to 16 that it has gained by depth 4."""
+    """Computes the share of what a figure gains from depth 1 to 16 that it has gained by depth 4."""
     first, pixels, last = (rows[depth][name] for depth in (1, 4, 16))
     return (pixels - first) / (last - first)
 
 
 def clusters_table(results: dict[str, Any]) -> str:
-    """Agreement of clusters with what the images show, by depth, as Markdown."""
+    """Renders the agreement of clusters with what the images show, by depth, as Markdown."""
     lines = [f"| levels | {' | '.join(CLUSTER_LABELS.values())} |", "| --- |" + " --- |" * len(CLUSTER_LABELS)]
     lines += [
         f"| {row['depth']} | {' | '.join(f'{row[label]:.2f}' for label in CLUSTER_LABELS)} |"
@@ -178,7 +178,7 @@ def _budget(recipe: Any) -> str:
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
-    """Peak memory as planned and as measured, by case, as Markdown."""
+    """Renders peak memory as planned and as measured, by case, as Markdown."""
     lines = ["| run | planned, MB | measured, MB | difference |", "| --- | --- | --- | --- |"]
     for row in sorted(rows, key=lambda row: row["name"]):
         planned, measured = row["planned_bytes"], row["measured_bytes"]
@@ -197,7 +197,7 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
 
 
 def engine_table() -> str:
-    """What `evotok bench` measured, by machine and work, as Markdown."""
+    """Renders what `evotok bench` measured, by machine and work, as Markdown."""
     heading = ["machine", "operation", "time", "compared with", "times faster", "times the floor"]
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
     for path in sorted((ROOT / "docs" / "results" / "engine").glob("*.json")):
@@ -218,7 +218,7 @@ def _engine_line(row: dict[str, Any]) -> str:
 
 
 def sources_table() -> str:
-    """The data sets that a mixture can be drawn from, as Markdown."""
+    """Renders the data sets that a mixture can be drawn from, as Markdown."""
     from evotok.data.sources import SOURCES
 
     lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
@@ -245,7 +245,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def blocks() -> dict[str, dict[str, str]]:
-    """Every generated block, by document."""
+    """Renders every generated block, by document."""
     results = read_suite(find_asset("evotok-mini") / "results.json", MINI)["figures"]
     trajectory, memory, rates = (json.loads(path.read_text(encoding="utf-8")) for path in (TRAJECTORY, MEMORY, RATES))
     return {

@@ -22,7 +22,7 @@ PATIENCE = 120_000
 
 
 def main() -> int:
-    """Serve the page, use it, photograph it."""
+    """Serves the page, uses it, and saves a screenshot of it."""
     with serve(*load_multimodal("mini"), listen("127.0.0.1", None)) as served, sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -22,5 +22,5 @@ def open_shard(path: str) -> AbstractContextManager[BinaryIO]:
 
 
 def expands_too_far(expanded: int, size: int) -> bool:
-    """Whether `expanded` bytes are more than `size` bytes of a file may expand to."""
+    """Returns whether `expanded` bytes are more than `size` bytes of a file may expand to."""
     return expanded > FREE + RATIO * size

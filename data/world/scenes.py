@@ -76,22 +76,22 @@ def relation(first: SceneObject, second: SceneObject) -> str | None:
 
 
 def is_held_out_color(thing: int, color: str) -> bool:
-    """Whether a thing in this colour is held out, one pair in eight."""
+    """Returns whether a thing in this colour is held out, one pair in eight."""
     return (3 * thing + COLORS.index(color)) % _HELD_OUT == 0
 
 
 def is_held_out_relation(thing: int, relation: str) -> bool:
-    """Whether a thing as the subject of this relation is held out, one pair in eight."""
+    """Returns whether a thing as the subject of this relation is held out, one pair in eight."""
     return (thing + thing // 8 + 2 * RELATIONS.index(relation)) % _HELD_OUT == 0
 
 
 def is_held_out_placement(first: int, second: int, relation: str) -> bool:
-    """Whether either of two things is the subject of a held-out relation, where the first is `relation` the second."""
+    """Returns whether the first thing `relation` the second, or the inverse of it, is a held-out relation."""
     return is_held_out_relation(first, relation) or is_held_out_relation(second, INVERSE[relation])
 
 
 def has_held_out_pair(scene: Scene) -> bool:
-    """Whether a scene shows a held-out pair of thing and colour or, with two objects, of thing and relation."""
+    """Returns whether a scene shows a held-out pair of thing and colour or, with two objects, of thing and relation."""
     if any(is_held_out_color(obj.thing, obj.color) for obj in scene.objects):
         return True
     if len(scene.objects) != 2 or scene.objects[0].thing == scene.objects[1].thing:
@@ -107,7 +107,7 @@ def sample_background(rng: random.Random, colors: list[str]) -> str:
 
 
 def stands_out(color: str, background: str) -> bool:
-    """Whether an object of this colour is easily distinguished from this background."""
+    """Returns whether an object of this colour is easily distinguished from this background."""
     return color != background and {color, background} != {"blue", "purple"}
 
 

@@ -53,7 +53,7 @@ class Connection(TimedConnection):
 def serve(
     model, processor, listener: socket.socket, hosts: tuple[str, ...] = (), share: bool = False
 ) -> Iterator[Served]:
-    """Context in which the page over a model is served; uploads are deleted at its end.
+    """Serves the page of a model within a context; uploads are deleted at its end.
 
     Args:
         model: an EvoTok model; or a `ServerClient`, with `processor` None.

@@ -73,7 +73,7 @@ class Visitors:
 
     @contextmanager
     def stream(self, session: str) -> Iterator[None]:
-        """Context in which a session is not idle: while a connection of it is open."""
+        """Keeps a session from being idle within a context: while a connection of it is open."""
         known = self._sessions[session]
         known.streams += 1
         try:

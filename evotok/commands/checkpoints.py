@@ -361,7 +361,7 @@ def _check_complete(name: str, missing: Collection[str], unexpected: Collection[
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Context that turns any error of loading a checkpoint into a ValueError of one line."""
+    """Converts any error of loading a checkpoint, within a context, into a ValueError of one line."""
     try:
         yield
     except Exception as error:  # untrusted files raise nearly any type

@@ -49,7 +49,7 @@ def check_file(path: str | Path) -> Path:
 
 @contextmanager
 def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[[str], Path]]:
-    """Context that writes files together: they get their names at its end, and are removed after an error.
+    """Writes files together within a context: they get their names at its end, and are removed after an error.
 
     Args:
         folder: created if missing.
@@ -90,7 +90,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
 
 @contextmanager
 def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path]:
-    """Context that adds files to a folder together, at its end; after an error the folder is as before.
+    """Adds files to a folder together, at the end of a context; after an error the folder is as before.
 
     Args:
         folder: created if missing. Its files stay, unless a new one has the same name.
@@ -115,7 +115,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Context that creates a folder and its parents; after an error, those of them that are empty are removed."""
+    """Creates a folder and its parents for a context; after an error, those of them that are empty are removed."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def check_new_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Context that writes a folder atomically: it gets its name at the end, and is removed after an error.
+    """Writes a folder atomically within a context: it gets its name at the end, and is removed after an error.
 
     Args:
         folder: missing or empty.

@@ -26,7 +26,7 @@ _real_stdout: ContextVar[TextIO | None] = ContextVar("real_stdout", default=None
 
 @contextmanager
 def stdout_for_json(as_json: Any) -> Iterator[None]:
-    """Context in which, with `--json` (True), stdout is redirected to stderr, but for that of `print_results`."""
+    """Redirects stdout to stderr within a context, with `--json` (True), but for that of `print_results`."""
     if as_json is not True:
         yield
         return

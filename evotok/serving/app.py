@@ -132,7 +132,7 @@ class _Server:
 
     @asynccontextmanager
     async def _answering(self, request: Request, started: float) -> AsyncIterator[float]:
-        """The time limit of a request until its answer begins; every failure becomes an error in OpenAI's form.
+        """Limits the time of a request until its answer begins; every failure becomes an error in OpenAI's form.
 
         Yields:
             When its time is up, in the loop's time.
@@ -186,7 +186,7 @@ class _Server:
         return await run_sync(function, *args, limiter=self._decoders)
 
     async def _unless_left(self, request: Request, work: Awaitable[Result]) -> Result:
-        """The result of `work`, which is cancelled when the client leaves.
+        """Returns the result of `work`, which is cancelled when the client leaves.
 
         Raises:
             _ClientLeftError: it left.

@@ -120,7 +120,7 @@ class ServerClient:
             ) from None
 
     def _events(self, response: Any) -> Iterator[bytes]:
-        """Data of the events of a stream up to its end."""
+        """Yields the data of the events of a stream up to its end."""
         try:
             for line in response:
                 if line.startswith(b"data: "):
@@ -133,7 +133,7 @@ class ServerClient:
         raise ValueError(f"{self.url}: the answer was broken off: ask again.")
 
     def _text_of(self, data: bytes) -> str:
-        """Text of one event of a stream."""
+        """Returns the text of one event of a stream."""
         try:
             event = json.loads(data)
             if "error" not in event:
@@ -145,7 +145,7 @@ class ServerClient:
 
 
 def _reason(error: HTTPError) -> str:
-    """What a server says of its refusal."""
+    """Reads the reason of a refusal from the body of a server's answer."""
     try:
         return json.loads(error.read(65536))["error"]["message"]
     except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
@@ -153,7 +153,7 @@ def _reason(error: HTTPError) -> str:
 
 
 def _to_openai(message: dict[str, Any], max_side: int) -> dict[str, Any]:
-    """A message with its images as data URLs, none of which has a side longer than `max_side` pixels."""
+    """Converts a message to one whose images are data URLs, with no side longer than `max_side` pixels."""
     content = []
     for part in message["content"]:
         if part["type"] == "text":

@@ -35,13 +35,13 @@ class ApiError(Exception):
         return {"error": error}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Builds the answer."""
         headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(self.status)
         return JSONResponse(self.content, self.status, headers)
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first of the mistakes that pydantic found, with the path of its field."""
+    """Converts the first of the mistakes that pydantic found, with the path of its field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kinds = {"extra_forbidden": "unsupported_parameter", "json_invalid": "invalid_json", "missing": "missing_parameter"}
     path = printable(".".join(map(str, first["loc"]))[:_MAX_PATH])

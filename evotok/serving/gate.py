@@ -48,7 +48,7 @@ class Gate:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serves one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started, status = time.monotonic(), 499  # as nginx has it: the client left before there was an answer
@@ -83,7 +83,7 @@ class Gate:
 
     @contextmanager
     def _place(self, is_counted: bool) -> Iterator[None]:
-        """A place among the open requests. One that is refused has none, however slowly it is read to its end.
+        """Takes a place among the open requests. One that is refused has none, however slowly it is read to its end.
 
         Raises:
             ApiError: all are taken.

@@ -48,5 +48,5 @@ class Metrics:
         self._running.set_function(running)
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Renders the text that Prometheus scrapes."""
         return generate_latest(self.registry)

@@ -79,7 +79,7 @@ class _Work:
         self.threads, self.is_over = 0, False
 
     def result(self) -> tuple[int, "Image.Image"]:
-        """The next image; raises what ended the work."""
+        """Returns the next image; raises what ended the work."""
         while True:
             found = self._results.get()
             if isinstance(found, BusyServerError):

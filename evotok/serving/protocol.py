@@ -257,7 +257,7 @@ def read_image(url: str, limits: Limits, where: str) -> Image.Image:
 
 
 def _host(url: str) -> str | None:
-    """The host of an address as `load_image` recognises one: it would take any other text for a path."""
+    """Returns the host of an address as `load_image` recognises one: it would take any other text for a path."""
     try:
         return urlsplit(url).hostname if url.startswith(("http://", "https://")) else None
     except ValueError:
@@ -278,21 +278,21 @@ class ChatAnswer:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, pieces: list[TextPiece]) -> dict[str, Any]:
-        """The answer in one object."""
+        """Builds the answer in one object."""
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": pieces[-1].finish_reason}
         return self._head | {"object": "chat.completion", "choices": [choice], "usage": _usage(pieces[-1])}
 
     def opening(self) -> dict[str, Any]:
-        """The first chunk, without text."""
+        """Builds the first chunk, without text."""
         return self._chunk({"role": "assistant", "content": ""}, None)
 
     def chunk(self, piece: TextPiece) -> dict[str, Any]:
-        """A chunk of text; the last one has the finish reason."""
+        """Builds a chunk of text; the last one has the finish reason."""
         return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason)
 
     def usage(self, last: TextPiece) -> dict[str, Any]:
-        """The chunk after the last one, with the tokens counted."""
+        """Builds the chunk after the last one, with the tokens counted."""
         return self._head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(last)}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _usage(piece: TextPiece) -> dict[str, int]:
 
 
 def image_answer(request: ImageRequest, found: GeneratedImages, files: list[bytes], size: int) -> dict[str, Any]:
-    """The answer to an `ImageBody`: PNG files in base64, each with the seed that makes it again."""
+    """Builds the answer to an `ImageBody`: PNG files in base64, each with the seed that makes it again."""
     data = [
         {"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed}
         for file, seed in zip(files, request.seeds, strict=True)

@@ -210,7 +210,7 @@ class VllmEngine(Engine):
         self._reader.shutdown(wait=False)
 
     def _read_chat(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
-        """A prompt of vLLM, which fills in the places of images, and how many tokens there is room for."""
+        """Reads a prompt of vLLM, which fills in the positions of images, and the tokens left for the answer."""
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids, images = self._processor.tokenizer.encode(text, add_special_tokens=False), _images_of(messages)
         room = remaining_tokens(len(ids) + len(images) * (self._processor.num_image_tokens - 1), self._config)
@@ -221,7 +221,7 @@ class VllmEngine(Engine):
     def _read_image_prompts(
         self, messages: list[dict[str, Any]], negative_prompt: str
     ) -> tuple[list[dict[str, Any]], int]:
-        """Both prompts of an image, and the tokens of the first."""
+        """Reads both prompts of an image, and the tokens of the first."""
         inputs = read_image_prompt(self._model, self._processor, messages, negative_prompt)
         prompt: dict[str, Any] = {"prompt_token_ids": inputs["input_ids"][0].tolist()}
         if images := _images_of(messages):

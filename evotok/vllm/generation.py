@@ -45,12 +45,12 @@ class Row(NamedTuple):
         return self.settings[SETTINGS.index("guidance_scale")] != 1
 
     def to_dict(self) -> dict[str, Any]:
-        """What `read_row` reads."""
+        """Returns the fields that `read_row` reads."""
         return self._asdict() | {"settings": list(self.settings)}
 
 
 def read_row(extra_args: Mapping[str, Any] | None) -> Row | None:
-    """The row that a request is, or None for a request of text."""
+    """Returns the row that a request is, or None for a request of text."""
     content = (extra_args or {}).get(KEY)
     return None if content is None else Row(**content | {"settings": tuple(content["settings"])})
 
@@ -99,7 +99,7 @@ class _GroupedSampler:
         self.groups = groups
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """(R, K) -> (R,) int64."""
+        """Samples codes: (R, K) -> (R,) int64."""
         codes = torch.empty(len(logits), dtype=torch.long, device=logits.device)
         for rows, sampler in self.groups:
             codes[rows] = sampler(logits[rows])
@@ -128,7 +128,7 @@ class UnfinishedImages:
             del self._images[name]
 
     def inputs(self, steps: Sequence[RowStep]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The tokens of a step that are positions of images, and the sums of their codes.
+        """Returns the tokens of a step that are positions of images, and the sums of their codes.
 
         Returns:
             (T,) indices of the batch's tokens, (T, C); None when there are none.

@@ -104,7 +104,7 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return loaded
 
     def embed_input_ids(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(T,) tokens of a batch -> (T, H), with the codes of images at the positions that are generated already."""
+        """Embeds tokens of a batch: (T,) -> (T, H), with the codes of images at positions generated before."""
         embeds = super().embed_input_ids(input_ids, *args, **kwargs)
         steps = self.rows_of_step()
         found = self.images.inputs(steps) if steps else None
@@ -114,7 +114,7 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return embeds
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """(R, H) last hidden states of a batch -> (R, V) float32, in which rows of images allow one token.
+        """Computes logits of last hidden states: (R, H) -> (R, V) float32, in which rows of images allow one token.
 
         That is `image_generation_token_id`, and the logits of the first L tokens are then the codes of the position; or
         `image_token_id` for a row that is held.

@@ -46,7 +46,7 @@ def initialize_attention(model: Qwen2ForCausalLM) -> None:
     query_bias = _PREVIOUS * torch.cat([inv_freq.cos(), -inv_freq.sin()])  # the key's, one position earlier
 
     def channels() -> torch.Tensor:
-        """Orthonormal rows, (head_dim, hidden_size)."""
+        """Samples orthonormal rows, (head_dim, hidden_size)."""
         square = torch.randn(config.hidden_size, config.hidden_size, device=inv_freq.device)
         return torch.linalg.qr(square)[0][:head_dim]
 
