@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..data.image_files import to_uint8
+
 
 def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """Returns the peak signal-to-noise ratio of every image in dB, for a data range of 1.
@@ -63,7 +65,7 @@ def round_pixels(pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 of the same shape, in [-1, 1].
     """
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    return to_uint8(pixels).float() / 127.5 - 1
 
 
 class AnswerScores(NamedTuple):

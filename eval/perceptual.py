@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..data.errors import one_line
+from ..data.image_files import to_uint8
 from .pickle_scan import scan_torch_file
 
 
@@ -76,7 +77,7 @@ def load_inception(path: str | Path, device: torch.device) -> Callable[[torch.Te
             weights,  # pyright: ignore[reportArgumentType]  # an open file serves as well as its name
             antialias=False,
         ).to(device)
-    return lambda pixels: network(((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte())
+    return lambda pixels: network(to_uint8(pixels))
 
 
 def load_lpips(path: str | Path, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
