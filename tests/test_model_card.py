@@ -140,7 +140,7 @@ def test_main_copies_results_of_the_weights_and_renders_the_card(folder, tmp_pat
     words = [str(folder), *map(str, places.values())]
     assert main(words) == 0
     card = (folder / "README.md").read_text()
-    assert "levels of 77 codes" in card and card.endswith(".\n")
+    assert "levels of 77 entries" in card and card.endswith(".\n")
     assert "| color of a thing | 1,007 | 0.400 |" in card and "lmms-eval) 7.6.5, to which" in card
     assert all((folder / name).is_file() for name in FILES.values())
     (folder / "model.safetensors").write_bytes(b"others")

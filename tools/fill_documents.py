@@ -17,17 +17,17 @@ from evotok.eval.mini.targets import TARGETS
 
 
 LABELS = {
-    "psnr_new_style_depth4": "reconstruction of scenes in held-out styles, PSNR of 4 levels, dB",
-    "semantic_gain_4_16": "cosine to the teacher, level 16 minus level 4",
-    "probe_gain_4_16": "things read from decoded semantics, level 16 minus level 4",
-    "probe_share_16": "things read from decoded semantics at level 16, share of the teacher's accuracy",
+    "psnr_new_style_depth4": "reconstruction of scenes in held-out styles, PSNR at depth 4, dB",
+    "semantic_gain_4_16": "cosine to the teacher, depth 16 minus depth 4",
+    "probe_gain_4_16": "accuracy of the probe on decoded semantics, depth 16 minus depth 4",
+    "probe_share_16": "accuracy of the probe on decoded semantics at depth 16, share of the teacher's",
     "qa_name_new_style": "names one thing in held-out styles",
     "qa_color": "names the color of a thing",
     "qa_yes_no": "answers yes or no",
     "qa_count": "counts, 1 to 4",
     "qa_position": "names the position of a thing",
     "geneval_overall": "GenEval's tasks in the world, seen pairs, CFG 7.5",
-    "geneval_overall_held": "GenEval's tasks in the world, held-out pairs of thing and color, CFG 7.5",
+    "geneval_overall_held": "GenEval's tasks in the world, held-out pairs, CFG 7.5",
     "geneval_detector": "the detector on real scenes",
     "geneval_ceiling": "real scenes after the image tokenizer",
     "t2i_top5_train_cfg7.5": "emoji in a named style, top-5 of all emoji, CFG 7.5",

@@ -77,7 +77,7 @@ def render_checkpoint_card(
     Args:
         name: heading, and the checkpoint that the example loads.
         license_id: of the weights, as the Hub spells it (`apache-2.0`).
-        base_models: Hub ids of the models that parts were initialised from.
+        base_models: Hub ids of the models that parts were initialized from.
     """
     data = ModelCardData(
         license=license_id,
@@ -111,7 +111,7 @@ def parts_table(config: EvoTokConfig, parameters: dict[str, int]) -> str:
     vq, text, depth = config.vq_config, config.text_config, config.depth_decoder_config
     sizes = {
         "image tokenizer": f"{vq.image_size} px, {vq.grid_size} x {vq.grid_size} positions, {vq.num_codebooks} "
-        f"residual levels of {vq.codebook_size:,} codes, {vq.num_pixel_codebooks} of them for pixels",
+        f"residual levels of {vq.codebook_size:,} entries, {vq.num_pixel_codebooks} of them for pixels",
         "language model": f"{text.model_type}, {text.num_hidden_layers} layers, {text.hidden_size:,} wide, "
         f"{text.vocab_size:,} tokens",
         "depth decoder": f"{depth.num_hidden_layers} layers, {depth.hidden_size:,} wide, {depth.num_codebooks} codes a "

@@ -56,8 +56,8 @@ large configuration.
 ## The world
 
 48 things in hand-made icon styles, nine colours, scenes of one to four things on a coloured background, and colour
-emoji in five styles. Held out from all training are icon styles (whole families of icon sets), one
-in eight pairs of thing and colour, one in eight pairs of thing and relation, and the emoji style `openmoji`.
+emoji in five styles. Held out from all training are icon styles (whole families of icon sets), one in eight pairs of
+thing and colour, one in eight pairs of thing and relation, and the emoji style `openmoji`.
 
 ## Training
 

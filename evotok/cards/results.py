@@ -10,9 +10,9 @@ from evotok.eval.results import markdown_table
 
 TOKENIZER = {  # prefix of figures -> label with the last number of the name, digits
     "psnr_new_style_depth": ("PSNR at depth {}, dB", 2),
-    "semantic_gain_": ("gain of the cosine to the teacher, from the levels for pixels to level {}", 3),
-    "probe_gain_": ("gain of the probe's accuracy, from the levels for pixels to level {}", 3),
-    "probe_share_": ("accuracy of the probe at level {}, share of the teacher's", 3),
+    "semantic_gain_": ("gain of the cosine to the teacher, from the pixel levels to depth {}", 3),
+    "probe_gain_": ("gain of the probe's accuracy, from the pixel levels to depth {}", 3),
+    "probe_share_": ("accuracy of the probe at depth {}, share of the teacher's", 3),
 }
 VARIANTS = {  # suffix of `geneval_overall` -> label
     "": "seen pairs, CFG 7.5",
@@ -103,7 +103,7 @@ def _questions(figures: dict[str, float]) -> str:
 {markdown_table(header, rows)}
 
 Scenes in held-out styles, but where the table says otherwise. Greedy answers, exact match but for case, space and
-punctuation. *Continuous features*: the same model with the features of the encoder before quantisation."""
+punctuation. *Continuous features*: the same model with the features of the encoder before quantization."""
 
 
 def _harness(suites: dict[str, dict[str, Any]]) -> str:
