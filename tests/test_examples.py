@@ -28,7 +28,7 @@ PROMPTS_OF_TEXTS = (
     r'evotok generate mini --prompt ((?:"[^"]*" ?)+)',
     r"printf '/draw ([^\\]*)\\n",
     r'"content": ("[^"]*")',
-    r'draw\(("[^"]*")',
+    r'generate_image\(("[^"]*")',
     r'generate_images\(model, processor, \[((?:"[^"]*"(?:, )?)+)',
 )
 QUESTIONS_OF_TEXTS = (
