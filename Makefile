@@ -2,18 +2,18 @@
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff, Pyright and the Transformers structure linter
 # make fuzz    generate untrusted input for SECONDS (300)
-# make drills  kill every stage of training under every engine, at eight to ten moments each
+# make drills  kill every stage of training under every engine, at nine to eleven moments each
 # make docs    build the documents with the API reference into site/
-# make mini    train EvoTok-mini anew, stage by stage; stopped, it goes on from the last checkpoint
-#              DEVICE=cuda: on a GPU, 12 minutes of training; RESULTS=FOLDER: copy there what every stage gives
+# make mini    train EvoTok-mini anew, stage by stage; after a stop it resumes from the last checkpoint
+#              DEVICE=cuda: on a GPU, 12 minutes of training; RESULTS=FOLDER: copy the result of every stage there
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
-# make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok knows
+# make test-matrix  the core tests with the oldest and the newest Transformers that EvoTok supports
 # make test-lmms    the plugin for the lmms-eval harness, in an environment that has it
 # make test-vllm    the vLLM plugin and engine, in an environment that has vLLM for CPUs
-# make test-fid     FID's Inception, from weights at random, through the library that brings it
-# make test-triton  the search's kernels for GPUs, interpreted and compiled, without a GPU
+# make test-fid     FID's Inception with torch-fidelity, from random weights
+# make test-triton  the Triton kernels of the nearest-entry search, interpreted and compiled, without a GPU
 #
 # Each target makes .venv with PYTHON (3.11 or newer) when it is missing or older than what it is made from.
 
@@ -27,11 +27,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MADE_FROM := setup.py pyproject.toml constraints.txt
 
-# The oldest Transformers that has what EvoTok uses, and the one it is made with.
+# The oldest Transformers that EvoTok supports, and the one that it is developed with.
 OLDEST := 5.21.0
 NEWEST := 5.23.0
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,configuration_evotok common_* modeling_* generation_evotok \
-	quantization_evotok processing_evotok chat_template_evotok checkpoint remote_code))
+	quantization_evotok processing_evotok chat_template_evotok embedded_checkpoint remote_code))
 LMMS_EVAL := 0.7.3
 VLLM := 0.32.0
 TORCH_FIDELITY := 0.4.0
@@ -46,7 +46,7 @@ HF_TESTS_FROM ?=
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
-# Torch first and alone: asked for by another package, pip may pick another build of it.
+# Torch first and alone: as a dependency of another package, pip may select another build of it.
 $(VENV)/.ready: $(MADE_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "EvoTok needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
@@ -101,8 +101,8 @@ test-matrix: .venv-matrix/$(OLDEST)/.ready .venv-matrix/$(NEWEST)/.ready
 test-lmms: .venv-lmms/.ready
 	@.venv-lmms/bin/python -m pytest tests/test_lmms_eval.py
 
-# The harness wants older releases of two pinned packages: an environment of its own; all else is that of .venv. A
-# torchvision of another build than torch goes again, because Transformers would use it.
+# The harness requires older releases of two pinned packages: an environment of its own; all else is that of .venv. A
+# torchvision of another build than torch is removed again, because Transformers would use it.
 .venv-lmms/.ready: $(VENV)/.ready-dev
 	@echo "Installing lmms-eval ..."
 	@rm -rf $(@D) && $(BIN)/python -m venv $(@D)
@@ -117,7 +117,7 @@ test-lmms: .venv-lmms/.ready
 test-vllm: .venv-vllm/.ready
 	@VLLM_LOGGING_LEVEL=WARNING .venv-vllm/bin/python -m pytest $(wildcard tests/test_vllm_*.py)
 
-# vLLM has a torch of its own, so nothing is shared with .venv. It asks for an older Transformers than EvoTok needs and
+# vLLM has a torch of its own, so nothing is shared with .venv. It requires an older Transformers than EvoTok and
 # runs with this one; torchvision and its like come as builds for CUDA, which a torch for CPUs cannot import.
 .venv-vllm/.ready: $(MADE_FROM)
 	@echo "Installing vLLM (a few minutes, once) ..."
@@ -133,7 +133,7 @@ test-vllm: .venv-vllm/.ready
 test-fid: .venv-fid/.ready
 	@PYTHONPATH='$(abspath .venv-fid)' $(BIN)/python -m pytest tests/test_perceptual.py -k 'fidelity or rfid'
 
-# Without torchvision, which it wants and Inception does not need: pip's is of another build than a torch for CPUs.
+# Without torchvision, which it requires and Inception does not use: pip's is of another build than a torch for CPUs.
 .venv-fid/.ready: $(VENV)/.ready-dev
 	@rm -rf $(@D)
 	@$(PIP) --no-deps --target $(@D) torch-fidelity==$(TORCH_FIDELITY)
@@ -142,7 +142,7 @@ test-fid: .venv-fid/.ready
 test-triton: .venv-triton/.ready
 	@PYTHONPATH='$(abspath .venv-triton)' $(BIN)/python -m pytest tests/test_nearest_code_triton_evotok.py
 
-# Beside .venv, not in it: torch for CUDA brings its own, and of 290 MB the tests of nothing else need any.
+# Beside .venv, not in it: 290 MB that no other test needs; a torch for CUDA has its own.
 .venv-triton/.ready: $(VENV)/.ready-dev
 	@rm -rf $(@D)
 	@$(PIP) --no-deps --target $(@D) triton==$(TRITON)

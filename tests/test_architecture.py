@@ -23,7 +23,7 @@ OURS = {*MAY_IMPORT, "configs", "assets", "tools", "tests"}
 LIGHT = ("evotok/cli.py", "evotok/demo.py", "evotok/conversation.py", "evotok/commands")
 # Tests of more than one module, or of none: of a promise.
 PROMISES = {
-    *("architecture", "documents", "packaging", "shipped_results"),
+    *("architecture", "documents", "embedded_checkpoint", "packaging", "shipped_results"),
     *("common_generation", "common_modeling"),
     *("device_map", "pipelines", "quantization_configs", "remote_code", "transformers_serve", "trl"),
     *("untrusted_input", "untrusted_fuzz", "fault_drills", "power_cut", "training_stops"),

@@ -309,7 +309,7 @@ def test_both_models_are_merged(merged, release, pixels):
     assert model.lm_head.weight.shape[0] == 303, "no rows beyond the release's"
 
 
-def test_processor_has_the_layout_of_the_release(merged, release):
+def test_processor_has_the_layout_of_the_release(merged):
     processor = EvoTokProcessor.from_pretrained(merged)
     image = {"type": "image"}
     chat = [{"role": "user", "content": [image, {"type": "text", "text": " what?"}]}]
@@ -321,7 +321,7 @@ def test_processor_has_the_layout_of_the_release(merged, release):
     assert processor.num_image_tokens == 16 and processor.token_ids["vision_start_token_id"] == 301
 
 
-def test_merged_model_generates_and_answers(merged, pixels):
+def test_merged_model_generates_and_answers(merged):
     model, processor = load(merged), EvoTokProcessor.from_pretrained(merged)
     to_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(
@@ -488,7 +488,7 @@ def test_spare_rows_of_a_base_model_are_cut_off(release, tmp_path):
     close(model.lm_head.weight[300:303], head[:300].mean(0).expand(3, -1))
 
 
-def test_tied_tables_without_a_text_tokenizer(release, pixels, tmp_path):
+def test_tied_tables_without_a_text_tokenizer(release, tmp_path):
     """Placeholders get rows of their own; start and end are the last two of the release's."""
     tensors = {name: x for name, x in release["language"].items() if name != "lm_head.weight"}
     tensors |= prefixed(PROJECTOR, release["generation"]) | prefixed(DEPTH, release["depth"])

@@ -28,7 +28,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Options of pip's are not ours to check, targets of make are looked up.
+# Options of pip are not checked; targets of make are.
 PROGRAMS = ("evotok", "torchrun", "make", "lmms-eval", "curl")
 
 

@@ -274,7 +274,7 @@ def test_disconnected_visitor_ends_the_generation(visitor):
             assert not thread.is_alive()
 
 
-def test_page_over_a_server_has_no_tab_that_needs_the_model(tmp_path, monkeypatch):
+def test_page_over_a_server_has_no_tab_that_needs_the_model(tmp_path):
     from evotok.app.page import build_page
     from evotok.serving.client import ServerClient
 

@@ -77,7 +77,7 @@ def int8(model_folder, library: str, **kwargs):
 
 
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
-def test_a_model_in_int8_reads_and_draws(folder, library, pixels):
+def test_int8_model_answers_and_generates_images(folder, library, pixels):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     whole, processor = build_chat_model()

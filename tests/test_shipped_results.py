@@ -38,7 +38,7 @@ def test_results_are_of_the_embedded_weights(folder):
 
 
 @pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
-def test_the_card_is_of_the_shipped_results(name, folder):
+def test_results_beside_the_checkpoint_are_the_shipped_ones(name, folder):
     found = ROOT / "docs/results" / folder
     again = f"python -m evotok.cards.mini mini {found.relative_to(ROOT)}"
     assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again

@@ -35,21 +35,6 @@ TRAINING = {
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra `deepspeed`")
 
-# A training that is killed in the middle of its fifth step.
-KILLED = """
-import os, signal, sys
-from transformers import Trainer
-from evotok.training.train import main
-step, calls = Trainer.training_step, []
-def killed_step(self, *args, **kwargs):
-    calls.append(1)
-    if len(calls) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **kwargs)
-Trainer.training_step = killed_step
-main(sys.argv[1:])
-"""
-
 
 def run(arguments, nproc):
     """Runs `evotok.training.train` under torchrun."""
