@@ -167,20 +167,20 @@ EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("features", "gallery", "concepts", "wanted", "ranks"),
+    ("features", "gallery", "shown", "wanted", "ranks"),
     [
-        ([[5.0, 1.0]] * 3, [EAST, NORTH, WEST], [7, 3, 5], [7, 3, 5], [1, 2, 3]),  # concepts in no order
+        ([[5.0, 1.0]] * 3, [EAST, NORTH, WEST], [7, 3, 5], [7, 3, 5], [1, 2, 3]),  # emoji in no order
         ([EAST, [1.0, 0.2]], [WEST, [1.0, 0.1], EAST, NORTH], [0, 0, 1, 2], [0, 0], [2, 1]),  # the best image counts
         ([[0.0, 0.0], [float("nan"), 0.0]], [EAST, NORTH, WEST], [0, 1, 2], [1, 1], [3, 3]),  # ties with all
         ([EAST], [EAST, EAST], [0, 1], [0], [2]),  # equal images
     ],
 )
-def test_retrieval_ranks_count_all_concepts_that_are_not_worse(features, gallery, concepts, wanted, ranks):
-    tensors = torch.tensor(features), torch.tensor(gallery), torch.tensor(concepts), torch.tensor(wanted)
+def test_retrieval_ranks_count_all_emoji_that_are_not_worse(features, gallery, shown, wanted, ranks):
+    tensors = torch.tensor(features), torch.tensor(gallery), torch.tensor(shown), torch.tensor(wanted)
     assert retrieval_ranks(*tensors).tolist() == ranks
 
 
-def test_gallery_finds_concepts_in_all_styles_and_in_one():
+def test_gallery_finds_emoji_in_all_styles_and_in_one():
     features = torch.tensor([[9.0, 1.0], [1.0, 9.0], [1.0, 8.0], [8.0, 2.0]])
     gallery = Gallery(features, [0, 1, 0, 1], ["flat", "flat", "round", "round"])
     own = gallery.find(features, [0, 1, 0, 1], gallery.styles)

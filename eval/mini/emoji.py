@@ -1,6 +1,6 @@
 """Text to image: single emoji in a named style, retrieved among all emoji of the world by EfficientNet-Lite0.
 
-Shapes: I images, D width of the features, G images of the gallery, C concepts in it.
+Shapes: I images, D width of the features, G images of the gallery, E emoji in it.
 """
 
 from collections.abc import Sequence
@@ -82,38 +82,36 @@ class EmojiRetrieval:
 
 
 class Gallery:
-    """Images of concepts in several styles, among which images are retrieved by the cosine of standardised features.
+    """Images of emoji in several styles, among which images are retrieved by the cosine of standardised features.
 
     Args:
         features: (G, D) of the network.
-        concepts: that each image shows.
+        emoji: that each image shows.
         styles: of each image.
     """
 
-    def __init__(self, features: torch.Tensor, concepts: Sequence[int], styles: Sequence[str]):
+    def __init__(self, features: torch.Tensor, emoji: Sequence[int], styles: Sequence[str]):
         self.reference, self.features = features, standardize(features, features)
-        self.concepts, self.styles = torch.tensor(concepts), list(styles)
+        self.emoji, self.styles = torch.tensor(emoji), list(styles)
 
-    def find(self, features: torch.Tensor, concepts: Sequence[int], styles: Sequence[str]) -> dict[str, float]:
-        """Measures how often images are retrieved as the concepts that they should show.
+    def find(self, features: torch.Tensor, emoji: Sequence[int], styles: Sequence[str]) -> dict[str, float]:
+        """Measures how often images are retrieved as the emoji that they should show.
 
         Args:
             features: (I, D) of the network.
-            concepts, styles: that each image should show.
+            emoji, styles: that each image should show.
 
         Returns:
             `top1` and `top5` among the whole gallery; `top1_same_style` and `top5_same_style` among the images of the
             style that each should have.
         """
-        features, wanted = standardize(features, self.reference), torch.tensor(concepts)
-        ranks = retrieval_ranks(features, self.features, self.concepts, wanted)
+        features, wanted = standardize(features, self.reference), torch.tensor(emoji)
+        ranks = retrieval_ranks(features, self.features, self.emoji, wanted)
         same_style = torch.empty_like(ranks)
         for style in set(styles):
             asked = torch.tensor([other == style for other in styles])
             there = torch.tensor([other == style for other in self.styles])
-            same_style[asked] = retrieval_ranks(
-                features[asked], self.features[there], self.concepts[there], wanted[asked]
-            )
+            same_style[asked] = retrieval_ranks(features[asked], self.features[there], self.emoji[there], wanted[asked])
         kinds = {"": ranks, "_same_style": same_style}
         return {f"top{k}{suffix}": (kind <= k).float().mean().item() for suffix, kind in kinds.items() for k in (1, 5)}
 
@@ -124,25 +122,25 @@ def standardize(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 
 def retrieval_ranks(
-    features: torch.Tensor, gallery_features: torch.Tensor, gallery_concepts: torch.Tensor, wanted: torch.Tensor
+    features: torch.Tensor, gallery_features: torch.Tensor, gallery_emoji: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the rank, from 1, of the concept that each image should show, among the concepts of a gallery.
+    """Returns the rank, from 1, of the emoji that each image should show, among the emoji of a gallery.
 
-    The score of a concept is the best cosine of its images. A concept that is not strictly worse counts as better, so
+    The score of an emoji is the best cosine of its images. An emoji that is not strictly worse counts as better, so
     that constant images, and features that are not finite, have the last rank.
 
     Args:
         features: (I, D).
         gallery_features: (G, D).
-        gallery_concepts: (G,) int64, the concept of each image of the gallery.
-        wanted: (I,) int64, concepts of the gallery.
+        gallery_emoji: (G,) int64, the emoji of each image of the gallery.
+        wanted: (I,) int64, emoji of the gallery.
 
     Returns:
-        (I,) int64 in 1 .. C.
+        (I,) int64 in 1 .. E.
     """
     similarity = F.normalize(features.float(), dim=-1) @ F.normalize(gallery_features.float(), dim=-1).T  # (I, G)
-    concepts, concept_of = gallery_concepts.unique(return_inverse=True)  # (C,), (G,)
-    scores = similarity.new_full((len(features), len(concepts)), -torch.inf)
-    scores.scatter_reduce_(1, concept_of.expand_as(similarity), similarity, "amax")  # (I, C)
-    own = scores.gather(1, torch.searchsorted(concepts, wanted)[:, None])
+    distinct, index_of = gallery_emoji.unique(return_inverse=True)  # (E,), (G,)
+    scores = similarity.new_full((len(features), len(distinct)), -torch.inf)
+    scores.scatter_reduce_(1, index_of.expand_as(similarity), similarity, "amax")  # (I, E)
+    own = scores.gather(1, torch.searchsorted(distinct, wanted)[:, None])
     return (~(scores < own)).sum(1)
