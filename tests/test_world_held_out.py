@@ -21,7 +21,7 @@ DATA = {
     "preferences": lambda world: WorldPreferences(world, ROWS, seed=3),
 }
 PAIRS = re.compile(rf"(?=\b({'|'.join(COLORS)}) (\w+))")  # overlapping ones, too
-YES_NO_PAIRS = re.compile(rf"^(?:Is|Are) the (\w+) ({'|'.join(COLORS)})\?")
+YES_NO_PAIRS = re.compile(rf"^(?:(?:Is|Are) the| is) (\w+) ({'|'.join(COLORS)})\b")  # of questions, and in keywords
 
 
 def pairs_of(text):
@@ -35,6 +35,11 @@ def texts_of(row):
     return [*texts, row.get("rejected", "")]
 
 
+def keywords_of(row):
+    """All questions in keywords with their answers."""
+    return [text for completion in row.get("completions", []) for text in completion]
+
+
 def held_out_pairs(world):
     forms = [(thing.index, form) for thing in world.things for form in (thing.name, plural(thing.name))]
     return {(color, form) for thing, form in forms for color in COLORS if is_held_out_color(thing, color)}
@@ -43,7 +48,8 @@ def held_out_pairs(world):
 @pytest.mark.parametrize("name", DATA)
 def test_training_data_has_nothing_held_out(world, shown, name):
     data = DATA[name](world)
-    texts = [text for index in range(ROWS) for text in texts_of(data[index])]
+    rows = map(data.__getitem__, range(ROWS))
+    texts = [text for row in rows for text in (*texts_of(row), *keywords_of(row))]
     assert len(shown["scenes"]) > 500 and not any(map(has_held_out_pair, shown["scenes"]))
     assert {world.icons[item.icon].split for scene in shown["scenes"] for item in scene.objects} == {"train"}
     assert HELD_OUT_EMOJI_STYLE not in {style for _, style in shown["emoji"]}
