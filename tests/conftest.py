@@ -1,4 +1,4 @@
-"""Tiny models shared by the tests: 32 px images of 4 x 4 positions, 4 levels of 32 codes, 2 of them for pixels."""
+"""Tiny models shared by the tests: 32 px images of 4 x 4 positions, 4 levels of 32 entries, 2 of them for pixels."""
 
 import numpy as np
 import pytest
