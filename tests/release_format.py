@@ -243,7 +243,7 @@ def latents(p, pixels, heads=ENCODER_HEADS):
 
 
 def encode(p, pixels):
-    """Codes (B, N, 16) and the sums of the first 4 and of all 16 code vectors, (B, N, C) each."""
+    """Codes (B, N, 16) and the sums of the first 4 and of all 16 entries, (B, N, C) each."""
     residual = latents(p, pixels)
     total, codes, pixel_sum = torch.zeros_like(residual), [], None
     for level in range(LEVELS):
@@ -302,7 +302,7 @@ def pixels_of(p, features, size=None):
 
 
 def depth_logits(p, hidden, code_vectors):
-    """(M, H), un-summed code vectors (M, 4, C) -> (M, 4, K), section 2."""
+    """(M, H), entries (M, 4, C) -> (M, 4, K), section 2."""
     tokens = [_linear(p, "in_mlp_2", hidden)]
     tokens += [_linear(p, "in_mlp_1", code_vectors[:, :d].sum(1)) for d in range(1, PIXEL_LEVELS)]
     x = torch.stack(tokens, 1) + p["pos_emb_d"]

@@ -88,7 +88,7 @@ def test_image_loss_skips_a_position_at_the_start_of_a_row(tiny_model, pixels):
 
 
 def test_mixed_batch_equals_its_rows(tiny_model, pixels):
-    """Text only, an input image, a generated image, two images of each kind over two turns."""
+    """Text only, an input image, a generated image, two images of each kind."""
     rows = [[3, 4, 5, 6], [3, *INPUT_IMAGE, 5], [3, *GENERATED_IMAGE, 5]]
     rows += [[3, *INPUT_IMAGE, 4, *GENERATED_IMAGE, 7, *GENERATED_IMAGE, *INPUT_IMAGE, 8]]
     inputs, generated = [[], [0], [], [1, 2]], [[], [], [3], [0, 1]]

@@ -134,16 +134,16 @@ def test_sampled_answers_repeat_by_seed_alone_and_in_a_batch(served):
     assert say(0, temperature=0) == say(1, temperature=0) == say(2, temperature=1e-40) != alone[0]
 
 
-def test_a_conversation_has_turns_and_a_system_message(parts, served):
+def test_conversation_has_several_messages_and_a_system_message(parts, served):
     model, processor = parts
-    turns = [
+    messages = [
         {"role": "system", "content": "a cat"},
         {"role": "user", "content": "what is this?"},
         {"role": "assistant", "content": "the red one"},
         {"role": "user", "content": "a dog"},
     ]
-    found = served.client.chat.completions.create(model="tiny", messages=turns, max_completion_tokens=6)
-    [wanted] = answer(model, processor, [turns], max_new_tokens=6, do_sample=False)
+    found = served.client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=6)
+    [wanted] = answer(model, processor, [messages], max_new_tokens=6, do_sample=False)
     assert found.choices[0].message.content.strip() == wanted and found.usage.completion_tokens == 6
 
 
@@ -219,7 +219,7 @@ def test_prompts_that_wait_are_generated_in_one_batch(served):
     assert all(np.abs(one - other).max() > 1 for one, other in itertools.pairwise(alone))
 
 
-def test_a_random_seed_is_said_and_makes_the_image_again(served):
+def test_random_seed_is_returned_and_repeats_the_image(served):
     first = served.client.images.generate(model="tiny", prompt="a cat")
     again = served.client.images.generate(model="tiny", prompt="a cat", extra_body={"seed": first.data[0].seed})
     assert first.data[0].b64_json == again.data[0].b64_json
@@ -334,8 +334,8 @@ def test_bad_requests_get_an_error_in_openais_form(served, name):
     assert "\n" not in error["message"] and len(error["message"]) < 500 and len(error["param"] or "") <= 100
 
 
-def test_no_parameter_of_openais_is_passed_over(served):
-    """Each is taken, changes no answer, or is refused by its name."""
+def test_every_parameter_of_openai_is_used_neutral_or_refused(served):
+    """Each is used, does not change the answer, or is refused by its name."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase as Chat
     from openai.types.image_generate_params import ImageGenerateParamsBase as Images
 
@@ -353,7 +353,7 @@ def test_no_parameter_of_openais_is_passed_over(served):
     assert found[0] == 200, found
 
 
-def test_a_method_that_a_path_has_not_is_told_with_those_that_it_has(served):
+def test_other_method_is_refused_with_the_allowed_one(served):
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     connection.request("GET", CHAT)
     response = connection.getresponse()
@@ -411,7 +411,7 @@ class Pictures(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-def test_images_are_fetched_from_hosts_that_are_meant(parts):
+def test_images_are_fetched_from_allowed_hosts_only(parts):
     with HTTPServer(("127.0.0.1", 0), Pictures) as server, running(parts, Limits(image_hosts=("127.0.0.1",))) as served:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/a.png"
@@ -428,7 +428,7 @@ def test_images_are_fetched_from_hosts_that_are_meant(parts):
 # --- access -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_api_key_is_asked_for(parts):
+def test_api_key_is_required(parts):
     with running(parts, api_key="secret") as served:
         assert served.client.models.list().data
         for key in ("", "secreT", "secrets", "sécret"):
@@ -492,7 +492,7 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--port", "70000"], "65535"),
     ],
 )
-def test_mistakes_of_the_command_are_told_before_the_model_is_loaded(words, message, monkeypatch, capsys):
+def test_serve_command_reports_mistakes_before_the_model_is_loaded(words, message, monkeypatch, capsys):
     monkeypatch.setattr("evotok.commands.checkpoints.load_multimodal", pytest.fail)
     assert main(["serve", "mini", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -500,7 +500,7 @@ def test_mistakes_of_the_command_are_told_before_the_model_is_loaded(words, mess
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_the_command_says_that_vllm_is_not_installed(capsys):
+def test_serve_command_reports_that_vllm_is_not_installed(capsys):
     assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
     assert "vLLM is not installed: docs/serving.md says how" in capsys.readouterr().err
 

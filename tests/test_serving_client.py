@@ -55,7 +55,7 @@ def test_an_image_is_generated_there_and_goes_with_the_next_question(parts, serv
     assert chat.conversation.messages[0]["content"][0]["image"] is image
 
 
-def test_the_command_talks_to_a_server(served, tmp_path, monkeypatch, capsys):
+def test_chat_command_uses_a_server(served, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVOTOK_API_KEY", "secret")
     noise().save("a.png")
@@ -158,7 +158,7 @@ def impostor():
         ("/bad", "HTTP status 500: this is no server"),
     ],
 )
-def test_what_is_no_server_is_told_in_one_line(impostor, path, message, capsys):
+def test_address_of_no_server_is_reported_in_one_line(impostor, path, message, capsys):
     assert main(["chat", "--server", impostor + path, "--prompt", "hello"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("evotok chat: http://127.0.0.1:") and message in line
@@ -183,13 +183,13 @@ def test_a_stream_that_does_not_end_as_it_should_is_no_answer(impostor, path, me
 @pytest.mark.parametrize(
     ("path", "message"), [("none", "no server"), ("fewer", "0 images instead of 2"), ("letters", "no server")]
 )
-def test_images_that_do_not_come_are_an_error(impostor, path, message):
+def test_missing_images_are_an_error(impostor, path, message):
     with pytest.raises(ValueError, match=message) as error:
         ServerClient(f"{impostor}/{path}").generate_images("a cat", 1, 2)
     assert not isinstance(error.value, BusyServerError), "to ask again would not help"
 
 
-def test_a_wrong_key_is_told(served, capsys):
+def test_wrong_key_is_reported(served, capsys):
     assert main(["chat", "--server", served.url, "--api-key", "other", "--prompt", "hello"]) == 2
     assert "Send the server's API key" in capsys.readouterr().err
 

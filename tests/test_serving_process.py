@@ -53,7 +53,7 @@ def client_of(port: int, **options) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120, **options)
 
 
-def test_the_embedded_model_works_out_of_the_box_and_ends_when_told():
+def test_server_of_the_embedded_model_answers_and_ends_at_a_signal():
     port = free_port()
     with process_of("mini", port) as process, client_of(port, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["mini"]
