@@ -81,7 +81,7 @@ class RowStep(NamedTuple):
 
 
 class _Image:
-    """Codes of an image so far, their sums, and its generator."""
+    """Sums of the codes of an image so far, and its generator."""
 
     def __init__(self, seed: int, positions: int, width: int, device: torch.device):
         self.features = torch.zeros(positions, width, device=device)  # (N, C)
