@@ -1,5 +1,6 @@
 """`evotok chat`: a conversation with images in both directions, or one question."""
 
+import atexit
 import os
 import random
 import sys
@@ -90,8 +91,7 @@ def run(
 
 def enable_line_history() -> None:
     """Enables editing of the line, with the lines of earlier conversations as its history."""
-    import atexit
-    import readline
+    import readline  # not on every system
 
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "evotok" / "history"

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
@@ -62,8 +63,6 @@ def run(
 
 def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     """Returns facts about the first rows of a source, and its first images with their texts."""
-    from itertools import islice
-
     from evotok.data.errors import one_line, row_reason
     from evotok.data.sources import SOURCES
     from evotok.data.stream_loader import open_source
