@@ -158,7 +158,7 @@ class _Server:
             reason = f"No answer within {self._limits.seconds:g} s, the limit: ask for less, or later."
             return ApiError(504, reason, "timeout")
         logger.error("A request failed", exc_info=error)
-        return ApiError(500, "The server failed; its log says why.", "internal_error")
+        return ApiError(500, "The server failed: see its log.", "internal_error")
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
         """Reads and checks the body of a request, of which nothing is kept but the result.

@@ -262,7 +262,7 @@ class VllmEngine(Engine):
         except VLLMClientError as error:
             raise RequestError(str(error)) from error
         except VLLMError as error:
-            raise EngineError("vLLM failed; its log says why.") from error
+            raise EngineError("vLLM failed: see its log.") from error
         finally:
             if not is_finished:  # vLLM itself aborts what it generates, but not what is cancelled while it is added
                 await self._engine.abort(name)
@@ -304,7 +304,7 @@ class VllmEngine(Engine):
         try:
             return await self._engine.collective_rpc(method, args=args)
         except VLLMError as error:
-            raise EngineError("vLLM failed; its log says why.") from error
+            raise EngineError("vLLM failed: see its log.") from error
 
     async def count_images(self) -> int:
         """Counts the images that the workers keep anything of."""
