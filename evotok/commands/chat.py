@@ -49,7 +49,7 @@ def run(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Chat about images, once with --prompt or turn by turn."""
+    """Chat about images, once with --prompt or in a conversation."""
     if (checkpoint is None) == (server is None):
         raise ValueError("give either a CHECKPOINT, such as mini, or the --server of a model that runs.")
     if checkpoint is not None:

@@ -142,7 +142,7 @@ def _report(facts: dict[str, Any]) -> str:
         least, most = (f"{width} x {height}" for width, height in facts["sizes"])
         lines.append(f"  {facts['pictures']} images, {least} to {most} pixels")
     lines += [f"  skipped {count}: {reason[:160]}" for reason, count in list(facts["skipped"].items())[:5]]
-    lines += [f"  {turn['role']}: {' '.join(turn['text'].split())[:100]}" for turn in facts["first"][:3]]
+    lines += [f"  {message['role']}: {' '.join(message['text'].split())[:100]}" for message in facts["first"][:3]]
     return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """Answers `POST /v1/chat/completions`."""
         started = asyncio.get_running_loop().time()
-        async with self._answering(request, started) as deadline:
+        async with self._answering(started) as deadline:
             body = await self._read(request, ChatBody)
             asked = await self._in_thread(body.to_request, self._limits, self._engine.fit_image)
             answer = ChatAnswer(self._model, body.with_usage)
@@ -96,7 +96,7 @@ class _Server:
 
     async def generate_images(self, request: Request) -> Response:
         """Answers `POST /v1/images/generations`."""
-        async with self._answering(request, asyncio.get_running_loop().time()):
+        async with self._answering(asyncio.get_running_loop().time()):
             body = await self._read(request, ImageBody)
             asked = body.to_request(self._limits, self._engine.image_size)
             found = await self._unless_left(request, self._engine.generate_images(asked))
@@ -131,7 +131,7 @@ class _Server:
             raise ApiError(404, reason, "model_not_found", "model")
 
     @asynccontextmanager
-    async def _answering(self, request: Request, started: float) -> AsyncIterator[float]:
+    async def _answering(self, started: float) -> AsyncIterator[float]:
         """Limits the time of a request until its answer begins; every failure becomes an error in OpenAI's form.
 
         Yields:
