@@ -19,7 +19,7 @@ DATA = {
 
 
 def package_folders() -> dict[str, str]:
-    """Dotted name of every package -> its folder."""
+    """Returns the folder of every package by its dotted name."""
     folders = {"evotok": "evotok"}
     folders |= {f"evotok.{name}": f"evotok/{name.replace('.', '/')}" for name in find_packages("evotok")}
     for top in CODE:

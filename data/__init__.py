@@ -1,1 +1,1 @@
-"""Data: the embedded world of EvoTok-mini."""
+"""Data: sources, mixtures, code shards, conversations, images, and the embedded world of EvoTok-mini."""

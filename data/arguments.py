@@ -39,8 +39,8 @@ class DataArguments:
     mixture: dict[str, float | int] = field(default_factory=dict)
     """Weights of the kinds of rows (world)."""
     block: int = 1
-    """Consecutive rows that all generate images, or all answer (world): such batches need little padding. Use it with
-    `training.train_sampling_strategy: sequential`."""
+    """Consecutive rows of one form: images to generate, questions in keywords, or other texts (world). Such batches
+    need little padding. Use it with `training.train_sampling_strategy: sequential`."""
     caption_dropout: float = 0.0
     """Share of text-to-image rows whose prompt is emptied, for classifier-free guidance."""
     code_noise: float = 0.0

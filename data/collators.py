@@ -115,7 +115,7 @@ class _Sample:
     completions: list[tuple[str, str]] = field(default_factory=list)
     ids: np.ndarray = field(init=False, repr=False)  # these three are set by `_tokenize`
     labels: np.ndarray = field(init=False, repr=False)
-    last_turn: np.ndarray = field(init=False, repr=False)
+    in_last_answer: np.ndarray = field(init=False, repr=False)
     """Which tokens are of the last message of the assistant."""
 
 
@@ -272,7 +272,7 @@ class EvoTokCollator:
             is_target = (by_assistant | (self.train_on == "all")) & (sample.ids != self.processor.image_token_id)
             sample.labels = np.where(is_target, sample.ids, IGNORE_INDEX)
             starts = by_assistant & ~np.pad(by_assistant, (1, 0))[:-1]  # of the runs of tokens of one message
-            sample.last_turn = by_assistant & (starts.cumsum() == starts.sum())
+            sample.in_last_answer = by_assistant & (starts.cumsum() == starts.sum())
             self._append_completions(sample)
 
     def _append_completions(self, sample: _Sample) -> None:
@@ -285,7 +285,7 @@ class EvoTokCollator:
         labels = [ids if learn else [IGNORE_INDEX] * len(ids) for ids, learn in zip(pieces, is_target, strict=True)]
         sample.ids = np.concatenate([sample.ids, *(np.array(ids, dtype=np.int64) for ids in pieces)])
         sample.labels = np.concatenate([sample.labels, *(np.array(ids, dtype=np.int64) for ids in labels)])
-        sample.last_turn = np.pad(sample.last_turn, (0, len(sample.ids) - len(sample.last_turn)))
+        sample.in_last_answer = np.pad(sample.in_last_answer, (0, len(sample.ids) - len(sample.in_last_answer)))
 
     def _fit(self, sample: _Sample) -> bool:
         """Truncates a sample to `max_length`; False where that would cut an image or leave no target."""
@@ -296,7 +296,7 @@ class EvoTokCollator:
                     "length", f"{sample.name}: {len(sample.ids)} tokens, over {self.max_length} inside an image."
                 )
                 return False
-            for name in ("ids", "labels", "last_turn"):
+            for name in ("ids", "labels", "in_last_answer"):
                 setattr(sample, name, getattr(sample, name)[: self.max_length])
         if (sample.labels == IGNORE_INDEX).all():
             self._skip("target", f"{sample.name}: nothing to learn within {self.max_length} tokens.")
@@ -346,14 +346,14 @@ class PreferenceCollator(EvoTokCollator):
         batch = self._stack(samples)
         mask = torch.zeros_like(batch.pop("labels"))
         for number, sample in enumerate(samples):
-            mask[number, : len(sample.ids)] = torch.from_numpy(sample.last_turn)
+            mask[number, : len(sample.ids)] = torch.from_numpy(sample.in_last_answer)
         return batch | {"completion_mask": mask}
 
     def _fit(self, sample: _Sample) -> bool:
         """Truncates a sample as for other rows; False where the last answer is cut off: there is nothing to compare."""
         if not super()._fit(sample):
             return False
-        if not sample.last_turn.any():
+        if not sample.in_last_answer.any():
             self._skip("target", f"{sample.name}: its last answer begins after {self.max_length} tokens.")
             return False
         return True
@@ -366,9 +366,9 @@ class PreferenceCollator(EvoTokCollator):
             return []
         if better.messages[-1]["role"] != "assistant" or better.generated_images or better.codes is not None:
             raise ValueError(f"{better.name}: texts are compared: end with an answer, and generate no image.")
-        turn = {"role": "assistant", "content": [{"type": "text", "text": row["rejected"]}]}
-        [[turn]], _ = prepare_conversations([[turn]], self._control_pattern)
-        return [better, replace(better, messages=[*better.messages[:-1], turn])]
+        message = {"role": "assistant", "content": [{"type": "text", "text": row["rejected"]}]}
+        [[rejected]], _ = prepare_conversations([[message]], self._control_pattern)
+        return [better, replace(better, messages=[*better.messages[:-1], rejected])]
 
 
 def _completions(row: dict, name: str) -> list[tuple[str, str]]:

@@ -145,31 +145,31 @@ def continuous_features(
 def answer_questions(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
-    records: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     batch_size: int = 32,
     max_new_tokens: int = 16,
     teacher: Teacher | None = None,
 ) -> list[str]:
-    """Generates greedy answers to the questions of records, in their order.
+    """Generates greedy answers to the questions of rows, in their order.
 
     Args:
         model: in evaluation mode.
-        records: `{"messages": [..., right answer], "images": [...]}`; the last message is not shown to the model.
+        rows: `{"messages": [..., right answer], "images": [...]}`; the last message is not shown to the model.
         teacher: as in [`answer`].
     """
     answers: list[str] = []
-    for start in range(0, len(records), batch_size):
-        prompts = [prompt_of(record) for record in records[start : start + batch_size]]
+    for start in range(0, len(rows), batch_size):
+        prompts = [prompt_of(row) for row in rows[start : start + batch_size]]
         answers += answer(model, processor, prompts, teacher, do_sample=False, max_new_tokens=max_new_tokens)
     return answers
 
 
-def prompt_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the messages of a record without the last one, with each image in its part; the record is unchanged."""
-    images = iter(record["images"])
+def prompt_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the messages of a row without the last one, with each image in its part; the row is unchanged."""
+    images = iter(row["images"])
     return [
         message | {"content": [p | {"image": next(images)} if p["type"] == "image" else p for p in message["content"]]}
-        for message in record["messages"][:-1]
+        for message in row["messages"][:-1]
     ]
 
 

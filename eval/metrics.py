@@ -86,15 +86,15 @@ def normalize_answer(text: str) -> str:
     return " ".join(letters.split())
 
 
-def score_answers(records: Sequence[dict[str, Any]], answers: Sequence[str]) -> AnswerScores:
-    """Scores answers by exact match with the `answer` of each record, after `normalize_answer`.
+def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> AnswerScores:
+    """Scores answers by exact match with the `answer` of each row, after `normalize_answer`.
 
     Raises:
-        ValueError: no records, or not one answer for each.
+        ValueError: no rows, or not one answer for each.
     """
-    if not records or len(records) != len(answers):
-        raise ValueError(f"{len(answers)} answers for {len(records)} records: give one for each, and at least one.")
-    wanted = [normalize_answer(record["answer"]) for record in records]
+    if not rows or len(rows) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(rows)} rows: give one for each, and at least one.")
+    wanted = [normalize_answer(row["answer"]) for row in rows]
     right = sum(normalize_answer(answer) == key for answer, key in zip(answers, wanted, strict=True))
     commonest, times = Counter(wanted).most_common(1)[0]
     return AnswerScores(right / len(wanted), times / len(wanted), len(wanted), commonest)

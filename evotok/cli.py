@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from evotok import demo
+from evotok import __version__, demo
 from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
 from evotok.commands import (
     app,
@@ -140,8 +140,6 @@ def show(
     traceback: Annotated[bool, typer.Option("--traceback", help="show the traceback of an error")] = False,
 ) -> None:
     if version:
-        from evotok import __version__
-
         print(f"evotok {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:

@@ -291,8 +291,8 @@ def _evaluation_mode(model) -> Iterator[None]:
 def _padding_mask(input_ids: torch.Tensor, pad: int | None, bos: int | None) -> torch.Tensor:
     """Computes the mask (B, T) of padded prompts: 0 for pad tokens at either end; those at the right are refused later.
 
-    A pad token between others is text, because the end of a turn may be the pad token; so is the last one at the left
-    if the pad token begins texts.
+    A pad token between others is text, because a message may end with the pad token; so is the last one at the left if
+    the pad token begins texts.
     """
     if pad is None:
         return torch.ones_like(input_ids)

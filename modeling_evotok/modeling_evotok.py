@@ -409,9 +409,9 @@ class EvoTokModel(EvoTokPreTrainedModel):
         has_generated = generation_pixel_values is not None or generation_codes is not None
         if has_generated and self.training and torch.is_grad_enabled() and not with_image_loss:
             raise ValueError(
-                "images in assistant turns cannot be learnt like this: TRL's trainers, and others that use hidden "
-                "states or logits, compute the loss of text alone. Train with evotok's stages or Trainer, which use "
-                "the model's loss."
+                "images in the assistant's messages cannot be learned like this: TRL's trainers, and others that use "
+                "hidden states or logits, compute the loss of text alone. Train with evotok's stages or Trainer, which "
+                "use the model's loss."
             )
         inputs = self.embed_inputs(
             input_ids,

@@ -193,7 +193,7 @@ def _refuse_missing(codes: torch.Tensor) -> None:
 class EvoTokResidualVectorQuantizer(nn.Module):
     """Residual quantizer: each level quantises the residual of the levels before it (Eq. 2)."""
 
-    codebooks: Sequence[EvoTokCodebook]  # a ModuleList, which does not know the type of its modules
+    codebooks: Sequence[EvoTokCodebook]  # a ModuleList, whose modules have no type
 
     def __init__(self, config: EvoTokVQConfig):
         super().__init__()

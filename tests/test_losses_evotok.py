@@ -150,7 +150,7 @@ def test_losses_of_text_alone_are_refused(model, pixels, tmp_path):
     batch = inputs_of([2], pixels)
     del batch["labels"]
     for learner in (model.model, model):
-        with pytest.raises(ValueError, match="images in assistant turns"):
+        with pytest.raises(ValueError, match="images in the assistant's messages"):
             learner(**batch)
     with torch.no_grad():
         model.model(**batch)

@@ -502,7 +502,7 @@ def test_serve_command_reports_mistakes_before_the_model_is_loaded(words, messag
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_serve_command_reports_that_vllm_is_not_installed(capsys):
     assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
-    assert "vLLM is not installed: docs/serving.md says how" in capsys.readouterr().err
+    assert "vLLM is not installed: see docs/serving.md" in capsys.readouterr().err
 
 
 def test_half_a_head_is_not_waited_for(parts, monkeypatch):

@@ -123,7 +123,7 @@ def results_table(results: dict) -> str:
 
 
 def depths_table(results: dict[str, Any]) -> str:
-    """Figures of the suite `trajectory` by depth, and where their gain comes from, as Markdown."""
+    """Renders the figures of the suite `trajectory` by depth, and where their gain comes from, as Markdown."""
     rows = {row["depth"]: row for row in results["tables"]["by_depth"]}
     lines = [f"| levels | {' | '.join(heading for heading, _ in DEPTH_FIGURES.values())} |"]
     lines.append("| --- |" + " --- |" * len(DEPTH_FIGURES))
@@ -160,7 +160,7 @@ def stages_table() -> str:
 
 
 def chain_table() -> str:
-    """Budgets of the stages of EvoTok-mini in the order of training, on CPU cores and on a GPU, as Markdown."""
+    """Renders the budgets of the recipes of EvoTok-mini in the order of training, on CPUs and on a GPU, as Markdown."""
     from evotok.training.chain import read_chain
 
     lines = ["| recipe | steps x samples | on a GPU | minutes on a GPU, at most |", "| --- | --- | --- | --- |"]
@@ -189,7 +189,7 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
 
 
 def rates_table(rows: list[dict[str, Any]]) -> str:
-    """Images a second of one process, by what is done with them, as Markdown."""
+    """Renders the images a second of one process, by what is done with them, as Markdown."""
     lines = ["| from, to | images/s |", "| --- | --- |"]
     rates = {row["name"]: row["images_per_second"] for row in rows}
     lines += [f"| {work} | {rates[name]:,.{0 if rates[name] >= 10 else 2}f} |" for name, work in WORKS.items()]
@@ -218,7 +218,7 @@ def _engine_line(row: dict[str, Any]) -> str:
 
 
 def sources_table() -> str:
-    """Renders the data sets that a mixture can be drawn from, as Markdown."""
+    """Renders the data sets that can be sources of a mixture, as Markdown."""
     from evotok.data.sources import SOURCES
 
     lines = ["| source | for | where | rows | licence |", "| --- | --- | --- | --- | --- |"]
@@ -231,7 +231,7 @@ def sources_table() -> str:
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """`text` with every named block replaced.
+    """Returns `text` with every named block replaced.
 
     Raises:
         ValueError: a block is not there.

@@ -5,7 +5,7 @@
     python -m tools.measure_rates --json docs/results/training/rates.json
 
 Images are encoded as in `evotok encode-dataset`, from PNG files to a shard. Codes, of the paper's shape, are read three
-times: as records; through a mixture, in pools that resume; and collated to batches as well.
+times: as rows; through a mixture, in pools that resume; and collated to batches as well.
 """
 
 import argparse
@@ -78,13 +78,13 @@ def _encode(model: EvoTokVQModel, image_processor, images: int, batch_size: int)
 
 
 def read_records(images: int = 65536) -> Rate:
-    """Measures reading shards to records."""
-    return _read(images, _records)
+    """Measures reading shards to rows."""
+    return _read(images, _rows)
 
 
 def read_stream(images: int = 65536) -> Rate:
-    """Measures reading shards to batches of records, sampled, shuffled and ready to resume."""
-    return _read(images, lambda folder: _stream(folder, lambda records: {"records": records}))
+    """Measures reading shards to batches of rows, sampled, shuffled and ready to resume."""
+    return _read(images, lambda folder: _stream(folder, lambda rows: {"rows": rows}))
 
 
 def read_batches(images: int = 16384) -> Rate:
@@ -94,7 +94,7 @@ def read_batches(images: int = 16384) -> Rate:
     return _read(images, lambda folder: _stream(folder, EvoTokCollator(processor)))
 
 
-def _records(folder: Path):
+def _rows(folder: Path):
     rows, info = open_codes(folder)
     for row in rows:
         yield [code_row(row, info)]

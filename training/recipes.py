@@ -9,6 +9,8 @@ loss: {...}                 # TokenizerLossArguments (tokenizer stage)
 preference: {...}           # PreferenceArguments (dpo stage)
 optimizer: {...}            # OptimizerArguments
 training: {...}             # transformers.TrainingArguments
+processor: {...}            # arguments of EvoTokProcessor, where one is built
+lora: {...}                 # fields of PEFT's LoraConfig; without them no adapters
 """
 
 import reprlib

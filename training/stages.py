@@ -35,7 +35,7 @@ class Stage:
     arguments: str = ".training.train:default_arguments"
     """Function `(recipe, fields) -> TrainingArguments`."""
     plan: str | None = ".training.planning.plan:plan_multimodal"
-    """Function `(recipe, path, batch, half) -> ModelPlan` of `evotok plan`; None for a training of minutes."""
+    """Function `(recipe, path, batch, gpus) -> ModelPlan` of `evotok plan`; None for a training of minutes."""
     data: tuple[str, ...] = ("world", "llava", "mixture")
     """Values of `data.name` that the stage reads."""
     own_keys: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Train one stage of EvoTok from a recipe.
+"""Trains one stage of EvoTok from a recipe.
 
     evotok train configs/mini/tokenizer.yaml training.max_steps=100
     torchrun --nproc-per-node 2 -m evotok.training.train configs/mini/sft.yaml \\

@@ -21,7 +21,7 @@ GENERATING = ("t2i", "t2i_single", "t2i_emoji")
 _FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji", "text", "text_t2i"))
 """Kinds whose rows are of similar length."""
 MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
-_TURNS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
+_NUM_QUESTIONS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
 _NUM_KEYWORDS = 14  # questions in keywords about one image
 _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     "place": 3.0,
@@ -141,7 +141,7 @@ class WorldConversations(Dataset):
     def _sample_questions(self, rng: random.Random, scene: Scene) -> list[Question]:
         """Samples several questions, none twice; in half of the rows those with yes or no come first, where no other
         answer gives theirs away."""
-        chosen = _sample_kinds(rng, self.questions.kinds(scene), rng.randint(*_TURNS))
+        chosen = _sample_kinds(rng, self.questions.kinds(scene), rng.randint(*_NUM_QUESTIONS))
         if rng.random() < 0.5:
             chosen.sort(key=lambda kind: kind not in YES_NO)
         questions = [self.questions.sample(rng, scene, kind) for kind in chosen]

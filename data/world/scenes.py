@@ -130,7 +130,7 @@ class SceneSampler:
             count: number of objects, 1 to 4; random when None.
             same: probability that a further object has the thing and colour of the one before.
         """
-        return self._accept(rng, lambda: self._free(rng, count or rng.randint(1, MAX_THINGS), same))
+        return self._accept(lambda: self._free(rng, count or rng.randint(1, MAX_THINGS), same))
 
     def pair(self, rng: random.Random) -> Scene:
         """Samples a scene of two different things in a clear relation."""
@@ -150,9 +150,9 @@ class SceneSampler:
             counts: number of each; 1 when None.
             upright: two objects one above the other, not side by side.
         """
-        return self._accept(rng, lambda: self._tidy(rng, kinds, counts or (1,) * kinds, upright))
+        return self._accept(lambda: self._tidy(rng, kinds, counts or (1,) * kinds, upright))
 
-    def _accept(self, rng: random.Random, sample: Callable[[], Scene | None]) -> Scene:
+    def _accept(self, sample: Callable[[], Scene | None]) -> Scene:
         while True:
             scene = sample()
             if scene is not None and not has_held_out_pair(scene):

@@ -29,26 +29,26 @@ def measure_questions(
         figure: one of `QUESTION_SETS`.
     """
     options = evaluation.options
-    records = question_set(world, figure, options.questions, options.seed)
+    questions = question_set(world, figure, options.questions, options.seed)
 
     def ask(batch: Sequence[dict[str, Any]], teacher: Teacher | None = None) -> list[str]:
         return answer_questions(model, processor, batch, len(batch), teacher=teacher)
 
-    answers = map_batches(evaluation.workers, ask, records, options.batch_size, figure)
+    answers = map_batches(evaluation.workers, ask, questions, options.batch_size, figure)
     continuous = map_batches(
-        evaluation.workers, partial(ask, teacher=teacher), records, options.batch_size, f"{figure}, continuous"
+        evaluation.workers, partial(ask, teacher=teacher), questions, options.batch_size, f"{figure}, continuous"
     )
-    scores = score_answers(records, answers)
+    scores = score_answers(questions, answers)
     figures = {
         figure: scores.accuracy,
-        f"{figure}_continuous": score_answers(records, continuous).accuracy,
+        f"{figure}_continuous": score_answers(questions, continuous).accuracy,
         f"{figure}_baseline": scores.baseline,
         f"{figure}_n": scores.n,
     }
     rows = []
-    for kind in dict.fromkeys(record["kind"] for record in records):
-        own = [index for index, record in enumerate(records) if record["kind"] == kind]
-        asked = [records[index] for index in own]
+    for kind in dict.fromkeys(row["kind"] for row in questions):
+        own = [index for index, row in enumerate(questions) if row["kind"] == kind]
+        asked = [questions[index] for index in own]
         of_kind = score_answers(asked, [answers[index] for index in own])
         without = score_answers(asked, [continuous[index] for index in own])
         row = {"figure": figure, "question": kind, "n": of_kind.n, "accuracy": of_kind.accuracy}

@@ -100,8 +100,8 @@ class SceneDetector:
             best = np.where(there, 2 * gain - differs, -np.inf).argmax()
             color, place, mask = np.unravel_index(best, gain.shape)
             (x, y), thing = free[place].tolist(), self.world.things[mask % len(self.world.things)]
-            drawn = self.flat[mask].reshape(TIDY_SIZE, TIDY_SIZE)
-            left[:, y : y + TIDY_SIZE, x : x + TIDY_SIZE] -= contrast[color][:, None, None] * drawn
+            shape = self.flat[mask].reshape(TIDY_SIZE, TIDY_SIZE)
+            left[:, y : y + TIDY_SIZE, x : x + TIDY_SIZE] -= contrast[color][:, None, None] * shape
             objects.append(SceneObject(thing.index, thing.canonical, COLORS[color], x, y, TIDY_SIZE))
             free = free[np.abs(free - (x, y)).max(1) >= TIDY_SIZE]
         return objects, left

@@ -1,1 +1,1 @@
-"""One file a suite: what `evotok eval SUITE` measures. Beside the library, suites may use the data of `training/`."""
+"""One file a suite: what `evotok eval SUITE` measures. That of the suite `ablations` is in `training/ablations/`."""

@@ -21,7 +21,7 @@ DECODING = {
     "api_visibility": "private",
     "show_progress": "hidden",
 }
-# Handlers of files get paths, which `open_upload` checks and opens: Gradio would decode the image without our limits.
+# Handlers of files get paths, which `open_upload` checks and opens: Gradio would decode the image without these limits.
 FILES = {"preprocess": False}
 # Gradio shows no warning of a handler outside the queue: for handlers that cannot fail.
 IMMEDIATE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}

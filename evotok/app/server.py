@@ -6,6 +6,7 @@ proxy if the environment names one, and leaves uploads behind when the process i
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -27,6 +28,7 @@ from evotok.app.page import build_page
 from evotok.app.theme import CSS, HEAD, THEME
 from evotok.app.visitors import Visitors
 from evotok.connections import TimedConnection
+from evotok.data.errors import reason
 
 
 START_SECONDS = 60
@@ -130,12 +132,9 @@ def _running(page: gr.Blocks, listener: socket.socket, hosts: tuple[str, ...]) -
 
 def _share(host: str, port: int) -> str:
     """Opens a tunnel from a public address of Gradio's servers."""
-    import secrets
-
     from gradio.networking import setup_tunnel
 
     try:
         return setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
     except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the mend is the same
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--share: no public address can be opened ({reason}): leave it out.") from None
+        raise ValueError(f"--share: no public address can be opened ({reason(error)}): leave it out.") from None

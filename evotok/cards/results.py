@@ -39,7 +39,7 @@ def results_sections(suites: dict[str, dict[str, Any]]) -> str:
         _tokenizer(figures, tables),
         _questions(figures),
         _harness(suites),
-        _composition(figures, tables),
+        _composition(figures),
         _emoji(figures),
         _how_measured(results),
     ]
@@ -125,7 +125,7 @@ Asked and scored by [lmms-eval](https://github.com/EvolvingLMMs-Lab/lmms-eval) {
 `{COMMANDS[HARNESS]}`."""
 
 
-def _composition(figures: dict[str, float], tables: dict[str, list[dict[str, Any]]]) -> str:
+def _composition(figures: dict[str, float]) -> str:
     if "geneval_overall" not in figures:
         return ""
     header = ("task", "seen pairs", "target", "met", "held-out pairs", "target", "met")

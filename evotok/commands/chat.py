@@ -1,5 +1,6 @@
 """`evotok chat`: a conversation with images in both directions, or one question."""
 
+import atexit
 import os
 import random
 import sys
@@ -48,7 +49,7 @@ def run(
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
-    """Chat about images, once with --prompt or turn by turn."""
+    """Chat about images, once with --prompt or in a conversation."""
     if (checkpoint is None) == (server is None):
         raise ValueError("give either a CHECKPOINT, such as mini, or the --server of a model that runs.")
     if checkpoint is not None:
@@ -90,8 +91,7 @@ def run(
 
 def enable_line_history() -> None:
     """Enables editing of the line, with the lines of earlier conversations as its history."""
-    import atexit
-    import readline
+    import readline  # not on every system
 
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     path = Path(state) / "evotok" / "history"

@@ -1,6 +1,7 @@
 """Finds, checks and loads a checkpoint: a folder, a Hub id, or `mini`."""
 
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -160,17 +161,18 @@ def _check_shards(name: str, folder: Path) -> None:
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    from evotok.data.errors import reason
+
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the mend is the same
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name}: no such folder, and it cannot be downloaded from the Hub ({reason}).") from None
+        raise ValueError(
+            f"{name}: no such folder, and it cannot be downloaded from the Hub ({reason(error, 120)})."
+        ) from None
 
 
 def quiet_libraries() -> None:
     """Disables warnings and progress bars of Transformers, which are for programmers."""
-    import warnings
-
     from transformers.utils import logging
 
     # Such as for fields of older configs.

@@ -43,6 +43,8 @@ def read_codes(path: str | Path) -> Codes:
     """
     from safetensors import SafetensorError, safe_open
 
+    from evotok.data.errors import reason
+
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. `evotok encode` writes files of codes.")
@@ -53,8 +55,9 @@ def read_codes(path: str | Path) -> Codes:
                 raise ValueError(f"{path}: not a file of codes. `evotok encode` writes them.")
             content = Codes(file.get_tensor("codes"), json.loads(metadata["names"]), metadata["tokenizer"])
     except (SafetensorError, KeyError, json.JSONDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a whole file of codes ({reason}): encode the images again.") from None
+        raise ValueError(
+            f"{path}: not a whole file of codes ({reason(error, 120)}): encode the images again."
+        ) from None
     codes, names = content.codes, content.names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: its names are no list of texts: encode the images again.")

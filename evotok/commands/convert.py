@@ -1,5 +1,6 @@
 """`evotok convert`: converts checkpoints of the paper's release into those of EvoTok, and back."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -100,8 +101,6 @@ def _import(sources: list[str], choices: "Choices", language_model: str | None, 
 
 
 def _export(source: str, out: str, as_json: bool) -> None:
-    from pathlib import Path
-
     from evotok.conversion.export_reference import export_reference
 
     checkpoint = find_checkpoint(source)

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
@@ -62,8 +63,6 @@ def run(
 
 def _check(source, limit: int) -> tuple[dict[str, Any], list]:
     """Returns facts about the first rows of a source, and its first images with their texts."""
-    from itertools import islice
-
     from evotok.data.errors import one_line, row_reason
     from evotok.data.sources import SOURCES
     from evotok.data.stream_loader import open_source
@@ -143,7 +142,7 @@ def _report(facts: dict[str, Any]) -> str:
         least, most = (f"{width} x {height}" for width, height in facts["sizes"])
         lines.append(f"  {facts['pictures']} images, {least} to {most} pixels")
     lines += [f"  skipped {count}: {reason[:160]}" for reason, count in list(facts["skipped"].items())[:5]]
-    lines += [f"  {turn['role']}: {' '.join(turn['text'].split())[:100]}" for turn in facts["first"][:3]]
+    lines += [f"  {message['role']}: {' '.join(message['text'].split())[:100]}" for message in facts["first"][:3]]
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """`evotok decode`: decodes codes to images, at any depth."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,8 +34,6 @@ def run(
     if depth is not None and not 1 <= depth <= levels:
         raise ValueError(f"--depth {depth}: these codes have {levels} levels, give 1 to {levels}.")
     find_checkpoint(checkpoint)
-    from pathlib import Path
-
     import torch
 
     from evotok.data.code_shards import tokenizer_hash

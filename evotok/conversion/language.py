@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from evotok import EvoTokProcessor, EvoTokVQConfig
 from evotok.conversion.sources import LANGUAGE_MODEL, PROJECTOR, Piece, of_part
+from evotok.data.errors import reason
 
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -159,8 +160,9 @@ def assign_image_tokens(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - untrusted files raise any type
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder}: the text tokenizer cannot be read ({reason}). Copy its files again.") from None
+        raise ValueError(
+            f"{folder}: the text tokenizer cannot be read ({reason(error, 160)}). Copy its files again."
+        ) from None
     known = tokenizer.get_vocab()
     absent = [token for token in APPENDED if token not in known]
     if with_image_tokens and absent and len(tokenizer) + len(absent) == rows:

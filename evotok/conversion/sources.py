@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from evotok.commands.checkpoints import check_files
 from evotok.conversion.torch_files import read_torch_file
+from evotok.data.errors import reason
 
 
 TOKENIZER, DEPTH_DECODER, PROJECTOR = "tokenizer", "depth decoder", "projector"
@@ -153,13 +156,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the tensors of a file, by names without wrappers, and the arguments saved with them."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             weights, facts = load_file(path), None
         except (SafetensorError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}). Copy it again.") from None
+            raise ValueError(f"{path}: cannot be read ({reason(error, 120)}). Copy it again.") from None
     else:
         content = read_torch_file(path)
         if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from evotok.data.errors import reason
 from evotok.eval.pickle_scan import scan_torch_file
 
 
@@ -60,8 +61,9 @@ def read_torch_file(path: Path) -> Any:
     except Exception as error:  # noqa: BLE001 - untrusted bytes raise any type
         name = _first_forbidden(path, is_zip)
         if name is None:
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise ValueError(f"{path}: not a file of torch.save, or damaged ({reason}). Copy it again.") from None
+            raise ValueError(
+                f"{path}: not a file of torch.save, or damaged ({reason(error, 120)}). Copy it again."
+            ) from None
     raise ValueError(f"{path}: calls {name}, which no checkpoint needs: refused, nothing of it was run.")
 
 

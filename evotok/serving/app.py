@@ -81,9 +81,9 @@ class _Server:
         self._decoders = anyio.CapacityLimiter(DECODERS)
 
     async def chat(self, request: Request) -> Response:
-        """`POST /v1/chat/completions`."""
+        """Answers `POST /v1/chat/completions`."""
         started = asyncio.get_running_loop().time()
-        async with self._answering(request, started) as deadline:
+        async with self._answering(started) as deadline:
             body = await self._read(request, ChatBody)
             asked = await self._in_thread(body.to_request, self._limits, self._engine.fit_image)
             answer = ChatAnswer(self._model, body.with_usage)
@@ -95,8 +95,8 @@ class _Server:
             return _AnswerStream(answer, first, pieces, self._to_api_error, self._metrics)
 
     async def generate_images(self, request: Request) -> Response:
-        """`POST /v1/images/generations`."""
-        async with self._answering(request, asyncio.get_running_loop().time()):
+        """Answers `POST /v1/images/generations`."""
+        async with self._answering(asyncio.get_running_loop().time()):
             body = await self._read(request, ImageBody)
             asked = body.to_request(self._limits, self._engine.image_size)
             found = await self._unless_left(request, self._engine.generate_images(asked))
@@ -104,21 +104,21 @@ class _Server:
             return JSONResponse(image_answer(asked, found, files, self._engine.image_size))
 
     async def list_models(self) -> dict[str, Any]:
-        """`GET /v1/models`."""
+        """Answers `GET /v1/models`."""
         return {"object": "list", "data": [self._describe()]}
 
     async def get_model(self, name: str) -> dict[str, Any]:
-        """`GET /v1/models/NAME`."""
+        """Answers `GET /v1/models/NAME`."""
         self._check_model(name)
         return self._describe()
 
     async def health(self) -> Response:
-        """`GET /health`: 200 while requests are worked on."""
+        """Answers `GET /health`: 200 while requests are worked on."""
         alive = self._engine.is_alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
     async def render_metrics(self) -> Response:
-        """`GET /metrics`."""
+        """Answers `GET /metrics`."""
         return PlainTextResponse(self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _describe(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class _Server:
             raise ApiError(404, reason, "model_not_found", "model")
 
     @asynccontextmanager
-    async def _answering(self, request: Request, started: float) -> AsyncIterator[float]:
+    async def _answering(self, started: float) -> AsyncIterator[float]:
         """Limits the time of a request until its answer begins; every failure becomes an error in OpenAI's form.
 
         Yields:
@@ -158,7 +158,7 @@ class _Server:
             reason = f"No answer within {self._limits.seconds:g} s, the limit: ask for less, or later."
             return ApiError(504, reason, "timeout")
         logger.error("A request failed", exc_info=error)
-        return ApiError(500, "The server failed; its log says why.", "internal_error")
+        return ApiError(500, "The server failed: see its log.", "internal_error")
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
         """Reads and checks the body of a request, of which nothing is kept but the result.
@@ -203,7 +203,7 @@ class _Server:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pieces(self, asked: ChatRequest, started: float, deadline: float) -> AsyncGenerator[TextPiece, None]:
-        """Pieces of an answer, the last one not after the deadline."""
+        """Yields the pieces of an answer, the last one not after the deadline."""
         loop, is_first = asyncio.get_running_loop(), True
         async with aclosing(self._engine.chat(asked)) as pieces:
             while True:

@@ -38,7 +38,7 @@ class ServerClient:
 
     Args:
         url: with or without `/v1`.
-        api_key: where the server asks for one.
+        api_key: where the server requires one.
 
     Raises:
         ValueError: no such address, or no server of OpenAI's interface there.
@@ -60,7 +60,7 @@ class ServerClient:
             raise ValueError(f"{self.url}: {_NO_SERVER}") from None
 
     def chat(self, messages: list[dict[str, Any]], max_tokens: int) -> Iterator[str]:
-        """Yields the text of the next turn as it arrives; who stops reading aborts it.
+        """Yields the text of the next message as it arrives; the answer is aborted when the iterator is closed.
 
         Args:
             messages: as the chat template reads them, with PIL images.

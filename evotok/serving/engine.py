@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChatRequest(NamedTuple):
-    """A conversation whose next turn is to be generated.
+    """A conversation whose next message is to be generated.
 
     Args:
         messages: as the chat template reads them, images in place, each from `Engine.fit_image`.
@@ -147,7 +147,7 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapp
     try:
         import vllm  # noqa: F401
     except ImportError:
-        raise ImportError("vLLM is not installed: docs/serving.md says how, or take --engine transformers") from None
+        raise ImportError("vLLM is not installed: see docs/serving.md, or take --engine transformers") from None
     from evotok.vllm.engine import load_vllm as load
 
     return load(checkpoint, max_batch, metrics, options)

@@ -1,4 +1,4 @@
-"""What a request may ask of the server."""
+"""Limits of the requests to a server."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the server counts, in the format of Prometheus."""
+"""Counts and times of a server, in the format of Prometheus."""
 
 from collections.abc import Callable
 

@@ -99,7 +99,7 @@ class Part(_Body):
 
 
 class Message(_Body):
-    """A turn of a conversation; text alone is a list of one part."""
+    """A message of a conversation; text alone is a list of one part."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part]
@@ -269,8 +269,8 @@ class ChatAnswer:
 
     Args:
         model: its name.
-        with_usage: whether a stream has one more chunk, with the number of tokens, and all others say that it is to
-            come.
+        with_usage: whether a stream has one more chunk, with the number of tokens, and all others have null in its
+            place.
     """
 
     def __init__(self, model: str, with_usage: bool = False):

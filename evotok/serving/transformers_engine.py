@@ -159,7 +159,7 @@ class TransformersEngine(Engine):
             raise RequestError(str(error)) from error
 
     async def _submit(self, key: Any, rows: int, content: Any) -> AsyncGenerator[Any, None]:
-        """Results of a job, which is cancelled when the iterator is closed."""
+        """Yields the results of a job, which is cancelled when the iterator is closed."""
         job = Job(key, rows, content)
         if not self._queue.put(job):
             raise EngineError("The server is shutting down.")

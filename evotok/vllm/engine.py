@@ -81,7 +81,7 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mappin
 
 
 def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[str, Any]:
-    """Arguments of vLLM's engine: what image generation needs, and sizes that follow from the model and the batch."""
+    """Builds the arguments of vLLM's engine: what image generation needs, and sizes by the model and the batch."""
     text, positions = config.text_config, config.vq_config.num_positions
     rows, length = 2 * max_batch, text.max_position_embeddings  # a guided image is two rows
     arguments = {
@@ -247,7 +247,7 @@ class VllmEngine(Engine):
             raise RequestError(str(error)) from error
 
     async def _run(self, prompt: dict[str, Any], params: SamplingParams) -> AsyncGenerator[Any, None]:
-        """Outputs of one request of vLLM, which is aborted when the iterator is closed.
+        """Yields the outputs of one request of vLLM, which is aborted when the iterator is closed.
 
         Raises:
             RequestError: vLLM refuses the request.
@@ -262,13 +262,13 @@ class VllmEngine(Engine):
         except VLLMClientError as error:
             raise RequestError(str(error)) from error
         except VLLMError as error:
-            raise EngineError("vLLM failed; its log says why.") from error
+            raise EngineError("vLLM failed: see its log.") from error
         finally:
             if not is_finished:  # vLLM itself aborts what it generates, but not what is cancelled while it is added
                 await self._engine.abort(name)
 
     async def _generate_image(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
-        """Codes (N, L) of an image."""
+        """Generates the codes (N, L) of an image."""
         rows = [row, row._replace(is_conditional=False)] if row.is_guided else [row]
         async with self._counted():
             work = [self._generate_row(row, prompt) for row, prompt in zip(rows, prompts, strict=False)]
@@ -279,7 +279,7 @@ class VllmEngine(Engine):
         return codes
 
     async def _generate_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:
-        """Codes (N, L) of the image of one row; those of both rows are the same."""
+        """Generates the codes (N, L) of the image of one row; those of both rows are the same."""
         levels = list(range(self._config.vq_config.num_pixel_codebooks))
         params = SamplingParams(
             max_tokens=self._config.vq_config.num_positions,
@@ -300,11 +300,11 @@ class VllmEngine(Engine):
         return [[int(found[level].logprob) for level in levels] for found in output.outputs[0].logprobs]
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
-        """Results of a method of every worker."""
+        """Calls a method of every worker, and returns the results."""
         try:
             return await self._engine.collective_rpc(method, args=args)
         except VLLMError as error:
-            raise EngineError("vLLM failed; its log says why.") from error
+            raise EngineError("vLLM failed: see its log.") from error
 
     async def count_images(self) -> int:
         """Counts the images that the workers keep anything of."""
@@ -316,7 +316,7 @@ def _images_of(messages: list[dict[str, Any]]) -> list[Image.Image]:
 
 
 async def _gather(work: "Iterable[Coroutine[Any, Any, Any]]") -> list[Any]:
-    """Results in order; the first failure, or a cancellation, cancels all."""
+    """Returns results in order; the first failure, or a cancellation, cancels all."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return list(await asyncio.gather(*tasks))

@@ -81,7 +81,7 @@ class RowStep(NamedTuple):
 
 
 class _Image:
-    """Codes of an image so far, their sums, and its generator."""
+    """Sums of the codes of an image so far, and its generator."""
 
     def __init__(self, seed: int, positions: int, width: int, device: torch.device):
         self.features = torch.zeros(positions, width, device=device)  # (N, C)
@@ -171,7 +171,7 @@ class UnfinishedImages:
         return generated
 
     def _pair(self, steps: Sequence[RowStep]) -> list[tuple[int, ...]]:
-        """Indices of the rows of each image whose next position can be generated, the conditional row first."""
+        """Returns the indices of rows of each image whose next position can be generated, the conditional row first."""
         complete: dict[str, dict[bool, int]] = {}
         for index, step in enumerate(steps):
             if step.is_complete and 0 <= step.next_position < self._positions:
@@ -185,7 +185,7 @@ class UnfinishedImages:
     def _group(
         self, pairs: Sequence[tuple[int, ...]], steps: Sequence[RowStep], device: torch.device
     ) -> list[tuple[torch.Tensor, EvoTokCodeSampler]]:
-        """Rows of equal settings, in the order of `pairs` one after another."""
+        """Groups the rows of equal settings, in the order of `pairs` one after another."""
         groups: dict[tuple, list[tuple[int, ...]]] = {}
         generators: dict[tuple, list[torch.Generator]] = {}
         position = 0

@@ -139,5 +139,5 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
 
     @torch.no_grad()
     def decode_images(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (M, N, L) -> pixels (M, 3, height, width), about [-1, 1]."""
+        """Decodes codes (M, N, L) to pixels (M, 3, height, width), about [-1, 1]."""
         return self.model.vq_model.decode_pixels(codes.to(self.device_config.device))

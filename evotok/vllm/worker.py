@@ -55,7 +55,7 @@ class EvoTokWorker(PlatformWorker):
             self._scheduled, self._steps = {}, None
 
     def _rows_of_step(self) -> Sequence[RowStep]:
-        """Rows of images in the batch; none outside of a step, when vLLM runs the model to measure it."""
+        """Returns the rows of images in the batch; none outside of a step, when vLLM runs the model to measure it."""
         if self._steps is None:
             self._steps = self._find_rows() if self._rows and self._scheduled else []
         return self._steps
@@ -77,5 +77,5 @@ class EvoTokWorker(PlatformWorker):
         return max(len(self._rows), len(self._model.images))
 
     def decode_images(self, codes: list[list[list[int]]]) -> list[bytes]:
-        """Codes (M, N, L) -> RGB bytes of each image, row by row."""
+        """Decodes codes (M, N, L) to the RGB bytes of each image, row by row."""
         return [image.tobytes() for image in convert_to_images(self._model.decode_images(torch.tensor(codes)))]

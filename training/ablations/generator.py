@@ -165,7 +165,7 @@ def generated_share(
         tokenizer: in evaluation mode.
         levels: number of levels that pixels are decoded from.
         steps: of training, of 1,024 positions each.
-        seed: of the generator's weights and the order of its samples.
+        seed: of the generator's weights and the order of its rows.
         folder: output folder of the trainer, which saves nothing.
     """
     training, test = split_labels(world)

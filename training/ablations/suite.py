@@ -17,7 +17,7 @@ from ...data.atomic_files import atomic_file
 from ...data.world.icons import load_world
 from ...eval.plotting.sheets import BLUE, RED
 from ...eval.plotting.style import figure, save
-from ...eval.suite import Evaluation, Report, SuiteOptions, sha256
+from ...eval.suite import Evaluation, Report, SuiteOptions, require_at_least, sha256
 from ..recipes import Recipe, read_recipe
 from ..tokenizer.stage import model_class
 from ..train import train
@@ -100,9 +100,7 @@ class Options(SuiteOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("steps", "generator_steps", "seeds", "images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "steps", "generator_steps", "seeds", "images")
 
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
@@ -321,7 +319,7 @@ def _plot(path: Path, runs: dict[str, list[dict[str, float]]]) -> None:
     with figure(4, 2, width=5.6, height=2.3) as (canvas, axes):
         for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
             for index, (name, own) in enumerate(runs.items()):
-                values, color = [run[metric] for run in own], RED if name == "pixel-to-semantic" else BLUE
+                values, color = [run[metric] for run in own], RED if name == METHOD else BLUE
                 axis.plot(values, [index] * len(values), "o", color=color, alpha=0.5)
                 axis.plot(sum(values) / len(values), index, "|", color=color, markersize=16, markeredgewidth=3)
             axis.set_yticks(range(len(labels)), labels)

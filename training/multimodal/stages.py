@@ -134,7 +134,7 @@ def build_dataset(
     collator: EvoTokCollator,
     vq_model: EvoTokVQModel,
 ) -> Dataset:
-    """Builds the training data: a stream of batches for a mixture, otherwise records with their index."""
+    """Builds the training data: a stream of batches for a mixture, otherwise rows with their index."""
     data, seed = recipe.data, arguments.seed
     if data.name == "mixture":
         length_of = functools.partial(estimate_length, num_image_tokens=collator.processor.num_image_tokens)

@@ -226,6 +226,7 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     Args:
         path: of the recipe, beside which the recipes of other stages are.
         batch: rows of one GPU in a forward pass.
+        gpus: not used: a row's plan does not depend on their number.
     """
     config = find_config(recipe, path)
     with torch.device("meta"):
