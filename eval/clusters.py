@@ -30,7 +30,7 @@ class Clusters(NamedTuple):
 
 
 def cluster(vectors: torch.Tensor, count: int, seed: int) -> Clusters:
-    """Computes K-means of vectors (I, F), the best of ten initialisations."""
+    """Computes K-means of vectors (I, F), the best of ten initializations."""
     from sklearn.cluster import KMeans
 
     values = vectors.float().numpy()

@@ -18,7 +18,7 @@ def linear_probe(
     Args:
         features, labels: (I, F) and (I,) int64, to fit on.
         queries, answers: (J, F) and (J,) int64, to classify.
-        penalty: of the squared weights, times the number of examples; features are standardised first.
+        penalty: of the squared weights, times the number of examples; features are standardized first.
     """
     mean, std = features.double().mean(0), features.double().std(0) + 1e-6
     known, asked = ((x.double() - mean) / std for x in (features, queries))

@@ -167,17 +167,17 @@ class EfficientNetTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Computes standardised features: (B, 3, H, W) in [-1, 1] -> (B, grid^2, 432)."""
+        """Computes standardized features: (B, 3, H, W) in [-1, 1] -> (B, grid^2, 432)."""
         return (self._features(pixel_values) - self.mean) / self.std
 
     @torch.no_grad()
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Computes one vector for each image, not standardised: (B, 3, H, W) in [-1, 1] -> (B, 512)."""
+        """Computes one vector for each image, not standardized: (B, 3, H, W) in [-1, 1] -> (B, 512)."""
         maps = self._maps(pixel_values, self.POOLED, 16 * self.grid_size)
         return torch.cat([features.mean((2, 3)) for features in maps], dim=1)
 
     def perceptual_distance(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Computes the mean squared distance of normalised shallow maps, as LPIPS without learned weights: scalar."""
+        """Computes the mean squared distance of normalized shallow maps, as LPIPS without learned weights: scalar."""
         size = fake.shape[-1]
         fakes = self._maps(fake, self.SHALLOW, size)
         with torch.no_grad():

@@ -386,7 +386,7 @@ def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) 
 def preview_images(model, processor, codes: torch.Tensor) -> list[Image.Image]:
     """Decodes the first positions (M, p, L) of images; the other positions are grey.
 
-    The decoder takes all N positions: the p that are generated are repeated, so that its normalisation sees their
+    The decoder takes all N positions: the p that are generated are repeated, so that its normalization sees their
     statistics.
     """
     config = model.config.vq_config

@@ -22,7 +22,7 @@ class FromCheckpoint:
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        Workers()  # initialises the distributed processes, and selects this one's device
+        Workers()  # initializes the distributed processes, and selects this one's device
         model, processor = load_multimodal(pretrained)
         model = model if device is None else model.to(device)
         super().__init__(model, processor, batch_size)  # pyright: ignore[reportCallIssue]  # of the class beside this one

@@ -91,7 +91,7 @@ class EvoTokVQConfig(PreTrainedConfig):
     pixel_num_res_blocks (`int`, *optional*, defaults to 2):
         Pixel decoder: residual blocks per resolution (one more is built, as in VQGAN).
     pixel_norm_groups (`int`, *optional*, defaults to 32):
-        Pixel decoder: groups of its normalisations.
+        Pixel decoder: groups of its normalizations.
     pixel_resize (`bool`, *optional*, defaults to `False`):
         Pixel decoder: whether its output is resized (bicubic) to `image_size` where the upsampled grid has another
         side: 27 x 27 positions upsampled by 16 have 432 pixels for an image of 384. Otherwise the two must be equal.
@@ -106,7 +106,7 @@ class EvoTokVQConfig(PreTrainedConfig):
     semantic_feature_dim (`int`, *optional*, defaults to 1024):
         Width of the decoded semantics, that of the teacher's features.
     layer_norm_eps (`float`, *optional*, defaults to 1e-06):
-        Epsilon of the layer and group normalisations.
+        Epsilon of the layer and group normalizations.
     initializer_range (`float`, *optional*, defaults to 0.02):
         Standard deviation of initial linear layers, class token and positions; convolutions are LeCun normal.
     """

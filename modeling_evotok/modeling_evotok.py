@@ -147,7 +147,7 @@ class EvoTokMultiModalProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.bias.dtype))))
 
 
-@auto_docstring(custom_intro="Base class of the multimodal models: loading, saving, initialisation.")
+@auto_docstring(custom_intro="Base class of the multimodal models: loading, saving, initialization.")
 class EvoTokPreTrainedModel(PreTrainedModel):
     config: EvoTokConfig
     config_class = EvoTokConfig
@@ -184,7 +184,7 @@ class EvoTokPreTrainedModel(PreTrainedModel):
 @auto_docstring(custom_intro="Image tokenizer, language model and the two projectors, without heads.")
 class EvoTokModel(EvoTokPreTrainedModel):
     _auto_class = "AutoModel"  # a saved checkpoint carries this code
-    # Quantisation leaves these out, whatever its config contains; names are matched from the start. They are the
+    # Quantization leaves these out, whatever its config contains; names are matched from the start. They are the
     # tokenizer's submodules because no name may be in the strict list as well.
     _keep_in_fp32_modules = [
         "vq_model.vision_tower",

@@ -202,7 +202,7 @@ class EvoTokCodeClassifier(nn.Module):
             return self.proj(states)
         if isinstance(self.proj, EvoTokCodeProjection):
             return self.proj(states, targets)
-        # An adapter or a quantised layer has replaced the projection.
+        # An adapter or a quantized layer has replaced the projection.
         return F.cross_entropy(self.proj(states).float(), targets, reduction="sum")
 
 

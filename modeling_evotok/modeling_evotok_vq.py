@@ -49,7 +49,7 @@ _WARN_ABOVE, _REFUSE_ABOVE = 1.5, 16.0
 class EvoTokVQOutput(ModelOutput):
     r"""
     vq_loss (`torch.FloatTensor` of shape `()`):
-        Vector quantisation loss, Eq. 7.
+        Vector quantization loss, Eq. 7.
     codes (`torch.LongTensor` of shape `(B, N, D)`):
         Codes, positions in row-major order.
     reconstruction (`torch.FloatTensor` of shape `(B, 3, height, width)`):
@@ -70,7 +70,7 @@ class EvoTokVQOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-@auto_docstring(custom_intro="Base class of the image tokenizer: loading, saving, initialisation.")
+@auto_docstring(custom_intro="Base class of the image tokenizer: loading, saving, initialization.")
 class EvoTokVQPreTrainedModel(PreTrainedModel):
     config: EvoTokVQConfig
     config_class = EvoTokVQConfig
@@ -92,10 +92,10 @@ class EvoTokVQPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Returns False, so that weights are initialised as for the models of Transformers.
+        """Returns False, so that weights are initialized as for the models of Transformers.
 
-        Transformers skips modules without parameters of their own when it initialises custom code, but SigLIP
-        initialises its layers from such modules.
+        Transformers skips modules without parameters of their own when it initializes custom code, but SigLIP
+        initializes its layers from such modules.
         """
         return False
 
@@ -141,7 +141,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
 
     @classmethod
     def from_pretrained_encoder(cls, encoder: str, **config_kwargs) -> Self:
-        """Builds a new tokenizer whose encoder is initialised from a SigLIP or SigLIP2 checkpoint, less its last layer.
+        """Builds a new tokenizer whose encoder is initialized from a SigLIP or SigLIP2 checkpoint, less its last layer.
 
         Args:
             encoder: hub id or folder of a fixed-resolution SigLIP checkpoint, such as
@@ -168,7 +168,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         return super()._apply(move_without_cast(fn) if self.stays_in_fp32 else fn, recurse)
 
     def _encode_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
-        """Encodes features before quantisation: (B, 3, H, W) in [-1, 1] -> (B, N, C), and the encoder's output."""
+        """Encodes features before quantization: (B, 3, H, W) in [-1, 1] -> (B, N, C), and the encoder's output."""
         size = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size):
             raise ValueError(
@@ -190,7 +190,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
     @can_return_tuple
     @auto_docstring(
         custom_intro="""
-        Encodes, quantises and decodes images. In training mode the codebooks are updated.
+        Encodes, quantizes and decodes images. In training mode the codebooks are updated.
         """
     )
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> EvoTokVQOutput | tuple:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Residual vector quantisation with codebooks updated by EMA (paper, Eq. 1-4 and 7).
+"""Residual vector quantization with codebooks updated by EMA (paper, Eq. 1-4 and 7).
 
 `EvoTokCodebook` is one level, `EvoTokResidualVectorQuantizer` the chain of levels. Both compute in fp32 under autocast,
 too: in bf16 the distances of near entries tie and codes change.
@@ -191,7 +191,7 @@ def _refuse_missing(codes: torch.Tensor) -> None:
 
 
 class EvoTokResidualVectorQuantizer(nn.Module):
-    """Residual quantizer: each level quantises the residual of the levels before it (Eq. 2)."""
+    """Residual quantizer: each level quantizes the residual of the levels before it (Eq. 2)."""
 
     codebooks: Sequence[EvoTokCodebook]  # a ModuleList, whose modules have no type
 
@@ -207,7 +207,7 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         return super()._apply(move_without_cast(fn), recurse)
 
     def forward(self, features: torch.Tensor) -> EvoTokQuantizerOutput:
-        """Quantises features, and in training mode updates the codebooks.
+        """Quantizes features, and in training mode updates the codebooks.
 
         Args:
             features: (B, N, C), any floating dtype; computed in float32. Features that are not finite have the code -1

@@ -1,4 +1,4 @@
-# Copyright 2026 The EvoTok contributors. All rights reserved.
+# Copyright 2026 The EvoTok authors.
 #
 # Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
@@ -378,7 +378,7 @@ def _values(array: Any) -> np.ndarray:
         array = array.float()  # NumPy has no bfloat16
     try:
         values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
-    except Exception as error:  # sparse, on no device, quantised
+    except Exception as error:  # sparse, on no device, quantized
         raise EvoTokImageError(f"array cannot be read ({error}): give a dense one on the CPU.") from error
     if values.dtype.kind not in "buif":
         raise EvoTokImageError(f"array of {values.dtype} is no image: give numbers from 0 to 255.")

@@ -251,7 +251,7 @@ def test_position_that_cannot_be_recorded_is_refused():
     assert model.generate(PROMPT.cuda(), **GREEDY, disable_compile=True).shape[1] == POSITIONS
 
 
-class Synchronisations(TorchDispatchMode):
+class Synchronizations(TorchDispatchMode):
     """Counter of operators for which the host waits for a GPU: values, or shapes, that depend on results."""
 
     WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "multinomial", "nonzero", "unique"}
@@ -272,9 +272,9 @@ class Synchronisations(TorchDispatchMode):
 def test_positions_do_not_wait_for_the_device(tiny_model):
     counts = []
     sampling = SAMPLED | {"guidance_min_p": 0.1}
-    with Synchronisations() as synchronisations:
+    with Synchronizations() as synchronizations:
         tiny_model.generate(
-            PROMPTS, attention_mask=MASK, **sampling, callback=lambda *_: counts.append(synchronisations.count)
+            PROMPTS, attention_mask=MASK, **sampling, callback=lambda *_: counts.append(synchronizations.count)
         )
     assert counts[0] > 0, "the lengths of the prompts are read"
     assert counts == [counts[0]] * POSITIONS

@@ -20,8 +20,8 @@ def test_ssim_of_flat_images_is_that_of_the_formula():
     pytest.importorskip("torchmetrics")
     flat = torch.full((2, 3, 16, 16), 0.5)
     other = torch.stack([flat[0], flat[1] + 0.25])
-    stabiliser = 0.01**2
-    expected = (2 * 0.5 * 0.75 + stabiliser) / (0.5**2 + 0.75**2 + stabiliser)
+    stabilizer = 0.01**2
+    expected = (2 * 0.5 * 0.75 + stabilizer) / (0.5**2 + 0.75**2 + stabilizer)
     assert ssim(other, flat).tolist() == pytest.approx([1.0, expected], rel=1e-3)  # variances of 0 are not quite 0
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert ssim(noise + 2, torch.ones_like(noise)).item() == pytest.approx(1.0)  # clamped

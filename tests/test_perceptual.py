@@ -40,7 +40,7 @@ def test_load_lpips_reads_the_trunk_of_both_formats(vgg16, tmp_path, monkeypatch
         for name in ("vgg16.safetensors", "vgg16.pth")
     ]
     assert found[0].shape == (2,) and (found[0] > 0).all()
-    assert torch.equal(*found), "the same weights, whatever the random initialisation was"
+    assert torch.equal(*found), "the same weights, whatever the random initialization was"
     same = perceptual.load_lpips(tmp_path / "vgg16.pth", torch.device("cpu"))(images, images)
     assert torch.equal(same, torch.zeros(2))
 

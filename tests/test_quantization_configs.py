@@ -1,6 +1,6 @@
-"""Quantised loading: the language model shrinks, the tokenizer and the classifiers of codes stay as they are.
+"""Quantized loading: the language model shrinks, the tokenizer and the classifiers of codes stay as they are.
 
-Quantisers of Transformers replace linear layers on the meta device before weights are loaded; which ones, they all ask
+Quantizers of Transformers replace linear layers on the meta device before weights are loaded; which ones, they all ask
 `HfQuantizer.get_modules_to_not_convert` and `should_convert_module`. The real ones run where they are installed.
 """
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def converted(model, skipped: list[str] | None = None) -> set[str]:
-    """Names of the linear layers that a quantisation config with such a list of modules to skip converts."""
+    """Names of the linear layers that a quantization config with such a list of modules to skip converts."""
     patterns = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     by_name = {name for name in linear if should_convert_module(name, patterns)}

@@ -18,7 +18,7 @@ def test_siglip_teacher_loads_no_head(tmp_path):
     assert not any("head" in name for name, _ in SiglipTeacher.from_pretrained(str(tmp_path)).named_parameters())
 
 
-def test_efficientnet_teacher_is_frozen_and_standardised():
+def test_efficientnet_teacher_is_frozen_and_standardized():
     pytest.importorskip("efficientnet_lite_pytorch")
     teacher = EfficientNetTeacher(grid_size=8).train()
     assert not teacher.model.training and not any(p.requires_grad for p in teacher.parameters())

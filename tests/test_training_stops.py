@@ -65,7 +65,7 @@ def test_training_stops_at_gradient_that_is_not_finite(recipes, tmp_path, monkey
 
 
 def test_finite_check_runs_only_where_something_is_logged_or_saved(recipes, tmp_path, monkeypatch):  # noqa: F811
-    """No step synchronises with the device because of it."""
+    """No step synchronizes with the device because of it."""
     calls = []
     check, isnan = trainer_module.EvoTokTrainer._check_finite, torch.isnan
     monkeypatch.setattr(

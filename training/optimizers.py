@@ -20,7 +20,7 @@ _ENCODERS = ("vision_tower.", "pixel_tower.")  # of the tokenizer, and of its va
 
 
 class MuonAdamW(Optimizer):
-    """Muon (orthogonalised momentum) for weight matrices, AdamW for all other parameters.
+    """Muon (orthogonalized momentum) for weight matrices, AdamW for all other parameters.
 
     On EvoTok-mini a step of Muon is worth about two of AdamW, and takes a tenth longer. Parameters must not be sharded.
 

@@ -84,7 +84,7 @@ class TokenizerLossArguments:
 
 @dataclass
 class PreferenceArguments:
-    """Preference optimisation: fields of TRL's `DPOConfig`, under its names (dpo stage)."""
+    """Preference optimization: fields of TRL's `DPOConfig`, under its names (dpo stage)."""
 
     beta: float = 0.1
     """Weight of the divergence from the model that training starts from."""

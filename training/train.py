@@ -48,7 +48,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     fields.setdefault("remove_unused_columns", False)
     fields.setdefault("ddp_broadcast_buffers", False)
     fields.setdefault("dataloader_pin_memory", not on_cpu)
-    # The filter would hide losses that are not finite, and synchronise with the device at every step.
+    # The filter would hide losses that are not finite, and synchronize with the device at every step.
     fields.setdefault("logging_nan_inf_filter", False)
     fields.setdefault("disable_tqdm", not sys.stderr.isatty())  # without a terminal, losses are plain lines
     if recipe.data.name == "mixture":

@@ -28,7 +28,7 @@ class EvoTokTrainer(Trainer):
     """`Trainer` that logs the mean of every term of the loss, over all processes, under its own name beside the loss.
 
     Training stops with a ValueError once a term, the loss or the gradient is not finite, before anything is saved. This
-    is checked only where something is logged, evaluated or saved, so that no step synchronises with the device.
+    is checked only where something is logged, evaluated or saved, so that no step synchronizes with the device.
 
     A checkpoint that cannot be completed is removed. A complete one is valid from its manifest on, which is written
     last, when all else is on the disk; older ones are removed only after that. In a resumed run, settings of the
@@ -106,7 +106,7 @@ class EvoTokTrainer(Trainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _check_finite(self, grad_norm: torch.Tensor | float | None) -> None:
-        """Raises ValueError for a recorded term that is not finite, on any process, with one synchronisation."""
+        """Raises ValueError for a recorded term that is not finite, on any process, with one synchronization."""
         recorded = [(step, name, value) for name, values in self._terms.items() for step, value in values]
         # A step that overflowed in half precision is skipped, and its gradient never used.
         if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped:

@@ -27,7 +27,7 @@ class Setting:
 
     Args:
         device: `"cpu"` or `"cuda"`.
-        dtype: of the models; quantisation is always float32.
+        dtype: of the models; quantization is always float32.
         size: a key of the benchmark's `SIZES`.
         repeats: runs, of which the best counts.
     """

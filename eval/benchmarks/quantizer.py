@@ -1,4 +1,4 @@
-"""Benchmark of residual quantisation: search and training step, against a loop of `torch.cdist` and ResidualVQ."""
+"""Benchmark of residual quantization: search and training step, against a loop of `torch.cdist` and ResidualVQ."""
 
 import torch
 

@@ -82,7 +82,7 @@ class EmojiRetrieval:
 
 
 class Gallery:
-    """Images of emoji in several styles, among which images are retrieved by the cosine of standardised features.
+    """Images of emoji in several styles, among which images are retrieved by the cosine of standardized features.
 
     Args:
         features: (G, D) of the network.
@@ -117,7 +117,7 @@ class Gallery:
 
 
 def standardize(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Standardises each channel of features (I, D) by its mean and deviation in `reference` (G, D)."""
+    """Standardizes each channel of features (I, D) by its mean and deviation in `reference` (G, D)."""
     return (features - reference.mean(0)) / (reference.std(0) + 1e-6)
 
 

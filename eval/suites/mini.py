@@ -31,7 +31,7 @@ NOTES = {
         "`semantic_cosine` compares decoded semantics with the frozen vision tower's features at every patch, beside "
         "that of the mean features (`_baseline`). `probe` is the accuracy of the thing at a patch, by one logistic "
         "regression that is fitted on the tower's features of other scenes and applied to semantics decoded from more "
-        "and more levels. `_continuous`: the decoder is given the latents before quantisation."
+        "and more levels. `_continuous`: the decoder is given the latents before quantization."
     ),
     "questions": (
         "`qa_` are greedy answers to canonical questions, exact match; `_baseline` is always giving the commonest "

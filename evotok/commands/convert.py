@@ -91,7 +91,7 @@ def _import(sources: list[str], choices: "Choices", language_model: str | None, 
     numbers = sum(tensor.numel() for tensor in model.tensors.values())
     lines = [f"{out}: {numbers:,} numbers converted"]
     if model.fresh:
-        lines.append(f"not in the sources, initialised at random and to be trained: {', '.join(model.fresh)}")
+        lines.append(f"not in the sources, initialized at random and to be trained: {', '.join(model.fresh)}")
     if model.assumed:
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in model.assumed.items())
         whose = "as in the release" if model.is_released else "a guess, for these are no sizes of the release"

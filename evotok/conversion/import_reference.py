@@ -60,7 +60,7 @@ class Imported(NamedTuple):
         model: on the meta device, for its config and `save_pretrained`.
         tensors: its state dict, mostly still on disk.
         processor: if the source has a text tokenizer.
-        fresh: parts that no source has, which are initialised at random.
+        fresh: parts that no source has, which are initialized at random.
         assumed: sizes that are not in the sources, by the names of `Choices`.
         is_released: whether all widths are of the release, whose sizes are known.
     """
@@ -219,7 +219,7 @@ def _tokenizer_tensors(piece: Piece, ours: dict[str, Tensor]) -> dict[str, Tenso
         constant = piece.tensors.get(name)
         if constant is not None and not bool((constant.float() == 0.5).all()):
             raise ValueError(f"{piece.origin}: {name} is not 0.5 throughout, the only value that is supported.")
-    # The encoder's last layer is in no forward pass: the output of the layer before it is quantised.
+    # The encoder's last layer is in no forward pass: the output of the layer before it is quantized.
     used = sum(name.startswith("vision_tower.encoder.layers.") and name.endswith("layer_norm1.bias") for name in ours)
     unused = rf"encoder_vqkd\.encoder\.layers\.{used}\..+"
     found = to_ours("tokenizer", TOKENIZER_RULES, piece.tensors, ours, unused, piece.origin)
@@ -241,7 +241,7 @@ def _language_tensors(piece: Piece, state: dict[str, Tensor], tied: bool) -> dic
 def _projector_tensors(
     projectors: dict[str, Piece], config: EvoTokConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Converts the projectors; those of no source are initialised at random."""
+    """Converts the projectors; those of no source are initialized at random."""
     tensors: dict[str, Tensor] = {}
     for name, piece in projectors.items():
         wanted = select_prefix(state, f"model.{name}.")
@@ -260,7 +260,7 @@ def _projector_tensors(
 def _depth_tensors(
     depth: Piece | None, config: EvoTokConfig, ours: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Converts the depth decoder; one of no source is initialised at random."""
+    """Converts the depth decoder; one of no source is initialized at random."""
     if depth is None:
         torch.manual_seed(0)
         return EvoTokDepthDecoder(config.depth_decoder_config).to(dtype).state_dict()

@@ -33,7 +33,7 @@ class Job:
             self.is_cancelled = True
 
     async def results(self) -> AsyncIterator[Any]:
-        """Yields results without end: the reader recognises the last one.
+        """Yields results without end: the reader recognizes the last one.
 
         Raises:
             Exception: that was emitted.

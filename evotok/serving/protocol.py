@@ -257,7 +257,7 @@ def read_image(url: str, limits: Limits, where: str) -> Image.Image:
 
 
 def _host(url: str) -> str | None:
-    """Returns the host of an address as `load_image` recognises one: it would take any other text for a path."""
+    """Returns the host of an address as `load_image` recognizes one: it would take any other text for a path."""
     try:
         return urlsplit(url).hostname if url.startswith(("http://", "https://")) else None
     except ValueError:

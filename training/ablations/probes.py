@@ -13,7 +13,7 @@ from ...modeling_evotok.quantization_evotok import codebook_usage
 from ..backbones.vision import labelled_batch
 
 
-_PENALTY = 1e-3  # patches are many: little regularisation is needed
+_PENALTY = 1e-3  # patches are many: little regularization is needed
 _LABELS = {"thing": "things", "color": "colors"}  # metric -> labels of a patch
 
 

@@ -1,4 +1,4 @@
-"""The stage dpo: preference optimisation by TRL's `DPOTrainer` (Rafailov et al., 2023).
+"""The stage dpo: preference optimization by TRL's `DPOTrainer` (Rafailov et al., 2023).
 
 It starts from a model that answers, and compares it all along with that start. The reference is a second model in
 memory, but for the image tokenizer, which both share; with adapters (`lora`) it is the model itself without them.

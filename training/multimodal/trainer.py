@@ -28,8 +28,8 @@ def share_tokenizer(model: EvoTokModel, vq_model: EvoTokVQModel) -> None:
 def add_code_noise(pixel_projector: nn.Module, share: float) -> None:
     """Registers noise on the codes of generated images that the language model gets as input in training.
 
-    A memorised image is determined by its first codes, and the prompt is ignored. Where some of the input codes are
-    those of another image, only the prompt determines the next ones. The target codes are not changed.
+    A memorized image is determined by its first codes, and the prompt is ignored. Where some of the input codes are
+    those of other positions and images, only the prompt determines the next ones. The target codes are not changed.
 
     Each image has its own rate, uniform from 0 to 2 * `share`: nearly clean ones are among them, as in generation.
 

@@ -21,7 +21,7 @@ class TokenizerEMA(AveragedModel):
     Args:
         model: the tokenizer to average.
         decay: share of the EMA that stays at each step, in (0, 1); less in the first steps, so that the random
-            initialisation loses its weight soon.
+            initialization loses its weight soon.
     """
 
     FILE = "average.safetensors"
@@ -35,7 +35,7 @@ class TokenizerEMA(AveragedModel):
 
     @torch.no_grad()
     def _average(self, averages, weights, _) -> None:
-        steps = int(self.n_averaged)  # on the CPU: no synchronisation
+        steps = int(self.n_averaged)  # on the CPU: no synchronization
         torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + steps) / (10 + steps)))
 
     @torch.no_grad()
