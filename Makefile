@@ -154,7 +154,7 @@ lint: $(VENV)/.ready-dev $(VENV)/links
 	@$(BIN)/python -m mlinter --no-progress --no-cache modeling_evotok processing
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# Pyright finds `evotok.training` and the like through links: it knows neither the map of `setup.py` nor `__path__`.
+# Pyright finds `evotok.training` and the like through links: it reads neither the map of `setup.py` nor `__path__`.
 $(VENV)/links:
 	@mkdir -p $@/evotok
 	@ln -sfn $(addprefix ../../../,evotok/__init__.py data eval modeling_evotok processing training) $@/evotok
