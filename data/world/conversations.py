@@ -27,8 +27,7 @@ _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     "place": 3.0,
     "relation": 4.0,
     "yes_no_relation": 2.0,
-    "count": 2.0,
-    "count_kind": 6.0,
+    "count_kind": 2.0,
     "background": 0.5,
     "yes_no_background": 0.5,
 }
@@ -85,7 +84,7 @@ def sample_scene(rng: random.Random, scenes: SceneSampler, prompts: PromptSample
     if chance < 0.45:
         return scenes.pair(rng)
     if chance < 0.85:
-        return scenes.free(rng, rng.randint(2, 4), same=0.5)
+        return scenes.free(rng, rng.randint(2, 4))
     return prompts.sample(rng, rng.choice(PROMPT_KINDS)).scene
 
 
