@@ -29,7 +29,7 @@ PROMPTS_OF_TEXTS = (
     r"printf '/draw ([^\\]*)\\n",
     r'"content": ("[^"]*")',
     r'generate_image\(("[^"]*")',
-    r'generate_images\(model, processor, \[((?:"[^"]*"(?:, )?)+)',
+    r'generate_images\(\s*model, processor, \[((?:"[^"]*"(?:, )?)+)',
 )
 QUESTIONS_OF_TEXTS = (
     r'evotok chat mini .*--prompt ("[^"]*")',
