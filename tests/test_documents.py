@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import parse_command
+from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
 from evotok.cli import main
@@ -161,14 +162,68 @@ def test_contributing_names_the_file_to_change():
             assert (ROOT / path).exists(), path
 
 
-def test_contributing_names_the_functions_of_the_walks():
+def walk_to_text(_folder):
+    from evotok.commands.checkpoints import load_multimodal
+    from evotok.eval.inference import answer
+
+    content = [{"type": "image", "image": Image.new("RGB", (80, 60), "red")}, {"type": "text", "text": "What is this?"}]
+    arguments = *load_multimodal("mini"), [[{"role": "user", "content": content}]]
+    return lambda: answer(*arguments, max_new_tokens=2)
+
+
+def walk_to_png(folder):
+    return lambda: main(["generate", "mini", "--prompt", "a red heart", "--seed", "0", "--out", str(folder)])
+
+
+def walk_to_step(folder):
+    from evotok.training.stages import STAGES
+    from evotok.training.train import training_arguments
+
+    changes = [
+        f"model={{checkpoint: {ROOT / 'assets' / 'evotok-mini'}, trainable: {[*STAGES['gen'].trainable]}}}",
+        f"training={{output_dir: {folder}, max_steps: 1, per_device_train_batch_size: 2, save_strategy: 'no'}}",
+        "data.mixture={t2i: 1.0}",
+        "data.sample_prompts=[]",
+    ]
+    recipe = read_recipe(ROOT / "configs" / "mini" / "gen.yaml", changes)
+    return STAGES["gen"].load("build")(recipe, training_arguments(recipe)).train
+
+
+WALKS = (walk_to_text, walk_to_png, walk_to_step)
+
+
+def first_calls(run) -> list[tuple[str, str]]:
+    """Returns the functions of the repository that `run` calls, as (file, qualified name), in the order of their first
+    call."""
+    calls: dict[tuple[str, str], None] = {}
+    root = f"{ROOT}{os.sep}"
+
+    def notice(frame, event, _argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(root):
+            calls.setdefault((Path(code.co_filename).relative_to(ROOT).as_posix(), code.co_qualname))
+
+    before = sys.getprofile()
+    sys.setprofile(notice)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return list(calls)
+
+
+@pytest.mark.parametrize("number", range(len(WALKS)), ids=[walk.__name__ for walk in WALKS])
+def test_walks_list_functions_in_the_order_of_their_first_call(number, tmp_path):
     section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Three walks through the code")[2]
-    steps = re.findall(r"^\d+\. `([\w/.]+)`: (.+)$", section.partition("\n## ")[0], re.MULTILINE)
-    assert len(steps) > 30
+    walks = re.split(r"^(?=1\. )", section.partition("\n## ")[0], flags=re.MULTILINE)[1:]
+    assert len(walks) == len(WALKS)
+    steps = re.findall(r"^\d+\. `([\w/.]+)`: (.+)$", walks[number], re.MULTILINE)
+    assert len(steps) > 15
+    calls = iter(first_calls(WALKS[number](tmp_path)))
     for file, names in steps:
-        code = (ROOT / file).read_text(encoding="utf-8")
-        for defined in re.findall(r"`(\w+)`", names):
-            assert re.search(rf"^ *(class|def) {defined}\b", code, re.MULTILINE), f"{file}: no {defined}"
+        for listed in re.findall(r"`(\w+)`", names):
+            called = any(at == file and listed in qualified.split(".") for at, qualified in calls)
+            assert called, f"{file}: {listed} is not called, or earlier"
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
