@@ -1,6 +1,6 @@
-"""docs/page.png: the tab Look inside of `evotok app`, as a browser shows it.
+"""Takes docs/page.png, a screenshot of the tab Look inside of `evotok app` in a browser.
 
-python tools/take_page_picture.py          needs the extra `app`, Playwright and Chromium
+python tools/take_screenshot.py          needs the extra `app`, Playwright and Chromium
 """
 
 import shutil
@@ -34,11 +34,11 @@ def main() -> int:
         tab.locator("#inside-examples button").first.click()
         expect(tab.locator("#maps img")).to_have_count(16)
         expect(tab.locator("#plot canvas, #plot svg.marks").first).to_be_visible()
-        tab.wait_for_timeout(2000)  # pictures fade in
+        tab.wait_for_timeout(2000)  # images fade in
         tab.evaluate("window.scrollTo(0, 0)")
-        picture = Image.open(BytesIO(tab.screenshot()))
+        screenshot = Image.open(BytesIO(tab.screenshot()))
         browser.close()
-    picture.convert("RGB").save(TARGET, optimize=True)
+    screenshot.convert("RGB").save(TARGET, optimize=True)
     return 0
 
 
