@@ -1,4 +1,4 @@
-"""Answers to the questions of records; the rest of `eval/inference.py` is in test_inference.py."""
+"""Answers to the questions of rows; the rest of `eval/inference.py` is in test_inference.py."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def chat_model():
     return build_chat_model()
 
 
-def record(question, answer, *colors):
+def row(question, answer, *colors):
     parts = [*({"type": "image"} for _ in colors), {"type": "text", "text": question}]
     messages = [
         {"role": "user", "content": parts},
@@ -23,19 +23,19 @@ def record(question, answer, *colors):
 
 
 def test_prompt_of_has_the_images_in_order_and_no_answer():
-    [message] = prompt_of(entry := record("same?", "no", "red", "blue"))
+    [message] = prompt_of(entry := row("same?", "no", "red", "blue"))
     assert [part["image"].getpixel((0, 0))[0] for part in message["content"][:2]] == [255, 0]
     assert message["content"][2] == {"type": "text", "text": "same?"}
-    assert "image" not in entry["messages"][0]["content"][0], "the record is unchanged"
+    assert "image" not in entry["messages"][0]["content"][0], "the row is unchanged"
 
 
 def test_answer_questions_does_not_depend_on_the_batch(chat_model):
     """Rows of different length and number of images: left padding must change nothing."""
     colors = ("red", "green", "blue", "yellow", "black")
     questions = ("what is this?", "a?", "the red one, a cat or a dog, is what this is?", "is this a cat?", "what?")
-    records = [record(q, "", *([c] * (1 + i % 2))) for i, (q, c) in enumerate(zip(questions, colors, strict=True))]
-    alone = answer_questions(*chat_model, records, batch_size=1, max_new_tokens=6)
-    assert answer_questions(*chat_model, records, batch_size=3, max_new_tokens=6) == alone
+    rows = [row(q, "", *([c] * (1 + i % 2))) for i, (q, c) in enumerate(zip(questions, colors, strict=True))]
+    alone = answer_questions(*chat_model, rows, batch_size=1, max_new_tokens=6)
+    assert answer_questions(*chat_model, rows, batch_size=3, max_new_tokens=6) == alone
     assert len(set(alone)) > 1 and all("<|" not in answer for answer in alone)
 
 

@@ -96,11 +96,11 @@ def test_suite_has_the_answers_of_generate_and_the_scores_of_the_suite_mini(worl
     results = json.loads(capsys.readouterr().out)
     model, processor = load_multimodal("mini")
     for name in TASKS:
-        records = question_set(world, name, QUESTIONS)
-        expected = answer_questions(model, processor, records, batch_size=1)
+        rows = question_set(world, name, QUESTIONS)
+        expected = answer_questions(model, processor, rows, batch_size=1)
         lines = (tmp_path / f"out/answers-{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in lines] == expected, name
-        assert results["figures"][name] == pytest.approx(score_answers(records, expected).accuracy), name
+        assert results["figures"][name] == pytest.approx(score_answers(rows, expected).accuracy), name
         assert results["figures"][f"{name}_n"] == QUESTIONS
     assert set(results["data"]) == {*TASKS, "task_folder"}
 

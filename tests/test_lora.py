@@ -40,8 +40,8 @@ def base(recipes):  # noqa: F811
 def batch(base):
     """Input images and generated images, with targets for both heads."""
     world = load_world()
-    records = [WorldConversations(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
-    return EvoTokCollator(EvoTokProcessor.from_pretrained(base))(records)
+    rows = [WorldConversations(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
+    return EvoTokCollator(EvoTokProcessor.from_pretrained(base))(rows)
 
 
 def outputs(model, batch):

@@ -151,8 +151,8 @@ def test_composition_measures_detector_and_ceiling(tmp_path, world):
 
 
 def test_measure_questions_scores_codes_and_continuous_features(tmp_path, world, monkeypatch):
-    def answers(model, processor, records, batch_size, teacher):
-        return ["nothing" if teacher else record["answer"] for record in records]
+    def answers(model, processor, rows, batch_size, teacher):
+        return ["nothing" if teacher else row["answer"] for row in rows]
 
     monkeypatch.setattr(questions, "answer_questions", answers)
     teacher = torch.nn.Identity()

@@ -111,7 +111,7 @@ MESSAGES = nearly(role="user", content="What?") | st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.lists(PARTS, max_size=3) | TEXTS}
 )
 TURNS = nearly(**{"from": "human", "value": "<image>\nWhat?"}) | nearly(**{"from": "gpt", "value": "Hi."})
-RECORDS = nearly(id="1", image="a.png") | st.fixed_dictionaries(
+LLAVA_ROWS = nearly(id="1", image="a.png") | st.fixed_dictionaries(
     {"conversations": st.lists(TURNS, max_size=3), "image": VALUES}
 )
 RECIPES = nearly(stage="tokenizer", base="other.yaml") | st.fixed_dictionaries(
@@ -170,7 +170,7 @@ def recipe(workspace, content) -> None:
     read_recipe(workspace.write("recipe.yaml", content if isinstance(content, str) else json.dumps(content)))
 
 
-def record(workspace, content) -> None:
+def llava_row(workspace, content) -> None:
     for found in read_conversations(workspace.write("data.jsonl", json.dumps(content))):
         assert all(path.startswith(f"{workspace.path}{os.sep}") for path in found["images"])
 
@@ -214,7 +214,7 @@ PROPERTIES = {
     "tensors of codes": (tensor_of_codes, arrays.arrays(st.sampled_from(DTYPES), st.sampled_from(SHAPES))),
     "recipes": (recipe, RECIPES | VALUES.filter(lambda value: not isinstance(value, str))),
     "texts of recipes": (recipe, YAML),
-    "records": (record, RECORDS | VALUES),
+    "rows of LLaVA": (llava_row, LLAVA_ROWS | VALUES),
     "files of data sets": (file_of_rows, damaged(*PARQUETS, *TARS)),
     "names of images": (image_name, TEXTS | pieces("..", "/", "a", "up", "\\", "~", ".")),
     "configs": (config, st.tuples(st.sampled_from(FIELDS), VALUES)),

@@ -1,4 +1,4 @@
-"""Data sets: rows that name files outside, files that expand without end, damaged records, texts that move the cursor."""
+"""Data sets: rows that name files outside, files that expand without end, damaged rows, texts that move the cursor."""
 
 import gzip
 import json
@@ -179,27 +179,27 @@ SOURCE = [
 ]
 
 TURN = {"from": "human", "value": "<image>\nWhat is this?"}
-RECORD = {"id": "7", "image": "cat.png", "conversations": [TURN]}
+LLAVA_ROW = {"id": "7", "image": "cat.png", "conversations": [TURN]}
 LONG = [TURN | {"value": "<image>" + "x" * 199_994}]
 
 
 def load(_: Workspace, path: str) -> list[dict]:
-    """Reads all records of a file; the cache of the library lies beside the workspace."""
+    """Reads all rows of a file; the cache of the library lies beside the workspace."""
     return list(load_conversations(path, None, cache_dir="../cache"))
 
 
-def records(content: str):
+def llava_file(content: str):
     return lambda workspace: workspace.write("a.jsonl", content)
 
 
-def record(**fields: Any):
-    """A file of two records, of which the second is changed."""
+def llava_row(**fields: Any):
+    """A file of two rows, of which the second is changed."""
 
     def make(workspace: Workspace) -> str:
         workspace.write("cat.png", PICTURE)
         workspace.link("up", workspace.outside)
         workspace.link("cycle.png", "cycle.png")
-        return workspace.write("a.jsonl", f"{json.dumps(RECORD)}\n{json.dumps(RECORD | fields)}")
+        return workspace.write("a.jsonl", f"{json.dumps(LLAVA_ROW)}\n{json.dumps(LLAVA_ROW | fields)}")
 
     return make
 
@@ -207,14 +207,14 @@ def record(**fields: Any):
 LLAVA = [
     kind("file of something else", "a.jsonl:{}.")(
         case("pipe", lambda workspace: os.mkfifo(workspace.path / "a.jsonl") or "a.jsonl", " no such file: check the path"),
-        case("JSON nested deeply", records(DEEP), "1: nested too deeply: remove it"),
-        case("number of 5000 digits", records('{"id": ' + "9" * 5000 + "}"), "1: holds a number of thousands of digits: remove it"),
+        case("JSON nested deeply", llava_file(DEEP), "1: nested too deeply: remove it"),
+        case("number of 5000 digits", llava_file('{"id": ' + "9" * 5000 + "}"), "1: holds a number of thousands of digits: remove it"),
     ),
-    kind("record", "a.jsonl:2: {}.", limit="200,000 characters")(
-        case("address", record(image=ADDRESS), NOT_FETCHED),
-        case("folder that leads out", record(image="up/red.png"), OUTSIDE.format("image 'up/red.png'")),
-        case("link to itself", record(image="cycle.png"), "image 'cycle.png' is no file name (…): correct it"),
-        case("long text", record(conversations=LONG), "200,001 characters of text, over the limit of 200,000 of a row: shorten it"),
+    kind("row", "a.jsonl:2: {}.", limit="200,000 characters")(
+        case("address", llava_row(image=ADDRESS), NOT_FETCHED),
+        case("folder that leads out", llava_row(image="up/red.png"), OUTSIDE.format("image 'up/red.png'")),
+        case("link to itself", llava_row(image="cycle.png"), "image 'cycle.png' is no file name (…): correct it"),
+        case("long text", llava_row(conversations=LONG), "200,001 characters of text, over the limit of 200,000 of a row: shorten it"),
     ),
 ]
 
@@ -227,7 +227,7 @@ def crop(_: Workspace, folder: str) -> Any:
 def collate(_: Workspace, given: list[dict]) -> Any:
     """Collates batches of one image each."""
     collator = ImageCollator(32)
-    return [collator([record]) for record in given]
+    return [collator([row]) for row in given]
 
 
 def one_good_image(workspace: Workspace) -> list[dict]:
