@@ -1,4 +1,4 @@
-# make demo    the mini model answers questions and generates images: pictures in demo/
+# make demo    the mini model answers questions and generates images, which are saved in demo/
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff, Pyright and the Transformers structure linter
 # make fuzz    generate untrusted input for SECONDS (300)

@@ -148,7 +148,7 @@ def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: invalid JSON ({error}): mend or remove it.") from None
+        raise ValueError(f"{where}: invalid JSON ({error}): correct or remove it.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{where}: not UTF-8: save the file as UTF-8.") from None
     except RecursionError:

@@ -112,7 +112,7 @@ def _dataset_images(data: str, split: str, column: str) -> ImageSet:
             rows = load_from_disk(data)[split]
         else:
             rows = load_dataset(data, split=split)
-    except Exception as error:  # noqa: BLE001 - no such data set, offline, no such split: the mend is the same
+    except Exception as error:  # noqa: BLE001 - no such data set, offline, no such split: the correction is the same
         raise ValueError(
             f"{data!r}: neither a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor a data set with a split "
             f"{split!r} ({reason(error, 160)}): correct data= or split=."

@@ -65,7 +65,7 @@ Examples:
 Exit codes:
   0    done
   1    an error of the program: please report it with its traceback
-  2    an error of the input: one line on stderr has the mend
+  2    an error of the user: one line on stderr states the correction
   130  interrupted"""
 
 

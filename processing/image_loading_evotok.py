@@ -326,10 +326,10 @@ def scale_to_bytes(values: np.ndarray, what: str = "array") -> np.ndarray:
     if values.dtype == np.uint16 and high > 255:
         return np.rint(values / 257.0).astype(np.uint8)
     if low < 0 or high > 255:
-        mend = "give floats from 0 to 1, or integers from 0 to 255 (uint16: to 65535)."
+        correction = "give floats from 0 to 1, or integers from 0 to 255 (uint16: to 65535)."
         if low >= -1 and high <= 1:
-            mend = "pixel_values go to the model as they are; of an image in [-1, 1] give (x + 1) / 2."
-        raise EvoTokImageError(f"{what} holds values from {low} to {high}: {mend}")
+            correction = "pixel_values go to the model as they are; of an image in [-1, 1] give (x + 1) / 2."
+        raise EvoTokImageError(f"{what} holds values from {low} to {high}: {correction}")
     if kind != "f":
         if values.dtype == np.uint16:
             logger.warning_once(

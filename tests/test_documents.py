@@ -227,7 +227,7 @@ def test_walks_list_functions_in_the_order_of_their_first_call(number, tmp_path)
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
-def test_links_and_pictures_are_there(path):
+def test_links_and_images_exist(path):
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text(encoding="utf-8")):
         linked = path.parent / target if target else path
         assert linked.exists(), target
@@ -249,8 +249,8 @@ def test_notebooks_run(path, tmp_path):
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "store it without outputs"
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    pictures = [out for cell in code for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) >= 4
+    images = [out for cell in code for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert len(images) >= 4
 
 
 def test_the_pages_build_without_warnings(tmp_path):

@@ -89,7 +89,7 @@ class Source:
         try:
             files = HfFileSystem()
             found = {name for pattern in self.files for name in files.glob(f"datasets/{path}/{pattern}")}
-        except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the mend is the same
+        except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the correction is the same
             raise ValueError(
                 f"{self.name}: no folder {path!r}, and the Hub does not give it ({one_line(error)})."
             ) from None

@@ -41,14 +41,14 @@ def check_model(folder: str | None, option: str, such_as: str) -> PreTrainedConf
     Raises:
         ValueError: no config or no weights there, or damaged files.
     """
-    mend = f"give the folder of a checkpoint: {option}=DIR, such as {such_as}."
+    correction = f"give the folder of a checkpoint: {option}=DIR, such as {such_as}."
     if not folder:
-        raise ValueError(f"{option}: none given: {mend}")
+        raise ValueError(f"{option}: none given: {correction}")
     path = Path(folder)
     if not (path / "config.json").is_file():
-        raise ValueError(f"{option}={folder}: no config.json there: {mend}")
+        raise ValueError(f"{option}={folder}: no config.json there: {correction}")
     if not any(path.glob("*.safetensors")):
-        raise ValueError(f"{option}={folder}: no weights (*.safetensors) there: {mend}")
+        raise ValueError(f"{option}={folder}: no weights (*.safetensors) there: {correction}")
     index = path / "model.safetensors.index.json"
     with _reading(option, folder):
         config = AutoConfig.from_pretrained(folder)

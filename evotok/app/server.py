@@ -136,5 +136,5 @@ def _share(host: str, port: int) -> str:
 
     try:
         return setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the mend is the same
+    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the correction is the same
         raise ValueError(f"--share: no public address can be opened ({reason(error)}): leave it out.") from None

@@ -165,7 +165,7 @@ def _fetch(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the mend is the same
+    except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the correction is the same
         raise ValueError(
             f"{name}: no such folder, and it cannot be downloaded from the Hub ({reason(error, 120)})."
         ) from None

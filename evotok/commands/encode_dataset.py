@@ -10,7 +10,7 @@ from evotok.commands.options import Json, TokenizerCheckpoint, complete_folder
 from evotok.commands.terminal import print_results
 
 
-EXAMPLES = """  evotok encode-dataset mini --source image-folder --path pictures --out codes
+EXAMPLES = """  evotok encode-dataset mini --source image-folder --path images --out codes
   torchrun --nproc-per-node 8 -m evotok.cli encode-dataset runs/paper/tokenizer --source blip3o-short --out codes"""
 
 

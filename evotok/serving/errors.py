@@ -18,7 +18,7 @@ class ApiError(Exception):
 
     Args:
         status: of HTTP.
-        message: one line: what, the limit, the mend.
+        message: one line: what, the limit, the correction.
         code: that programs can tell errors apart by.
         param: the field of the request that is at fault.
     """

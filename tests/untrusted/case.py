@@ -159,7 +159,7 @@ def run_command(_: Workspace, words: list[str]) -> str:
 # A message says what to do, or what is allowed.
 _ADVICE = re.compile(
     r"\b(add|check|choose|clip|converts|copy|correct|crop|did you mean|download|encode|give|has|install|known keys|make"
-    r"|mend|merge|move|must|name|not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten"
+    r"|merge|move|must|name|not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten"
     r"|shipped|should|takes|use|whole number|write)\b|expected",
     re.IGNORECASE,
 )
