@@ -87,7 +87,7 @@ FOLDERS = {  # in the order of reading
     "eval": "metrics as pure functions, and code that suites share",
     "eval/text_to_image": "benchmarks of text-to-image: prompts, generated images, detectors, verdicts",
     "eval/plotting": "style of plots, sheets of images",
-    "eval/suites": "one file for each suite of `evotok eval`",
+    "eval/suites": "suites of `evotok eval`, one file each; `ablations` is in training/ablations/",
     "eval/mini": "the parts of the suite `mini`",
     "eval/benchmarks": "timings of `evotok bench`",
     "configs": "recipes (mini/, paper/, ablations/), options of suites (eval/), DeepSpeed configurations",
