@@ -116,7 +116,7 @@ def test_plan_of_the_paper_equals_that_by_hand():
     assert found.days(32) < found.days(16)
 
 
-def test_plan_of_preferences_counts_two_rows_and_the_reference():
+def test_plan_of_preferences_counts_two_answers_and_the_reference():
     batch = "training.per_device_train_batch_size=4"
     sft, dpo = (plan(f"paper/{name}.yaml", batch, gpus=16) for name in ("sft", "dpo"))
     assert dpo.model.tokens_a_row == 2 * sft.model.tokens_a_row and dpo.model.parts == sft.model.parts
