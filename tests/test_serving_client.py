@@ -167,7 +167,7 @@ def test_address_of_no_server_is_reported_in_one_line(impostor, path, message, c
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("short", "the answer was broken off"),
+        ("short", "the answer is incomplete"),
         ("text", "no server of"),
         ("other", "no server of"),
         ("error", "no server"),
