@@ -1,4 +1,4 @@
-"""Serves the page: Gradio's application behind the gate, in a thread, on a socket that is open already.
+"""Serves the page: Gradio's application behind the gate, in a thread, on an open socket.
 
 `launch` of Gradio has no option for the class of connections, sends a request to its own address, through a
 proxy if the environment names one, and leaves uploads behind when the process is terminated.
@@ -60,7 +60,7 @@ def serve(
     Args:
         model: an EvoTok model; or a `ServerClient`, with `processor` None.
         listener: bound socket, which is closed at the end.
-        hosts: names of this machine, beside `localhost` and addresses in numbers.
+        hosts: names of this machine, beside `localhost` and IP addresses.
         share: whether to open a public address through Gradio's servers.
 
     Raises:
@@ -68,7 +68,7 @@ def serve(
     """
     folder = Path(tempfile.mkdtemp(prefix="evotok-app-"))
     before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # read when the components are made
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # read when the components are created
     try:
         page = build_page(model, processor, folder)
         with _running(page, listener, (*hosts, *((_SHARED_HOST,) if share else ()))):
@@ -136,5 +136,5 @@ def _share(host: str, port: int) -> str:
 
     try:
         return setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
-    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the mend is the same
+    except Exception as error:  # noqa: BLE001 - no network, no binary, a checksum: the correction is the same
         raise ValueError(f"--share: no public address can be opened ({reason(error)}): leave it out.") from None

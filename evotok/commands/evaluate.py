@@ -64,7 +64,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="what is measured, then key=value of its options",
+            help="checkpoint to measure, then key=value of the options",
             autocompletion=complete_checkpoint,
         ),
     ] = None,
@@ -162,7 +162,7 @@ def _measure(
 
 
 def _load(takes: str, checkpoint: str, provenance: dict[str, Any]) -> tuple[Any, Any]:
-    """Loads a checkpoint or its tokenizer, and notes the precision."""
+    """Loads a checkpoint or its tokenizer, and records the dtype."""
     load = checkpoints.load_multimodal if takes == "checkpoint" else checkpoints.load_tokenizer
     model, processor = load(checkpoint)
     provenance["dtype"] = str(model.dtype).removeprefix("torch.")

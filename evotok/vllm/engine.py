@@ -184,8 +184,8 @@ class VllmEngine(Engine):
         Args:
             messages: the prompt, as the chat template reads it, with PIL images or without.
             seeds: one for each image.
-            sampling: arguments of `generate(generation_mode="image")`; the checkpoint's values
-                are used for the others.
+            sampling: arguments of `generate(generation_mode="image")`; the checkpoint has values for
+                the others.
 
         Returns:
             Codes (M, N, L), and the tokens of the prompt.
