@@ -197,7 +197,7 @@ def test_encode_dataset_command_and_training_from_codes(checkpoint, tars, tmp_pa
     facts = json.loads(capsys.readouterr().out)
     assert (facts["folder"], facts["written"], facts["found"], facts["processes"]) == (str(out), 0, 2, 1)
     assert cli([*words[:3], "llava-next", *words[4:]]) == 2
-    assert "codes are of images to be generated" in capsys.readouterr().err
+    assert "codes are for images to generate" in capsys.readouterr().err
     recipe = {
         "stage": "gen",
         "model": {"checkpoint": str(checkpoint)},
