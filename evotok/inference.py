@@ -1,7 +1,7 @@
 """Inference for the command line, the page and the server: answers and images, in batches or as streams.
 
-`evotok.eval.inference` reads prompts and runs plain batches, for the suites too. A server reads each prompt alone, so
-that one that is too long fails alone, and then stacks the prompts.
+`evotok.eval.inference` reads prompts and runs plain batches, for the suites too. A server reads each prompt separately,
+so that only a prompt that is too long fails, and then stacks the prompts.
 
 Shapes: B prompts of a batch, T tokens of the longest, V vocabulary, M images, N positions of an image, L levels.
 """

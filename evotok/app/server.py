@@ -1,7 +1,7 @@
 """Serves the page: Gradio's application behind the gate, in a thread, on an open socket.
 
 `launch` of Gradio has no option for the class of connections, sends a request to its own address, through a
-proxy if the environment names one, and leaves uploads behind when the process is terminated.
+proxy if the environment names one, and does not delete uploads when the process is terminated.
 """
 
 import logging

@@ -28,7 +28,7 @@ BENCHMARKS = {  # name -> module
 def run(
     benchmark: Annotated[
         Literal[tuple(BENCHMARKS)],  # pyright: ignore[reportInvalidTypeForm]  # the names of a table, which Typer reads
-        typer.Argument(metavar="BENCHMARK", help="what to measure"),
+        typer.Argument(metavar="BENCHMARK", help="code to measure"),
     ],
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")

@@ -48,7 +48,7 @@ Config = Annotated[
 Out = Annotated[
     str | None, typer.Option(metavar="DIR", help="folder of the results; results/SUITE-CHECKPOINT by default")
 ]
-Restart = Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")]
+Restart = Annotated[bool, typer.Option("--restart", help="measure again, although the folder has results")]
 WITHOUT_CHECKPOINT = ("ablations", "compare")
 _MODULES = {"ablations": "evotok.training.ablations.suite"}  # it trains; the others are in `eval/suites/`
 _WIDTH = max(map(len, SUITES))

@@ -79,7 +79,7 @@ def run(
     """Estimate what a recipe takes: memory, operations, days, bytes; no weights needed."""
     path, words = check_recipe(recipe, overrides or ())
     if bandwidth is not None and not serve:
-        raise ValueError("--bandwidth goes with --serve: training is planned by operations.")
+        raise ValueError("--bandwidth requires --serve: training is planned by operations.")
     with waiting("Planning"):
         from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.plan import make_plan

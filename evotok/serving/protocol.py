@@ -98,7 +98,7 @@ class Part(_Body):
 
 
 class Message(_Body):
-    """A message of a conversation; text alone is a list of one part."""
+    """Message of a conversation; a plain text becomes a list of one part."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part]
@@ -140,7 +140,7 @@ class ChatBody(_Body):
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream=true")
+            raise ValueError("stream_options requires stream=true")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """The engine `vllm` of `evotok serve`: vLLM's continuous batching behind the interface of `evotok.serving`.
 
     chat     one request of vLLM; prompts are rendered here, with the same checks as in the other engine
-    images   one request an image, two with guidance; codes come back as logprobs, and the worker decodes them
+    images   one request an image, two with guidance; codes are returned as logprobs, and the worker decodes them
 
 vLLM is not among the requirements of this package, see docs/serving.md.
 """
