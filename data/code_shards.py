@@ -72,7 +72,7 @@ class ShardInfo:
 
     @property
     def origin(self) -> tuple:
-        """What two shards must have in common for their codes to mean the same."""
+        """Returns the fields that must be equal for two shards to be used together."""
         return self.tokenizer, self.positions, self.levels, self.preparation
 
     @classmethod
@@ -92,7 +92,7 @@ class ShardInfo:
             info = cls(**json.loads((metadata or {})[b"info"]))
             check_types(vars(info), get_type_hints(cls), str(path))
         except (KeyError, TypeError, ValueError, RecursionError):
-            raise ValueError(f"{path}: not a whole shard of codes: remove it and encode again.") from None
+            raise ValueError(f"{path}: incomplete or damaged shard of codes: remove it and encode again.") from None
         return info
 
 
@@ -164,7 +164,7 @@ def code_row(row: dict, info: ShardInfo) -> dict:
 
 
 def check_tokenizer(info: ShardInfo, expected: ShardInfo, where: str) -> None:
-    """Checks that codes mean the same to a model as to the tokenizer that wrote them.
+    """Checks that code shards were written with this model's tokenizer.
 
     Raises:
         ValueError: another tokenizer, another number of levels, or images prepared in another way.

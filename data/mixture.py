@@ -2,7 +2,7 @@
 
 Every worker of every process is a reader with its own share of each source: whole shards where there are enough, else
 every n-th row of one; each epoch has another order of shards. A reader is determined by the seed, its number and a
-count: it fills a pool, shuffles it, splits it into batches of similar length, and begins anew. Its state is the
+count: it fills a pool, shuffles it, splits it into batches of similar length, and starts again. Its state is the
 position in the sources at which the pool began and the number of its batches that are out: no buffer is saved, and no
 row is lost.
 """
@@ -71,8 +71,7 @@ class _SourceReader:
     def __iter__(self) -> Iterator[dict]:
         rows, empty = self.source.rows, 0
         while empty < _MAX_EMPTY:
-            # In their own order all readers would go through the alphabet together, and a run might never reach its
-            # end.
+            # Unshuffled shards would be read in alphabetical order, and a short run would omit the last ones.
             order = np.random.default_rng(self.epoch).permutation(len(rows.shards))[self.group :: self.groups]
             empty += 1
             while self.shard < len(order):
@@ -192,7 +191,7 @@ class MixtureStream(IterableDataset):
                 self.skipped["malformed"] += 1
                 logger.warning(f"Skipped (malformed, {self.skipped['malformed']} so far): {source.name}: {message}")
         raise ValueError(
-            f"{source.name}: {_MAX_MALFORMED} rows in a row cannot be converted ({message}): is it the right folder?"
+            f"{source.name}: {_MAX_MALFORMED} rows in a row cannot be converted ({message}): check `path`."
         )
 
     def _count(self) -> dict[str, int]:

@@ -24,12 +24,12 @@ class Workers:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """Returns whether this process writes the files."""
         return self.state.is_main_process
 
     @property
     def count(self) -> int:
-        """Number of processes."""
+        """Returns the number of processes."""
         return self.state.num_processes
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item], description: str) -> list[Result]:

@@ -53,7 +53,7 @@ def remaining_tokens(length: int, config) -> int:
     if length >= limit:
         raise ValueError(
             f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
-            "fewer images, or begin anew."
+            "fewer images, or start a new conversation."
         )
     return limit - length
 

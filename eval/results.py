@@ -55,7 +55,7 @@ def find_finished(folder: Path, provenance: dict[str, Any], restart: bool) -> di
         raise ValueError(f"{folder}: has results of another suite ({_short(before['suite'])}): give a new --out.")
     if restart:
         return None
-    mend = "give a new folder with --out, or measure anew with --restart."
+    mend = "give a new folder with --out, or measure again with --restart."
     if before.get("checkpoint_sha256") != provenance["checkpoint_sha256"]:
         other = _short(before.get("checkpoint_sha256"))
         raise ValueError(f"{folder}: has results of another checkpoint ({other}): {mend}")

@@ -1,5 +1,4 @@
-"""What the servers of this package, of the page and of the model, have in common: connections with time limits, and the
-check of the name that a request is addressed to."""
+"""Connections with time limits, and the check of the Host header, for the server of the page and that of the model."""
 
 import ipaddress
 from asyncio import TimerHandle
@@ -11,15 +10,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class TimedConnection(H11Protocol):
-    """A connection of uvicorn that is closed when a head does not arrive in time, or an answer is not received."""
+    """Connection of uvicorn with time limits for the head of a request and for sending the response."""
 
     head_seconds = 10.0
-    """From a connection's start, or a head's first byte, to the head's end."""
+    """Longest time from the start of a connection, or the first byte of a head, to the end of the head."""
     write_seconds = 60.0
-    """Longest time that the buffer of what is sent stays full: an answer that no client receives would keep its memory
-    and its place among the open requests."""
+    """Longest time that the send buffer stays full: a response that is not received would keep its memory, and count as
+    an open request."""
     most_of_address: int | None = None
-    """Connections that one address may have; None where a proxy may stand for all clients."""
+    """Most connections of one address; None where all clients may connect through one proxy."""
     _timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
 
@@ -72,12 +71,12 @@ class TimedConnection(H11Protocol):
 
 
 def is_own_host(host: str, hosts: Iterable[str]) -> bool:
-    """Returns whether a Host header names this machine: an address in numbers, or one of the names.
+    """Returns whether a Host header names this machine: an IP address, or one of the names.
 
-    A site that has its own name point to this machine (DNS rebinding) cannot do so without that name.
+    This prevents DNS rebinding.
 
     Args:
-        hosts: in lower case; `.example.org` stands for all names that end so.
+        hosts: names in lower case; `.example.org` stands for all names with this ending.
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""

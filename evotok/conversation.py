@@ -22,7 +22,7 @@ class Conversation:
 
     @property
     def images(self) -> list["Image.Image"]:
-        """Images of the messages and those pending."""
+        """Returns the images of the messages and the pending ones."""
         parts = (part for message in self.messages for part in message["content"])
         return [part["image"] for part in parts if part["type"] == "image"] + self.pending
 

@@ -1,7 +1,7 @@
-"""Inference for the command line, the page and the server: answers and images at once, in batches or as streams.
+"""Inference for the command line, the page and the server: answers and images, in batches or as streams.
 
-`evotok.eval.inference` reads prompts and runs plain batches, for the suites too. A server reads each prompt alone, so
-that one that is too long fails alone, and stacks it with others.
+`evotok.eval.inference` reads prompts and runs plain batches, for the suites too. A server reads each prompt separately,
+so that only a prompt that is too long fails, and then stacks the prompts.
 
 Shapes: B prompts of a batch, T tokens of the longest, V vocabulary, M images, N positions of an image, L levels.
 """
@@ -44,7 +44,7 @@ UNFINISHED = (232, 234, 238)
 
 
 class StoppedError(Exception):
-    """Ends a generation from within, by its callback or streamer."""
+    """Raised in a callback or a streamer to end a generation."""
 
 
 # --- batches of requests ----------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class TextSampling(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Token ids of an answer, and what ended it: its end-of-text token (`stop`) or its limit (`length`)."""
+    """Token ids of an answer, and the reason of its end: the end-of-text token (`stop`) or the limit (`length`)."""
 
     ids: list[int]
     finish_reason: str
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
 def fit_image(processor, image: Image.Image) -> Image.Image:
     """Resizes an input image as the image processor does; the processor's output is the same for both images.
 
-    A waiting request then holds no more pixels than the model reads.
+    Waiting requests then take less memory.
     """
     size = processor.image_processor.size
     if image.size == (size["width"], size["height"]) and image.mode == "RGB":
@@ -87,7 +87,7 @@ def fit_image(processor, image: Image.Image) -> Image.Image:
 
 
 def stack_prompts(prompts: Sequence[BatchFeature], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Stacks prompts of batches of one into one batch, left-padded; images keep the order of their prompts."""
+    """Stacks single prompts into one batch, left-padded; images keep the order of their prompts."""
     stacked = {}
     for name in prompts[0].keys() | {"pixel_values"}:
         tensors = [prompt[name] for prompt in prompts if name in prompt]
@@ -101,7 +101,7 @@ def stack_prompts(prompts: Sequence[BatchFeature], pad_token_id: int) -> dict[st
 
 
 class RowSampler(LogitsProcessor):
-    """Per-row sampling settings and seeds; Transformers samples a whole batch with one setting and one generator.
+    """Logits processor with settings and a seed for each row; Transformers samples a batch with one generator.
 
     Logits get Gumbel noise, whose argmax is a sample of their softmax: `generate` then runs greedily.
     """
@@ -132,11 +132,11 @@ class RowSampler(LogitsProcessor):
 
 
 TokenListener = Callable[[int, int, str | None], bool]
-"""Called with a row, its new token, and the finish reason or None; True ends the row."""
+"""Function of a row, its new token, and its finish reason or None; returns True to end the row."""
 
 
 class RowObserver(StoppingCriteria):
-    """Per-row stopping criterion, which collects the tokens; Transformers has one length limit for a whole batch.
+    """Stopping criterion with a limit for each row, which collects the tokens; Transformers has one limit for a batch.
 
     Args:
         limits: longest answer of each row.
@@ -177,7 +177,7 @@ def answer_batch(
         model: in evaluation mode.
         prompts: from `read_chat`, each alone.
         sampling: of each prompt, within the limit that `read_chat` returns.
-        on_token: called for each new token, the end-of-text token too.
+        on_token: called for each new token, including the end-of-text token.
     """
     eos = model.generation_config.eos_token_id
     eos_token_ids = set(eos if isinstance(eos, (list, tuple)) else [eos])
@@ -237,13 +237,13 @@ def _pad_token_id(model) -> int:
 
 # --- streams ----------------------------------------------------------------------------------------------------------
 
-# One stream generates at a time in this process, also while one whose reader left finishes its last step.
+# One stream generates at a time in this process; one that was closed holds the lock until its current step ends.
 _GENERATING = threading.Lock()
 _END = object()
 
 
 class VisibleStreamer(TextStreamer):
-    """Streamer that prints an answer, with control characters of a terminal spelled out."""
+    """Streamer that prints an answer, with the control characters of a terminal escaped."""
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -270,7 +270,7 @@ class StopSignal(StoppingCriteria):
 
     @property
     def is_set(self) -> bool:
-        """Whether the generation has to end, for either reason."""
+        """Returns whether the generation has to end, for either reason."""
         return self._requested.is_set() or time.monotonic() > self._deadline
 
     def __call__(self, input_ids: torch.Tensor, scores: Any = None, **kwargs) -> torch.Tensor:
@@ -346,10 +346,10 @@ def stream_answer(
     Args:
         model: in evaluation mode.
         max_new_tokens: longest answer, which the context may shorten.
-        seconds: longest time; what is generated until then is the answer.
+        seconds: longest time; the answer ends there.
 
     Raises:
-        ValueError: at once, for a conversation that does not fit into the context.
+        ValueError: the conversation does not fit into the context; raised by the call itself.
     """
     inputs, room = read_chat(model, processor, messages)
     signal = StopSignal(seconds)
@@ -372,7 +372,7 @@ def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) 
     Args:
         model: in evaluation mode.
         inputs: from `read_image_prompt`.
-        seconds: longest time; the images are then unfinished.
+        seconds: longest time; the stream ends there, with unfinished images.
         arguments: more arguments of `generate(generation_mode="image")`.
     """
     signal = StopSignal(seconds)
@@ -386,7 +386,7 @@ def stream_codes(model, inputs: BatchFeature, seconds: float, **arguments: Any) 
 def preview_images(model, processor, codes: torch.Tensor) -> list[Image.Image]:
     """Decodes the first positions (M, p, L) of images; the other positions are grey.
 
-    The decoder takes all N positions: the p that are generated are repeated, so that its normalization sees their
+    The decoder takes all N positions. The p generated ones are repeated, so that its normalization is computed on their
     statistics.
     """
     config = model.config.vq_config

@@ -255,7 +255,7 @@ class EvoTokCodeSampler:
         if self.failed is not None and self.failed:
             raise ValueError(
                 "The model's scores of codes are NaN or infinite, so no image was generated: check the weights, and "
-                "take bfloat16 or float32 where float16 overflows."
+                "use bfloat16 or float32 where float16 overflows."
             )
 
     def warp(self, scores: torch.Tensor) -> torch.Tensor:

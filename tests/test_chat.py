@@ -101,7 +101,7 @@ def test_answer_without_text_is_marked(parts):
         ("  ", 1, "Write a question first"),
         ("x" * (MAX_CHARACTERS + 1), 1, "at most 2000"),
         ("what is this?", MAX_IMAGES + 1, "at most 8 images"),
-        ("0xq7" * 400, 0, "fewer images, or begin anew"),
+        ("0xq7" * 400, 0, "fewer images, or start a new conversation"),
     ],
 )
 def test_answer_refuses_bad_questions_and_keeps_the_conversation(parts, image, question, images, message):

@@ -131,7 +131,7 @@ MISTAKES = [
     ("encode mini nowhere.png --out a.safetensors", "no such file"),
     ("decode mini nowhere.safetensors --out a", "no such file"),
     ("export mini --out red.png", "give a folder"),
-    ("convert mini --to-reference --out red.png", "this is there already"),
+    ("convert mini --to-reference --out red.png", "this exists already"),
     ("eval reconstrution mini", "Did you mean 'reconstruction'?"),
     ("eval reconstruction mini --config nowhere.yaml", "no such recipe"),
     ("measure mni", "Did you mean 'mini'?"),

@@ -154,7 +154,7 @@ def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes
 
 def test_open_codes_refuses_damaged_and_other_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match="not a whole shard"):
+    with pytest.raises(ValueError, match="incomplete or damaged shard"):
         open_codes(tmp_path)
     Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="not a shard of codes"):
@@ -197,7 +197,7 @@ def test_encode_dataset_command_and_training_from_codes(checkpoint, tars, tmp_pa
     facts = json.loads(capsys.readouterr().out)
     assert (facts["folder"], facts["written"], facts["found"], facts["processes"]) == (str(out), 0, 2, 1)
     assert cli([*words[:3], "llava-next", *words[4:]]) == 2
-    assert "codes are of images to be generated" in capsys.readouterr().err
+    assert "codes are for images to generate" in capsys.readouterr().err
     recipe = {
         "stage": "gen",
         "model": {"checkpoint": str(checkpoint)},

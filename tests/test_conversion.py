@@ -206,7 +206,7 @@ def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
     capsys.readouterr()
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "--encoder-heads 16 --semantic-heads 12 --pixel-levels 4. With other true values codes are wrong" in line
+    assert "--encoder-heads 16 --semantic-heads 12 --pixel-levels 4. If they are wrong, the codes are wrong" in line
     assert "a guess" in line, "of no size of the release"
     heads = ["--encoder-heads", 8, "--semantic-heads", 24, "--pixel-levels", 4]
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "eight", *heads, "--json") == 0

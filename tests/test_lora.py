@@ -131,7 +131,7 @@ def test_adapters_of_another_model_are_refused(sft, tmp_path):
     ("base_name", "message"),
     [
         (None, "adapters without the name of their checkpoint"),
-        ("runs/nowhere/sft", "what they were trained on is needed too: 'runs/nowhere/sft': no such folder"),
+        ("runs/nowhere/sft", "which need the checkpoint that they were trained on: 'runs/nowhere/sft': no such folder"),
         ("other", "adapters that were trained on themselves"),
     ],
 )

@@ -92,7 +92,7 @@ def test_optimizer_choice_refuses_what_does_not_go_together():
     with pytest.raises(ValueError, match=r"optimizer\.encoder_scale is for optimizer\.name muon"):
         optimizer_choice(OptimizerArguments(encoder_scale=0.5), arguments)
     arguments.deepspeed = "zero2.json"
-    with pytest.raises(ValueError, match="needs whole matrices"):
+    with pytest.raises(ValueError, match="needs unsharded matrices"):
         optimizer_choice(OptimizerArguments("muon"), arguments)
 
 

@@ -61,7 +61,7 @@ def test_command_prints_both_tables_or_json(capsys):
     ("words", "message"),
     [
         (["configs/paper/tokenizer.yaml", "--serve"], "the stage tokenizer trains one part of the model"),
-        (["configs/mini/gen.yaml", "--bandwidth", "10"], "--bandwidth goes with --serve"),
+        (["configs/mini/gen.yaml", "--bandwidth", "10"], "--bandwidth requires --serve"),
     ],
 )
 def test_parts_of_the_model_are_not_served(words, message, monkeypatch, capsys):

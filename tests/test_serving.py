@@ -296,7 +296,7 @@ REFUSED = {
     "a file of the machine": (CHAT, shown("file:///etc/passwd"), 400, "unsupported_image_url", "data URLs"),
     "a path": (CHAT, shown("/etc/passwd"), 400, "unsupported_image_url", "data URLs"),
     "an address that is none": (CHAT, shown("http://["), 400, "unsupported_image_url", "data URLs"),
-    "no base64": (CHAT, shown("data:image/png;base64,%%%"), 400, "invalid_image", "no base64"),
+    "no base64": (CHAT, shown("data:image/png;base64,%%%"), 400, "invalid_image", "not base64"),
     "no image": (CHAT, shown("data:image/png;base64," + "QUFB" * 20), 400, "invalid_image", "not an image"),
     "an empty image": (CHAT, shown("data:image/png;base64,"), 400, "invalid_image", "cannot be used"),
     "too many pixels": (CHAT, shown(data_url(Image.new("1", (200, 200)))), 400, "invalid_image", "limit of 0.01 Mpx"),

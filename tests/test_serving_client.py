@@ -74,7 +74,7 @@ def test_what_the_server_refuses_is_one_line_and_leaves_the_conversation(served,
     said = capsys.readouterr()
     assert said.err.startswith(f"evotok chat: {served.url}: The conversation has ") and said.err.count("\n") == 1
     assert said.err.endswith(
-        " the model reads fewer than 512: shorten the question, show fewer images, or begin anew.\n"
+        " the model reads fewer than 512: shorten the question, show fewer images, or start a new conversation.\n"
     )
     assert said.out == "(nothing yet)\n"
 
@@ -167,7 +167,7 @@ def test_address_of_no_server_is_reported_in_one_line(impostor, path, message, c
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("short", "the answer was broken off"),
+        ("short", "the answer is incomplete"),
         ("text", "no server of"),
         ("other", "no server of"),
         ("error", "no server"),

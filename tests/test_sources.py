@@ -192,7 +192,7 @@ def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
     names = [row.get("__key__") or row.get("id") for row in rows]
     assert [name for name in names if name and name[0] != "b"] == [f"{a}{n}" for a in "ac" for n in range(9)]
     [bad] = [row for row in rows if DAMAGED in row]
-    message = r"b\.(tar|parquet): damaged, the rest of it is passed over \(.+\): copy it again$"
+    message = r"b\.(tar|parquet): damaged, the rest is skipped \(.+\): copy it again$"
     with pytest.raises(ValueError, match=message):
         source.convert(bad)
 
@@ -213,7 +213,10 @@ def test_source_on_the_hub_has_its_files_as_shards(monkeypatch):
     rows, folder = SOURCES["cc12m"].open()
     assert rows.shards == ["hf://datasets/pixparse/cc12m-wds/0.tar", "hf://datasets/pixparse/cc12m-wds/1.tar"]
     assert folder is None
-    with pytest.raises(ValueError, match=r"cc12m: no folder 'else/where', and the Hub does not give it \(no network\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"cc12m: no folder 'else/where', and it cannot be listed on the Hub \(no network\): set `path`",
+    ):
         SOURCES["cc12m"].open("else/where")
 
 

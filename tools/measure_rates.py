@@ -45,7 +45,7 @@ class Rate(NamedTuple):
 
     @property
     def images_per_second(self) -> float:
-        """Images a second of one process."""
+        """Returns the images per second of one process."""
         return self.images / self.seconds
 
 

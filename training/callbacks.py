@@ -50,7 +50,7 @@ class TimeBox(TrainerCallback, ExportableState):
 
     @property
     def share(self) -> float:
-        """Share of the time that is used."""
+        """Returns the share of the time that is used."""
         return (self._before + time.monotonic() - self._start) / 60 / self.minutes
 
     def state(self) -> dict:

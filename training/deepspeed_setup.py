@@ -42,7 +42,7 @@ def tokenizer_engine(training: dict[str, Any]) -> dict[str, Any]:
     if engine["zero_optimization"]["stage"] == 3:
         raise ValueError(
             f"training.deepspeed: {training['deepspeed']} is ZeRO-3, which shards weights, but the EMA of the "
-            "codebooks needs them whole: give configs/deepspeed/zero2.json, or leave it out for torchrun's DDP."
+            "codebooks needs them unsharded: give configs/deepspeed/zero2.json, or leave it out for torchrun's DDP."
         )
     if training.get("fp16"):
         raise ValueError("training.fp16: the tokenizer stage under DeepSpeed computes in fp32 or bf16: give bf16.")

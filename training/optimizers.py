@@ -80,7 +80,9 @@ def optimizer_choice(choice: OptimizerArguments, arguments: TrainingArguments) -
     if choice.name != "muon":
         raise ValueError(f"optimizer.name {choice.name!r} is not one of trainer, muon.")
     if arguments.deepspeed or arguments.fsdp:
-        raise ValueError("optimizer.name muon needs whole matrices: leave DeepSpeed and FSDP out, or choose trainer.")
+        raise ValueError(
+            "optimizer.name muon needs unsharded matrices: leave DeepSpeed and FSDP out, or choose trainer."
+        )
     kwargs = {
         "matrix_lr": choice.matrix_learning_rate,
         "lr": arguments.learning_rate,

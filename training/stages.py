@@ -57,7 +57,7 @@ class Stage:
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether the stage trains `EvoTokForConditionalGeneration`, and not one of its parts."""
+        """Returns whether the stage trains `EvoTokForConditionalGeneration`, and not one of its parts."""
         return self.config == _EVOTOK_CONFIG
 
     def load(self, name: str) -> Any:

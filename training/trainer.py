@@ -194,7 +194,7 @@ class EvoTokTrainer(Trainer):
 
     @property
     def finished_model(self) -> PreTrainedModel | None:
-        """The model that is saved at the end, where it is not the trained one."""
+        """Returns the model that is saved at the end, if it is not the trained one."""
         return None
 
     def save_model(self, output_dir=None, _internal_call=False):

@@ -103,7 +103,7 @@ class _CheckedFile(RawIOBase):
         data = self.file.read(size)
         if self.chunks is not None:
             if position not in self.chunks:
-                raise pa.ArrowInvalid("chunks that are not where the footer says")
+                raise pa.ArrowInvalid("chunks that are not at the positions in the footer")
             _check_pages(self.chunks[position], memoryview(data))
         return data
 

@@ -70,7 +70,7 @@ class Source:
         else:
             paths = self._on_the_hub(path)
         if not paths:
-            raise ValueError(f"{self.name}: {path} holds none of {', '.join(self.files)}: is it the right folder?")
+            raise ValueError(f"{self.name}: {path} holds none of {', '.join(self.files)}: check `path`.")
         images = Path(image_folder) if image_folder else folder if folder.is_dir() else None
         if self.kind == "images":
             return image_rows(paths), images
@@ -91,7 +91,8 @@ class Source:
             found = {name for pattern in self.files for name in files.glob(f"datasets/{path}/{pattern}")}
         except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the correction is the same
             raise ValueError(
-                f"{self.name}: no folder {path!r}, and the Hub does not give it ({one_line(error)})."
+                f"{self.name}: no folder {path!r}, and it cannot be listed on the Hub ({one_line(error)}): "
+                "set `path` to a folder."
             ) from None
         return [f"hf://{name}" for name in sorted(found)]
 

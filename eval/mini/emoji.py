@@ -41,12 +41,12 @@ class EmojiRetrieval:
 
     @cached_property
     def network(self) -> EfficientNetTeacher:
-        """Network whose pooled features are compared."""
+        """Returns the network whose pooled features are compared."""
         return EfficientNetTeacher().to(self.device)
 
     @cached_property
     def gallery(self) -> "Gallery":
-        """Gallery of all emoji in all styles, on white."""
+        """Returns the gallery of all emoji in all styles, on white."""
         shown = [(emoji, style) for style in EMOJI_STYLES for emoji in range(len(self.world.emoji_names))]
         images = [self.world.emoji_image(emoji, style) for emoji, style in shown]
         return Gallery(self._features(images), [emoji for emoji, _ in shown], [style for _, style in shown])

@@ -1,5 +1,5 @@
 """The page of `evotok app`: chat about images, generate them, inspect their codes.
 
 `page` builds it from a module for each tab: `chat`, `generate` and `inside`. `server` serves it behind `gate`, which
-refuses what is not for the page, and `visitors`, which holds the limits of each address.
+refuses requests that the page does not send, and `visitors`, which enforces the limits of each address.
 """

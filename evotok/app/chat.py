@@ -42,8 +42,8 @@ def answer(
 ) -> Iterator[str]:
     """Yields the answer so far, an empty one first; question and answer are in the conversation from the start.
 
-    If the reader stops, the conversation keeps the answer so far; after an error it is as before. A question outside
-    of the scope is answered by the reason, without the model.
+    If the iteration stops, the conversation keeps the answer so far; after an error it is as before. The answer to a
+    question outside the scope is the reason, without the model.
 
     Args:
         model: in evaluation mode; or a `ServerClient`, with `processor` None.
@@ -57,7 +57,7 @@ def answer(
     if not question:
         raise ValueError("Write a question first.")
     if len(conversation.images) + len(images) > MAX_IMAGES:
-        raise ValueError(f"A conversation holds at most {MAX_IMAGES} images: begin a new one.")
+        raise ValueError(f"A conversation holds at most {MAX_IMAGES} images: start a new one.")
     before = replace(conversation)
     messages = replace(before, pending=[*before.pending, *images]).with_question(question)
     if refusal := scope.refuse_question(question, [*before.images, *images]):
@@ -97,8 +97,8 @@ def build_chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.C
     """Builds the tab; returns the state of the conversation and its transcript."""
     conversation = gr.State(None, time_to_live=STATE_SECONDS)
     gr.Markdown(examples.scope.chat, elem_classes="hint", elem_id="chat-scope")
-    # Plain text: rendered Markdown would fetch images of other sites, and HTML, which Gradio renders in any case and
-    # which is escaped therefore, would hold live forms.
+    # Plain text: rendered Markdown would fetch images of other sites. HTML is escaped, since Gradio always renders it,
+    # with its forms.
     transcript = gr.Chatbot(
         show_label=False, height="46vh", min_height=240, layout="bubble", buttons=["copy"], allow_tags=False,
         placeholder="Add an image below and ask about it.", elem_id="transcript", feedback_options=None,
@@ -163,13 +163,13 @@ def escape(text: str) -> str:
 
 
 def _part_index(event: gr.EventData) -> int:
-    """Returns the index of the part of the transcript that an event is about; Gradio does not check it."""
+    """Returns the index of the part of the transcript that an event refers to; Gradio does not check it."""
     index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
     return int(check_number(index, 0, 10**6, "The message"))
 
 
 def _generate_in_chat(model, processor, prompt: str, state: Conversation, cache: str) -> Iterator[tuple]:
-    """Generates an image, which goes with the next question."""
+    """Generates an image and adds it to the next question."""
     before = show_transcript(state, cache) + [{"role": "user", "content": escape(f"{DRAW_COMMAND} {prompt}")}]
     progress = None
     for progress in generate(model, processor, GenerationArguments(prompt, num_images=1)):

@@ -13,7 +13,7 @@ from evotok.data.errors import one_line
 
 SHOWN_SIDE = 320
 """Side of decoded images, and longest side of images in the conversation, in pixels."""
-# Generations wait for one another; decoding is short, and does not wait for them.
+# One generation runs at a time; decoding is short, and does not wait for it.
 GENERATION = {"concurrency_limit": 1, "concurrency_id": "generation", "api_visibility": "private"}
 DECODING = {
     "concurrency_limit": 1,
@@ -23,7 +23,7 @@ DECODING = {
 }
 # Handlers of files get paths, which `open_upload` checks and opens: Gradio would decode the image without these limits.
 FILES = {"preprocess": False}
-# Gradio shows no warning of a handler outside the queue: for handlers that cannot fail.
+# For handlers that cannot fail: Gradio shows no warnings of handlers outside the queue.
 IMMEDIATE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 

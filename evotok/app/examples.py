@@ -1,6 +1,6 @@
-"""Examples of prompts, questions and images, and the scope of the model that they are for.
+"""Examples of prompts, questions and images, and the scope of their model.
 
-The page, the help of the commands and the documents take their examples from here; a test generates an image from each
+The page, the help of the commands and the documents use these examples; a test generates an image from each
 prompt and answers each question.
 """
 
@@ -34,7 +34,7 @@ PROMPTS = ("a red bicycle leaning on a white wall", "two cats on a sofa", "a bow
 QUESTIONS = ("What is in this image?", "Describe the image in one sentence.", "How many people are there?")
 
 UNKNOWN_SHARE = 1 / 3
-"""A question with a larger share of words that are not in the training data is outside the scope."""
+"""Largest share of words of a question that may be missing in the training data; others are outside the scope."""
 PLAIN_SHARE = 0.6
 """Share of the pixels at the border of a plain background that have one colour."""
 PLAIN_TOLERANCE = 24
@@ -62,7 +62,7 @@ class Scope(NamedTuple):
         return [] if self.words is None else [word for word in words if word not in self.words]
 
     def refuse_question(self, question: str, images: Sequence["Image.Image"]) -> str | None:
-        """Returns why a question about images is outside the scope; None if it is not."""
+        """Returns the reason why a question about images is outside the scope; None if it is not."""
         if not self.images_only:
             return None
         if not images:
@@ -110,7 +110,7 @@ class Examples(NamedTuple):
 
 
 def find_examples(image_size: int, folder: Path) -> Examples:
-    """Chooses examples for a model of images of a size; those of the world have images, saved to `folder`."""
+    """Chooses examples by the size of a model's images; the images of the world's examples are saved to `folder`."""
     from PIL import Image
 
     from evotok.data.world.icons import load_world
@@ -134,7 +134,7 @@ def find_examples(image_size: int, folder: Path) -> Examples:
 def world_scenes(world) -> list["Scene"]:
     """Returns a scene for each of `WORLD_QUESTIONS`, of icons in held-out styles; the first is of one object.
 
-    They are scenes that EvoTok-mini answers right.
+    EvoTok-mini answers questions about these scenes correctly.
 
     Args:
         world: the embedded `World`.

@@ -3,11 +3,11 @@
 Gradio 6.31 limits the size of an uploaded file, the length of the queue and the files that are served. It does not:
 
 - check the Host header, so that a site whose name points to this machine (DNS rebinding) could use the page;
-  TrustedHostMiddleware of Starlette has no rule for addresses in numbers, and splits those of IPv6;
+  TrustedHostMiddleware of Starlette has no rule for IP addresses, and splits those of IPv6;
 - refuse uploads and events from other sites: its CORS headers only keep their scripts from reading the response;
 - switch off the routes that this page does not use, such as those that fetch, record or edit;
 - refuse public addresses in the place of files: it fetches them for a visitor;
-- limit the size of a request that is no upload, or the time until its body has arrived, as uvicorn does not either;
+- limit the size of a request that is not an upload, or the time until its body has arrived; neither does uvicorn;
 - limit sessions, waiting events and uploads of one address, see `visitors`;
 - answer malformed requests with a status below 500, and without a traceback in the log;
 - send a content security policy.
@@ -35,7 +35,7 @@ from evotok.connections import is_own_host
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
-"""Size of a request that is no upload: images in it are the names of uploads."""
+"""Size of a request that is not an upload; it has the names of uploads in place of images."""
 SECURITY_HEADERS = {
     # Nothing is fetched from, or sent to, another site; Gradio's own page has inline scripts.
     "content-security-policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
@@ -59,7 +59,7 @@ class Gate:
     Args:
         app: the application of Gradio.
         visitors: limits per address and session.
-        hosts: names of this machine, beside `localhost` and addresses in numbers; see `is_own_host`.
+        hosts: names of this machine, beside `localhost` and IP addresses; see `is_own_host`.
     """
 
     def __init__(self, app: ASGIApp, visitors: Visitors, hosts: Iterable[str] = ()):
@@ -77,7 +77,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                # Handlers outside the queue fail for their input only, which Gradio answers with 500.
+                # Handlers outside the queue fail only because of their input; Gradio returns 500 for it.
                 if is_run and message["status"] == 500:
                     message = {**message, "status": 422}
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
@@ -206,7 +206,7 @@ def _session_of(scope: Scope) -> str | None:
 
 
 def _check_body(body: bytes) -> str | None:
-    """Checks that no file of an event is an address; a body that is no JSON is refused by Gradio.
+    """Checks that no file of an event is an address; a body that is not JSON is refused by Gradio.
 
     Returns:
         The session of the event.

@@ -17,7 +17,7 @@ from evotok.inference import preview_images, read_image_prompt, stream_codes
 
 MAX_SEED = 2**32 - 1
 PREVIEW_SHARE = 0.25
-"""Share of the time that previews take, about."""
+"""Approximate share of the time that previews take."""
 PREVIEW_SECONDS = 0.2
 """Least time between two previews."""
 
@@ -48,12 +48,12 @@ class Progress(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether all positions are generated."""
+        """Returns whether all positions are generated."""
         return self.positions == self.total
 
     @property
     def images_per_second(self) -> float:
-        """Images for each second, unfinished ones by their share of positions."""
+        """Returns the images per second; unfinished ones count by their share of positions."""
         return len(self.images) * self.positions / self.total / max(self.seconds, 1e-6)
 
 
@@ -125,7 +125,7 @@ def build_generate_tab(model, processor, examples: Examples) -> tuple[gr.State, 
     """Builds the tab.
 
     Returns:
-        States of the last `Progress` and of the index of the selected image; buttons that take it to the other tabs.
+        States of the last `Progress` and of the index of the selected image; buttons that send it to the other tabs.
     """
     generated, selected = gr.State(None, time_to_live=STATE_SECONDS), gr.State(0)
     with gr.Row(elem_id="generate"):
@@ -154,10 +154,12 @@ def build_generate_tab(model, processor, examples: Examples) -> tuple[gr.State, 
             guidance = gr.Slider(1, 15, 7.5, step=0.5, label="Guidance (CFG)", elem_id="guidance", buttons=[])
             count = gr.Slider(1, MAX_GENERATED_IMAGES, 4, step=1, label="Images", elem_id="count", buttons=[])
             with gr.Accordion("More", open=False):
-                negative = gr.Textbox(label="Negative prompt", placeholder="What to keep away from", elem_id="negative")
+                negative = gr.Textbox(
+                    label="Negative prompt", placeholder="What the images should not show", elem_id="negative"
+                )
                 with gr.Row():
-                    # Not a gr.Number: one that is empty becomes 0 as soon as it is shown.
-                    seed = gr.Textbox(label="Seed", placeholder="another each time", max_lines=1, elem_id="seed")
+                    # Not a gr.Number: an empty one becomes 0 when it is shown.
+                    seed = gr.Textbox(label="Seed", placeholder="random by default", max_lines=1, elem_id="seed")
                     heat = gr.Slider(0, 2, 1, step=0.05, label="Temperature", elem_id="temperature", buttons=[])
 
     def run(prompt, negative, guidance, count, seed, heat) -> Iterator[tuple]:
@@ -209,7 +211,7 @@ def _selected_index(event: gr.SelectData) -> int:
 
 
 def _render_status(progress: Progress | None, has_ended: bool = False) -> str:
-    """Renders a progress bar, positions, speed and seed as HTML, which no text of the visitor is in."""
+    """Renders a progress bar, positions, speed and seed as HTML, without text of the visitor."""
     if progress is None:
         return '<div class="status"><span>Images appear here while they are generated.</span></div>'
     speed = "stopped" if has_ended and not progress.is_finished else f"{progress.images_per_second:.2f} images/s"

@@ -1,6 +1,6 @@
 """The tab Look inside: an image decoded from the first levels of its codes, the codes as maps, and swapped levels.
 
-Shapes: N positions in a grid of h x w, D levels, C of a codebook entry, K entries.
+Shapes: N positions in a grid of h x w, D levels, C width of a codebook entry, K entries.
 """
 
 import math
@@ -173,7 +173,7 @@ def build_inside_tab(model, processor, examples: Examples) -> gr.Image:
             f"Cosine of the semantics of the first image now: {texts[0]}; of the second: {texts[1]}."
         )
 
-    # An image that is refused clears its field: the results of the image before would be taken for its own.
+    # A refused image clears its field: otherwise the results of the image before would be shown with it.
     encoded = source.change(
         show_errors(encode_first, (*nothing, None)), [source, depth], [first, decoded, figure, plot, maps, source],
         **FILES, **DECODING,

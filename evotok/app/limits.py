@@ -1,4 +1,4 @@
-"""Limits of what visitors of the page send, and checks of it."""
+"""Limits of the input of the page's visitors, and its checks."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page: its tabs, and what goes from one to another."""
+"""The page: its tabs, and the handlers that send images from one to another."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from evotok.serving.client import ServerClient
 
 
 def build_page(model, processor, folder: Path) -> gr.Blocks:
-    """Builds the page over a model and its processor, or over a `ServerClient` and None, without the tab Look inside.
+    """Builds the page of a model and its processor, or of a `ServerClient` and None, without the tab Look inside.
 
     Args:
         folder: for the images of the examples.

@@ -1,7 +1,7 @@
-"""Serves the page: Gradio's application behind the gate, in a thread, on a socket that is open already.
+"""Serves the page: Gradio's application behind the gate, in a thread, on an open socket.
 
 `launch` of Gradio has no option for the class of connections, sends a request to its own address, through a
-proxy if the environment names one, and leaves uploads behind when the process is terminated.
+proxy if the environment names one, and does not delete uploads when the process is terminated.
 """
 
 import logging
@@ -60,7 +60,7 @@ def serve(
     Args:
         model: an EvoTok model; or a `ServerClient`, with `processor` None.
         listener: bound socket, which is closed at the end.
-        hosts: names of this machine, beside `localhost` and addresses in numbers.
+        hosts: names of this machine, beside `localhost` and IP addresses.
         share: whether to open a public address through Gradio's servers.
 
     Raises:
@@ -68,7 +68,7 @@ def serve(
     """
     folder = Path(tempfile.mkdtemp(prefix="evotok-app-"))
     before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # read when the components are made
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")  # read when the components are created
     try:
         page = build_page(model, processor, folder)
         with _running(page, listener, (*hosts, *((_SHARED_HOST,) if share else ()))):

@@ -67,7 +67,7 @@ footer, [aria-label="Share"], [title="Share"] { display: none !important; }
 }
 """
 
-# Gradio gives most of its images, and buttons with nothing but an image, no name for screen readers.
+# Most images of Gradio, and its buttons with only an image, have no name for screen readers.
 HEAD = """
 <script>
 const NAMES = {

@@ -1,7 +1,7 @@
 """Limits of each address and session of the page: open sessions, waiting events, uploads.
 
 A session is a tab of a browser, which Gradio names by a hash; an address may have several. Gradio has one limit of the
-queue for all visitors, drops the session that was used least recently, whoever opened too many, and counts no uploads.
+queue for all visitors, drops the least recently used session of any address, and does not count uploads.
 """
 
 import time
@@ -24,10 +24,10 @@ from evotok.app.limits import (
 
 
 class RefusedError(Exception):
-    """Refuses a request.
+    """Raised for a refused request.
 
     Args:
-        status: of HTTP.
+        status: HTTP status code.
         reason: one line for the visitor.
     """
 
@@ -73,7 +73,7 @@ class Visitors:
 
     @contextmanager
     def stream(self, session: str) -> Iterator[None]:
-        """Keeps a session from being idle within a context: while a connection of it is open."""
+        """Marks a session as in use within a context, while one of its connections is open."""
         known = self._sessions[session]
         known.streams += 1
         try:

@@ -40,10 +40,10 @@ def run(
     CHECKPOINT is mini by default.
     """
     if checkpoint is not None and server is not None:
-        raise ValueError("give a CHECKPOINT or the --server of a model that runs, not both.")
+        raise ValueError("give a CHECKPOINT or --server with the address of a running server, not both.")
     if server is None:
         find_checkpoint(checkpoint or "mini")
-    with listen(host, port) as listener:  # first: the port is not taken by another process then while the model loads
+    with listen(host, port) as listener:  # first, so that no other process takes the port while the model loads
         try:
             import gradio  # noqa: F401 - before the model is loaded
         except ImportError:
@@ -87,5 +87,5 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def host_names(host: str) -> tuple[str, ...]:
-    """Lists the host names of a page that listens at `host`, beside addresses in numbers."""
+    """Lists the host names of a page that listens at `host`, beside IP addresses."""
     return () if host in LOOPBACK else (host.lower(), socket.gethostname().lower(), socket.getfqdn().lower())

@@ -28,7 +28,7 @@ BENCHMARKS = {  # name -> module
 def run(
     benchmark: Annotated[
         Literal[tuple(BENCHMARKS)],  # pyright: ignore[reportInvalidTypeForm]  # the names of a table, which Typer reads
-        typer.Argument(metavar="BENCHMARK", help="what to measure"),
+        typer.Argument(metavar="BENCHMARK", help="code to measure"),
     ],
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="with --json: also write the rows here, as a JSON list")
@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
-        raise ValueError(f"{file}: give --json with the file that the rows shall be written to.")
+        raise ValueError(f"{file}: the rows are written to a file as JSON only: add --json.")
     if size == "paper" and benchmark != "generate":
         raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
@@ -57,7 +57,7 @@ def run(
     from evotok.eval.benchmarks.report import to_json, to_text
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no such device, take cpu.")
+        raise ValueError("--device cuda: torch finds no such device, use cpu.")
     if threads is not None:
         torch.set_num_threads(threads)
     module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[benchmark]}")

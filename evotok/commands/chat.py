@@ -31,7 +31,7 @@ MENU = """\
   /image FILE     add an image to the next question
   /draw PROMPT    generate an image, save it, and add it to the next question
   /history        print the conversation
-  /new            begin a new conversation
+  /new            start a new conversation
   /quit           end (or Ctrl-D); Ctrl-C stops an answer"""
 HISTORY_LENGTH = 1000
 
@@ -41,17 +41,17 @@ def run(
     image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="image to talk about; may repeat")] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", callback=require_text, help="one question; without it a conversation begins"),
+        typer.Option(metavar="TEXT", callback=require_text, help="one question; without it a conversation starts"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="longest answer in tokens")] = 256,
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder for what /draw generates")] = "drawn",
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the images of /draw")] = "drawn",
     server: Server = None,
     api_key: ApiKey = None,
     as_json: Json = False,
 ) -> None:
     """Chat about images, once with --prompt or in a conversation."""
     if (checkpoint is None) == (server is None):
-        raise ValueError("give either a CHECKPOINT, such as mini, or the --server of a model that runs.")
+        raise ValueError("give either a CHECKPOINT, such as mini, or --server with the address of a running server.")
     if checkpoint is not None:
         find_checkpoint(checkpoint)
     from evotok.data.errors import one_line
@@ -207,7 +207,7 @@ class Chat:
         return "".join(pieces)
 
     def generate(self, prompt: str, seed: int) -> "Image.Image":
-        """Generates an image of a prompt, which goes with the next question."""
+        """Generates an image of a prompt and adds it to the next question."""
         if self.processor is None:
             with waiting("Generating"):
                 image = self.model.generate_image(prompt, seed)

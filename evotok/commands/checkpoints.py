@@ -115,7 +115,7 @@ def _find_adapters(name: str, folder: Path, above: tuple[Path, ...]) -> Checkpoi
     try:
         below = find_checkpoint(base, (*above, folder.resolve()))
     except ValueError as error:
-        raise ValueError(f"{name}: adapters, and what they were trained on is needed too: {error}") from None
+        raise ValueError(f"{name}: adapters, which need the checkpoint that they were trained on: {error}") from None
     return Checkpoint(folder, below.config, below)
 
 
@@ -133,7 +133,7 @@ def check_files(name: str, folder: Path) -> None:
     for path in folder.iterdir():
         try:
             inside = path.resolve().is_relative_to(home)
-        except (OSError, RuntimeError):  # a link in a circle
+        except (OSError, RuntimeError):  # a circular link
             inside = False
         if not inside:
             raise ValueError(f"{name}: {path.name} is a link that leads out of the folder. Copy the file itself there.")

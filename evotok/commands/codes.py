@@ -56,7 +56,7 @@ def read_codes(path: str | Path) -> Codes:
             content = Codes(file.get_tensor("codes"), json.loads(metadata["names"]), metadata["tokenizer"])
     except (SafetensorError, KeyError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: not a whole file of codes ({reason(error, 120)}): encode the images again."
+            f"{path}: incomplete or damaged file of codes ({reason(error, 120)}): encode the images again."
         ) from None
     codes, names = content.codes, content.names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

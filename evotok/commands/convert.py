@@ -25,7 +25,7 @@ LanguageModel = Literal["understanding", "generation"]
 
 def _size(text: str) -> Any:
     """Builds the option of a size that the shapes of tensors do not give."""
-    return typer.Option(metavar="N", min=1, help=text, rich_help_panel="Sizes that no tensor has (release's values)")
+    return typer.Option(metavar="N", min=1, help=text, rich_help_panel="Sizes that no tensor shows (release's values)")
 
 
 def run(
@@ -34,10 +34,10 @@ def run(
         typer.Argument(
             metavar="SOURCE",
             help="files and folders of the release that make one model: last.pt, rqtransformer.bin, mm_projector.bin, "
-            "folders of language models, or one folder of all that; with --to-reference a checkpoint of EvoTok",
+            "folders of language models, or one folder with all of them; with --to-reference a checkpoint of EvoTok",
         ),
     ],
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder to make")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder to create")],
     to_reference: Annotated[
         bool, typer.Option("--to-reference", help="write the release's format instead of reading it")
     ] = False,
@@ -94,8 +94,8 @@ def _import(sources: list[str], choices: "Choices", language_model: str | None, 
         lines.append(f"not in the sources, initialized at random and to be trained: {', '.join(model.fresh)}")
     if model.assumed:
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in model.assumed.items())
-        whose = "as in the release" if model.is_released else "a guess, for these are no sizes of the release"
-        lines.append(f"assumed, because no file has it, {whose}: {words}. With other true values codes are wrong.")
+        whose = "as in the release" if model.is_released else "a guess, because these are not the sizes of the release"
+        lines.append(f"assumed, because no file has it, {whose}: {words}. If they are wrong, the codes are wrong.")
     facts = {"folder": out, "numbers": numbers, "fresh": list(model.fresh)}
     print_results(as_json, facts | ({"assumed": model.assumed} if model.assumed else {}), lines)
 

@@ -1,4 +1,4 @@
-"""`evotok data check`: reads the first rows of every source of a recipe and prints what they hold."""
+"""`evotok data check`: reads the first rows of every source of a recipe and prints a summary."""
 
 import sys
 from collections import Counter
@@ -30,7 +30,7 @@ def run(
 ) -> None:
     """Check the data of a recipe: read the first rows of every source.
 
-    Ends with exit code 2 if one of them cannot be used.
+    Exits with 2 if one of them cannot be used.
     """
     check_folder(out)
     path, words = check_recipe(recipe, overrides or ())
@@ -94,10 +94,10 @@ def _check(source, limit: int) -> tuple[dict[str, Any], list]:
             if len(cells) < _IMAGES:
                 cells.append((_pad(image), texts))
     if not counts["rows"]:
-        raise ValueError("no rows at all")
+        raise ValueError("no rows")
     if not lengths:
         reason = next(iter(reasons))
-        raise ValueError(f"none of the first {counts['rows']} rows can be used ({reason}): is it the right folder?")
+        raise ValueError(f"none of the first {counts['rows']} rows can be used ({reason}): check `path`.")
     facts = {
         "source": source.source,
         "weight": opened.weight,
@@ -150,7 +150,7 @@ def _pad(image: Any) -> Any:
     from PIL import ImageOps
 
     image = image.copy()
-    image.thumbnail((_SIDE, _SIDE))  # keeps a row of pixels of a strip
+    image.thumbnail((_SIDE, _SIDE))  # at least one pixel wide and high
     return ImageOps.pad(image, (_SIDE, _SIDE), color="white")
 
 

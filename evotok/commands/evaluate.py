@@ -48,7 +48,7 @@ Config = Annotated[
 Out = Annotated[
     str | None, typer.Option(metavar="DIR", help="folder of the results; results/SUITE-CHECKPOINT by default")
 ]
-Restart = Annotated[bool, typer.Option("--restart", help="measure again what the folder has already")]
+Restart = Annotated[bool, typer.Option("--restart", help="measure again, although the folder has results")]
 WITHOUT_CHECKPOINT = ("ablations", "compare")
 _MODULES = {"ablations": "evotok.training.ablations.suite"}  # it trains; the others are in `eval/suites/`
 _WIDTH = max(map(len, SUITES))
@@ -64,7 +64,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="what is measured, then key=value of its options",
+            help="checkpoint to measure, then key=value of the options",
             autocompletion=complete_checkpoint,
         ),
     ] = None,
@@ -162,7 +162,7 @@ def _measure(
 
 
 def _load(takes: str, checkpoint: str, provenance: dict[str, Any]) -> tuple[Any, Any]:
-    """Loads a checkpoint or its tokenizer, and notes the precision."""
+    """Loads a checkpoint or its tokenizer, and records the dtype."""
     load = checkpoints.load_multimodal if takes == "checkpoint" else checkpoints.load_tokenizer
     model, processor = load(checkpoint)
     provenance["dtype"] = str(model.dtype).removeprefix("torch.")

@@ -41,7 +41,7 @@ def run(
         list[str] | None, typer.Option(metavar="ID...", help=f"Hub ids of its base models; {_CARD}")
     ] = None,
     with_code: Annotated[
-        bool, typer.Option("--code/--no-code", help="carry the model's code, which loads without this package")
+        bool, typer.Option("--code/--no-code", help="include the model's code, to load it without this package")
     ] = True,
     as_json: Json = False,
 ) -> None:

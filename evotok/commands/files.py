@@ -135,7 +135,7 @@ def check_new_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: this is there already, give a folder that is new or empty.")
+        raise ValueError(f"{folder}: this exists already, give a new or empty folder.")
     return folder
 
 
@@ -157,7 +157,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = check_new_folder(folder)
     part = folder.with_name(folder.name + ".part")
     if part.exists():
-        raise ValueError(f"{part}: this is there already, left by a run that was stopped: remove it.")
+        raise ValueError(f"{part}: this exists already, left by a run that was stopped: remove it.")
     with made_folder(folder.parent):
         part.mkdir()
         try:

@@ -1,4 +1,4 @@
-"""`evotok generate`: images from text."""
+"""`evotok generate`: generates images from text."""
 
 import random
 import sys
@@ -32,7 +32,7 @@ def run(
     checkpoint: Checkpoint,
     prompt: Annotated[
         list[str],
-        typer.Option(metavar="TEXT...", callback=require_texts, help="what to generate; several texts for several"),
+        typer.Option(metavar="TEXT...", callback=require_texts, help="prompt of the images; several may follow"),
     ],
     num_images: Annotated[int, typer.Option(metavar="N", min=1, help="images of each prompt")] = 1,
     out: Annotated[str, typer.Option(metavar="DIR", help="folder for the images")] = "generated",

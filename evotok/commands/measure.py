@@ -18,7 +18,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="what is measured, then key=value of its options; mini by default",
+            help="checkpoint to measure, then key=value of the options; mini by default",
             autocompletion=complete_checkpoint,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, with what a shell completes for them."""
+"""Arguments and options that several commands share, with their shell completion."""
 
 import glob
 import os
@@ -108,7 +108,7 @@ GuidanceScale = Annotated[
 ]
 GuidanceMinP = Annotated[
     float | None,
-    typer.Option(metavar="P", min=0, max=1, help="least share of the likeliest code's probability; 0: no guard"),
+    typer.Option(metavar="P", min=0, max=1, help="least share of the likeliest code's probability; 0: no limit"),
 ]
 Temperature = Annotated[
     float | None,
@@ -123,12 +123,12 @@ TopP = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(metavar="N", min=0, max=MAX_SEED, help="for the same results again; random by default"),
+    typer.Option(metavar="N", min=0, max=MAX_SEED, help="for reproducible results; random by default"),
 ]
 Server = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="server that runs the model, such as one of `evotok serve`, instead of CHECKPOINT"
+        metavar="URL", help="address of a running server, such as one of `evotok serve`, instead of CHECKPOINT"
     ),
 ]
 ApiKey = Annotated[str | None, typer.Option(metavar="KEY", envvar="EVOTOK_API_KEY", help="key of the server")]

@@ -1,4 +1,4 @@
-"""`evotok plan`: estimates what a recipe takes, before anything is downloaded or rented."""
+"""`evotok plan`: estimates memory, time and bytes of a recipe, before anything is downloaded or rented."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -47,7 +47,7 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="how many; those of the recipe by default")
+        int | None, typer.Option(metavar="N", min=1, help="number of GPUs; the recipe's by default")
     ] = None,
     gpu: Annotated[
         str,
@@ -55,13 +55,17 @@ def run(
             metavar="KIND",
             callback=check_gpu,
             autocompletion=complete_gpu,
-            help="which: h100, h200, a100-80g, rtx4090 ...",
+            help="kind of GPU: h100, h200, a100-80g, rtx4090 ...",
         ),
     ] = "h100",
     mfu: Annotated[
         float,
         typer.Option(
-            metavar="X", min=0, max=1, callback=require_share, help="share of the GPU's peak that useful work reaches"
+            metavar="X",
+            min=0,
+            max=1,
+            callback=require_share,
+            help="model FLOPs utilization, as share of the GPU's peak",
         ),
     ] = 0.4,
     serve: Annotated[
@@ -75,7 +79,7 @@ def run(
     """Estimate what a recipe takes: memory, operations, days, bytes; no weights needed."""
     path, words = check_recipe(recipe, overrides or ())
     if bandwidth is not None and not serve:
-        raise ValueError("--bandwidth goes with --serve: training is planned by operations.")
+        raise ValueError("--bandwidth requires --serve: training is planned by operations.")
     with waiting("Planning"):
         from evotok.training.planning.gpus import GPUS
         from evotok.training.planning.plan import make_plan
@@ -182,10 +186,10 @@ def _print_serving(facts: dict[str, Any]) -> None:
         "weights": _bytes(facts["weights"]),
         f"cache of an image, guided, {facts['image_tokens']} tokens in two rows": _bytes(facts["cache_image"]),
         f"cache of a chat about an image, {facts['chat_tokens']} tokens": _bytes(facts["cache_chat"]),
-        "cache of a token more": _bytes(facts["cache_token"]),
+        "cache of one more token": _bytes(facts["cache_token"]),
         "images at once that fit": f"{facts['images_that_fit']:,}",
     }
-    console.print(_table("What it takes", ("", ""), rows.items()))
+    console.print(_table("Requirements", ("", ""), rows.items()))
     batches = [
         (
             str(row["at_once"]),
@@ -199,7 +203,7 @@ def _print_serving(facts: dict[str, Any]) -> None:
     title = f"At {facts['bandwidth'] / 1e9:,.0f} GB/s and an MFU of {facts['mfu']:g}, at most"
     console.print(_table(title, ("at once", "caches of images", "fit", "images/s", "tokens/s of chats"), batches))
     console.print(
-        "Prefill of prompts and decoding of pixels come on top. Replicas on more GPUs multiply the figures of one."
+        "Prefill of prompts and decoding of pixels are not counted. Replicas on more GPUs multiply the figures of one."
     )
 
 
@@ -217,7 +221,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         console.print(f"{facts['warning']}\n")
     console.print(
         "Memory is for the largest batch: every row of max_length tokens, all its text as targets. Time is for average "
-        "rows.\nThe frameworks' own memory, 1 to 2 GB, comes on top; LPIPS and the discriminator are not counted."
+        "rows.\nThe frameworks' own memory (1 to 2 GB), LPIPS and the discriminator are not counted."
     )
 
 

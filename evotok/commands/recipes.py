@@ -1,4 +1,4 @@
-"""Finds recipes, and checks what needs no torch."""
+"""Finds recipes, with the checks that need no torch."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def find_recipe(name: str) -> Path:
 
 
 def check_recipe(name: str, overrides: Iterable[str], to_train: bool = False) -> tuple[Path, list[str]]:
-    """Finds a recipe and checks what needs no torch: the file, the form of the overrides, the checkpoint to start from.
+    """Finds a recipe and checks without torch: the file, the form of the overrides, the checkpoint to start from.
 
     Args:
         to_train: whether the checkpoint must exist; a plan can be made before it does.

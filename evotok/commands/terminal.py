@@ -26,7 +26,7 @@ _real_stdout: ContextVar[TextIO | None] = ContextVar("real_stdout", default=None
 
 @contextmanager
 def stdout_for_json(as_json: Any) -> Iterator[None]:
-    """Redirects stdout to stderr within a context, with `--json` (True), but for that of `print_results`."""
+    """Redirects stdout to stderr within a context, with `--json` (True), except the output of `print_results`."""
     if as_json is not True:
         yield
         return
@@ -76,7 +76,7 @@ def waiting(text: str) -> AbstractContextManager:
 
 
 def show_image(image: "Image.Image", stream: TextIO | None = None) -> bool:
-    """Prints a PIL image on a terminal; returns whether the terminal has a way to show it."""
+    """Prints a PIL image on a terminal; returns whether the terminal can show it."""
     target = stream or sys.stdout
     protocol = choose_protocol(os.environ) if target.isatty() else None
     if protocol is None:

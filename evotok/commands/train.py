@@ -28,7 +28,7 @@ def run(
 ) -> None:
     """Train one stage from a recipe, or resume where it was stopped.
 
-    Under torchrun the first process reports.
+    Under torchrun only the first process prints the results.
     """
     path, words = check_recipe(recipe, overrides or (), to_train=True)
     is_first = os.environ.get("RANK", "0") == "0"

@@ -1,1 +1,1 @@
-"""The server of `evotok serve`: an OpenAI-compatible interface over an engine that batches what waits."""
+"""Server of `evotok serve`: an OpenAI-compatible interface over an engine that batches the waiting requests."""

@@ -1,4 +1,4 @@
-"""The application: OpenAI's endpoints over an engine."""
+"""FastAPI application with OpenAI's endpoints over an engine."""
 
 import asyncio
 import io
@@ -31,13 +31,13 @@ from evotok.serving.protocol import ChatAnswer, ChatBody, ImageBody, image_answe
 logger = logging.getLogger(__name__)
 
 DECODERS = 2
-"""Threads that decode images and encode them: a large image takes seconds and 100 MB."""
+"""Number of threads that decode and encode images; a large image takes seconds and 100 MB."""
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
 
 class _ClientLeftError(Exception):
-    """The client closed its connection before it had an answer."""
+    """Raised when the client disconnects before the response."""
 
 
 def build_app(
@@ -51,7 +51,7 @@ def build_app(
     """Builds the application, which closes the engine when it is shut down.
 
     Args:
-        model: its name in requests and answers.
+        model: its name in requests and responses.
         api_key, hosts: see `Gate`.
     """
 
@@ -74,20 +74,20 @@ def build_app(
 
 
 class _Server:
-    """The endpoints."""
+    """Endpoints of one engine."""
 
     def __init__(self, engine: Engine, model: str, limits: Limits, metrics: Metrics):
         self._engine, self._model, self._limits, self._metrics = engine, model, limits, metrics
         self._decoders = anyio.CapacityLimiter(DECODERS)
 
     async def chat(self, request: Request) -> Response:
-        """Answers `POST /v1/chat/completions`."""
+        """Handles `POST /v1/chat/completions`."""
         started = asyncio.get_running_loop().time()
         async with self._answering(started) as deadline:
             body = await self._read(request, ChatBody)
             asked = await self._in_thread(body.to_request, self._limits, self._engine.fit_image)
             answer = ChatAnswer(self._model, body.with_usage)
-            del body  # with its images as text, up to the limit of a request, while this one waits
+            del body  # which holds the images in base64, before the request waits
             pieces = self._pieces(asked, started, deadline)
             if not asked.stream:
                 return JSONResponse(answer.whole(await self._unless_left(request, _collect(pieces))))
@@ -95,7 +95,7 @@ class _Server:
             return _AnswerStream(answer, first, pieces, self._to_api_error, self._metrics)
 
     async def generate_images(self, request: Request) -> Response:
-        """Answers `POST /v1/images/generations`."""
+        """Handles `POST /v1/images/generations`."""
         async with self._answering(asyncio.get_running_loop().time()):
             body = await self._read(request, ImageBody)
             asked = body.to_request(self._limits, self._engine.image_size)
@@ -104,21 +104,21 @@ class _Server:
             return JSONResponse(image_answer(asked, found, files, self._engine.image_size))
 
     async def list_models(self) -> dict[str, Any]:
-        """Answers `GET /v1/models`."""
+        """Handles `GET /v1/models`."""
         return {"object": "list", "data": [self._describe()]}
 
     async def get_model(self, name: str) -> dict[str, Any]:
-        """Answers `GET /v1/models/NAME`."""
+        """Handles `GET /v1/models/NAME`."""
         self._check_model(name)
         return self._describe()
 
     async def health(self) -> Response:
-        """Answers `GET /health`: 200 while requests are worked on."""
+        """Handles `GET /health`: 200 while the engine processes requests, else 503."""
         alive = self._engine.is_alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
     async def render_metrics(self) -> Response:
-        """Answers `GET /metrics`."""
+        """Handles `GET /metrics`."""
         return PlainTextResponse(self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _describe(self) -> dict[str, Any]:
@@ -127,15 +127,15 @@ class _Server:
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self._model):
-            reason = f"This server has the model {self._model!r} alone, not {name[:80]!r}."
+            reason = f"This server has only the model {self._model!r}, not {name[:80]!r}."
             raise ApiError(404, reason, "model_not_found", "model")
 
     @asynccontextmanager
     async def _answering(self, started: float) -> AsyncIterator[float]:
-        """Limits the time of a request until its answer begins; every failure becomes an error in OpenAI's form.
+        """Limits the time of a request until its response starts, and converts every failure to an `ApiError`.
 
         Yields:
-            When its time is up, in the loop's time.
+            Deadline of the request on the event loop's clock.
         """
         deadline = started + self._limits.seconds
         try:
@@ -143,8 +143,8 @@ class _Server:
                 yield deadline
         except (_ClientLeftError, ClientDisconnect):
             self._metrics.aborted.inc()
-            raise ApiError(499, "The client left.") from None
-        except Exception as error:  # noqa: BLE001 - none may reach the client as it is
+            raise ApiError(499, "The client disconnected.") from None
+        except Exception as error:  # noqa: BLE001 - every failure becomes an `ApiError`
             raise self._to_api_error(error) from None
 
     def _to_api_error(self, error: Exception) -> ApiError:
@@ -155,18 +155,18 @@ class _Server:
         if isinstance(error, EngineError):
             return ApiError(503, str(error), "engine_failed")
         if isinstance(error, TimeoutError):
-            reason = f"No answer within {self._limits.seconds:g} s, the limit: ask for less, or later."
+            reason = f"No answer within {self._limits.seconds:g} s, the limit: request less, or retry later."
             return ApiError(504, reason, "timeout")
         logger.error("A request failed", exc_info=error)
         return ApiError(500, "The server failed: see its log.", "internal_error")
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
-        """Reads and checks the body of a request, of which nothing is kept but the result.
+        """Reads and validates the body of a request; its bytes are not kept.
 
         Raises:
-            ApiError: not JSON, too large, or not what `kind` describes.
+            ApiError: not JSON, too large, or not valid for `kind`.
         """
-        # A page of another site can have a browser send anything else without asking the server first.
+        # A browser sends some other content types to another site without a preflight request.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "Send JSON, with Content-Type: application/json.", "unsupported_media_type")
         content = bytearray()
@@ -186,10 +186,10 @@ class _Server:
         return await run_sync(function, *args, limiter=self._decoders)
 
     async def _unless_left(self, request: Request, work: Awaitable[Result]) -> Result:
-        """Returns the result of `work`, which is cancelled when the client leaves.
+        """Returns the result of `work`, which is cancelled when the client disconnects.
 
         Raises:
-            _ClientLeftError: it left.
+            _ClientLeftError: the client disconnected.
         """
         tasks = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_leave(request))
         try:
@@ -203,7 +203,7 @@ class _Server:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pieces(self, asked: ChatRequest, started: float, deadline: float) -> AsyncGenerator[TextPiece, None]:
-        """Yields the pieces of an answer, the last one not after the deadline."""
+        """Yields the pieces of an answer; raises TimeoutError at the deadline."""
         loop, is_first = asyncio.get_running_loop(), True
         async with aclosing(self._engine.chat(asked)) as pieces:
             while True:
@@ -218,14 +218,14 @@ class _Server:
 
 
 class _AnswerStream(StreamingResponse):
-    """An answer as server-sent events. The generation ends with the response, also when the client leaves before.
+    """Response of server-sent events. The generation stops when the response ends or the client disconnects.
 
     Args:
-        answer: makes the chunks.
-        first: piece of the answer.
-        pieces: the others.
-        to_api_error: makes of a failure what the client gets.
-        metrics: that are kept up.
+        answer: builds the chunks.
+        first: first piece of the answer.
+        pieces: the remaining pieces.
+        to_api_error: converts an exception to an `ApiError`.
+        metrics: updated here.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class _AnswerStream(StreamingResponse):
         try:
             async for last in self._opened[1]:
                 yield _event(answer.chunk(last))
-        except Exception as error:  # noqa: BLE001 - the status is sent: what is left is an event
+        except Exception as error:  # noqa: BLE001 - the status is sent already: the error is an event
             self._is_whole = True
             yield _event(self._to_api_error(error).content)
             return
@@ -279,7 +279,7 @@ async def _wait_for_leave(request: Request) -> None:
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    """Answers paths and methods that do not exist."""
+    """Handles paths and methods that do not exist."""
     answer = ApiError(error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}.").response()
     answer.headers.update(error.headers or {})
     return answer

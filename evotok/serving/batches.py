@@ -1,4 +1,4 @@
-"""Requests that wait for the model, and the batches that they make: dynamic batching."""
+"""Dynamic batching: a queue that groups the waiting requests into batches."""
 
 import asyncio
 import threading
@@ -12,12 +12,12 @@ COLLECT_SECONDS = 0.01
 
 
 class Job:
-    """A request on its way between the event loop, which submitted it, and the thread that runs the model.
+    """Request of the event loop for the model's thread.
 
     Args:
         key: jobs of equal keys can be generated in one batch.
-        rows: rows of the batch that it takes.
-        content: what the thread needs.
+        rows: its number of rows in a batch.
+        content: input of the thread.
     """
 
     def __init__(self, key: Hashable, rows: int, content: Any):
@@ -26,17 +26,17 @@ class Job:
         self._loop, self._results = asyncio.get_running_loop(), asyncio.Queue()
 
     def emit(self, result: Any) -> None:
-        """Hands a result, or the exception that ends the job, to the event loop; called in the thread."""
+        """Sends a result, or the exception that ends the job, to the event loop; called in the model's thread."""
         try:
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
-        except RuntimeError:  # the loop is closed, and with it every reader is gone
+        except RuntimeError:  # the loop is closed, so there is no reader
             self.is_cancelled = True
 
     async def results(self) -> AsyncIterator[Any]:
-        """Yields results without end: the reader recognizes the last one.
+        """Yields results without end; the reader recognizes the last one.
 
         Raises:
-            Exception: that was emitted.
+            Exception: any that was emitted.
         """
         while True:
             result = await self._results.get()
@@ -46,10 +46,10 @@ class Job:
 
 
 class BatchQueue:
-    """Jobs in the order of their arrival, given out in batches: the oldest, and all of its key that there is room for.
+    """Queue that groups jobs of equal keys into batches: the oldest job, and all others of its key that fit.
 
     Args:
-        max_rows: of a batch.
+        max_rows: most rows of a batch.
         collect_seconds: how long `take` waits for more jobs when the queue was empty.
     """
 
@@ -63,13 +63,13 @@ class BatchQueue:
         return len(self._jobs)
 
     def put(self, job: Job) -> bool:
-        """Adds a job; False when the queue is closed.
+        """Adds a job; returns False when the queue is closed.
 
         Raises:
             ValueError: more rows than a batch has.
         """
         if job.rows > self.max_rows:
-            raise ValueError(f"{job.rows} rows, a batch has at most {self.max_rows}: ask for fewer at once.")
+            raise ValueError(f"{job.rows} rows, a batch has at most {self.max_rows}: request fewer at once.")
         with self._changed:
             if not self._is_closed:
                 self._jobs.append(job)
@@ -77,14 +77,14 @@ class BatchQueue:
             return not self._is_closed
 
     def cancel(self, job: Job) -> None:
-        """Removes a job if it still waits, and marks it for the thread if it does not."""
+        """Marks a job as cancelled, and removes it from the queue if it waits there."""
         job.is_cancelled = True
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
 
     def take(self) -> list[Job]:
-        """Waits for a batch; empty when the queue is closed."""
+        """Waits for a batch and returns it; an empty one when the queue is closed."""
         with self._changed:
             while not self._jobs and not self._is_closed:
                 self._changed.wait()
@@ -92,7 +92,7 @@ class BatchQueue:
             return self._pop_batch()
 
     def close(self) -> list[Job]:
-        """Ends `take` and returns the jobs that still waited."""
+        """Closes the queue, which ends `take`; returns the jobs that were waiting."""
         with self._changed:
             self._is_closed, left, self._jobs = True, self._jobs, []
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A client of a running server, for commands that take `--server` or `engine=`, with the standard library alone."""
+"""Client of a running server, for commands that take `--server` or `engine=`; it needs only the standard library."""
 
 import base64
 import http.client
@@ -16,32 +16,33 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 600.0
 MAX_SIDE = 1024
-"""Images are sent no larger, unless the model reads more: a photograph as PNG would be over the limit of a request."""
+"""Longest side of images that are sent, in pixels, unless the model's is longer: a large PNG exceeds the limit of a
+request."""
 BUSY = (429, 500, 502, 503, 504)
-"""Statuses of a server, or of a proxy before it, that are no fault of the request."""
+"""Statuses of a server, or of a proxy before it, after which a request may be retried."""
 _NO_SERVER = "this is no server of OpenAI's interface: give another --server."
 
 
 class BusyServerError(ValueError):
-    """A server that cannot answer now, because it is full or not there: another one may, or the same one later."""
+    """Raised when a server is busy or unavailable; the request may be retried, or sent to another server."""
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Follows no redirection: the API key would go with it."""
+    """Handler that raises an error for a redirect, which would receive the API key."""
 
     def redirect_request(self, *args: Any) -> None:
-        """Leaves the redirection as the error that it then is."""
+        """Returns None, so that urllib raises the redirect as an `HTTPError`."""
 
 
 class ServerClient:
-    """A server and the first of its models.
+    """Client of a server, for the first of its models.
 
     Args:
-        url: with or without `/v1`.
-        api_key: where the server requires one.
+        url: address, with or without `/v1`.
+        api_key: if the server requires one.
 
     Raises:
-        ValueError: no such address, or no server of OpenAI's interface there.
+        ValueError: not an address, or not a server with OpenAI's interface.
     """
 
     def __init__(self, url: str, api_key: str | None = None):
@@ -66,7 +67,7 @@ class ServerClient:
             messages: as the chat template reads them, with PIL images.
 
         Raises:
-            ValueError: what the server refuses, in its words, or an answer that is broken off.
+            ValueError: the server refuses the request, with its message, or the answer is incomplete.
         """
         body = {"model": self.model, "messages": [_to_openai(message, self._max_side) for message in messages]}
         with self._open("/v1/chat/completions", body | {"max_tokens": max_tokens, "stream": True}) as response:
@@ -77,10 +78,10 @@ class ServerClient:
         """Generates one image.
 
         Args:
-            settings: fields of the request such as `guidance_scale`; those left out are the server's.
+            settings: fields of the request such as `guidance_scale`; the server has defaults for the others.
 
         Raises:
-            ValueError: what the server refuses, in its words; `BusyServerError` where it only cannot answer now.
+            ValueError: the server refuses the request, with its message; `BusyServerError` if it may be retried.
         """
         return self.generate_images(prompt, seed, 1, **settings)[0]
 
@@ -130,7 +131,7 @@ class ServerClient:
                     yield data
         except (OSError, http.client.HTTPException):
             pass
-        raise ValueError(f"{self.url}: the answer was broken off: ask again.")
+        raise ValueError(f"{self.url}: the answer is incomplete: retry the request.")
 
     def _text_of(self, data: bytes) -> str:
         """Returns the text of one event of a stream."""
@@ -145,7 +146,7 @@ class ServerClient:
 
 
 def _reason(error: HTTPError) -> str:
-    """Reads the reason of a refusal from the body of a server's answer."""
+    """Reads the reason of a refusal from the body of the response."""
     try:
         return json.loads(error.read(65536))["error"]["message"]
     except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):

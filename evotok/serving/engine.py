@@ -1,7 +1,7 @@
-"""The interface between the HTTP side of the server and what runs the model, and the engines that exist.
+"""Interface between the HTTP side of the server and its engine, and the registry of engines.
 
-An engine takes requests that are checked and decoded, and gives text piece by piece and images as they are finished.
-A request is aborted by closing its iterator or cancelling its task: no engine may keep state of it then.
+An engine receives checked and decoded requests, and yields text in pieces and images when they are finished. Closing
+the iterator of a request or cancelling its task aborts it; the engine then drops all state of it.
 """
 
 from abc import ABC, abstractmethod
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class ChatRequest(NamedTuple):
-    """A conversation whose next message is to be generated.
+    """Request for the next message of a conversation.
 
     Args:
         messages: as the chat template reads them, images in place, each from `Engine.fit_image`.
-        max_tokens: longest answer; the room that the context leaves when it is less.
-        temperature: 0 takes the likeliest token.
+        max_tokens: longest answer in tokens, which the context may shorten.
+        temperature: 0 for the likeliest token.
         top_k, top_p: 0, and 1, for no limit.
-        seed: for the same answer again; random when None.
-        stream: whether pieces are wanted as soon as they are generated, or the answer in one piece.
+        seed: for reproducible answers; random when None.
+        stream: whether the answer is yielded in pieces while it is generated, or in one piece.
     """
 
     messages: list[dict[str, Any]]
@@ -37,7 +37,7 @@ class ChatRequest(NamedTuple):
 
 
 class TextPiece(NamedTuple):
-    """Text that was generated since the last piece; `finish_reason` (`stop` or `length`) is that of the last one."""
+    """Text generated since the last piece; the last one has the `finish_reason` `stop` or `length`, the others None."""
 
     text: str
     finish_reason: str | None
@@ -46,12 +46,12 @@ class TextPiece(NamedTuple):
 
 
 class ImageRequest(NamedTuple):
-    """Images of one prompt.
+    """Request for images of one prompt.
 
     Args:
         seeds: one for each image.
-        sampling: names and values of sampling arguments of `generate(generation_mode="image")`; what is left out is the
-            checkpoint's own.
+        sampling: names and values of sampling arguments of `generate(generation_mode="image")`; the checkpoint's values
+            are used for the others.
     """
 
     prompt: str
@@ -61,7 +61,7 @@ class ImageRequest(NamedTuple):
 
 
 class GeneratedImages(NamedTuple):
-    """The images of one request, in the order of its seeds."""
+    """Images of one request, in the order of its seeds."""
 
     images: list["Image.Image"]
     prompt_tokens: int
@@ -69,22 +69,22 @@ class GeneratedImages(NamedTuple):
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered whatever the load: a prompt longer than the context."""
+    """Raised for a request that the engine refuses, such as one that exceeds the context."""
 
 
 class EngineError(Exception):
-    """A batch that failed, or an engine that is closed: not the fault of the request."""
+    """Raised when a batch fails or the engine is closed."""
 
 
 class Engine(ABC):
-    """Runs one model for many requests at once."""
+    """Interface of an engine, which runs one model for many requests at once."""
 
     image_size: int
-    """Width and height of its images, in pixels."""
+    """Width and height of the generated images, in pixels."""
 
     @abstractmethod
     def fit_image(self, image: "Image.Image") -> "Image.Image":
-        """Resizes an input image to what the model reads of it, so that a request that waits holds no more."""
+        """Resizes an input image to the model's image size, so that waiting requests take less memory."""
 
     @abstractmethod
     def chat(self, request: ChatRequest) -> AsyncGenerator[TextPiece, None]:
@@ -107,18 +107,18 @@ class Engine(ABC):
     @property
     @abstractmethod
     def is_alive(self) -> bool:
-        """Whether requests are worked on."""
+        """Returns whether the engine processes requests."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what runs; requests that are still open fail."""
+        """Stops the engine; open requests fail."""
 
 
 def load_transformers(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapping[str, Any]) -> Engine:
     """Loads a checkpoint for batched generation with Transformers in this process.
 
     Raises:
-        ValueError: no such checkpoint, or one that cannot be loaded; options, of which there are none.
+        ValueError: no such checkpoint, one that cannot be loaded, or any option: this engine has none.
     """
     if options:
         raise ValueError(f"--engine-option {next(iter(options))}: the engine transformers has none: leave it out.")
@@ -132,22 +132,22 @@ FIXED_OPTIONS = (
     *("model", "scheduler_cls", "worker_cls", "async_scheduling", "logprobs_mode"),
     *("speculative_config", "pipeline_parallel_size", "data_parallel_size"),
 )
-"""Arguments of vLLM's engine that image generation depends on: with others images would be wrong, or never finished."""
+"""Arguments of vLLM's engine that image generation depends on: other values make images wrong, or never finish them."""
 
 
 def load_vllm(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapping[str, Any]) -> Engine:
-    """Starts vLLM with a checkpoint in processes of its own.
+    """Starts vLLM with a checkpoint, in its own processes.
 
     Raises:
-        ValueError: no such checkpoint, one that vLLM cannot serve, or an option that has to stay as it is.
+        ValueError: no such checkpoint, one that vLLM cannot serve, or one of `FIXED_OPTIONS`.
         ImportError: vLLM is not installed.
     """
     if fixed := next((name for name in options if name in FIXED_OPTIONS), None):
-        raise ValueError(f"--engine-option {fixed}: image generation needs it as it is: leave it out.")
+        raise ValueError(f"--engine-option {fixed}: image generation requires a fixed value: leave it out.")
     try:
         import vllm  # noqa: F401
     except ImportError:
-        raise ImportError("vLLM is not installed: see docs/serving.md, or take --engine transformers") from None
+        raise ImportError("vLLM is not installed: see docs/serving.md, or use --engine transformers") from None
     from evotok.vllm.engine import load_vllm as load
 
     return load(checkpoint, max_batch, metrics, options)
@@ -155,4 +155,4 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: "Metrics", options: Mapp
 
 Loader = Callable[[str, int, "Metrics", Mapping[str, Any]], Engine]
 ENGINES: dict[str, Loader] = {"transformers": load_transformers, "vllm": load_vllm}
-"""Name -> function of checkpoint, largest batch, metrics and options of the engine's own."""
+"""Name -> function of checkpoint, largest batch, metrics and options of the engine."""

@@ -9,18 +9,18 @@ from evotok.data.errors import printable
 
 
 _MAX_PATH = 100
-"""Characters of a field's path that an error repeats: names of unknown fields are of any length."""
+"""Longest field path in an error, in characters; the names of unknown fields have any length."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """Error response in OpenAI's form.
 
     Args:
-        status: of HTTP.
-        message: one line: what, the limit, the correction.
-        code: that programs can tell errors apart by.
-        param: the field of the request that is at fault.
+        status: HTTP status code.
+        message: one line with what is wrong, the limit, and the correction.
+        code: name of the kind of error, for programs.
+        param: the invalid field of the request.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
@@ -29,19 +29,19 @@ class ApiError(Exception):
 
     @property
     def content(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """Returns the body of the response."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": printable(str(self)), "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
     def response(self) -> JSONResponse:
-        """Builds the answer."""
+        """Builds the response."""
         headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(self.status)
         return JSONResponse(self.content, self.status, headers)
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """Converts the first of the mistakes that pydantic found, with the path of its field."""
+    """Converts the first error that pydantic found, with the path of its field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kinds = {"extra_forbidden": "unsupported_parameter", "json_invalid": "invalid_json", "missing": "missing_parameter"}
     path = printable(".".join(map(str, first["loc"]))[:_MAX_PATH])

@@ -1,4 +1,4 @@
-"""The checks of a request before the application reads it: host, API key, and a free place among open requests."""
+"""Checks of a request before the application reads it: host, API key, and the number of open requests."""
 
 import asyncio
 import secrets
@@ -16,22 +16,22 @@ from evotok.serving.metrics import Metrics
 
 
 OPEN_PATHS = ("/health",)
-"""That need no API key: load balancers have none."""
+"""Paths that need no API key; load balancers have none."""
 DISCARD_SECONDS = 5.0
-"""Longest time for the rest of the body of a request that is refused."""
+"""Longest time to receive the rest of the body of a refused request, in seconds."""
 ENDPOINTS = ("/v1/chat/completions", "/v1/images/generations", "/v1/models", "/health", "/metrics")
 
 
 class Gate:
-    """ASGI middleware that refuses requests in OpenAI's form before a byte of their body is read, and counts all.
+    """ASGI middleware that refuses requests before their body is read, with OpenAI's errors, and counts all.
 
     Args:
-        app: that answers what passes.
+        app: application that handles the admitted requests.
         limits: of the server.
-        metrics: that are kept up.
-        api_key: that clients must send as `Authorization: Bearer KEY`; None for none.
-        hosts: names that the server is addressed by, beside addresses in numbers; None for any. A page in a browser
-            reaches a server on the loopback address too, by a name of its own that points there.
+        metrics: updated here.
+        api_key: clients must send it as `Authorization: Bearer KEY`; None for no key.
+        hosts: host names of the server, beside IP addresses; None for any. The check prevents DNS rebinding, by which a
+            page of another site reaches a server on the loopback address.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Gate:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
+        """Handles one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        started, status = time.monotonic(), 499  # as nginx has it: the client left before there was an answer
+        started, status = time.monotonic(), 499  # as in nginx: the client disconnected before the response
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -83,10 +83,10 @@ class Gate:
 
     @contextmanager
     def _place(self, is_counted: bool) -> Iterator[None]:
-        """Takes a place among the open requests. One that is refused has none, however slowly it is read to its end.
+        """Counts a request as open within a context; a refused request is not counted while its body is read.
 
         Raises:
-            ApiError: all are taken.
+            ApiError: as many requests as the limit allows are open.
         """
         if is_counted and self._open >= self._limits.requests:
             reason = f"{self._limits.requests} requests are open, the limit: try again in a moment."
@@ -109,7 +109,7 @@ class Gate:
 
 
 async def _discard_body(receive: Receive, most: int) -> None:
-    """Receives the rest of a body: a client that still sends when the connection is closed does not see the answer."""
+    """Receives the rest of a body; a client that is still sending when the connection closes loses the response."""
     try:
         async with asyncio.timeout(DISCARD_SECONDS):
             while most > 0 and (message := await receive())["type"] == "http.request":

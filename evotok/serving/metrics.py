@@ -37,13 +37,13 @@ class Metrics:
         self.tokens = Counter("evotok_generated_tokens", "Tokens of answers.", registry=self.registry)
         self.images = Counter("evotok_generated_images", "Images generated.", registry=self.registry)
         self.aborted = Counter(
-            "evotok_aborted_requests", "Requests whose client left before the answer.", registry=self.registry
+            "evotok_aborted_requests", "Requests whose client disconnected before the response.", registry=self.registry
         )
         self._waiting = Gauge("evotok_requests_waiting", "Requests that wait for a batch.", registry=self.registry)
-        self._running = Gauge("evotok_requests_running", "Requests in the batch that runs.", registry=self.registry)
+        self._running = Gauge("evotok_requests_running", "Requests in the running batch.", registry=self.registry)
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
-        """Reads the gauges of the queue from the engine."""
+        """Connects the gauges of the queue to the counts of the engine."""
         self._waiting.set_function(waiting)
         self._running.set_function(running)
 

@@ -1,4 +1,4 @@
-"""Running servers of one checkpoint that generate the images of an evaluation together."""
+"""Pool of servers of one checkpoint, which generate the images of an evaluation."""
 
 import threading
 import time
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 AT_ONCE = 16
-"""Requests open at each server; one of `evotok serve` takes 64 by default."""
+"""Open requests of each server; `evotok serve` accepts 64 by default."""
 PATIENCE_SECONDS = 300.0
-"""From a server's first failure until the others go on without it."""
+"""Time from a server's first failure until it gets no more requests, in seconds."""
 PAUSE_SECONDS = 1.0
 
 
 class ServerPool:
-    """Servers that share the requests; one that fails is asked again, and its requests go to the others.
+    """Pool that distributes requests over servers; a failed server is retried, and its requests go to the others.
 
     Args:
         urls: of the servers.
-        api_key: that all of them take.
-        at_once: requests open at each.
+        api_key: of all servers.
+        at_once: open requests of each server.
 
     Raises:
         ValueError: no server at one of the addresses, or models of different image sizes.
@@ -40,7 +40,7 @@ class ServerPool:
 
     @property
     def at_once(self) -> int:
-        """Requests open at all servers together."""
+        """Returns the number of open requests of all servers together."""
         return len(self._clients) * self._at_once
 
     def generate_images(
@@ -53,7 +53,7 @@ class ServerPool:
             settings: of the requests, such as `guidance_scale`.
 
         Raises:
-            ValueError: what a server refuses, or the last failure when no server answers any more.
+            ValueError: a server refuses a request, or no server responds any more.
         """
         work = _Work(orders, settings)
         for client in self._clients:
@@ -68,7 +68,7 @@ class ServerPool:
 
 
 class _Work:
-    """Orders on their way through the threads of all clients."""
+    """Queue of image requests shared by the client threads."""
 
     def __init__(self, orders: Sequence[tuple[str, int]], settings: dict[str, Any]):
         self._orders, self._settings = orders, settings
@@ -79,11 +79,11 @@ class _Work:
         self.threads, self.is_over = 0, False
 
     def result(self) -> tuple[int, "Image.Image"]:
-        """Returns the next image; raises what ended the work."""
+        """Returns the next image with the index of its order; raises the error that ended the work."""
         while True:
             found = self._results.get()
             if isinstance(found, BusyServerError):
-                self.threads -= 1  # one that has given up
+                self.threads -= 1  # this thread has ended
                 if self.threads == 0:
                     raise found
             elif isinstance(found, BaseException):
@@ -92,7 +92,7 @@ class _Work:
                 return found
 
     def run(self, client: ServerClient) -> None:
-        """Sends orders to one server, one after the other, until all are answered."""
+        """Sends orders to one server, one after the other, until all are finished."""
         failing_since = None
         while not self.is_over:
             try:
@@ -109,7 +109,7 @@ class _Work:
                     self._results.put(error)
                     return
                 time.sleep(PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001 - handed over to the reader
+            except Exception as error:  # noqa: BLE001 - raised again by `result`
                 self._results.put(error)
                 return
             else:

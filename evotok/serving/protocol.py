@@ -1,7 +1,6 @@
-"""OpenAI's requests and answers, as far as this server has them.
+"""Requests and responses of OpenAI's interface that this server supports.
 
-A field that would change the result and is not here is refused, rather than answered as if it were not there; the value
-that changes nothing is taken. https://platform.openai.com/docs/api-reference
+An unsupported field is refused, unless its value changes nothing. https://platform.openai.com/docs/api-reference
 """
 
 import base64
@@ -26,11 +25,11 @@ from evotok.serving.limits import Limits
 
 DEFAULT_MAX_TOKENS = 256
 # Scores are multiplied by the guidance scale and divided by the temperature, and stay finite within these limits. A
-# temperature below counts as 0: nothing but the likeliest would be sampled.
+# lower temperature is replaced by 0, which gives the same result.
 MAX_GUIDANCE_SCALE = 1000
 MIN_TEMPERATURE = 1e-4
 MAX_TOP_K = 2**31 - 1
-# Values with which a field of OpenAI's changes nothing here; clients send them unasked.
+# Values of OpenAI's fields that change nothing here; some clients always send them.
 _NEUTRAL = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -67,7 +66,7 @@ class _Body(BaseModel):
 
     @staticmethod
     def _drop(content: Any, neutral: dict[str, tuple]) -> Any:
-        """Leaves out what changes nothing: None, neutral values, and fields of a user's account."""
+        """Removes the fields that change nothing: None, neutral values, and fields of a user's account."""
         if not isinstance(content, dict):
             return content
         return {
@@ -78,7 +77,7 @@ class _Body(BaseModel):
 
 
 class ImageUrl(_Body):
-    """Where an image is; the detail that is asked for changes nothing, every image has the same size here."""
+    """URL of an image; `detail` is ignored."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
@@ -99,7 +98,7 @@ class Part(_Body):
 
 
 class Message(_Body):
-    """A message of a conversation; text alone is a list of one part."""
+    """Message of a conversation; a plain text becomes a list of one part."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part]
@@ -114,13 +113,13 @@ class Message(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream has besides text."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
 class ChatBody(_Body):
-    """`POST /v1/chat/completions`."""
+    """Body of `POST /v1/chat/completions`."""
 
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -141,16 +140,16 @@ class ChatBody(_Body):
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream=true")
+            raise ValueError("stream_options requires stream=true")
         return self
 
     @property
     def with_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
+        """Returns whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def to_request(self, limits: Limits, fit_image: Callable[[Image.Image], Image.Image]) -> ChatRequest:
-        """Decodes the images and makes the engine's request; takes seconds for large images.
+        """Decodes the images and builds the engine's request; takes seconds for large images.
 
         Raises:
             ApiError: more messages, text or images than the limits allow, or an image that cannot be used.
@@ -169,7 +168,7 @@ class ChatBody(_Body):
 
 
 class ImageBody(_Body):
-    """`POST /v1/images/generations`; what is after `size` goes into the client's `extra_body`."""
+    """Body of `POST /v1/images/generations`; fields after `response_format` go into the client's `extra_body`."""
 
     model: str | None = None
     prompt: Annotated[str, Field(min_length=1)]
@@ -190,18 +189,18 @@ class ImageBody(_Body):
         return cls._drop(content, _IMAGE_NEUTRAL)
 
     def to_request(self, limits: Limits, image_size: int) -> ImageRequest:
-        """Makes the engine's request; image i has the seed + i, so that it can be generated again alone.
+        """Builds the engine's request; image i has the seed `seed + i`, so that it can be generated alone.
 
         Raises:
-            ApiError: more images or text than the limits allow, or a size that the model has not.
+            ApiError: more images or text than the limits allow, or another size than the model's.
         """
         if not self.prompt.strip():
-            raise ApiError(400, "The prompt is empty: say what to generate.", None, "prompt")
+            raise ApiError(400, "The prompt is empty: write a prompt.", None, "prompt")
         if self.n > limits.images:
-            raise ApiError(400, f"n is {self.n}, the limit is {limits.images}: ask again.", "too_many_images", "n")
+            raise ApiError(400, f"n is {self.n}, the limit is {limits.images}: request fewer.", "too_many_images", "n")
         only = f"{image_size}x{image_size}"
         if self.size not in ("auto", only):
-            raise ApiError(400, f"size is {self.size[:20]!r}, this model has {only} alone.", "unsupported_size", "size")
+            raise ApiError(400, f"size is {self.size[:20]!r}, this model has only {only}.", "unsupported_size", "size")
         check_length([self.prompt, self.negative_prompt], limits, "prompt")
         seed = random.randrange(MAX_SEED + 1) if self.seed is None else self.seed
         names = ("guidance_scale", "guidance_min_p", "temperature", "top_k", "top_p")
@@ -234,16 +233,16 @@ def _read_message(message: Message, index: int, limits: Limits, fit_image: Calla
 
 
 def read_image(url: str, limits: Limits, where: str) -> Image.Image:
-    """Decodes the image of a data URL, or fetches it from a host that is allowed.
+    """Decodes the image of a data URL, or fetches it from an allowed host.
 
     Raises:
-        ApiError: any other URL, or what is no image; `where` is the field that it names.
+        ApiError: any other URL, or not an image; it names the field `where`.
     """
     if match := _DATA_URL.match(url):
         try:
             source: bytes | str = base64.b64decode(url[match.end() :], validate=True)
         except (binascii.Error, ValueError):
-            raise ApiError(400, "The data URL is no base64: encode the image again.", "invalid_image", where) from None
+            raise ApiError(400, "The data URL is not base64: encode the image again.", "invalid_image", where) from None
     elif _host(url) in limits.image_hosts:
         source = url
     else:
@@ -257,7 +256,7 @@ def read_image(url: str, limits: Limits, where: str) -> Image.Image:
 
 
 def _host(url: str) -> str | None:
-    """Returns the host of an address as `load_image` recognizes one: it would take any other text for a path."""
+    """Returns the host of an address that `load_image` would fetch; other text is parsed as a path."""
     try:
         return urlsplit(url).hostname if url.startswith(("http://", "https://")) else None
     except ValueError:
@@ -265,12 +264,11 @@ def _host(url: str) -> str | None:
 
 
 class ChatAnswer:
-    """The answer to one `ChatBody`: in whole, or in the chunks of a stream.
+    """Response to a `ChatBody`: one object, or the chunks of a stream.
 
     Args:
         model: its name.
-        with_usage: whether a stream has one more chunk, with the number of tokens, and all others have null in its
-            place.
+        with_usage: whether a stream ends with a chunk that has `usage`, which is null in the others.
     """
 
     def __init__(self, model: str, with_usage: bool = False):
@@ -278,7 +276,7 @@ class ChatAnswer:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, pieces: list[TextPiece]) -> dict[str, Any]:
-        """Builds the answer in one object."""
+        """Builds the response as one object."""
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": pieces[-1].finish_reason}
         return self._head | {"object": "chat.completion", "choices": [choice], "usage": _usage(pieces[-1])}
@@ -292,7 +290,7 @@ class ChatAnswer:
         return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason)
 
     def usage(self, last: TextPiece) -> dict[str, Any]:
-        """Builds the chunk after the last one, with the tokens counted."""
+        """Builds the chunk after the last one, with the number of tokens."""
         return self._head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(last)}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
@@ -311,7 +309,7 @@ def _usage(piece: TextPiece) -> dict[str, int]:
 
 
 def image_answer(request: ImageRequest, found: GeneratedImages, files: list[bytes], size: int) -> dict[str, Any]:
-    """Builds the answer to an `ImageBody`: PNG files in base64, each with the seed that makes it again."""
+    """Builds the response to an `ImageBody`: PNG files in base64, each with its seed."""
     data = [
         {"b64_json": base64.b64encode(file).decode("ascii"), "seed": seed}
         for file, seed in zip(files, request.seeds, strict=True)

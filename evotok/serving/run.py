@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn until it is told to end."""
+"""Runs the application under uvicorn until SIGINT or SIGTERM."""
 
 import socket
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from evotok.serving.metrics import Metrics
 
 
 class _Server(uvicorn.Server):
-    """Prints its address as soon as it answers."""
+    """uvicorn server that prints its address when it accepts connections."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -35,10 +35,10 @@ def serve(
     api_key: str | None = None,
     hosts: Sequence[str] | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM: then no connection is accepted, and open requests are answered.
+    """Serves until SIGINT or SIGTERM; then accepts no more connections, and completes the open requests.
 
     Args:
-        model: its name in requests and answers.
+        model: its name in requests and responses.
         listener: bound socket.
         api_key, hosts: see `Gate`.
     """
@@ -49,7 +49,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        # A request that is open when the signal comes has its whole time limit, and no other is waited for.
+        # Open requests keep their full time limit after the signal; uvicorn waits no longer than that.
         timeout_graceful_shutdown=int(limits.seconds) + 1,
     )
     _Server(config).run([listener])

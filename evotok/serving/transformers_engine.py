@@ -52,25 +52,25 @@ class _Images(NamedTuple):
 
 
 class _TextStream:
-    """Text of an answer as far as it is certain; Transformers' streamer waits for the end of a word."""
+    """Decoder of an answer, character by character; Transformers' streamer waits for the end of a word."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer, self._ids, self._length = tokenizer, [], 0
 
     def add(self, token: int, is_last: bool) -> str:
-        """Returns what the next token adds: nothing while the rest of a character is to come."""
+        """Returns the text that the next token adds; none while a character is incomplete."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if text.endswith("\ufffd") and not is_last:
             return ""
         piece, self._length = text[self._length :], len(text)
-        if text.endswith("\n"):  # what is decoded again and again begins anew
+        if text.endswith("\n"):  # earlier text need not be decoded again
             self._ids, self._length = [], 0
         return piece
 
 
 class _Row:
-    """One answer of a batch on its way to its reader: in pieces where it is streamed, in whole where not."""
+    """Collector of the tokens of one row; it emits pieces of a streamed answer, else the whole answer."""
 
     def __init__(self, job: Job, tokenizer: Any):
         self._job, self._tokenizer, self._ids = job, tokenizer, []
@@ -78,7 +78,7 @@ class _Row:
         self._stream = _TextStream(tokenizer) if job.content.is_streamed else None
 
     def add(self, token: int, finish_reason: str | None) -> bool:
-        """Takes the next token; returns whether the request is cancelled."""
+        """Adds the next token; returns whether the request is cancelled."""
         self._ids.append(token)
         text = ""
         if self._stream is not None:
@@ -91,22 +91,22 @@ class _Row:
 
 
 class TransformersEngine(Engine):
-    """Generates with a model in one thread: of what waits, text is one batch, and images of equal settings are one.
+    """Engine that generates in one thread: waiting text requests form one batch, as do images of equal settings.
 
-    A batch runs to its end before the next begins; a row whose client left ends at once if it is text, and with its
-    batch if it is an image.
+    A batch runs to its end before the next one starts. When a client disconnects, a text row ends at once, and an image
+    row with its batch.
 
     Args:
         model: in evaluation mode.
         processor: of the same checkpoint.
-        max_batch: rows of a batch; guidance doubles them inside the model.
-        metrics: that are kept up.
+        max_batch: most rows of a batch; guidance doubles them inside the model.
+        metrics: updated here.
     """
 
     def __init__(self, model: Any, processor: Any, max_batch: int, metrics: Metrics):
         self._model, self._processor, self._metrics = model, processor, metrics
         self.image_size = model.config.vq_config.image_size
-        # A tokenizer of Rust must not be read by one thread while another pads with it.
+        # A Rust tokenizer must not be used in one thread while another pads with it.
         self._tokenizer = copy.deepcopy(processor.tokenizer)
         self._reader = ThreadPoolExecutor(1, "evotok-reader")
         self._queue, self._batch = BatchQueue(max_batch), []
@@ -117,7 +117,7 @@ class TransformersEngine(Engine):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """Returns whether the thread runs."""
         return self._thread.is_alive() and not self._is_closed
 
     def fit_image(self, image: "Image.Image") -> "Image.Image":
@@ -125,7 +125,7 @@ class TransformersEngine(Engine):
         return fit_image(self._processor, image)
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[TextPiece, None]:
-        """Generates an answer, in a batch with all other text that waits."""
+        """Generates an answer, in a batch with all other waiting text requests."""
         prompt, room = await self._read(read_chat, request.messages)
         limit = min(request.max_tokens, room)
         sampling = TextSampling(limit, request.temperature, request.top_k, request.top_p, request.seed)
@@ -136,14 +136,14 @@ class TransformersEngine(Engine):
                     return
 
     async def generate_images(self, request: ImageRequest) -> GeneratedImages:
-        """Generates images, in a batch with all others that wait for the same settings."""
+        """Generates images, in a batch with all other waiting images of the same settings."""
         prompt = await self._read(read_image_prompt, request.prompt, request.negative_prompt)
         job = self._submit(request.sampling, len(request.seeds), _Images(prompt, request.seeds))
         async with aclosing(job) as results:
             return await anext(results)
 
     def close(self) -> None:
-        """Ends the thread after the step that it is at."""
+        """Stops the thread after the current step."""
         self._is_closed = True
         for job in self._queue.close():
             job.emit(EngineError("The server is shutting down."))
@@ -177,7 +177,7 @@ class TransformersEngine(Engine):
                 run(batch)
             except StoppedError:
                 self._fail(batch, "The server is shutting down.")
-            except Exception:  # whatever it is, the next batch must not suffer for it
+            except Exception:  # any failure ends only its own batch
                 logger.exception("A batch of %d requests failed", len(batch))
                 self._fail(batch, "The model failed on this batch.")
             self._batch = batch = []

@@ -1,13 +1,13 @@
-"""EvoTok in vLLM: a plugin that vLLM loads by the entry point `vllm.general_plugins`; nothing else imports it.
+"""Plugin for vLLM, which loads it by the entry point `vllm.general_plugins`.
 
     __init__      registers the model with vLLM
-    generation    which rows of a batch are of which image, and the codes of a step; needs no vLLM
-    model         the model: reading as Transformers does, and the depth decoder after the language model
-    worker        gives the model the rows of images in the batch of a step
-    scheduler     the two rows of a guided image as one unit
+    generation    the rows of images in a batch, and the codes of a step; needs no vLLM
+    model         the model: input images as in Transformers, and the depth decoder after the language model
+    worker        the worker, which passes the rows of images in each step to the model
+    scheduler     the scheduler, which treats the two rows of a guided image as one unit
     engine        the engine of `evotok serve --engine vllm`
 
-Reading images needs this module and `model` alone (`vllm serve CHECKPOINT`); generating them all of it.
+Input images need only this module and `model` (`vllm serve CHECKPOINT`); image generation needs all modules.
 """
 
 import multiprocessing
@@ -25,9 +25,9 @@ def register() -> None:
 
 
 def ignore_interrupts() -> None:
-    """Makes a process that vLLM started ignore SIGINT, which Ctrl+C in a terminal sends to all of the server's.
+    """Ignores SIGINT in a process that vLLM started; Ctrl+C in a terminal sends it to all processes of the server.
 
-    vLLM's would drop the open requests; the server answers them first, and then ends these processes.
+    vLLM's processes would drop the open requests; the server completes them first, and then stops the processes.
     """
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

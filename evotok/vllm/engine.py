@@ -1,7 +1,7 @@
 """The engine `vllm` of `evotok serve`: vLLM's continuous batching behind the interface of `evotok.serving`.
 
-    chat     one request of vLLM; prompts are rendered here, with the same checks as for any other engine
-    images   one request an image, two with guidance; codes come back as logprobs, and the worker decodes them
+    chat     one request of vLLM; prompts are rendered here, with the same checks as in the other engine
+    images   one request an image, two with guidance; codes are returned as logprobs, and the worker decodes them
 
 vLLM is not among the requirements of this package, see docs/serving.md.
 """
@@ -49,19 +49,19 @@ if TYPE_CHECKING:
 
 MAX_VLLM_SEED = 2**63
 MAX_IMAGES = 64
-"""Most in one conversation; vLLM tries as many at its start. The server's own limit is lower by default."""
+"""Most input images of a conversation; vLLM profiles its memory with them. The server's limit is lower by default."""
 CPU_CACHE_BYTES = 2**32
-"""Most that the keys and values take by default where there is no GPU, whose memory vLLM shares out itself."""
+"""Largest size of the KV cache by default on a CPU, in bytes; on a GPU vLLM chooses the size."""
 
 
 def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mapping[str, Any] | None = None) -> Engine:
     """Starts vLLM with a checkpoint.
 
     Args:
-        options: arguments of vLLM's engine (`AsyncEngineArgs`), which count before those that are set here.
+        options: arguments of vLLM's engine (`AsyncEngineArgs`), which override those set here.
 
     Raises:
-        ValueError: no such checkpoint, one with adapters, what vLLM refuses, or a failure of its start.
+        ValueError: no such checkpoint, one with adapters, arguments that vLLM refuses, or vLLM does not start.
     """
     found = find_checkpoint(checkpoint)
     if found.base is not None:
@@ -71,17 +71,17 @@ def load_vllm(checkpoint: str, max_batch: int, metrics: Metrics, options: Mappin
     arguments = engine_arguments(str(found.folder), config, max_batch) | dict(options or {})
     try:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except TypeError as error:  # an argument that vLLM has not
+    except TypeError as error:  # an unknown argument
         raise ValueError(f"--engine-option: {error}") from error
     except RuntimeError as error:  # of another process, which has logged the cause
         raise ValueError(f"vLLM does not start: {error}") from error
-    # The context is shorter than the model's by an option, or where memory is short.
+    # An option, or a lack of memory, may make the context shorter than the model's.
     config.text_config.max_position_embeddings = engine.model_config.max_model_len
     return VllmEngine(engine, config, processor, GenerationConfig.from_pretrained(found.folder), max_batch, metrics)
 
 
 def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[str, Any]:
-    """Builds the arguments of vLLM's engine: what image generation needs, and sizes by the model and the batch."""
+    """Builds the arguments of vLLM's engine: those that image generation requires, and sizes for model and batch."""
     text, positions = config.text_config, config.vq_config.num_positions
     rows, length = 2 * max_batch, text.max_position_embeddings  # a guided image is two rows
     arguments = {
@@ -108,13 +108,13 @@ def engine_arguments(folder: str, config: EvoTokConfig, max_batch: int) -> dict[
 
 
 class VllmEngine(Engine):
-    """Sends requests to vLLM, which batches them token by token.
+    """Engine that sends requests to vLLM, which batches them in each step.
 
     Args:
-        engine: with the arguments of `engine_arguments`.
+        engine: vLLM's engine, with the arguments of `engine_arguments`.
         config, processor, generation: of its checkpoint; the context is that of the engine where it is shorter.
-        max_batch: conversations, or images, at once, which the figures of waiting requests go by.
-        metrics: that are kept up.
+        max_batch: conversations, or images, at once; the metrics count more as waiting.
+        metrics: updated here.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class VllmEngine(Engine):
         self._engine, self._config, self._processor, self._generation = engine, config, processor, generation
         self._metrics = metrics
         self.image_size = config.vq_config.image_size
-        # Reading prompts needs nothing else of a model.
+        # The functions that read prompts use nothing else of a model.
         self._model = cast(Any, SimpleNamespace(config=config, device=torch.device("cpu")))
         self._reader = ThreadPoolExecutor(1, "evotok-reader")
         self._open, self._is_closed = 0, False
@@ -137,7 +137,7 @@ class VllmEngine(Engine):
 
     @property
     def is_alive(self) -> bool:
-        """Whether vLLM runs."""
+        """Returns whether vLLM runs."""
         return not self._is_closed and not self._engine.errored
 
     def fit_image(self, image: Image.Image) -> Image.Image:
@@ -166,7 +166,7 @@ class VllmEngine(Engine):
                 yield TextPiece(answer.text, answer.finish_reason, len(output.prompt_token_ids or ()), tokens)
 
     async def generate_images(self, request: ImageRequest) -> GeneratedImages:
-        """Generates images, each of them in a batch with whatever else there is."""
+        """Generates images, each in a batch with all other requests."""
         conversation = [{"role": "user", "content": [{"type": "text", "text": request.prompt}]}]
         given = conversation, request.negative_prompt, request.seeds
         codes, tokens = await self.generate_codes(*given, **dict(request.sampling))
@@ -184,7 +184,8 @@ class VllmEngine(Engine):
         Args:
             messages: the prompt, as the chat template reads it, with PIL images or without.
             seeds: one for each image.
-            sampling: arguments of `generate(generation_mode="image")`; what is left out is the checkpoint's own.
+            sampling: arguments of `generate(generation_mode="image")`; the checkpoint has values for
+                the others.
 
         Returns:
             Codes (M, N, L), and the tokens of the prompt.
@@ -204,13 +205,13 @@ class VllmEngine(Engine):
         return await _gather([self._generate_image(row, prompts) for row in rows]), tokens
 
     def close(self) -> None:
-        """Ends vLLM's processes."""
+        """Stops vLLM's processes."""
         self._is_closed = True
         self._engine.shutdown()
         self._reader.shutdown(wait=False)
 
     def _read_chat(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
-        """Reads a prompt of vLLM, which fills in the positions of images, and the tokens left for the answer."""
+        """Returns a prompt for vLLM, which inserts the positions of images, and the tokens left for the answer."""
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids, images = self._processor.tokenizer.encode(text, add_special_tokens=False), _images_of(messages)
         room = remaining_tokens(len(ids) + len(images) * (self._processor.num_image_tokens - 1), self._config)
@@ -221,7 +222,7 @@ class VllmEngine(Engine):
     def _read_image_prompts(
         self, messages: list[dict[str, Any]], negative_prompt: str
     ) -> tuple[list[dict[str, Any]], int]:
-        """Reads both prompts of an image, and the tokens of the first."""
+        """Returns both prompts of an image, and the number of tokens of the first."""
         inputs = read_image_prompt(self._model, self._processor, messages, negative_prompt)
         prompt: dict[str, Any] = {"prompt_token_ids": inputs["input_ids"][0].tolist()}
         if images := _images_of(messages):
@@ -232,7 +233,7 @@ class VllmEngine(Engine):
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[None]:
-        """Counts a conversation or an image, whatever its rows, among those that are open."""
+        """Counts a conversation, or an image of one or two rows, as open within a context."""
         self._open += 1
         try:
             yield
@@ -264,7 +265,7 @@ class VllmEngine(Engine):
         except VLLMError as error:
             raise EngineError("vLLM failed: see its log.") from error
         finally:
-            if not is_finished:  # vLLM itself aborts what it generates, but not what is cancelled while it is added
+            if not is_finished:  # vLLM aborts a running request itself, but not one that is being added
                 await self._engine.abort(name)
 
     async def _generate_image(self, row: Row, prompts: list[dict[str, Any]]) -> list[list[int]]:
@@ -291,7 +292,7 @@ class VllmEngine(Engine):
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: row.to_dict()},
         )
-        # After the prompt all tokens are equal, whatever the codes: the prefix cache must not share them.
+        # All tokens after the prompt are equal, though the codes differ: the prefix cache must not share them.
         prompt = prompt | {"cache_salt": f"{row.image}-{row.is_conditional}"}
         async with aclosing(self._run(prompt, params)) as outputs:
             [output] = [output async for output in outputs]
@@ -307,7 +308,7 @@ class VllmEngine(Engine):
             raise EngineError("vLLM failed: see its log.") from error
 
     async def count_images(self) -> int:
-        """Counts the images that the workers keep anything of."""
+        """Counts the unfinished images on the workers."""
         return max(await self._call("count_images"))
 
 

@@ -1,11 +1,11 @@
-"""Images that an engine generates along with other requests: the image of each row of a batch, and the codes of a step.
+"""Image generation in an engine's batches: the image of each row of a batch, and the codes of a step.
 
-An image is one request, or with guidance two that share nothing but its codes. Every position of it is one step:
+An image is one request, or with guidance two that share only its codes. Each of its positions is one step:
 
     hidden states of all rows of images -> depth decoder -> codes, level by level -> their sum, next input of both rows
 
-The engine sees the token `image_generation_token_id` alone, at each of N positions. A row whose partner is not in the
-same step is held: its position is generated in a later one, and no result depends on which.
+The engine receives the token `image_generation_token_id` at each of N positions. A row is held if the other row of its
+image is not in the same step: the position is generated in a later step, with the same result.
 
 Shapes: R rows, H width of the language model, N positions, L levels, K codebook size, C codebook width.
 """
@@ -20,18 +20,18 @@ from evotok.modeling_evotok.sampling_evotok import IMAGE_GENERATION_DEFAULTS, Ev
 
 
 KEY = "evotok_image"
-"""Of a request's extra arguments (`SamplingParams.extra_args`): a `Row` as a dict."""
+"""Key of a request's extra arguments (`SamplingParams.extra_args`) for a `Row` as a dict."""
 SETTINGS = tuple(name.removeprefix("image_") for name in IMAGE_GENERATION_DEFAULTS)
 
 
 class Row(NamedTuple):
-    """One of the rows of an image.
+    """Row of an image in a batch.
 
     Args:
-        image: name of the image; that of both rows of a guided one.
+        image: name of the image, the same in both rows of a guided image.
         is_conditional: False for the row of the negative prompt.
         seed: of the image.
-        settings: values of `SETTINGS`, all of them.
+        settings: values of all `SETTINGS`, in order.
     """
 
     image: str
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     @property
     def is_guided(self) -> bool:
-        """Whether the image has two rows."""
+        """Returns whether the image has two rows."""
         return self.settings[SETTINGS.index("guidance_scale")] != 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,21 +50,21 @@ class Row(NamedTuple):
 
 
 def read_row(extra_args: Mapping[str, Any] | None) -> Row | None:
-    """Returns the row that a request is, or None for a request of text."""
+    """Returns the row of an image that a request generates, or None for a text request."""
     content = (extra_args or {}).get(KEY)
     return None if content is None else Row(**content | {"settings": tuple(content["settings"])})
 
 
 class RowStep(NamedTuple):
-    """What a step computes of one row.
+    """Computation of one row in a step.
 
     Args:
-        index: in the batch.
-        row: which row of which image.
-        first_token: of the batch's tokens, the first one of this row.
-        first_position: position of the image that this token is; below 0 it is of the prompt.
+        index: index of the row in the batch.
+        row: row of an image.
+        first_token: index of its first token among the batch's tokens.
+        first_position: position in the image of this token; negative in the prompt.
         count: tokens in this step.
-        is_complete: whether they are all that there are yet, so that the next position can be generated.
+        is_complete: whether the row has no tokens after these yet, so that the next position can be generated.
     """
 
     index: int
@@ -76,12 +76,12 @@ class RowStep(NamedTuple):
 
     @property
     def next_position(self) -> int:
-        """Position that the last of its tokens predicts."""
+        """Returns the position that the last of its tokens predicts."""
         return self.first_position + self.count
 
 
 class _Image:
-    """Sums of the codes of an image so far, and its generator."""
+    """State of an unfinished image: the sums of its codes, and its random generator."""
 
     def __init__(self, seed: int, positions: int, width: int, device: torch.device):
         self.features = torch.zeros(positions, width, device=device)  # (N, C)
@@ -89,10 +89,10 @@ class _Image:
 
 
 class _GroupedSampler:
-    """Samples one code for each row, by the settings of the row's image.
+    """Sampler of one code for each row, with the settings of the row's image.
 
     Args:
-        groups: indices of rows, and the sampler of all of them: [conditional; unconditional] where it is guided.
+        groups: indices of rows, [conditional; unconditional] under guidance, and their sampler.
     """
 
     def __init__(self, groups: Sequence[tuple[torch.Tensor, EvoTokCodeSampler]]):
@@ -107,7 +107,7 @@ class _GroupedSampler:
 
 
 class UnfinishedImages:
-    """The images that are being generated, by name.
+    """Images that are being generated, by name.
 
     Args:
         depth_decoder: in evaluation mode, on the device of the language model.

@@ -1,6 +1,7 @@
-"""EvoTok as vLLM runs it: its backend for Transformers models, with the image tokenizer left alone and a depth decoder.
+"""EvoTok for vLLM: vLLM's backend for Transformers models, an unchanged image tokenizer, and the depth decoder.
 
-The tokenizer keeps its own layers, in float32 whatever the rest is, so that its codes are those of Transformers.
+The tokenizer keeps its own layers, in float32 also in a model of another dtype, so that its codes equal those of
+Transformers.
 """
 
 # vLLM is not installed where types are checked.
@@ -53,8 +54,8 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
 
     @property
     def images(self) -> UnfinishedImages:
-        """The images that are being generated."""
-        if self._images is None:  # the codebooks are there when the weights are loaded
+        """Returns the unfinished images."""
+        if self._images is None:  # the weights of the codebooks are loaded after the constructor
             depth, quantizer = self.config.depth_decoder_config, self.model.vq_model.quantizer
             device = self.device_config.device
             every = torch.arange(depth.codebook_size, device=device)[:, None].expand(-1, depth.num_codebooks)
@@ -64,7 +65,7 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return self._images
 
     def recursive_replace(self) -> None:
-        """Puts vLLM's layers into the language model and the projectors, and none into the image tokenizer."""
+        """Replaces layers by vLLM's in the language model and the projectors, but not in the image tokenizer."""
         vq_model, self.model.vq_model = self.model.vq_model, nn.Identity()
         try:
             super().recursive_replace()
@@ -72,14 +73,14 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
             self.model.vq_model = vq_model
 
     def keep_in_fp32(self, module: nn.Module) -> None:
-        """Keeps the image tokenizer in float32; vLLM's own would make its integer buffers floats, too."""
+        """Keeps the image tokenizer in float32; vLLM's method would convert its integer buffers, too."""
         vq_model = module.vq_model
         for tensor in (*vq_model.parameters(), *vq_model.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Loads the base model as vLLM does, and the depth decoder, which it passes over.
+        """Loads the base model as vLLM does, and the depth decoder, which vLLM skips.
 
         Raises:
             ValueError: the checkpoint lacks weights of the depth decoder.
@@ -104,7 +105,7 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
         return loaded
 
     def embed_input_ids(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Embeds tokens of a batch: (T,) -> (T, H), with the codes of images at positions generated before."""
+        """Embeds tokens of a batch: (T,) -> (T, H), with the codes of images at generated positions."""
         embeds = super().embed_input_ids(input_ids, *args, **kwargs)
         steps = self.rows_of_step()
         found = self.images.inputs(steps) if steps else None
@@ -116,14 +117,14 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Computes logits of last hidden states: (R, H) -> (R, V) float32, in which rows of images allow one token.
 
-        That is `image_generation_token_id`, and the logits of the first L tokens are then the codes of the position; or
-        `image_token_id` for a row that is held.
+        This token is `image_generation_token_id`, and the logits of the first L tokens are the codes of the position;
+        for a held row it is `image_token_id`.
         """
         logits, steps, generated = super().compute_logits(hidden_states), self.rows_of_step(), []
-        if steps:  # on every rank, since each embeds the codes in the next step
+        if steps:  # on every rank, because each embeds the codes in the next step
             rows = torch.tensor([step.index for step in steps], device=hidden_states.device)
             generated = self.images.generate(steps, hidden_states[rows])
-        if logits is None:  # of another rank
+        if logits is None:  # on another rank
             return None
         logits = logits.float()
         placeholders = [self.config.image_token_id, self.config.image_generation_token_id]

@@ -1,9 +1,9 @@
 """vLLM's scheduler, with the two rows of a guided image as one unit.
 
-Both rows enter the queue together, and leave it together when one is aborted. There they wait, and are preempted, as
-other requests are. A row may thus be in a step without the other: the model then holds it, that is, gives a token that
-means none, and the scheduler takes the row's last token back, to be computed again in the next step. Rows of one image
-never differ in length by more than their prompts do.
+Both rows are added to the queue together, and removed together when one is aborted. Otherwise they are scheduled and
+preempted as other requests are, so that a step may have one row without the other. The model holds such a row: it
+returns a placeholder token, which the scheduler discards, and the row's last token is computed again in the next step.
+The rows of one image never differ in length by more than their prompts.
 """
 
 # vLLM is not installed where types are checked.
@@ -22,10 +22,10 @@ from evotok.vllm.generation import read_row
 
 
 class EvoTokScheduler(Scheduler):
-    """Schedules pairs.
+    """Scheduler of pairs of rows.
 
     Raises:
-        ValueError: for settings under which a pair could wait forever.
+        ValueError: under these settings a pair might never be scheduled.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -43,7 +43,7 @@ class EvoTokScheduler(Scheduler):
         self._halves: dict[str, Request] = {}
 
     def add_request(self, request: Request) -> None:
-        """Adds a request; the first row of a guided image waits outside of the queue for the second."""
+        """Adds a request; the first row of a guided image is added with the second."""
         row = _row_of(request)
         if row is None or not row.is_guided:
             return super().add_request(request)
@@ -55,7 +55,7 @@ class EvoTokScheduler(Scheduler):
         return super().add_request(request)
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
-        """Ends requests from outside, and with a row of an image its other row."""
+        """Finishes requests, such as aborted ones, and the other rows of their images."""
         if request_ids is None:
             self._halves.clear()
             return super().finish_requests(None, finished_status)
@@ -67,7 +67,7 @@ class EvoTokScheduler(Scheduler):
         return super().finish_requests(ids, finished_status)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        """Takes the last token of rows back that were held."""
+        """Discards the placeholder tokens of held rows, and schedules their last tokens again."""
         for request_id, index in model_runner_output.req_id_to_index.items():
             tokens = model_runner_output.sampled_token_ids[index] if model_runner_output.sampled_token_ids else []
             request = self.requests.get(request_id)

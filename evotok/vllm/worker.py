@@ -1,4 +1,4 @@
-"""The worker of a platform, which gives the model the rows of images in the batch of each step."""
+"""Worker of the platform, which passes the rows of images in each step to the model."""
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false
@@ -21,10 +21,10 @@ else:
 
 
 class EvoTokWorker(PlatformWorker):
-    """Gives the model the rows of images in a step, and decodes images.
+    """Worker that passes the rows of images in each step to the model, and decodes images.
 
     Raises:
-        ValueError: for vLLM's model runner V2, whose batches are others.
+        ValueError: vLLM uses its model runner V2, whose batches have another structure.
     """
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ class EvoTokWorker(PlatformWorker):
             self._scheduled, self._steps = {}, None
 
     def _rows_of_step(self) -> Sequence[RowStep]:
-        """Returns the rows of images in the batch; none outside of a step, when vLLM runs the model to measure it."""
+        """Returns the rows of images in the batch; none outside a step, when vLLM profiles the model."""
         if self._steps is None:
             self._steps = self._find_rows() if self._rows and self._scheduled else []
         return self._steps
@@ -73,7 +73,7 @@ class EvoTokWorker(PlatformWorker):
         return found
 
     def count_images(self) -> int:
-        """Counts the images that anything is kept of."""
+        """Counts the unfinished images, or their rows if these are more."""
         return max(len(self._rows), len(self._model.images))
 
     def decode_images(self, codes: list[list[list[int]]]) -> list[bytes]:

@@ -67,7 +67,7 @@ def names(*wanted: str):
 
 OVERFLOW = {"codes": {"dtype": "U16", "shape": [2**62, 16, 4], "data_offsets": [0, 128]}}
 KINDS = [
-    kind("damaged codes", "codes.safetensors: not a whole file of codes (…): encode the images again.")(
+    kind("damaged codes", "codes.safetensors: incomplete or damaged file of codes (…): encode the images again.")(
         case("header of 2^64 bytes", raw(b"\xff" * 64)),
         case("header nested deeply", raw(header(b'{"a":' * 5000))),
         case("size that overflows", raw(header(json.dumps(OVERFLOW).encode()) + bytes(128))),

@@ -34,13 +34,13 @@ def generate(words: str):
     return line(f"generate model --out out {words}")
 
 
-LENGTH = "The conversation has 193 tokens, the model reads fewer than 128: shorten the question, show fewer images, or begin anew"
+LENGTH = "The conversation has 193 tokens, the model reads fewer than 128: shorten the question, show fewer images, or start a new conversation"
 COMMANDS = [
     kind("word that is misspelled, missing or surplus", "{}")(
         case("command", line("mesure"), "No such command 'mesure'. Did you mean 'measure'? (see evotok --help)"),
         case("checkpoint", line("chat mni --prompt a"), "'mni': no such folder. Did you mean 'mini'?"),
         case("argument", line("generate"), "Missing argument 'CHECKPOINT' (see evotok generate --help)"),
-        case("model or server", line("chat"), "give either a CHECKPOINT, such as mini, or the --server of a model that runs."),
+        case("model or server", line("chat"), "give either a CHECKPOINT, such as mini, or --server with the address of a running server."),
         case("two sources", line("convert tokenizer model --to-reference --out new"), "--to-reference takes one checkpoint of EvoTok, not 2 sources."),
     ),
     kind("escape sequences", r"{}\x1b[31mred{}")(
@@ -78,7 +78,7 @@ COMMANDS = [
         case(
             "left by a conversion that was stopped",
             line("convert tokenizer --out ours", file("ours.part/a", b"a")),
-            "ours.part: this is there already, left by a run that was stopped: remove it",
+            "ours.part: this exists already, left by a run that was stopped: remove it",
         ),
     ),
     kind("image that Pillow warns of", "'cut.tif': cannot be read (…): save the image again.")(
@@ -99,7 +99,7 @@ EVALUATIONS = [
         case(
             "another checkpoint",
             line("eval reconstruction model data=images --out out", file("out/results.json", RESULTS.encode())),
-            ": has results of another checkpoint (abab…...): give a new folder with --out, or measure anew with --restart",
+            ": has results of another checkpoint (abab…...): give a new folder with --out, or measure again with --restart",
         ),
         case(
             "damaged",

@@ -165,12 +165,12 @@ SOURCE = [
         case("file beside an image", caption("x" * 1_000_000), "200,001"),
         case("column of 32 MB that all rows share", parquet(shared_caption, compression="zstd"), "32,000,000"),
     ),
-    kind("tar that expands", "data/a.tar: damaged, the rest of it is passed over ({}): copy it again", limit="256 MB a sample; 64 MB + 20 × the file")(
+    kind("tar that expands", "data/a.tar: damaged, the rest is skipped ({}): copy it again", limit="256 MB a sample; 64 MB + 20 × the file")(
         case("sparse file", tar(sparse), "a.png is a sparse file"),
         case("gzipped zeros", tar(gzipped), "2,000,000,512 bytes from … compressed ones"),
         case("member of gigabytes", tar(large), "… over the limit of 256,000,000 bytes"),
     ),
-    kind("parquet that expands", "data/a.parquet: damaged, the rest of it is passed over ({}): copy it again", limit="64 MB + 20 × the file")(
+    kind("parquet that expands", "data/a.parquet: damaged, the rest is skipped ({}): copy it again", limit="64 MB + 20 × the file")(
         case("page of zeros", parquet(page_of_zeros, compression="zstd", use_dictionary=False), "image: a page of 70,… bytes from … on the disk"),
         case("image of 30 MB that all rows share", parquet(shared_image, compression="zstd"), "rows of … bytes from … on the disk"),
         case("list of equal numbers", parquet(long_list), "caption.list.element: … values from … on the disk"),
@@ -276,7 +276,7 @@ BARREN = [
     )(one_good_image)
 ]
 SHARDS = [
-    kind("metadata of a shard", "codes/a.parquet: not a whole shard of codes: remove it and encode again.")(
+    kind("metadata of a shard", "codes/a.parquet: incomplete or damaged shard of codes: remove it and encode again.")(
         case("nested deeply", shard(text=DEEP)), case("another type", shard(positions="many"))
     )
 ]

@@ -1,8 +1,8 @@
-"""Attention weights that a language model begins with when it is trained from random weights.
+"""Initial attention weights of a language model that is trained from random weights.
 
-To look something up takes two steps, a match and the copy of what was matched, and neither reduces the loss without the
-other: from independent random weights a small model stays at the answers that are merely frequent for thousands of
-steps. A pretrained model has both. Here both are there from the start, in a weak form.
+Retrieval by attention needs a matching head and a copying head, and neither reduces the loss without the other. Trained
+from random weights, a small model predicts frequent answers for thousands of steps. A pretrained model has both heads;
+this initialization provides them in a weak form.
 
 Sources: mimetic initialization of self-attention (Trockman and Kolter, 2023, arXiv:2305.09828); heads that attend to
 the previous token, and induction heads, which find a token by the one before it (Olsson et al., 2022,

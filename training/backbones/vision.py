@@ -118,7 +118,7 @@ class VisionTrainer(EvoTokTrainer):
 
     @property
     def finished_model(self):
-        """The tower without the heads."""
+        """Returns the tower without the heads."""
         return self.model.vision_model
 
 

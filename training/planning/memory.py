@@ -40,7 +40,7 @@ class Sharding(NamedTuple):
 
     @property
     def kept_width(self) -> int:
-        """Bytes of a weight and of a gradient as they are kept and sent."""
+        """Returns the bytes of a weight and of a gradient as they are kept and sent."""
         return 4 if self.stage is None or self.autocast else self.width
 
 
@@ -55,7 +55,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Bytes of all kinds."""
+        """Returns the bytes of all kinds."""
         return sum(self)
 
 

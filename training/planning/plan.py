@@ -131,7 +131,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Bytes of one checkpoint, with the EMA of the weights."""
+        """Returns the bytes of one checkpoint, with the EMA of the weights."""
         sharding = self._sharding(self.gpus, self.stage)
         return checkpoint_bytes(sharding, self._outside(self.stage), adapters=bool(self.recipe.lora)) + self.ema_bytes
 

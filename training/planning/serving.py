@@ -48,12 +48,12 @@ class ServingPlan(NamedTuple):
 
     @property
     def cache_image(self) -> float:
-        """Bytes of the cache of one image under guidance, which has two rows."""
+        """Returns the bytes of the cache of one image under guidance, which has two rows."""
         return 2 * self.image_tokens * self.cache_token
 
     @property
     def cache_chat(self) -> float:
-        """Bytes of the cache of one conversation with an image and a question."""
+        """Returns the bytes of the cache of one conversation with an image and a question."""
         return self.chat_tokens * self.cache_token
 
     def images_that_fit(self, memory: float) -> int:

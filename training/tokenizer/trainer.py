@@ -196,7 +196,7 @@ class TokenizerTrainer(EvoTokTrainer):
 
     @property
     def finished_model(self):
-        """The EMA, where there is one; training resumes from the weights themselves."""
+        """Returns the model with the EMA, if there is one; training resumes from the weights themselves."""
         return None if self.ema is None else self.ema.module
 
     def _load_best_model(self):
