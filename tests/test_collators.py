@@ -190,8 +190,8 @@ def test_fallback_repeats_the_last_usable_row_for_some_batches():
 def test_collator_skips_and_counts_corrupt_images(processor, tmp_path):
     picture(0).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"no image")
-    turns = '[{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A red cat."}]'
-    lines = [f'{{"id": "{name}", "image": "{name}.png", "conversations": {turns}}}' for name in (0, 1, 2)]
+    conversation = '[{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A red cat."}]'
+    lines = [f'{{"id": "{name}", "image": "{name}.png", "conversations": {conversation}}}' for name in (0, 1, 2)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     good, bad, missing = load_conversations(tmp_path / "data.jsonl", cache_dir=tmp_path / "cache")
     collator = EvoTokCollator(processor)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from datasets import Dataset
-from test_sources import TURNS, write_tar
+from test_sources import MESSAGES, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
@@ -183,7 +183,7 @@ def test_stream_batches_rows_of_similar_length_in_any_order():
     batches = take(MixtureStream([opened], collate, 4, lambda row: len(row["value"]), pool_batches=24), 24)
     lengths = [sorted(map(len, batch["values"])) for batch in batches]
     assert max(longest - shortest for shortest, *_, longest in lengths) < 10 and lengths != sorted(lengths)
-    row = conversation_row(1, TURNS, ["x"])
+    row = conversation_row(1, MESSAGES, ["x"])
     assert estimate_length(row, num_image_tokens=16) == 16 + len("What colour?Red.") // 4
 
 

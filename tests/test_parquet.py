@@ -32,7 +32,7 @@ def test_read_parquet_gives_the_rows_written(tmp_path, options):
         {
             "id": f"row {number}",
             "image": {"bytes": bytes([number % 256]) * (number % 700), "path": None},
-            "turns": [{"from": "human", "value": f"{turn} of {number}"} for turn in range(number % 4)] or None,
+            "messages": [{"from": "human", "value": f"{index} of {number}"} for index in range(number % 4)] or None,
             "codes": b"1234",
             "flag": bool(number % 2),
             "score": number / 3,

@@ -18,8 +18,8 @@ from evotok.processing.image_loading_evotok import load_image
 
 
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-TURNS = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "Red."}]
-TEXT_TURNS = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]
+MESSAGES = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "Red."}]
+TEXT_MESSAGES = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]
 
 
 def picture(color="red", suffix="png"):
@@ -74,13 +74,13 @@ LLAVA = {
     "data_source": Value("string"),
 }
 LLAVA_ROWS = [
-    {"id": "a", "image": IMAGE, "conversations": TURNS, "data_source": "ai2d"},
-    {"id": "b", "image": None, "conversations": TEXT_TURNS, "data_source": "text"},
+    {"id": "a", "image": IMAGE, "conversations": MESSAGES, "data_source": "ai2d"},
+    {"id": "b", "image": None, "conversations": TEXT_MESSAGES, "data_source": "text"},
 ]
 CAMBRIAN_ROWS = [
-    {"id": 7, "image": "a.jpg", "conversations": TURNS, "source": "coco.json"},
-    {"id": "t", "conversations": TEXT_TURNS, "source": "text.json"},
-    {"image": "a.jpg", "conversations": TEXT_TURNS},  # without an image mark
+    {"id": 7, "image": "a.jpg", "conversations": MESSAGES, "source": "coco.json"},
+    {"id": "t", "conversations": TEXT_MESSAGES, "source": "text.json"},
+    {"image": "a.jpg", "conversations": TEXT_MESSAGES},  # without an image mark
 ]
 HONEYBEE_ROWS = [
     {"q_source": "Ours", "q_id": "1", "image_path": "a.jpg", "question": "How many?", "cot": "\\boxed{2}"},
@@ -220,15 +220,15 @@ def test_source_on_the_hub_has_its_files_as_shards(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("llava-next", {"id": "1", "image": None, "conversations": []}, "at least one turn"),
-        ("llava-next", {"id": "1", "image": None, "conversations": TURNS}, "marks"),
+        ("llava-next", {"id": "1", "image": None, "conversations": []}, "at least one message"),
+        ("llava-next", {"id": "1", "image": None, "conversations": MESSAGES}, "marks"),
         ("blip3o-short", {"__key__": "1", "txt": b" ", "jpg": b"x"}, "no caption"),
         ("honeybee", HONEYBEE_ROWS[0] | {"question": None}, "full_data"),
         ("rlaif-v", RLAIF_ROW | {"rejected": None}, "nothing under rejected"),
         ("rlaif-v", RLAIF_ROW | {"image": None}, "nothing under image"),
         ("opengpt-4o-image", {"json": json.dumps(DRAWN | {"output_image": "../secret.png"})}, "outside"),
         ("parquet-pairs", {"image": IMAGE, "caption": "x" * 200_001}, "characters of text, over the limit of 200,000"),
-        ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_TURNS * 5001}, "10,002 turns, over the limit"),
+        ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_MESSAGES * 5001}, "10,002 messages, over the limit"),
     ],
 )
 def test_source_refuses_rows_that_cannot_be_converted(name, row, message, tmp_path):

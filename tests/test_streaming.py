@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from ports import free_port
-from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
+from test_sources import MESSAGES, TEXT_MESSAGES, picture, write_images, write_parquet
 from test_training import ROOT, losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
         {
             "id": str(n),
             "image": {"bytes": picture("blue" if n % 2 else "red"), "path": None} if n % 4 else None,
-            "conversations": TURNS if n % 4 else TEXT_TURNS,
+            "conversations": MESSAGES if n % 4 else TEXT_MESSAGES,
             "data_source": "test",
         }
         for n in range(32)

@@ -82,7 +82,7 @@ def pieces(*known: str) -> st.SearchStrategy[str]:
 
 def parquet(**options) -> bytes:
     rows = [
-        {"image": {"bytes": b"image" * n, "path": None}, "caption": f"{n} walls", "turns": [{"from": "human"}] * n}
+        {"image": {"bytes": b"image" * n, "path": None}, "caption": f"{n} walls", "messages": [{"from": "human"}] * n}
         for n in range(5)
     ]
     file = io.BytesIO()
@@ -110,9 +110,9 @@ PARTS = nearly(type="text", text="What?") | nearly(type="image", image=Image.new
 MESSAGES = nearly(role="user", content="What?") | st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.lists(PARTS, max_size=3) | TEXTS}
 )
-TURNS = nearly(**{"from": "human", "value": "<image>\nWhat?"}) | nearly(**{"from": "gpt", "value": "Hi."})
+LLAVA_MESSAGES = nearly(**{"from": "human", "value": "<image>\nWhat?"}) | nearly(**{"from": "gpt", "value": "Hi."})
 RECORDS = nearly(id="1", image="a.png") | st.fixed_dictionaries(
-    {"conversations": st.lists(TURNS, max_size=3), "image": VALUES}
+    {"conversations": st.lists(LLAVA_MESSAGES, max_size=3), "image": VALUES}
 )
 RECIPES = nearly(stage="tokenizer", base="other.yaml") | st.fixed_dictionaries(
     {

@@ -18,7 +18,7 @@ from evotok.data.world.scenes import SceneSampler
 ALL = dict.fromkeys(MIXTURE_KINDS, 1.0)
 
 
-def turns(row):
+def pairs(row):
     """(question, answer) pairs of text; `<image>` for an image."""
     texts = [
         "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
@@ -35,15 +35,15 @@ def test_conversations_have_the_form_of_their_kind(world):
     for row in rows:
         if row["kind"].endswith("keywords"):
             continue
-        kind, [(question, answer), *more] = row["kind"], turns(row)
-        count = sum(text.count("<image>") for turn in turns(row) for text in turn)
+        kind, [(question, answer), *more] = row["kind"], pairs(row)
+        count = sum(text.count("<image>") for pair in pairs(row) for text in pair)
         assert count == len(row["images"]) == (not kind.startswith("text"))
         assert all(isinstance(i, Image.Image) and i.size == (64, 64) and i.mode == "RGB" for i in row["images"])
         assert question.startswith("<image>") == (kind in ("scene", "caption", "emoji"))
         assert (answer == "<image>") == (kind in GENERATING)
         assert bool(more) == (kind in ("scene", "text"))
-        assert kind not in ("scene", "text") or 6 <= len(turns(row)) <= 12
-        assert len({question for question, _ in turns(row)}) == len(turns(row))
+        assert kind not in ("scene", "text") or 6 <= len(pairs(row)) <= 12
+        assert len({question for question, _ in pairs(row)}) == len(pairs(row))
         assert kind != "emoji" or answer in names
         assert kind != "caption" or answer.endswith(" background")
         assert " at " in {"text": question, "text_t2i": answer}.get(kind, " at ")
@@ -68,7 +68,7 @@ def test_conversations_ask_yes_and_no_first_in_half_of_the_rows(world, shown):
     """Otherwise the answer to an earlier question would give some of them away."""
     data, first = WorldConversations(world, 800, {"scene": 1.0}, seed=3), 0
     for index in range(800):
-        answers = [answer in ("yes", "no") for _, answer in turns(data[index])]
+        answers = [answer in ("yes", "no") for _, answer in pairs(data[index])]
         first += answers == sorted(answers, reverse=True)
     assert first / 800 > 0.5
 

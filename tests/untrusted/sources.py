@@ -147,13 +147,13 @@ def is_picture(images: list) -> None:
     assert [image.size for image in images] == [noise().size]
 
 
-TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+MESSAGES = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
 NOT_FETCHED = f"image '{ADDRESS}' is an address, which is not fetched: download it into …"
 OUTSIDE = "{} is outside of …: move it there, or set the image folder"
 SOURCE = [
     kind("address", NOT_FETCHED)(
         case("caption", row({"bytes": b"", "path": ADDRESS})),
-        case("conversation", row({"bytes": None, "path": ADDRESS}, "llava-onevision", id="1", conversations=TURNS)),
+        case("conversation", row({"bytes": None, "path": ADDRESS}, "llava-onevision", id="1", conversations=MESSAGES)),
     ),
     kind("file outside the folder", OUTSIDE)(
         case("absolute path", row({"bytes": None, "path": "/etc/passwd"}), "image '/etc/passwd'"),
@@ -178,9 +178,9 @@ SOURCE = [
     kind("file that is removed before it is read", "data/a.tar: cannot be read (No such file or directory): put it back, or leave it out.")(removed_early),
 ]
 
-TURN = {"from": "human", "value": "<image>\nWhat is this?"}
-RECORD = {"id": "7", "image": "cat.png", "conversations": [TURN]}
-LONG = [TURN | {"value": "<image>" + "x" * 199_994}]
+MESSAGE = {"from": "human", "value": "<image>\nWhat is this?"}
+RECORD = {"id": "7", "image": "cat.png", "conversations": [MESSAGE]}
+LONG = [MESSAGE | {"value": "<image>" + "x" * 199_994}]
 
 
 def load(_: Workspace, path: str) -> list[dict]:
