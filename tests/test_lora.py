@@ -75,7 +75,7 @@ def test_trained_adapters_load_and_merge_to_the_same_model(base, batch, tmp_path
     adapted = peft.AutoPeftModel.from_pretrained(adapters, import_allowlist=["evotok"])
     found = outputs(adapted, batch)
     plain = EvoTokForConditionalGeneration.from_pretrained(base)
-    assert not torch.allclose(found, outputs(plain, batch), atol=1e-2), "nothing was learnt"
+    assert not torch.allclose(found, outputs(plain, batch), atol=1e-2), "nothing was learned"
     plain.load_adapter(adapters)
     torch.testing.assert_close(outputs(plain, batch), found, atol=0, rtol=0)
     for merged in (adapted.merge_and_unload(), load_checkpoint(adapters)):
