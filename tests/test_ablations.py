@@ -64,21 +64,21 @@ def evaluate(small, *words) -> int:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Output folder of each training -> its samples, in order."""
-    samples: dict[str, list[int]] = {}
+    """Output folder of each training -> its rows, in order."""
+    seen: dict[str, list[int]] = {}
     get, train = WorldImages.__getitem__, ablations.train
 
     def recorded_get(self, index):
-        next(reversed(samples.values())).append((self.seed, index))
+        next(reversed(seen.values())).append((self.seed, index))
         return get(self, index)
 
     def recorded_train(recipe):
-        samples[recipe.training["output_dir"]] = []
+        seen[recipe.training["output_dir"]] = []
         train(recipe)
 
     monkeypatch.setattr(WorldImages, "__getitem__", recorded_get)
     monkeypatch.setattr(ablations, "train", recorded_train)
-    return samples
+    return seen
 
 
 def test_rows_are_trained_once_and_compared_with_the_paper(small, trained, capsys, monkeypatch):
@@ -86,7 +86,7 @@ def test_rows_are_trained_once_and_compared_with_the_paper(small, trained, capsy
     assert evaluate(small, "seeds=1") == 0
     results = json.loads(capsys.readouterr().out)
     first, *others = trained.values()
-    assert len(first) >= 4 and others == [first] * 4, "rows of a seed have the same samples in the same order"
+    assert len(first) >= 4 and others == [first] * 4, "rows of a seed have the same data in the same order"
     assert results["dtype"] == "float32" and results["data"].keys() == {"world", "encoder"}
     tables = results["tables"]
     assert [row["L_sem"] for row in tables["table_4"]] == [4, 4, 16]

@@ -42,7 +42,7 @@ STAGES = {
     "sft": ["sft.yaml", *STEPS, NOISE],
     # Without noise, which depends on the number of processes.
     "gen": ["gen.yaml", *STEPS],
-    # One sample a batch: text alone, input images and generated images are never in one batch.
+    # One row a batch: text alone, input images and generated images are never in one batch.
     "unified": [
         *("unified.yaml", *STEPS, NOISE),
         *("training.per_device_train_batch_size=1", "training.dataloader_num_workers=0"),

@@ -112,15 +112,15 @@ def test_plan_of_the_paper_equals_that_by_hand():
     assert found.code_bytes == (1_281_167 + 5_000_000 + 65_000_000 + 92_256 + 80_000) * 2048
     # 6 operations a parameter and token: the language model on 316 tokens, the depth decoder on 256 x 4.
     by_hand = 6 * (7.07e9 * 316 + 6 * 12 * 2560**2 * 256 * 4 + 4 * 2560 * 32768 * 256) + 2 * 291e6 * 256
-    assert found.model.flops_a_sample == pytest.approx(by_hand, rel=0.1)
+    assert found.model.flops_a_row == pytest.approx(by_hand, rel=0.1)
     assert found.days(32) < found.days(16)
 
 
 def test_plan_of_preferences_counts_two_rows_and_the_reference():
     batch = "training.per_device_train_batch_size=4"
     sft, dpo = (plan(f"paper/{name}.yaml", batch, gpus=16) for name in ("sft", "dpo"))
-    assert dpo.model.tokens_a_sample == 2 * sft.model.tokens_a_sample and dpo.model.parts == sft.model.parts
-    assert dpo.model.flops_a_sample == pytest.approx(2 * (4 / 3) * sft.model.flops_a_sample, rel=0.02)
+    assert dpo.model.tokens_a_row == 2 * sft.model.tokens_a_row and dpo.model.parts == sft.model.parts
+    assert dpo.model.flops_a_row == pytest.approx(2 * (4 / 3) * sft.model.flops_a_row, rel=0.02)
     weights = [found.memory[True, 3].weights for found in (sft, dpo)]
     shared, _ = dpo.model.parts[TOKENIZER]
     assert weights[1] - weights[0] == pytest.approx(2 * (dpo.parameters - shared) / 16)
@@ -200,11 +200,11 @@ def test_command_prints_a_plan(capsys):
     [chosen] = [row for row in facts["memory"] if row["chosen"]]
     assert chosen["fits"] and f"{chosen['total'] / 1e9:.1f}" in out
     assert [row["gpus"] for row in facts["scaling"]] == [2**n for n in range(10)]
-    assert "samples a step, on all GPUs" in out and "in the recipe, which" not in out
+    assert "rows a step, on all GPUs" in out and "in the recipe, which" not in out
     words = ["optimizer.average_decay=0.999", "model.config.codebook_restart_threshold=1000"]
     assert main(["plan", recipe, *words, "--gpus", "4", "--gpu", "a10"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "A step has 128 samples here, but 32 in the recipe, which its steps" in out
+    assert "A step has 128 rows here, but 32 in the recipe, which its steps" in out
     assert "most are replaced at every step" in out
     assert main(["plan", recipe, "--gpu", "abacus"]) == 2
     assert "not one of h200" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def test_train_command_reports_results_as_json_and_finished_runs(recipes, tmp_pa
     [
         ("sft", "data.max_lenght=3", "Did you mean 'max_length'?"),
         ("sft", "data.name=folder", "'folder' is not one of world, llava, mixture, which the stage sft reads"),
-        ("sft", "training.max_steps=-1", "samples of world never end: set training.max_steps"),
+        ("sft", "training.max_steps=-1", "rows of world never end: set training.max_steps"),
     ],
 )
 def test_train_refuses_mistakes_in_one_line_with_exit_code_2(recipes, capsys, stage, words, message):

@@ -163,7 +163,7 @@ def chain_table() -> str:
     """Renders the budgets of the recipes of EvoTok-mini in the order of training, on CPUs and on a GPU, as Markdown."""
     from evotok.training.chain import read_chain
 
-    lines = ["| recipe | steps x samples | on a GPU | minutes on a GPU, at most |", "| --- | --- | --- | --- |"]
+    lines = ["| recipe | steps x rows | on a GPU | minutes on a GPU, at most |", "| --- | --- | --- | --- |"]
     minutes = 0.0
     for recipe, gpu in zip(*(read_chain(ROOT / "configs" / folder) for folder in ("mini", "mini/cuda")), strict=True):
         name = Path(recipe.training["output_dir"]).name

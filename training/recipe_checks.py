@@ -86,7 +86,7 @@ _IMAGES = dict.fromkeys(_LOGITS, "validation is of images, not of logits") | {
 }
 _MULTIMODAL = dict.fromkeys((*_LOGITS, *_VALIDATION), _NO_VALIDATION)
 _ENDLESS = {
-    "num_train_epochs": "samples never end: set training.max_steps",
+    "num_train_epochs": "rows never end: set training.max_steps",
     "data_seed": "training.seed is the data's, too",
 }
 _STREAM = {
@@ -170,7 +170,7 @@ def _is_neutral(value: Any, default: Any) -> bool:
 def check_max_steps(recipe: Any, max_steps: int, where: str = "recipe") -> None:
     """Raises ValueError for a training on endless data without a number of steps."""
     if _is_endless(recipe.data) and max_steps <= 0:
-        raise ValueError(f"{where}: samples of {recipe.data.name} never end: set training.max_steps, to 1 or more.")
+        raise ValueError(f"{where}: rows of {recipe.data.name} never end: set training.max_steps, to 1 or more.")
 
 
 def _is_endless(data: Any) -> bool:

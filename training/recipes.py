@@ -190,7 +190,7 @@ def _check_recipe(recipe: Recipe, where: str) -> None:
     check_options(recipe, where)
 
 
-def num_samples(arguments: "TrainingArguments") -> int:
-    """Returns the number of samples that all processes together read from endless data in `max_steps` steps."""
+def num_rows(arguments: "TrainingArguments") -> int:
+    """Returns the number of rows that all processes together read from endless data in `max_steps` steps."""
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return arguments.max_steps * batch

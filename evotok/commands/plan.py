@@ -125,7 +125,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
     """Returns the plan as JSON values; memory and sizes in bytes, None for unknown ones."""
     computing, sending = plan.seconds_a_step(plan.gpus, plan.stage)
     model = plan.model
-    tokens = model.tokens_a_sample * plan.batch
+    tokens = model.tokens_a_row * plan.batch
     memory = [
         memory._asdict()
         | {
@@ -161,7 +161,7 @@ def _facts(plan: "Plan") -> dict[str, Any]:
         "memory": memory,
         "samples_a_step": plan.batch,
         "samples_a_step_of_recipe": plan.recipe_batch,
-        "operations_a_step": model.flops_a_sample * plan.batch,
+        "operations_a_step": model.flops_a_row * plan.batch,
         "tokens_a_step": tokens,
         "computing_seconds": computing,
         "sending_seconds": sending,
@@ -209,7 +209,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         console.print(table)
     if facts["samples_a_step"] != facts["samples_a_step_of_recipe"]:
         console.print(
-            f"A step has {facts['samples_a_step']:,} samples here, but {facts['samples_a_step_of_recipe']:,} in the "
+            f"A step has {facts['samples_a_step']:,} rows here, but {facts['samples_a_step_of_recipe']:,} in the "
             "recipe, which its steps and learning rate are\nfor. Change training.per_device_train_batch_size, "
             "training.gradient_accumulation_steps or training.max_steps.\n"
         )
@@ -264,7 +264,7 @@ def _memory(facts: dict[str, Any]):
 
 def _run(facts: dict[str, Any]):
     rows = {
-        "samples a step, on all GPUs": f"{facts['samples_a_step']:,}",
+        "rows a step, on all GPUs": f"{facts['samples_a_step']:,}",
         "operations a step": f"{facts['operations_a_step'] / 1e15:,.2f} PFLOP",
         "tokens a step, images included": f"{facts['tokens_a_step']:,.0f}",
         f"a step at an MFU of {facts['mfu']:g}": (

@@ -13,7 +13,7 @@ from ...data.conversations import IndexedRows
 from ...data.world.conversations import WorldConversations, corpus
 from ...data.world.icons import load_world
 from ...processing.processing_evotok import EvoTokProcessor
-from ..recipes import Recipe, num_samples
+from ..recipes import Recipe, num_rows
 from ..trainer import EvoTokTrainer
 from .attention_init import initialize_attention
 from .text_tokenizer import train_text_tokenizer
@@ -45,7 +45,7 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> EvoTokTrainer
     if recipe.model.attn_implementation:
         model.set_attn_implementation(recipe.model.attn_implementation)
     mixture = recipe.data.mixture or _MIXTURE
-    rows = WorldConversations(world, num_samples(arguments), mixture, arguments.seed, recipe.data.block)
+    rows = WorldConversations(world, num_rows(arguments), mixture, arguments.seed, recipe.data.block)
     # Only its template and placeholders are used: conversations are formatted as in the stages that follow.
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=64, num_image_tokens=64, **recipe.processor)
     return EvoTokTrainer(

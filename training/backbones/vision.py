@@ -14,7 +14,7 @@ from ...data.world.icons import World, load_world
 from ...data.world.images import LabelledScenes, held_out_scenes, patch_labels
 from ...data.world.palette import COLORS
 from ...data.world.scenes import Scene, render_with_masks
-from ..recipes import Recipe, num_samples
+from ..recipes import Recipe, num_rows
 from ..trainer import EvoTokTrainer
 
 
@@ -146,7 +146,7 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> VisionTrainer
         model=PatchClassifier(tower, len(world.things)),
         args=arguments,
         recipe=recipe,
-        train_dataset=LabelledScenes(world, num_samples(arguments), arguments.seed, curriculum=curriculum),
+        train_dataset=LabelledScenes(world, num_rows(arguments), arguments.seed, curriculum=curriculum),
         eval_dataset={
             "single": labelled_batch(world, held_out_scenes(world, "val", EVALUATION_SCENES, single=True)),
             "scene": labelled_batch(world, held_out_scenes(world, "val", EVALUATION_SCENES)),

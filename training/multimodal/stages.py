@@ -25,7 +25,7 @@ from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.processing_evotok import EvoTokProcessor
 from ..deepspeed_setup import unsharded_weights
-from ..recipes import Recipe, num_samples
+from ..recipes import Recipe, num_rows
 from ..stages import STAGES
 from .trainer import MultimodalTrainer
 
@@ -142,7 +142,7 @@ def build_dataset(
     if data.name == "llava":
         assert data.path is not None  # `check_data` refuses None
         return IndexedRows(load_conversations(data.path, data.image_folder))
-    world, mixture, length = load_world(data.path), data.mixture or None, num_samples(arguments)
+    world, mixture, length = load_world(data.path), data.mixture or None, num_rows(arguments)
     if STAGES[recipe.stage].compares_answers:
         return IndexedRows(WorldPreferences(world, length, mixture, seed))
     return IndexedRows(WorldConversations(world, length, mixture, seed, block=data.block))

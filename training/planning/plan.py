@@ -41,8 +41,8 @@ class ModelPlan(NamedTuple):
     """Parameters of each part, and how many of them are trained."""
     profiles: dict[bool, Profile]
     """Without and with activation checkpointing."""
-    flops_a_sample: float
-    tokens_a_sample: float
+    flops_a_row: float
+    tokens_a_row: float
     hidden_size: int
     vq_config: EvoTokVQConfig
     zero_stages: tuple[int | None, ...] = (0, 1, 2, 3)
@@ -57,7 +57,7 @@ class ModelPlan(NamedTuple):
 class Plan:
     """Plan of a recipe on a number of GPUs of a kind; bytes unless stated otherwise.
 
-    `memory` is by (checkpointing, ZeRO stage or None), on one GPU; `batch` is the number of samples of a step on all
+    `memory` is by (checkpointing, ZeRO stage or None), on one GPU; `batch` is the number of rows of a step on all
     GPUs, `recipe_batch` that on as many as the recipe is written for, without overrides; `steps` is None where the
     recipe counts epochs; `bucket` is the number of elements that DeepSpeed reduces at once.
     """
@@ -117,7 +117,7 @@ class Plan:
 
     def seconds_a_step(self, gpus: int, stage: int | None) -> tuple[float, float]:
         """Returns seconds of computing, at the MFU of the plan, and of sending, for one step on a number of GPUs."""
-        computing = self.batch / self.gpus * self.model.flops_a_sample / (self.gpu.flops * self.mfu)
+        computing = self.batch / self.gpus * self.model.flops_a_row / (self.gpu.flops * self.mfu)
         bandwidth = self.gpu.node_bandwidth if gpus <= GPUS_A_NODE else self.gpu.network_bandwidth
         rounds = self.recipe.training.get("gradient_accumulation_steps", 1) if stage in (2, 3) else 1
         return computing, self.sent_a_step(gpus, stage) * rounds / bandwidth
@@ -136,7 +136,7 @@ class Plan:
         return checkpoint_bytes(sharding, self._outside(self.stage), adapters=bool(self.recipe.lora)) + self.ema_bytes
 
     def days(self, gpus: int) -> float | None:
-        """Returns days for the samples of the recipe: computing and sending overlap, the longer one counts."""
+        """Returns days for the rows of the recipe: computing and sending overlap, the longer one counts."""
         if self.steps is None:
             return None
         return self.steps * self.gpus / gpus * max(self.seconds_a_step(gpus, self.stage)) / 86400
@@ -172,13 +172,13 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
         offload=offload,
         bucket=0 if bucket == "auto" else int(bucket),
         checkpointing=bool(training.get("gradient_checkpointing")),
-        batch=_samples_a_step(recipe, gpus),
-        recipe_batch=_samples_a_step(as_written, as_written.gpus),
+        batch=_rows_a_step(recipe, gpus),
+        recipe_batch=_rows_a_step(as_written, as_written.gpus),
         steps=training["max_steps"] if training.get("max_steps", -1) > 0 else None,
     )
 
 
-def _samples_a_step(recipe: Recipe, gpus: int) -> int:
+def _rows_a_step(recipe: Recipe, gpus: int) -> int:
     training = recipe.training
     return training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1) * gpus
 
@@ -210,8 +210,8 @@ def plan_tokenizer(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelPl
     return ModelPlan(
         parts={name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()},
         profiles={on: profile_step(model, lambda _: run_tokenizer(model, batch), on) for on in (False, True)},
-        flops_a_sample=count_flops(model, lambda _: run_tokenizer(model, 1)) + encoding_flops(model) * (1 + teacher),
-        tokens_a_sample=model.config.num_positions,
+        flops_a_row=count_flops(model, lambda _: run_tokenizer(model, 1)) + encoding_flops(model) * (1 + teacher),
+        tokens_a_row=model.config.num_positions,
         hidden_size=model.config.hidden_size,
         vq_config=model.config,
         zero_stages=(None, 1, 2),
@@ -248,19 +248,19 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     model.train()
 
     positions, shares = config.vq_config.num_positions, task_shares(recipe)
-    answers = 2 if STAGES[recipe.stage].compares_answers else 1  # rows of a sample
-    flops_a_sample = tokens_a_sample = 0.0
+    answers = 2 if STAGES[recipe.stage].compares_answers else 1  # sequences of a row
+    flops_a_row = tokens_a_row = 0.0
     for task, share in shares.items():
         text, labels = TEXT_TOKENS[task]
         rows = Rows(1, positions + text, labels, int(task == "understanding"), int(task == "generation"))
         flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
         if answers == 2:  # the reference evaluates both answers, too
             flops += count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows), backward=False)
-        flops_a_sample += share * answers * flops
-        tokens_a_sample += share * answers * rows.length
+        flops_a_row += share * answers * flops
+        tokens_a_row += share * answers * rows.length
     if not _from_codes(recipe):
         vq_model.float()
-        flops_a_sample += answers * encoding_flops(vq_model)
+        flops_a_row += answers * encoding_flops(vq_model)
 
     # Memory is for the largest batch: every row of the maximum length, all its text as targets. It is an upper bound
     # for preferences, since TRL computes the scores by tiles of the vocabulary.
@@ -274,7 +274,7 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     for on in (False, True):
         peaks = [profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), on) for rows in largest]
         profiles[on] = Profile(max(peak.released for peak in peaks), max(peak.held for peak in peaks))
-    return ModelPlan(parts, profiles, flops_a_sample, tokens_a_sample, config.text_config.hidden_size, config.vq_config)
+    return ModelPlan(parts, profiles, flops_a_row, tokens_a_row, config.text_config.hidden_size, config.vq_config)
 
 
 def _count_parts(model: nn.Module, counted: dict[str, nn.Module], lora: bool) -> dict[str, tuple[int, int]]:
@@ -291,7 +291,7 @@ def _count_parts(model: nn.Module, counted: dict[str, nn.Module], lora: bool) ->
 
 
 def task_shares(recipe: Recipe) -> dict[str, float]:
-    """Returns the shares of the samples by task, `understanding` and `generation`."""
+    """Returns the shares of the rows by task, `understanding` and `generation`."""
     if recipe.data.name != "mixture":
         return dict(STAGES[recipe.stage].tasks)
     weights: dict[str, float] = {}

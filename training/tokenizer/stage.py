@@ -17,7 +17,7 @@ from ...eval.teachers import EfficientNetTeacher, SiglipTeacher, build_lpips
 from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..deepspeed_setup import tokenizer_engine
-from ..recipes import Recipe, num_samples
+from ..recipes import Recipe, num_rows
 from .trainer import TokenizerTrainer
 from .variants import VARIANTS
 
@@ -100,7 +100,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
 
     Args:
         recipe: names the data.
-        arguments: number of samples, and the seed of their order.
+        arguments: number of images, and the seed of their order.
         image_size: side of the images in pixels.
 
     Raises:
@@ -114,7 +114,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
             "set encoder_config.image_size to that, or take other data."
         )
     world, mixture = load_world(recipe.data.path), recipe.data.mixture or None
-    return WorldImages(world, num_samples(arguments), mixture, arguments.seed)
+    return WorldImages(world, num_rows(arguments), mixture, arguments.seed)
 
 
 def build_validation(recipe: Recipe, size: int, arguments: TrainingArguments) -> torch.Tensor | None:
