@@ -17,7 +17,7 @@ from evotok.eval.suites.trajectory import Options, check
 
 pytest.importorskip("sklearn")
 
-PICTURES = ("trajectory.svg", "trajectory.png", "tsne.svg", "tsne.png", "clusters.png", "reconstructions.png")
+IMAGES = ("trajectory.svg", "trajectory.png", "tsne.svg", "tsne.png", "clusters.png", "reconstructions.png")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_scenes_of_held_out_styles_are_measured_at_every_depth(checkpoint, tmp_p
     clusters = results["tables"]["clusters"]
     assert [row["depth"] for row in clusters] == [1, 4]
     assert clusters[0].keys() == {"depth", "thing", "color", "background"}
-    for name in PICTURES:
+    for name in IMAGES:
         assert (tmp_path / name).stat().st_size > 3000, name
     with (tmp_path / "tsne.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 40 * LEVELS

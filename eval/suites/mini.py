@@ -153,6 +153,6 @@ def _merge(evaluation: Evaluation, world: World, model: Any, reports: list[Repor
         with_targets(figures),
         tables,
         data={"world": sha256(*sorted(path for path in world.root.iterdir() if path.is_file()))},
-        pictures=sheets if "composition" in evaluation.options.parts else {},
+        images=sheets if "composition" in evaluation.options.parts else {},
         notes=[NOTES[name] for name in PARTS if name in evaluation.options.parts],
     )
