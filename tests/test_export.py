@@ -15,7 +15,7 @@ from transformers.utils import hub
 from evotok import EvoTokForConditionalGeneration, EvoTokModel, EvoTokProcessor
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset
-from evotok.commands.files import filled_folder
+from evotok.commands.files import add_files
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,13 @@ def test_export_changes_nothing_after_a_mistake(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_filled_folder_is_changed_as_a_whole_or_not_at_all(tmp_path):
+def test_add_files_is_changed_as_a_whole_or_not_at_all(tmp_path):
     (tmp_path / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), filled_folder(tmp_path, ["*.txt"]) as part:
+    with pytest.raises(RuntimeError), add_files(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
-    with filled_folder(tmp_path, ["*.txt"]) as part:
+    with add_files(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
 

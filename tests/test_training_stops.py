@@ -11,7 +11,7 @@ from test_training import losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
 from evotok.training import trainer as trainer_module
-from evotok.training.resuming.checkpoints import atomic_directory, last_complete_checkpoint, name_full_disk
+from evotok.training.resuming.checkpoints import atomic_directory, last_complete_checkpoint, translate_disk_errors
 from evotok.training.train import main
 
 
@@ -124,6 +124,6 @@ def test_atomic_directory_names_a_folder_that_another_process_removed(tmp_path, 
         write(folder / "file")
 
 
-def test_name_full_disk_raises_other_errors_unchanged(tmp_path):
-    with pytest.raises(RuntimeError, match="out of memory"), name_full_disk(tmp_path / "checkpoint-1"):
+def test_translate_disk_errors_raises_other_errors_unchanged(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), translate_disk_errors(tmp_path / "checkpoint-1"):
         raise RuntimeError("out of memory")
