@@ -72,7 +72,7 @@ class ShardInfo:
 
     @property
     def origin(self) -> tuple:
-        """What two shards must have in common for their codes to mean the same."""
+        """Returns the fields that must be equal for two shards to be used together."""
         return self.tokenizer, self.positions, self.levels, self.preparation
 
     @classmethod
@@ -164,7 +164,7 @@ def code_row(row: dict, info: ShardInfo) -> dict:
 
 
 def check_tokenizer(info: ShardInfo, expected: ShardInfo, where: str) -> None:
-    """Checks that codes mean the same to a model as to the tokenizer that wrote them.
+    """Checks that code shards were written with this model's tokenizer.
 
     Raises:
         ValueError: another tokenizer, another number of levels, or images prepared in another way.

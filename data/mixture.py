@@ -71,8 +71,7 @@ class _SourceReader:
     def __iter__(self) -> Iterator[dict]:
         rows, empty = self.source.rows, 0
         while empty < _MAX_EMPTY:
-            # In their own order all readers would go through the alphabet together, and a run might never reach its
-            # end.
+            # Unshuffled shards would be read in alphabetical order, and a short run would omit the last ones.
             order = np.random.default_rng(self.epoch).permutation(len(rows.shards))[self.group :: self.groups]
             empty += 1
             while self.shard < len(order):

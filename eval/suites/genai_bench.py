@@ -89,7 +89,7 @@ def run(evaluation: Evaluation) -> Report:
     data = {option: evaluation.files[option] for option in ("prompts", "skills")}
     report = Report(figures={}, data=data, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
-        report.notes.append(f"A first impression: {len(prompts)} of {len(everything)} prompts.")
+        report.notes.append(f"An estimate from {len(prompts)} of {len(everything)} prompts.")
     for suffix in wordings:
         scores = _score(evaluation, scorer, prompts, folder / f"pictures{suffix}")
         of_skill = mean_scores(scores, skills)

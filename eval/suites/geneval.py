@@ -82,7 +82,7 @@ def run(evaluation: Evaluation) -> Report:
     judges = Judges(options, workers.state.device)
     report = Report(figures={}, data={"prompts": evaluation.files["prompts"]}, notes=[NOTE], dtype=dtype)
     if options.limit is not None:
-        report.notes.append(f"A first impression: at most {options.limit} prompts of each task.")
+        report.notes.append(f"An estimate from at most {options.limit} prompts of each task.")
     for suffix in wordings:
         folder = evaluation.folder / f"pictures{suffix}"
         faults = workers.map(

@@ -3,7 +3,7 @@
 Each part is kept when it is measured, so that an interrupted run is continued.
 
     evotok eval mini runs/mini/gen
-    evotok eval mini mini --config configs/eval/mini-quick.yaml     few samples of everything
+    evotok eval mini mini --config configs/eval/mini-quick.yaml     an estimate from few questions and prompts
 """
 
 import importlib.util
