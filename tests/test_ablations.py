@@ -22,7 +22,7 @@ from evotok.training.tokenizer import stage as tokenizer_stage
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_recipes_differ_from_the_method_only_in_the_model():
+def test_recipes_differ_in_the_model_only():
     recipes = {name: vars(read_recipe(ROOT / f"configs/ablations/{name}.yaml")) for name in ROWS}
     method = recipes[METHOD]
     variants = {"semantic-to-pixel": "reversed", "layers": "layers", "branches": "branches"}
@@ -148,7 +148,7 @@ def test_row_depends_on_data_device_and_releases():
         (["encoder=nowhere"], "encoder=nowhere: no vision tower there: give the folder of one"),
     ],
 )
-def test_mistakes_are_refused_before_training(words, message, tmp_path, capsys):
+def test_bad_options_are_refused_before_training(words, message, tmp_path, capsys):
     assert main(["eval", "ablations", *words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -176,7 +176,7 @@ def test_several_processes_are_refused(monkeypatch, tmp_path, capsys):
     assert "run it without torchrun" in capsys.readouterr().err
 
 
-def test_compare_needs_every_seed_for_an_ordering_to_hold():
+def test_compare_requires_every_seed_for_an_ordering():
     claim = Claim("psnr", "PSNR", {"a": 20.0, "b": 21.0})
     seeds = {"a": [{"psnr": 1.0}, {"psnr": 2.0}]}
     for of_b, verdict in (([1.5, 2.5], "holds"), ([1.5, 1.5], "undecided"), ([0.5, 1.5], "reversed")):

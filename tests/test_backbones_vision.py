@@ -80,7 +80,7 @@ def test_patch_losses_are_cross_entropies_of_known_labels():
     )
 
 
-def test_evaluation_counts_only_patches_with_a_thing(classifier, world, tmp_path, monkeypatch):
+def test_evaluation_counts_patches_with_a_thing_only(classifier, world, tmp_path, monkeypatch):
     labels = labelled_batch(world, held_out_scenes(world, "val", 5))
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", per_device_eval_batch_size=2, remove_unused_columns=False

@@ -56,12 +56,12 @@ def run(callback, clock, seconds_a_step, steps=100):
     return rates, control
 
 
-def test_time_box_does_not_change_a_fast_run(clock):
+def test_time_limit_leaves_a_fast_run_unchanged(clock):
     rates, control = run(TimeLimitCallback(minutes=10), clock, seconds_a_step=1)
     assert rates == pytest.approx(run(None, clock, 1)[0]) and not control.should_training_stop
 
 
-def test_time_box_ends_a_slow_run_with_its_schedule_at_the_end(clock):
+def test_time_limit_ends_a_slow_run_with_its_schedule(clock):
     rates, control = run(TimeLimitCallback(minutes=1), clock, seconds_a_step=2)  # 30 of 100 steps
     assert len(rates) == 30 and control.should_save and control.should_log
     peak = rates.index(max(rates))
@@ -69,7 +69,7 @@ def test_time_box_ends_a_slow_run_with_its_schedule_at_the_end(clock):
     assert max(rates) > 0.9 and rates[-1] < 0.02
 
 
-def test_time_box_counts_the_minutes_before_a_checkpoint(clock):
+def test_time_limit_counts_the_minutes_before_a_checkpoint(clock):
     callback = TimeLimitCallback(minutes=1)
     run(callback, clock, seconds_a_step=1, steps=40)
     saved = {"TimeLimitCallback": callback.state()}
@@ -92,7 +92,7 @@ def test_time_box_counts_the_minutes_before_a_checkpoint(clock):
     assert control.should_training_stop and scheduler.get_last_lr() == [0.0], "nothing is left of half a minute"
 
 
-def test_time_box_of_a_recipe(tmp_path):
+def test_time_limit_callbacks_follow_the_recipe(tmp_path):
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     assert time_limit_callbacks(Recipe("tokenizer"), arguments) == []
     [callback] = time_limit_callbacks(Recipe("tokenizer", max_minutes=3), arguments)
@@ -101,7 +101,7 @@ def test_time_box_of_a_recipe(tmp_path):
         time_limit_callbacks(Recipe("tokenizer", max_minutes=3), SimpleNamespace(world_size=2))
 
 
-def test_stage_with_a_time_limit_ends_with_checkpoint_and_model(tmp_path, monkeypatch):
+def test_stage_with_a_time_limit_saves_checkpoint_and_model(tmp_path, monkeypatch):
     """Within the first of 1,000 steps; started again, it is finished."""
     recipe = RECIPE | {"max_minutes": 1e-4, "training": RECIPE["training"] | {"output_dir": str(tmp_path / "run")}}
     recipe["training"] |= {"max_steps": 1000, "save_steps": 1000, "eval_strategy": "no"}
@@ -122,7 +122,7 @@ def test_stage_with_a_time_limit_ends_with_checkpoint_and_model(tmp_path, monkey
     assert train()["global_step"] <= state["global_step"] + 1
 
 
-def test_time_box_ends_runs_with_other_schedules(clock):
+def test_time_limit_ends_runs_with_other_schedules(clock):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     callback, control = TimeLimitCallback(minutes=1), TrainerControl()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)

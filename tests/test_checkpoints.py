@@ -73,7 +73,7 @@ def test_unfinished_checkpoints_are_skipped(tmp_path):
     assert find_resumable_checkpoint(tmp_path) == last_complete_checkpoint(tmp_path) == str(complete)
 
 
-def test_rotation_goes_by_steps_and_ignores_dates(tmp_path):
+def test_rotation_orders_by_step_and_ignores_dates(tmp_path):
     for step in (8, 10, 12):
         make_checkpoint(tmp_path, step)
         os.utime(tmp_path / f"checkpoint-{step}", (10**9 - step, 10**9 - step))  # the newest has the oldest date
@@ -86,7 +86,7 @@ def test_rotation_goes_by_steps_and_ignores_dates(tmp_path):
     assert steps(tmp_path) == [12]
 
 
-def test_rotation_neither_counts_nor_removes_later_damaged_checkpoints(tmp_path):
+def test_rotation_ignores_later_damaged_checkpoints(tmp_path):
     for step in (2, 4, 90):
         make_checkpoint(tmp_path, step)
     spoil(tmp_path / "checkpoint-90" / "trainer_state.json", "cut")
@@ -159,7 +159,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_processes_that_find_different_checkpoints_stop(recipes, tmp_path):  # noqa: F811
+def test_processes_with_different_checkpoints_stop(recipes, tmp_path):  # noqa: F811
     """As on two nodes without common storage, of which only the first has saved."""
     for rank in (0, 1):
         (tmp_path / f"node{rank}").mkdir()

@@ -59,7 +59,7 @@ def request_states(config, how: str) -> dict:
     return {}
 
 
-def test_missing_weights_are_initialised_like_new_ones(model_class, config, monkeypatch):
+def test_missing_weights_are_initialized_like_new_ones(model_class, config, monkeypatch):
     initialize = PreTrainedModel._initialize_weights
 
     def initialize_seeded(*args, **kwargs):

@@ -59,7 +59,7 @@ def connect(port: int) -> socket.socket:
     return connection
 
 
-def test_an_answer_that_is_not_received_is_given_up(serve, monkeypatch):
+def test_unread_response_is_aborted(serve, monkeypatch):
     """Else it would stay in the server's memory, and keep its place, for as long as the client likes."""
     monkeypatch.setattr(TimedConnection, "write_seconds", 0.5)
     application = Application(64)
@@ -67,7 +67,7 @@ def test_an_answer_that_is_not_received_is_given_up(serve, monkeypatch):
         assert application.ended.wait(30)
 
 
-def test_an_answer_that_is_received_slowly_is_whole(serve):
+def test_slowly_read_response_is_complete(serve):
     application, received = Application(8), 0
     with connect(serve(application)) as connection:
         assert not application.ended.wait(0.2), "it is too large for the buffers"
@@ -76,7 +76,7 @@ def test_an_answer_that_is_received_slowly_is_whole(serve):
     assert received > 8 * 2**20
 
 
-def test_the_time_ends_with_the_pause():
+def test_write_timer_is_cancelled_on_resume():
     connection = TimedConnection.__new__(TimedConnection)
     connection.flow, connection.loop, connection.transport = Mock(), Mock(), Mock()
     connection.pause_writing()
@@ -91,5 +91,5 @@ def test_the_time_ends_with_the_pause():
     [("localhost", True), ("LOCALHOST:1", True), ("127.0.0.1:8000", True), ("[::1]", True), ("a.example.org", True)]
     + [("example.org", False), ("localhost.evil.example", False), ("", False), ("[", False), ("[::1", False)],
 )
-def test_names_of_this_machine(host, is_own):
+def test_is_own_host_accepts_own_names_only(host, is_own):
     assert is_own_host(host, ("localhost", ".example.org")) is is_own

@@ -97,7 +97,7 @@ def check_tokenizer(model, state, pixels, size=None):
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def test_tokenizer_has_the_codes_pixels_and_semantics_of_the_release(converted, state, pixels):
+def test_tokenizer_equals_the_release(converted, state, pixels):
     model = EvoTokVQModel.from_pretrained(converted)
     check_tokenizer(model, state, pixels)
     config = model.config
@@ -146,7 +146,7 @@ def variants():
 
 
 @pytest.mark.parametrize("name", variants())
-def test_tokenizer_files_of_each_form(name, state, pixels, tmp_path):
+def test_tokenizer_files_of_each_form_are_read(name, state, pixels, tmp_path):
     torch.save(variants()[name](state), tmp_path / "any.pt", _use_new_zipfile_serialization=name != "ddp")
     assert convert(tmp_path / "any.pt", "--out", tmp_path / "ours") == 0
     model = EvoTokVQModel.from_pretrained(tmp_path / "ours")
@@ -187,7 +187,7 @@ def test_tokenizer_of_patch_14_resizes_its_reconstructions(tmp_path):
         (1152, 14, 378, {}, 378, 378, 16),
     ],
 )
-def test_tokenizer_config_of_released_sizes(width, patch, side, facts, choice, size, heads):
+def test_tokenizer_config_has_the_released_sizes(width, patch, side, facts, choice, size, heads):
     """Of tensors of the released widths that have shapes only."""
     state = make_tokenizer(width=12, patch=patch, image=side, widths=(32,) * 5)
     wide = {
@@ -302,7 +302,7 @@ def check_model(model, release, pixels):
     close(model(ids, **images, labels=labels).image_loss, loss)
 
 
-def test_both_models_are_merged(merged, release, pixels):
+def test_merged_model_equals_both_releases(merged, release, pixels):
     model = load(merged)
     check_tokenizer(model.model.vq_model, release["tokenizer"], pixels)
     check_model(model, release, pixels)
@@ -410,7 +410,7 @@ def test_export_has_the_fields_that_the_releases_code_reads(trained_here):
     assert arguments.depth_heads == 4, "the file of the depth decoder has no arguments"
 
 
-def test_heads_of_the_depth_decoder_are_those_of_the_arguments(release):
+def test_depth_decoder_config_has_the_heads_of_the_arguments(release):
     piece = Piece(DEPTH_DECODER, pathlib.Path("x"), release["depth"], {})
     for facts, choices, heads in (
         ({}, Choices(), 40),
@@ -445,7 +445,7 @@ def test_model_converted_back_is_equal(merged, release, pixels, tmp_path):
     assert before == after
 
 
-def test_files_of_stage_one_and_a_base_model(release, pixels, tmp_path, capsys):
+def test_stage_one_files_are_merged_with_a_base_model(release, pixels, tmp_path, capsys):
     """The base model's tables are shorter and its tokenizer lacks the start and end tokens; those were trained."""
     table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
     source = tmp_path / "source"
@@ -488,7 +488,7 @@ def test_spare_rows_of_a_base_model_are_cut_off(release, tmp_path):
     close(model.lm_head.weight[300:303], head[:300].mean(0).expand(3, -1))
 
 
-def test_tied_tables_without_a_text_tokenizer(release, tmp_path):
+def test_tied_tables_are_converted_without_a_text_tokenizer(release, tmp_path):
     """Placeholders get rows of their own; start and end are the last two of the release's."""
     tensors = {name: x for name, x in release["language"].items() if name != "lm_head.weight"}
     tensors |= prefixed(PROJECTOR, release["generation"]) | prefixed(DEPTH, release["depth"])
@@ -505,7 +505,7 @@ def test_tied_tables_without_a_text_tokenizer(release, tmp_path):
     assert config["vocab_size"] == 303 and config["tie_word_embeddings"] and config["torch_dtype"] == "bfloat16"
 
 
-def test_different_language_models_need_a_choice(release, tmp_path, capsys):
+def test_different_language_models_require_a_choice(release, tmp_path, capsys):
     folder = tmp_path / "models"
     shutil.copytree(release["folder"], folder)
     path = folder / "understanding" / "model.safetensors"
@@ -546,7 +546,7 @@ def test_pickles_with_calls_are_refused(place, function, name, tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_paths_and_enums_in_the_arguments_are_read(state, tmp_path):
+def test_paths_and_enums_in_arguments_are_read(state, tmp_path):
     program = types.ModuleType("a_program_that_is_not_here")
     kind = enum.Enum("Kind", {"EVOTOK": "evotok"}, module=program.__name__)
     program.Kind = kind
@@ -615,7 +615,7 @@ def test_damaged_folders_are_refused(spoil, message, release, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
 
 
-def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
+def test_convert_refuses_bad_arguments(release, converted, tmp_path, capsys):
     last = tmp_path / "last.pt"
     save_tokenizer(last, release["tokenizer"])
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")

@@ -45,7 +45,7 @@ def test_data_check_reports_rows_and_shows_images(tmp_path, capsys):
     assert names == {"image-folder.png", "llava-pretrain.png", "rlaif-v.png"}
 
 
-def test_data_check_ends_with_code_2_after_all_sources(tmp_path, capsys):
+def test_data_check_exits_with_2_after_all_sources(tmp_path, capsys):
     images = tmp_path / "pictures"
     write_images(images, "red.png")
     path = recipe(tmp_path, {"source": "cambrian", "path": "nowhere"}, {"source": "image-folder", "path": str(images)})

@@ -52,7 +52,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_every_block_works(path, workplace, monkeypatch):
+def test_code_blocks_run(path, workplace, monkeypatch):
     namespace: dict = {"__name__": "__main__"}
     checks = {
         "python": lambda code: exec(compile(code, name(path), "exec"), namespace),  # noqa: S102 - our own pages
@@ -67,7 +67,7 @@ def test_every_block_works(path, workplace, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_commands_above_recipes_work(path):
+def test_commands_above_recipes_parse(path):
     """The first lines of a recipe say how it is run; what follows after two spaces is prose."""
     text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
     for line in re.findall(r"^#   ((?:evotok|torchrun) .*?)(?:  .*)?$", text, re.MULTILINE):
@@ -172,7 +172,7 @@ def test_contributing_names_the_functions_of_the_walks():
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
-def test_links_and_pictures_are_there(path):
+def test_links_and_images_exist(path):
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text(encoding="utf-8")):
         linked = path.parent / target if target else path
         assert linked.exists(), target
@@ -198,7 +198,7 @@ def test_notebooks_run(path, tmp_path):
     assert len(pictures) >= 4
 
 
-def test_the_pages_build_without_warnings(tmp_path):
+def test_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
     assert result.returncode == 0 and not result.stderr.strip(), result.stderr[-3000:]

@@ -169,7 +169,7 @@ def test_training_of_adapters_resumes_bit_equal(base, tmp_path):
 
 
 @needs_deepspeed
-def test_training_with_offload_equals_training_without(base, tmp_path):
+def test_training_with_offload_equals_training_without_it(base, tmp_path):
     """The DeepSpeed file of the recipes for 24 GB, but with torch's AdamW: DeepSpeed's for CPUs must be compiled."""
     whole = Path(train_adapters("gen", base, tmp_path / "whole", save_strategy="steps", save_steps=1))
     settings = json.loads((ROOT / "configs/deepspeed/zero2-offload.json").read_text())

@@ -79,7 +79,7 @@ def test_readers_of_one_shard_resume_and_read_one_shard_each(number):
 
 
 @pytest.mark.parametrize("name", ["parquet-pairs", "image-folder", "opengpt-4o-image"])
-def test_readers_do_not_go_through_the_alphabet(name, tmp_path):
+def test_readers_read_shards_in_random_order(name, tmp_path):
     """A run may end long before it has seen all: the first rows of each reader are of both halves."""
     captions = [f"{letter} {n}" for letter in "abcdefghijklmnopqrst" for n in range(10)]
     if name == "parquet-pairs":
@@ -97,7 +97,7 @@ def test_readers_do_not_go_through_the_alphabet(name, tmp_path):
         assert min(letters) < "k" <= max(letters)
 
 
-def test_stream_keeps_weights_and_numbers_rows_uniquely():
+def test_stream_keeps_weights_and_unique_indices():
     sources = [source("a", 50, 5, weight=3.0), source("b", 50, 5, weight=1.0)]
     batches = [b for rank in range(2) for b in take(stream(sources, rank=rank, world_size=2), 150)]
     counts = Counter(value[0] for batch in batches for value in batch["values"])
@@ -215,7 +215,7 @@ def test_stream_refuses_sources_without_rows(opened, rank, message):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loader_leaves_the_random_generator_alone(workers, tmp_path):
+def test_loader_keeps_the_state_of_the_generator(workers, tmp_path):
     """A checkpoint has restored it: dropout would differ from that of a run that was not killed."""
     arguments = TrainingArguments(tmp_path, dataloader_num_workers=workers, report_to="none", use_cpu=True)
     before = torch.get_rng_state()

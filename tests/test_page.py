@@ -100,7 +100,7 @@ def can_generate(visitor, session):
 # --- Chat -------------------------------------------------------------------------------------------------------------
 
 
-def test_question_is_shown_before_the_first_token(visitor, white, monkeypatch):
+def test_question_appears_before_the_first_token(visitor, white, monkeypatch):
     released = threading.Event()
 
     def stream_answer(*_):
@@ -219,7 +219,7 @@ def test_refused_image_clears_the_results_of_the_image_before(visitor):
         ("other", "change", lambda file: [file]),
     ],
 )
-def test_bad_image_gets_one_line_in_each_field(visitor, field, event, data):
+def test_bad_image_is_reported_in_one_line_in_each_field(visitor, field, event, data):
     messages = visitor.ask(field, data(visitor.upload("bad.png", b"\x89PNG\r\n\x1a\n cut")), event, f"bad-{field}")
     check_harmless(json.dumps(messages))
     [line] = warnings(messages)
@@ -243,7 +243,7 @@ def test_addresses_are_not_fetched(visitor, monkeypatch):
     assert [(response.status_code, response.text) for response in responses] == [refused] * 2
 
 
-def test_request_that_gradio_fails_on_is_refused(visitor, capfd):
+def test_malformed_gradio_request_is_refused(visitor, capfd):
     [path] = visitor.client.post(f"{API}/upload", files={"files": ("a.png", b"no image")}).json()
     assert visitor.client.get(f"{API}/file={path}").content == b"no image"
     response = visitor.client.get(f"{API}/file={path}", headers={"range": "bytes=0-1-2"})
@@ -251,7 +251,7 @@ def test_request_that_gradio_fails_on_is_refused(visitor, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_error_of_the_program_is_shown_without_its_traceback(visitor, monkeypatch):
+def test_program_error_is_shown_without_its_traceback(visitor, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
@@ -274,7 +274,7 @@ def test_disconnected_visitor_ends_the_generation(visitor):
             assert not thread.is_alive()
 
 
-def test_page_over_a_server_has_no_tab_that_needs_the_model(tmp_path):
+def test_page_over_a_server_has_no_tabs_of_the_model(tmp_path):
     from evotok.app.page import build_page
     from evotok.serving.client import ServerClient
 

@@ -72,7 +72,7 @@ def answers(page):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_chat_about_an_upload(visit, tmp_path, size):
+def test_chat_answers_about_an_upload(visit, tmp_path, size):
     Image.new("RGB", (200, 120), (220, 30, 30)).save(tmp_path / "red.png")
     page = visit("Chat", size)
     page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
@@ -87,7 +87,7 @@ def test_chat_about_an_upload(visit, tmp_path, size):
     expect(answers(page)).to_have_count(0)
 
 
-def test_paste_of_a_copied_image(visit, tmp_path):
+def test_copied_image_can_be_pasted(visit, tmp_path):
     """With Ctrl+V into the question, and with the button of the tab Look inside."""
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
     page = visit("Chat")
@@ -148,7 +148,7 @@ def test_generation_stops_and_starts_again(visit, monkeypatch):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_look_inside_and_swap(visit, tmp_path, size):
+def test_look_inside_decodes_and_swaps(visit, tmp_path, size):
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
     page = visit("Look inside", size)
     page.locator("#source input[type=file]").set_input_files(tmp_path / "grey.png")

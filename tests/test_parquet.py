@@ -27,7 +27,7 @@ def repeated(value, rows):
         {"use_dictionary": False, "column_encoding": {"id": "DELTA_BYTE_ARRAY"}},
     ],
 )
-def test_read_parquet_gives_the_rows_written(tmp_path, options):
+def test_read_parquet_returns_the_written_rows(tmp_path, options):
     rows = [
         {
             "id": f"row {number}",
@@ -45,7 +45,7 @@ def test_read_parquet_gives_the_rows_written(tmp_path, options):
     assert list(read_parquet(empty)) == []
 
 
-def test_read_parquet_reads_few_rows_with_a_large_shared_value_at_once(tmp_path):
+def test_read_parquet_reads_few_rows_with_large_shared_values(tmp_path):
     """Up to 64 MB and twenty times the bytes on the disk."""
     table = pa.table({"caption": repeated("x" * 8_000_000, 1000)})
     path = write(tmp_path / "a.parquet", table)
@@ -105,7 +105,7 @@ def varint(value, length=0):
     return bytes([*encoded[:-1], encoded[-1] & 127])
 
 
-def test_read_parquet_checks_page_headers_and_not_the_footer(tmp_path):
+def test_read_parquet_checks_page_headers(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, pa.table({"a": [bytes(70_000_000)]}), compression="zstd", use_dictionary=False)
     size = pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size

@@ -45,7 +45,7 @@ def plan(path, *words, gpus=None, gpu="h100"):
     return make_plan(CONFIGS / path, list(words), gpus, GPUS[gpu], 0.4)
 
 
-def test_profile_and_flops_of_a_step_equal_those_by_hand():
+def test_profile_and_flops_equal_hand_computed_values():
     with torch.device("meta"):
         tower = Tower(256, 4)
         inputs = torch.empty(512, 256)
@@ -76,7 +76,7 @@ def test_estimate_shards_by_zero_stage():
     assert (plain.weights, plain.gradients, plain.optimizer) == (8000, 4000, 8000)
 
 
-def test_communication_by_zero_stage():
+def test_communication_depends_on_the_zero_stage():
     assert communication(1000, 1000, stage=2, processes=1) == 0
     assert communication(1000, 1000, stage=2, processes=4) == 2 * 1000 * 2 * 3 / 4
     assert communication(1000, 1000, stage=3, processes=4) == 1.5 * communication(1000, 1000, 2, 4)
@@ -104,7 +104,7 @@ def test_recipes_fit_their_gpus(path):
         assert found.trainable == pytest.approx(161_480_704 + 12_966_912 + 817_027_072, rel=1e-3)
 
 
-def test_plan_of_the_paper_equals_that_by_hand():
+def test_plan_of_the_paper_equals_hand_computed_values():
     found = plan("paper/gen.yaml", gpus=16)
     assert found.parameters == 8_853_349_003 and found.batch == 128
     outside = found.model.parts[TOKENIZER][0]  # in fp32, outside of DeepSpeed
@@ -116,7 +116,7 @@ def test_plan_of_the_paper_equals_that_by_hand():
     assert found.days(32) < found.days(16)
 
 
-def test_plan_of_preferences_counts_two_rows_and_the_reference():
+def test_plan_of_preferences_counts_two_answers_and_the_reference():
     batch = "training.per_device_train_batch_size=4"
     sft, dpo = (plan(f"paper/{name}.yaml", batch, gpus=16) for name in ("sft", "dpo"))
     assert dpo.model.tokens_a_row == 2 * sft.model.tokens_a_row and dpo.model.parts == sft.model.parts
@@ -171,7 +171,7 @@ def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engin
     assert sum(path.stat().st_size for path in files) == pytest.approx(found.checkpoint_bytes, rel=0.05)
 
 
-def test_find_config_needs_no_checkpoint():
+def test_find_config_requires_no_checkpoint():
     path = CONFIGS / "mini/gen.yaml"
     config = find_config(read_recipe(path), path)
     assert config.text_config.hidden_size == 256 and config.text_config.vocab_size == 1024
@@ -188,7 +188,7 @@ def test_stages_of_minutes_are_not_planned():
             plan(f"mini/{stage}.yaml", gpus=1)
 
 
-def test_command_prints_a_plan(capsys):
+def test_plan_command_prints_a_plan(capsys):
     recipe = str(CONFIGS / "mini/tokenizer.yaml")
     assert main(["plan", recipe, "--gpus", "1", "--gpu", "a10"]) == 0
     out = capsys.readouterr().out

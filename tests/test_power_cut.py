@@ -98,7 +98,7 @@ def test_power_cut_at_any_moment_leaves_a_complete_checkpoint(recipes, image, tm
     assert found == sorted(found) and set(found) == {0, 2, 4}, "a complete checkpoint stays complete"
 
 
-def test_power_cut_without_syncing_leaves_nothing(recipes, image, tmp_path, monkeypatch):  # noqa: F811
+def test_power_cut_without_syncing_loses_the_checkpoint(recipes, image, tmp_path, monkeypatch):  # noqa: F811
     """Shows that the test above can fail."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     with mounted(image, tmp_path / "disk") as disk:

@@ -68,7 +68,7 @@ def test_preference_collator_skips_pairs_whose_last_answer_is_truncated(processo
     assert collator.skipped == {"target": 1}
 
 
-def test_preference_collator_refuses_records_without_two_texts(processor):
+def test_preference_collator_refuses_rows_without_two_texts(processor):
     collator = PreferenceCollator(processor)
     with pytest.raises(ValueError, match="row 3: no text under `rejected`"):
         collator([pair() | {"rejected": None, "id": 3}])

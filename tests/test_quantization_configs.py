@@ -36,7 +36,7 @@ def converted(model, skipped: list[str] | None = None) -> set[str]:
     return by_name
 
 
-def test_tokenizer_classifiers_and_text_head_are_passed_over(tiny_model):
+def test_quantizer_skips_tokenizer_classifiers_and_text_head(tiny_model):
     linear = {name for name, module in tiny_model.named_modules() if isinstance(module, nn.Linear)}
     kept = {name for name in linear if name.startswith(KEPT)}
     assert all(any(name.startswith(part) for name in kept) for part in KEPT)
@@ -44,18 +44,18 @@ def test_tokenizer_classifiers_and_text_head_are_passed_over(tiny_model):
     assert {name.split(".")[0] for name in linear - kept} == {"model", "depth_decoder"}
 
 
-def test_a_list_of_the_users_own_is_added_to_ours(tiny_model):
+def test_modules_to_skip_of_the_user_are_added(tiny_model):
     more = converted(tiny_model, ["model.language_model.layers.0"])
     assert not any(name.startswith((*KEPT[:2], "model.language_model.layers.0.")) for name in more)
     assert any(name.startswith("model.language_model.layers.1.") for name in more)
 
 
-def test_in_the_model_without_heads_too(tiny_model):
+def test_quantizer_skips_the_tokenizer_of_the_base_model(tiny_model):
     names = converted(tiny_model.model)
     assert names and not any(name.startswith("vq_model.") for name in names)
 
 
-def test_half_precision_keeps_what_quantisation_keeps(folder):
+def test_half_precision_keeps_the_unquantized_modules(folder):
     """fp16 takes the same list: classifiers in fp32, on hidden states in fp16."""
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}

@@ -48,7 +48,7 @@ def test_compare_recipe_returns_applied_changes(trained):  # noqa: F811
     assert compare_recipe(recipe_of(words, "training.weight_decay=0.0"), folder / "checkpoint-4") == []
 
 
-def test_recipe_of_a_checkpoint_reads_as_the_recipe_of_the_run(trained):  # noqa: F811
+def test_recipe_of_a_checkpoint_equals_the_recipe_of_the_run(trained):  # noqa: F811
     words, folder = trained
     expected = recipe_of(words, f"training.output_dir={folder}")
     assert read_recipe(folder / "checkpoint-4" / RECIPE) == expected

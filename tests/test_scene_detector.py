@@ -72,7 +72,7 @@ def test_faults_names_each_difference(world, detector, prompts):
     ]
 
 
-def test_other_pixels_are_something_else(world, detector):
+def test_unexplained_pixels_are_reported(world, detector):
     pixels = render(world, scene_of(world, "red heart", background="white")).copy()
     pixels[2:9, 50:57] = PALETTE["green"]
     seen = detector(pixels)

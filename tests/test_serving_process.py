@@ -53,7 +53,7 @@ def client_of(port: int, **options) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120, **options)
 
 
-def test_server_of_the_embedded_model_answers_and_ends_at_a_signal():
+def test_server_answers_and_ends_at_sigterm():
     port = free_port()
     with process_of("mini", port) as process, client_of(port, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["mini"]
@@ -74,7 +74,7 @@ def test_server_of_the_embedded_model_answers_and_ends_at_a_signal():
         assert process.stdout.read() == ""
 
 
-def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
+def test_clients_continue_after_a_killed_server_restarts(tmp_path):
     model, processor = build_chat_model()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

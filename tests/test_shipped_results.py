@@ -38,18 +38,18 @@ def test_results_are_of_the_embedded_weights(folder):
 
 
 @pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
-def test_results_beside_the_checkpoint_are_the_shipped_ones(name, folder):
+def test_results_beside_the_checkpoint_equal_the_shipped_ones(name, folder):
     found = ROOT / "docs/results" / folder
     again = f"python -m evotok.cards.mini mini {found.relative_to(ROOT)}"
     assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again
 
 
-def test_the_harness_names_its_version():
+def test_notes_have_the_version_of_the_harness():
     results = json.loads((MINI / "understanding.json").read_text(encoding="utf-8"))
     assert results["versions"]["lmms-eval"] in " ".join(results["notes"])
 
 
-def test_ablations_are_those_of_the_shipped_budget():
+def test_ablations_have_the_shipped_options():
     results = finished("ablations", "ablations", None, "bfloat16 autocast")
     runs = results["tables"]["runs"]
     seeds = {run["seed"] for run in runs}

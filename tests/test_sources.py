@@ -160,7 +160,7 @@ def test_image_folder_takes_texts_from_files_or_names(tmp_path):
     assert {texts(row)[0] for row in converted("image-folder", tmp_path)} == {"red wall", "a wall"}
 
 
-def test_sources_have_the_figures_of_plans():
+def test_sources_have_licence_weight_and_sizes():
     assert set(FILES) | {"image-folder"} == set(SOURCES)
     for name, source in SOURCES.items():
         assert name == source.name and source.licence and source.weight > 0
@@ -175,7 +175,7 @@ def _overwritten(data):
 
 @pytest.mark.parametrize("kind", ["webdataset-pairs", "parquet-pairs"])
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], _overwritten, lambda data: b"no file" * 999])
-def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
+def test_damaged_file_is_skipped_from_the_damage_on(kind, damage, tmp_path):
     for name in "abc":
         if kind == "webdataset-pairs":
             path = tmp_path / f"{name}.tar"
@@ -197,7 +197,7 @@ def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
         source.convert(bad)
 
 
-def test_missing_file_is_not_a_damaged_one(tmp_path):
+def test_missing_file_raises_an_error(tmp_path):
     with pytest.raises(OSError, match="a.parquet: cannot be read .No such file or directory.: put it back"):
         list(Rows([str(tmp_path / "a.parquet")], read_parquet))
 

@@ -91,7 +91,7 @@ def test_folder_of_images_resumes_with_the_same_crops_and_counts_bad_images(reci
     assert max(entry.get("skipped_image", 0) for entry in history(whole)) >= 1
 
 
-def test_run_ends_where_its_images_are_gone(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_run_ends_after_its_images_are_removed(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
     """It does not continue with the last image that could be read."""
     write_images(tmp_path, *(f"pictures/{n}.png" for n in range(12)))
     words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
@@ -151,7 +151,7 @@ def test_logs_have_terms_and_skipped_rows_of_all_processes(tmp_path):
     assert (one["skipped_image"], one["skipped_length"]) == (6, 2)
 
 
-def test_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
+def test_mixture_requires_max_steps_and_sources(unified, tmp_path, capsys):
     assert main([str(unified), f"training.output_dir={tmp_path}", "training.max_steps=-1"]) == 2
     assert "set training.max_steps" in capsys.readouterr().err
     assert main([str(unified), "data.name=world"]) == 2

@@ -107,7 +107,7 @@ def test_read_tar_groups_neighbouring_files_by_key(tmp_path, mode, form):
     assert found == [{"__key__": f"{long}{number}"} | files for number, files in enumerate(expected)]
 
 
-def test_read_tar_reads_files_that_are_as_large_on_the_disk(tmp_path, monkeypatch):
+def test_read_tar_reads_large_uncompressed_files(tmp_path, monkeypatch):
     """Images do not compress, and what is not compressed does not expand."""
     monkeypatch.setattr("evotok.data.sources.shard_files.FREE", 320_000)
     data = random.Random(0).randbytes(300_000)

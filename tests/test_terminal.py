@@ -63,7 +63,7 @@ def test_encode_blocks_has_two_pixels_a_character():
         ({}, None),
     ],
 )
-def test_choose_protocol(environ, protocol):
+def test_choose_protocol_follows_the_environment(environ, protocol):
     assert choose_protocol(environ) == protocol
 
 

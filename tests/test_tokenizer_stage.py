@@ -128,7 +128,7 @@ def test_ema_and_discriminator_start_in_a_resumed_run_without_them(recipe, tmp_p
     assert load_file(tmp_path / "checkpoint-6" / "average.safetensors")["n_averaged"] == 3
 
 
-def test_two_processes_train_as_one_on_the_same_global_batch(recipe, tmp_path):
+def test_two_processes_equal_one_on_the_same_global_batch(recipe, tmp_path):
     """Losses, statistics of the codebooks, discriminator, EMA and validation."""
     # A restart samples vectors of the batch, different ones on two processes.
     steps = ["training.max_steps=4", "training.save_steps=4", "model.config.codebook_restart_threshold=0.0"]
@@ -233,7 +233,7 @@ def test_discriminator_takes_one_step_for_accumulated_batches(recipe, tmp_path):
 # --- data ----------------------------------------------------------------------------------------------------------
 
 
-def test_build_validation_needs_images(tmp_path):
+def test_build_validation_requires_images(tmp_path):
     recipe = Recipe("tokenizer")
     recipe.data.name = "mixture"
     with pytest.raises(ValueError, match=r"give data\.validation_path"):
@@ -292,7 +292,7 @@ def test_unknown_networks_are_refused():
 
 
 @pytest.mark.parametrize("name", ["mini", "paper"])
-def test_restart_warning_is_not_given_for_shipped_recipes(name):
+def test_restart_warning_is_absent_for_shipped_recipes(name):
     path = ROOT / "configs" / name / "tokenizer.yaml"
     recipe = read_recipe(path)
     config = EvoTokVQConfig(**tokenizer_fields(recipe, path))

@@ -40,7 +40,7 @@ def error_line(capsys):
         ("gen", "depth_decoder.classifiers.0.norm.weight", "image_loss, image_loss_level1"),
     ],
 )
-def test_training_stops_at_loss_that_is_not_finite(recipes, tmp_path, monkeypatch, capsys, stage, weight, terms):  # noqa: F811
+def test_training_stops_at_non_finite_loss(recipes, tmp_path, monkeypatch, capsys, stage, weight, terms):  # noqa: F811
     """It is detected when the next checkpoint is due, and the message names the step where it began."""
     before_step(monkeypatch, 5, lambda model: model.get_parameter(weight).data.fill_(float("nan")))
     words = [str(recipes / f"{stage}.yaml"), f"training.output_dir={tmp_path}", "training.logging_steps=100"]
@@ -51,7 +51,7 @@ def test_training_stops_at_loss_that_is_not_finite(recipes, tmp_path, monkeypatc
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_training_stops_at_gradient_that_is_not_finite(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_training_stops_at_non_finite_gradient(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
     """The loss of that step is still finite."""
 
     def spoil(model):
@@ -64,7 +64,7 @@ def test_training_stops_at_gradient_that_is_not_finite(recipes, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_finite_check_runs_only_where_something_is_logged_or_saved(recipes, tmp_path, monkeypatch):  # noqa: F811
+def test_finite_check_runs_at_logging_and_saving_only(recipes, tmp_path, monkeypatch):  # noqa: F811
     """No step synchronizes with the device because of it."""
     calls = []
     check, isnan = trainer_module.EvoTokTrainer._check_finite, torch.isnan
@@ -118,7 +118,7 @@ def test_full_disk_keeps_the_last_checkpoint(recipes, tmp_path, monkeypatch, cap
         lambda path: safetensors.torch.save_file({}, path),
     ],
 )
-def test_atomic_directory_names_a_folder_that_another_process_removed(tmp_path, write):
+def test_atomic_directory_reports_a_removed_folder(tmp_path, write):
     folder = tmp_path / "checkpoint-1"
     with pytest.raises(OSError, match="checkpoint-1: removed while .* another .* kept: none"), atomic_directory(folder):
         write(folder / "file")

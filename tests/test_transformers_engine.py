@@ -47,7 +47,7 @@ def slow(parts, monkeypatch):
     gate.set()
 
 
-def test_requests_beyond_the_queue_are_refused_and_none_of_the_others_is_lost(parts, slow):
+def test_requests_beyond_the_queue_are_refused(parts, slow):
     def say(_):
         try:
             return served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).usage.total_tokens
@@ -82,7 +82,7 @@ def disconnect(served, path: str, body: dict) -> None:
         (IMAGES, {"prompt": "a cat", "n": 2}),
     ],
 )
-def test_a_client_that_leaves_frees_its_place(parts, slow, path, body):
+def test_disconnected_client_releases_its_place(parts, slow, path, body):
     with running(parts, Limits(requests=1)) as served:
         disconnect(served, path, body)
         wait_for(lambda: served.count("evotok_aborted_requests_total") == 1)
@@ -93,7 +93,7 @@ def test_a_client_that_leaves_frees_its_place(parts, slow, path, body):
         assert served.count("evotok_generated_tokens_total") < 10 and served.count("evotok_generated_images_total") == 0
 
 
-def test_a_client_that_leaves_while_it_waits_is_never_worked_on(parts, slow):
+def test_disconnected_waiting_client_is_not_processed(parts, slow):
     with running(parts) as served, ThreadPoolExecutor(1) as pool:
         first = pool.submit(served.client.images.generate, model="tiny", prompt="a cat")
         wait_for(slow.begun.is_set)
@@ -120,7 +120,7 @@ def stuck(parts, monkeypatch):
     released.set()
 
 
-def test_a_client_that_leaves_a_stream_ends_the_answer(parts, stuck):
+def test_disconnected_stream_ends_the_answer(parts, stuck):
     with running(parts, Limits(requests=1)) as served:
         stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=450, stream=True)
         pieces = iter(stream)
@@ -134,7 +134,7 @@ def test_a_client_that_leaves_a_stream_ends_the_answer(parts, stuck):
         assert served.count("evotok_aborted_requests_total") == 1
 
 
-def test_a_request_that_waits_does_not_keep_its_images_as_text(parts, slow, monkeypatch):
+def test_waiting_request_releases_its_encoded_images(parts, slow, monkeypatch):
     bodies, to_request = [], ChatBody.to_request
 
     def watch(body, *args):
@@ -152,7 +152,7 @@ def test_a_request_that_waits_does_not_keep_its_images_as_text(parts, slow, monk
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_requests_that_take_too_long_end_with_an_error(parts, slow, stream):
+def test_timed_out_requests_end_with_an_error(parts, slow, stream):
     with running(parts, Limits(requests=1, seconds=0.5)) as served:
         with pytest.raises(openai.InternalServerError) as late:
             served.client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
@@ -163,7 +163,7 @@ def test_requests_that_take_too_long_end_with_an_error(parts, slow, stream):
             served.client.chat.completions.create(model="other", messages=HELLO)
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_event(parts, stuck):
+def test_timed_out_stream_ends_with_an_event(parts, stuck):
     with running(parts, Limits(seconds=5)) as served:
         stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=400, stream=True)
         with pytest.raises(openai.APIError, match="No answer within 5 s"):
@@ -171,7 +171,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_event(parts, stuck):
         stuck.set()
 
 
-def test_a_batch_that_fails_fails_alone(parts, monkeypatch, caplog):
+def test_failed_batch_keeps_the_engine_running(parts, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
@@ -189,7 +189,7 @@ def test_a_batch_that_fails_fails_alone(parts, monkeypatch, caplog):
         assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices
 
 
-def test_open_requests_are_answered_at_shutdown(parts, slow):
+def test_shutdown_answers_open_requests(parts, slow):
     with ThreadPoolExecutor(1) as pool:
         with running(parts) as served:
             found = pool.submit(served.client.chat.completions.create, model="tiny", messages=HELLO, max_tokens=3)

@@ -26,7 +26,7 @@ def paper():
     return read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), []).figures()
 
 
-def test_figures_of_benchmarks_have_the_papers_scale(paper):
+def test_figures_of_benchmarks_have_the_scale_of_the_paper(paper):
     assert figures_of(FOUND, paper) == {
         "GQA": 50.0,
         "GQA_paper": 61.8,

@@ -223,7 +223,7 @@ PROPERTIES = {
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_generated_input(name, workspace, pytestconfig):
+def test_generated_input_is_accepted_or_refused(name, workspace, pytestconfig):
     check, strategy = PROPERTIES[name]
     if check is file_of_codes:
         strategy = damaged((workspace.path / codes_of(workspace, good_codes())).read_bytes())

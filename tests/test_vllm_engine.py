@@ -147,12 +147,12 @@ def expected_codes(model, processor, prompt, seed: int = 0, negative: str = "", 
     return codes[0].tolist()
 
 
-def test_100_questions_are_answered_as_by_transformers(served, mini):
+def test_answers_equal_transformers(served, mini):
     asked = conversations(100)
     assert served.chats(asked) == answers(*mini, asked)
 
 
-def test_a_stream_is_the_answer_and_a_seed_counts(served):
+def test_stream_equals_the_answer_and_seeds_differ(served):
     [messages] = conversations(1)
     whole, streamed = served.run(served.chat(messages)), served.run(served.chat(messages, stream=True))
     assert whole == streamed
@@ -160,19 +160,19 @@ def test_a_stream_is_the_answer_and_a_seed_counts(served):
     assert sampled[0] == sampled[1] and len({text for text, *_ in sampled}) > 1
 
 
-def test_16_images_without_guidance_are_those_of_transformers(served, mini):
+def test_unguided_images_equal_transformers(served, mini):
     orders = [(f"{prompt}, {number}", {"guidance_scale": 1.0} | GREEDY) for number in (1, 2) for prompt in PROMPTS]
     for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
-def test_8_images_with_guidance_are_those_of_transformers(served, mini):
+def test_guided_images_equal_transformers(served, mini):
     orders = [(prompt, {"guidance_scale": 7.5} | GREEDY) for prompt in PROMPTS]
     for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
-def test_settings_seeds_and_negative_prompts_are_those_of_each_request(served, mini):
+def test_settings_apply_to_their_own_request(served, mini):
     orders = [
         ("a frog", 1, "", {}),
         ("a frog", 2, "", {}),
@@ -188,14 +188,14 @@ def test_settings_seeds_and_negative_prompts_are_those_of_each_request(served, m
     assert len({str(codes) for codes in together}) == len(orders)
 
 
-def test_an_image_in_the_prompt_of_an_image(served, mini):
+def test_image_prompt_accepts_an_input_image(served, mini):
     messages = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, say("Now in blue.")]}]
     codes = served.run(served.generate(messages, 5))
     assert codes == expected_codes(*mini, messages, 5)
     assert codes != served.run(served.generate("Now in blue.", 5))
 
 
-def test_questions_and_images_in_one_batch(served, mini):
+def test_mixed_batch_equals_single_requests(served, mini):
     asked = conversations(12)
 
     async def all_at_once():
@@ -209,7 +209,7 @@ def test_questions_and_images_in_one_batch(served, mini):
     assert list(images) == [served.run(served.generate(prompt, 1, guidance_scale=scale)) for prompt, scale in settings]
 
 
-def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
+def test_abort_frees_state(served):
     [messages] = conversations(1)
     wanted, said = served.run(served.generate("a frog", 1)), served.run(served.chat(messages))
 
@@ -228,7 +228,7 @@ def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
     served.wait_until_empty()
 
 
-def test_images_are_decoded_and_bad_requests_refused(served, mini):
+def test_generate_images_decodes_and_refuses_bad_requests(served, mini):
     found = served.run(served.engine.generate_images(ImageRequest("a frog", "", (7, 8))))
     codes = torch.tensor([expected_codes(*mini, "a frog", seed) for seed in (7, 8)])
     for image, wanted in zip(
@@ -243,7 +243,7 @@ def test_images_are_decoded_and_bad_requests_refused(served, mini):
         served.run(served.chat([{"role": "user", "content": [say("0xq7" * 400)]}]))
 
 
-def test_64_requests_wait_for_16_slots_and_rows_are_preempted(mini):
+def test_preempted_rows_equal_transformers(mini):
     """Too little cache for all rows that run: some lose what they have, and compute it again."""
     config = mini[0].config.text_config
     token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size
@@ -278,7 +278,7 @@ def refuse_what_is_longer(served, mini, context: int):
         served.run(served.generate("a cat " * words))
 
 
-def test_the_server_has_the_same_interface_over_vllm():
+def test_evotok_serve_answers_over_vllm():
     """`evotok serve mini --engine vllm` and OpenAI's client, from the start to the end of all its processes."""
     openai = pytest.importorskip("openai")
     from served import ask, decode
@@ -316,7 +316,7 @@ def is_at_work(port: int) -> bool:
         return "\nevotok_requests_running 0.0" not in metrics.read().decode()
 
 
-def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):
+def test_bfloat16_answers_equal_transformers(mini):
     """Wherever the best token is better than the second by more than two steps of bfloat16, which sums of another order
     may well differ by."""
     model, processor = load_multimodal("mini")
@@ -345,7 +345,7 @@ def is_clear(model, processor, messages) -> bool:
 
 
 @pytest.mark.parametrize("plugin", [True, False])
-def test_the_server_of_vllm_answers_as_transformers_does(mini, plugin, tmp_path):
+def test_vllm_server_equals_transformers(mini, plugin, tmp_path):
     """Its own, with the plugin and without it, from a checkpoint that carries its code."""
     openai = pytest.importorskip("openai")
     from ports import free_port

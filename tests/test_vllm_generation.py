@@ -127,7 +127,7 @@ def order(parts, name: str, prompt: str, seed: int, sampling: dict, negative: st
 
 
 @pytest.mark.parametrize("choose", [everything, anything(1), anything(2)])
-def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choose):
+def test_images_in_any_batches_equal_generate(parts, choose):
     orders = [
         order(parts, "a", "a red cat", 1, GREEDY),
         order(parts, "b", "a dog, please", 2, GUIDED),
@@ -141,7 +141,7 @@ def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choo
             assert torch.equal(torch.stack(sequence.codes), expected)
 
 
-def test_half_a_pair_is_held_and_nothing_is_kept_of_what_is_gone(parts):
+def test_incomplete_pair_waits_and_finished_images_are_removed(parts):
     images = new_images(parts[0])
     (conditional, unconditional), _ = order(parts, "a", "a red cat", 1, GUIDED)
     hidden = torch.zeros(1, parts[0].config.text_config.hidden_size)
@@ -156,7 +156,7 @@ def test_half_a_pair_is_held_and_nothing_is_kept_of_what_is_gone(parts):
     assert len(images) == 0
 
 
-def test_scores_that_are_not_finite_spoil_their_own_image(parts):
+def test_non_finite_scores_affect_their_own_image_only(parts):
     images = new_images(parts[0])
     hidden = torch.zeros(2, parts[0].config.text_config.hidden_size)
     hidden[0] = float("nan")
@@ -165,7 +165,7 @@ def test_scores_that_are_not_finite_spoil_their_own_image(parts):
     assert spoilt.eq(-1).all() and whole.ge(0).all()
 
 
-def test_a_row_travels_as_plain_data():
+def test_row_is_serializable():
     row = Row("a", False, 2**64 - 1, (7.5, None, True, 1.0, 0, 1.0))
     assert read_row({KEY: row.to_dict(), "other": 1}) == row and row.is_guided
     assert read_row(None) is None and read_row({}) is None

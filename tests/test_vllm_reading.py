@@ -21,7 +21,7 @@ def question(parts):
     return parts[1].apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, **TENSORS)
 
 
-def test_placeholders_are_counted_before_and_told_after(parts):
+def test_placeholders_are_counted_and_reported(parts):
     model, processor = parts
     positions = model.config.vq_config.num_positions
     assert processor.tokenizer.encode(processor.image_token, add_special_tokens=False) == [processor.image_token_id]
@@ -37,7 +37,7 @@ def test_placeholders_are_counted_before_and_told_after(parts):
     assert (ids == processor.image_token_id).sum() == 2 * positions
 
 
-def test_features_at_the_placeholders_give_the_logits_of_forward(parts, question):
+def test_features_at_placeholders_equal_forward(parts, question):
     model, _ = parts
     features = model.model.get_image_features(question["pixel_values"]).pooler_output
     width = model.config.text_config.hidden_size

@@ -90,20 +90,20 @@ def chat(engine, most: int = 10) -> list:
     return asyncio.run(read())
 
 
-def test_an_answer_that_is_finished_is_not_aborted(build):
+def test_finished_answer_is_not_aborted(build):
     engine = build(output("a"), output("b", "stop"))
     assert [(piece.text, piece.completion_tokens) for piece in chat(engine)] == [("a", 1), ("b", 2)]
     assert engine._engine.aborted == [] and engine._open == 0
 
 
-def test_an_answer_that_is_left_is_aborted_at_once(build):
+def test_abandoned_answer_is_aborted(build):
     engine = build(output("a"), output("b"), output("c", "stop"))
     assert len(chat(engine, most=1)) == 1
     assert engine._engine.aborted == engine._engine.begun and engine._open == 0
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-def test_an_answer_that_vllm_ends_is_an_error_and_not_a_short_answer(build, reason):
+def test_answer_ended_by_vllm_raises_an_error(build, reason):
     with pytest.raises(EngineError, match="ended this answer early"):
         chat(build(output("a"), output("", reason)))
 
@@ -116,12 +116,12 @@ def test_an_answer_that_vllm_ends_is_an_error_and_not_a_short_answer(build, reas
         (EngineGenerateError(), EngineError),
     ],
 )
-def test_errors_of_vllm_are_the_requests_or_the_engines(build, error, kind):
+def test_vllm_errors_are_mapped_to_request_and_engine_errors(build, error, kind):
     with pytest.raises(kind):
         chat(build(error))
 
 
-def test_both_rows_of_an_image_are_aborted_together(build):
+def test_rows_of_an_image_are_aborted_together(build):
     engine, counted = build(None), []
 
     async def leave():

@@ -46,7 +46,7 @@ def held_out_pairs(world):
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_training_data_has_nothing_held_out(world, shown, name):
+def test_training_data_excludes_held_out_content(world, shown, name):
     data = DATA[name](world)
     rows = map(data.__getitem__, range(ROWS))
     texts = [text for row in rows for text in (*texts_of(row), *keywords_of(row))]
@@ -58,7 +58,7 @@ def test_training_data_has_nothing_held_out(world, shown, name):
     assert not any(HELD_OUT_EMOJI_STYLE in text for text in texts)
 
 
-def test_corpus_has_all_words_and_nothing_held_out(world, shown):
+def test_corpus_has_all_words_and_excludes_held_out_content(world, shown):
     texts = corpus(world, 400)
     few = corpus(world, 10)
     assert texts[: len(few)] == few

@@ -19,7 +19,7 @@ from evotok.data.world.palette import COLORS, PALETTE
 from evotok.data.world.scenes import PATCH, Scene, SceneObject, render_with_masks
 
 
-def test_world_images_depend_on_seed_and_index_alone(world):
+def test_world_images_depend_on_seed_and_index_only(world):
     first, longer = WorldImages(world, 10, seed=7), WorldImages(world, 500, seed=7)
     for index in (9, 0, 4):
         pixels = first[index]["pixel_values"]
@@ -123,7 +123,7 @@ def test_labelled_emoji_have_no_color_and_maybe_no_thing(world, shown):
     assert things[True] > 5 and things[False] > 5
 
 
-def test_held_out_scenes_are_of_their_split_and_fixed(world):
+def test_held_out_scenes_are_fixed_and_of_their_split(world):
     for split in ("val", "test"):
         scenes = held_out_scenes(world, split, 50)
         assert scenes == held_out_scenes(world, split, 50)
