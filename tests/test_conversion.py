@@ -341,7 +341,7 @@ def test_merged_model_generates_and_answers(merged):
     [(("<|image_pad|>", "<|video_pad|>"), "<|video_pad|>", 303), ((), "<|image_gen|>", 305)],
     ids=["as Qwen2.5", "without placeholders"],
 )
-def test_placeholders_are_tokens_that_the_release_does_not_use(
+def test_placeholders_are_unused_tokens_of_the_release(
     specials, placeholder, rows, release, tmp_path, monkeypatch
 ):
     known = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *specials)
@@ -395,7 +395,7 @@ def test_export_of_a_model_trained_here_appends_the_releases_tokens(trained_here
         assert torch.equal(tensors[name][-1], ours[model.config.vision_end_token_id])
 
 
-def test_export_has_the_fields_that_the_releases_code_reads(trained_here):
+def test_export_has_the_fields_read_by_the_release(trained_here):
     """Fields without a default in that code, and classes that Transformers 4.51 has."""
     *_, folder = trained_here
     for mode in ("understanding", "generation"):

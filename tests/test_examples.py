@@ -96,7 +96,7 @@ def test_example_prompts_generate_right_images(mini, world, prompt):
 
 
 @pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
-def test_example_questions_get_right_answers(mini, world, number):
+def test_example_questions_have_right_answers(mini, world, number):
     from evotok.data.world.conversations import question_row
     from evotok.data.world.scenes import render
     from evotok.eval.metrics import normalize_answer

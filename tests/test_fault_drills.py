@@ -314,7 +314,7 @@ def test_tokenizer_keeps_fp32_in_a_bf16_run(server, words, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=needs_deepspeed)])
-def test_group_stops_at_a_loss_that_is_not_finite_on_one_process(server, words, whole, tmp_path, backend):
+def test_group_stops_at_a_non_finite_loss_of_one_process(server, words, whole, tmp_path, backend):
     """All processes stop with the same message when the next checkpoint is due; the run resumes from the kept one."""
     words = [*words("unified", backend), f"training.output_dir={tmp_path}"]
     ended = server.run(*words, "training.logging_steps=100", fault=NanLoss(1, 3))

@@ -186,7 +186,7 @@ def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model):
 
 
 @pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_scores_that_are_not_finite_are_refused(fresh_model, arguments):
+def test_non_finite_scores_are_refused(fresh_model, arguments):
     for value in (float("nan"), float("inf")):
         fresh_model.depth_decoder.classifiers[1].proj.bias.data[3] = value
         with pytest.raises(ValueError, match="scores of codes are NaN or infinite"):

@@ -119,7 +119,7 @@ def test_two_processes_equal_one(tasks, tmp_path):
         assert answers[0] == answers[1], task
 
 
-def test_both_request_forms_have_equal_answers(mini, tasks):
+def test_request_forms_have_equal_answers(mini, tasks):
     chat, simple = (
         evaluate(cls(*mini, batch_size=4), tasks, ["qa_count", "qa_color"])["samples"]
         for cls in (EvoTokChat, EvoTokSimple)

@@ -65,7 +65,7 @@ def test_coarse_pass_alone_has_wrong_codes():
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_vectors_that_are_not_finite_have_code_minus_one(value, coarse):
+def test_non_finite_vectors_have_code_minus_one(value, coarse):
     vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
     expected = find_nearest_codes(vectors, codebook)
     vectors[7, 3] = vectors[200] = value

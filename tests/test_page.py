@@ -160,7 +160,7 @@ def test_question_outside_of_the_scope_is_refused(visitor, white, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["chat", "generate", "inside"])
-def test_each_tab_has_its_scope_and_examples(visitor, name):
+def test_tabs_have_their_scope_and_examples(visitor, name):
     assert component(visitor, f"{name}-scope")["props"]["value"].count("\n") == 0
     assert len(component(visitor, f"{name}-examples")["props"]["samples"]) >= 4
 
@@ -186,7 +186,7 @@ def test_generated_image_goes_to_the_chat(visitor, quick):
     assert [part["role"] for part in asked[2]] == ["user"] and text_of(asked[2][0]["content"]) == "image"
 
 
-def test_prompt_outside_of_the_scope_gets_a_warning(visitor, quick):
+def test_prompt_outside_of_the_scope_shows_a_warning(visitor, quick):
     data = list((ORDER | {"prompt": "the Eiffel tower at night"}).values())
     [warning] = warnings(visitor.ask("generate-start", data, session="tourist"))
     assert "has not learned “eiffel”" in warning

@@ -132,7 +132,7 @@ def test_decode_codes_refuses_other_shapes_and_dtypes(codes):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_have_no_code_and_update_nothing(value):
+def test_non_finite_features_have_no_code_and_no_update(value):
     fields = {"codebook_warmup_steps": 0, "codebook_restart_threshold": 0.001}
     features = torch.randn(2, 9, 8)
     spoilt = features.clone()

@@ -500,7 +500,7 @@ def test_serve_command_reports_mistakes_before_loading_the_model(words, message,
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_serve_command_reports_that_vllm_is_not_installed(capsys):
+def test_serve_command_reports_missing_vllm(capsys):
     assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
     assert "vLLM is not installed: see docs/serving.md" in capsys.readouterr().err
 

@@ -154,7 +154,7 @@ def test_source_rows_have_ids_and_rejected_answers(tmp_path):
     assert SOURCES["imagenet-1k"].convert({"image": IMAGE, "label": 1}, None)["id"] == "n01440764_1.JPEG"
 
 
-def test_image_folder_takes_texts_from_files_or_names(tmp_path):
+def test_image_folder_reads_texts_from_files_or_names(tmp_path):
     write_images(tmp_path, "a/red-wall.png", "b.jpg")
     (tmp_path / "b.txt").write_text("a wall\n")
     assert {texts(row)[0] for row in converted("image-folder", tmp_path)} == {"red wall", "a wall"}
@@ -231,7 +231,7 @@ def test_source_on_the_hub_has_its_files_as_shards(monkeypatch):
         ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_MESSAGES * 5001}, "10,002 messages, over the limit"),
     ],
 )
-def test_source_refuses_rows_that_cannot_be_converted(name, row, message, tmp_path):
+def test_source_refuses_unusable_rows(name, row, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         SOURCES[name].convert(row, tmp_path)
 

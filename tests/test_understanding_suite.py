@@ -42,7 +42,7 @@ def test_figures_of_benchmarks_have_the_scale_of_the_paper(paper):
     }
 
 
-def test_figures_of_refuses_a_metric_that_the_task_lacks():
+def test_figures_of_refuses_a_missing_metric():
     options = Options(benchmarks={"GQA": {"task": "gqa", "metrics": ["accuracy"]}})
     with pytest.raises(ValueError, match="task gqa has no metric 'accuracy', but exact_match"):
         figures_of(FOUND, options.figures())

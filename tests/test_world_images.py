@@ -83,7 +83,7 @@ def test_labelled_scenes_go_from_easy_to_hard(world, shown):
     assert {len(scene.objects) for scene in shown["scenes"]} == {1, 2, 3, 4}
 
 
-def test_patch_labels_are_of_the_object_that_covers_a_twelfth():
+def test_patch_labels_require_coverage_of_a_twelfth():
     scene = Scene("blue", (SceneObject(3, 0, "red", 16, 24, 32), SceneObject(5, 1, "white", 49, 0, 7)))
     labels = patch_labels(scene, [np.full((32, 32), 255, np.uint8), np.full((7, 7), 255, np.uint8)])
     expected = np.zeros((GRID, GRID), int)
