@@ -104,8 +104,8 @@ class ImageCollator:
 
 
 @dataclass
-class _TokenSequence:
-    """Token sequence of a row, with its messages, images and codes; a preference has two of them."""
+class _TokenizedRow:
+    """Messages of a row with their images, then their tokens; a row of preferences gives two."""
 
     name: str
     messages: list[dict]
@@ -170,7 +170,7 @@ class EvoTokCollator:
         self.seed = seed
         self.allow_remote_images = allow_remote_images
         self.skipped: Counter[str] = Counter()
-        self._fallback: EmptyBatchFallback[list[_TokenSequence]] = EmptyBatchFallback()
+        self._fallback: EmptyBatchFallback[list[_TokenizedRow]] = EmptyBatchFallback()
         self._control_pattern = processor.control_pattern
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -180,25 +180,25 @@ class EvoTokCollator:
             `input_ids`, `attention_mask`, `labels` `(B, T)`; `pixel_values` `(I, 3, H, W)`, `generation_pixel_values`
             `(G, 3, H, W)` and `generation_codes` `(G, N, L)` if the batch has any.
         """
-        return self._stack([sequence for sequences in self._usable(rows) for sequence in sequences])
+        return self._stack([item for items in self._usable(rows) for item in items])
 
-    def _usable(self, rows: Sequence[dict]) -> list[list[_TokenSequence]]:
-        """Returns the tokenized sequences of every row that can be used."""
-        usable = [sequences for row in rows if (sequences := self._read_sequences(row))]
-        self._tokenize([sequence for sequences in usable for sequence in sequences])
-        usable = [sequences for sequences in usable if all(self._fit(sequence) for sequence in sequences)]
+    def _usable(self, rows: Sequence[dict]) -> list[list[_TokenizedRow]]:
+        """Returns the tokenized items, one or two, of every row that can be used."""
+        usable = [items for row in rows if (items := self._items(row))]
+        self._tokenize([item for items in usable for item in items])
+        usable = [items for items in usable if all(self._fit(item) for item in items)]
         return self._fallback.fill(usable, self.skipped)
 
-    def _read_sequences(self, row: dict) -> list[_TokenSequence]:
-        """Returns one sequence, or none where an image is corrupt."""
-        sequence = self._read(row)
-        return [] if sequence is None else [sequence]
+    def _items(self, row: dict) -> list[_TokenizedRow]:
+        """Returns one item, or none where an image is corrupt."""
+        item = self._read(row)
+        return [] if item is None else [item]
 
     def _skip(self, reason: str, message: str) -> None:
         self.skipped[reason] += 1
         logger.warning(printable(f"Skipped ({reason}, {self.skipped[reason]} so far): {message}"))
 
-    def _read(self, row: dict) -> _TokenSequence | None:
+    def _read(self, row: dict) -> _TokenizedRow | None:
         """Checks the messages and assigns images and codes to them; None where an image is corrupt."""
         name = f"row {row.get('id', row.get('index', '?'))}"
         for key in ("tools", "video", "videos", "audio"):
@@ -208,20 +208,20 @@ class EvoTokCollator:
             [messages], _ = prepare_conversations([row["messages"]], self._control_pattern)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{name}: {error!s}") from error
-        sequence = _TokenSequence(name, _empty_caption(messages) if self._drops_caption(row, messages) else messages)
-        sequence.completions = _completions(row, name)
+        item = _TokenizedRow(name, _empty_caption(messages) if self._drops_caption(row, messages) else messages)
+        item.completions = _completions(row, name)
         try:
-            self._assign_images(sequence, row)
+            self._assign_images(item, row)
         except EvoTokImageError as error:
             self._skip("image", f"{name}: {error}")
             return None
-        return sequence
+        return item
 
-    def _assign_images(self, sequence: _TokenSequence, row: dict) -> None:
+    def _assign_images(self, item: _TokenizedRow, row: dict) -> None:
         codes = row.get("codes")
         images = list(row.get("images") or [])
         num_images, num_parts, num_generated = len(images), 0, 0
-        for message in sequence.messages:
+        for message in item.messages:
             generated = message["role"] == "assistant"
             for part in message["content"] if isinstance(message["content"], list) else ():
                 if part["type"] == "text":
@@ -235,17 +235,15 @@ class EvoTokCollator:
                     source = images.pop(0)
                 if source is not None:
                     image = load_image(source, allow_remote=self.allow_remote_images)
-                    (sequence.generated_images if generated else sequence.input_images).append(image)
+                    (item.generated_images if generated else item.input_images).append(image)
         if num_images != num_parts:
-            raise ValueError(f"{sequence.name}: {num_images} images for {num_parts} image parts: give one for each.")
+            raise ValueError(f"{item.name}: {num_images} images for {num_parts} image parts: give one for each.")
         if codes is not None:
-            sequence.codes = torch.from_numpy(np.array(codes).astype(np.int64))  # (G, N, L)
-            sequence.codes = sequence.codes[None] if sequence.codes.ndim == 2 else sequence.codes
+            item.codes = torch.from_numpy(np.array(codes).astype(np.int64))  # (G, N, L)
+            item.codes = item.codes[None] if item.codes.ndim == 2 else item.codes
             expected = (num_generated, self.processor.num_image_tokens)
-            if sequence.codes.shape[:2] != expected:
-                raise ValueError(
-                    f"{sequence.name}: codes of shape {tuple(sequence.codes.shape)}, not {expected} + (levels,)."
-                )
+            if item.codes.shape[:2] != expected:
+                raise ValueError(f"{item.name}: codes of shape {tuple(item.codes.shape)}, not {expected} + (levels,).")
 
     def _drops_caption(self, row: dict, messages: list[dict]) -> bool:
         if not self.caption_dropout or not _is_text_to_image(messages):
@@ -256,70 +254,67 @@ class EvoTokCollator:
             value = random.Random(f"{self.seed}/{row['index']}").random()
         return value < self.caption_dropout
 
-    def _tokenize(self, sequences: list[_TokenSequence]) -> None:
-        """Sets the ids and labels of every sequence, placeholders expanded."""
-        if not sequences:
+    def _tokenize(self, items: list[_TokenizedRow]) -> None:
+        """Sets the ids and labels of every item, placeholders expanded."""
+        if not items:
             return
         encoded = self.processor.apply_chat_template(
-            [sequence.messages for sequence in sequences],
+            [item.messages for item in items],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
             processor_kwargs={"tokens_only": True, "padding": False, "add_special_tokens": False},
         )
-        for sequence, ids, mask in zip(sequences, encoded["input_ids"], encoded["assistant_masks"], strict=True):
-            sequence.ids, by_assistant = np.array(ids), np.array(mask, dtype=bool)
-            is_target = (by_assistant | (self.train_on == "all")) & (sequence.ids != self.processor.image_token_id)
-            sequence.labels = np.where(is_target, sequence.ids, IGNORE_INDEX)
+        for item, ids, mask in zip(items, encoded["input_ids"], encoded["assistant_masks"], strict=True):
+            item.ids, by_assistant = np.array(ids), np.array(mask, dtype=bool)
+            is_target = (by_assistant | (self.train_on == "all")) & (item.ids != self.processor.image_token_id)
+            item.labels = np.where(is_target, item.ids, IGNORE_INDEX)
             starts = by_assistant & ~np.pad(by_assistant, (1, 0))[:-1]  # of the runs of tokens of one message
-            sequence.in_last_answer = by_assistant & (starts.cumsum() == starts.sum())
-            self._append_completions(sequence)
+            item.in_last_answer = by_assistant & (starts.cumsum() == starts.sum())
+            self._append_completions(item)
 
-    def _append_completions(self, sequence: _TokenSequence) -> None:
+    def _append_completions(self, item: _TokenizedRow) -> None:
         """Appends the pairs of text and completion, of which the completions are targets."""
-        if not sequence.completions:
+        if not item.completions:
             return
-        texts = [text for pair in sequence.completions for text in pair]
+        texts = [text for pair in item.completions for text in pair]
         pieces = self.processor.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         is_target = [index % 2 == 1 or self.train_on == "all" for index in range(len(texts))]
         labels = [ids if learn else [IGNORE_INDEX] * len(ids) for ids, learn in zip(pieces, is_target, strict=True)]
-        sequence.ids = np.concatenate([sequence.ids, *(np.array(ids, dtype=np.int64) for ids in pieces)])
-        sequence.labels = np.concatenate([sequence.labels, *(np.array(ids, dtype=np.int64) for ids in labels)])
-        sequence.in_last_answer = np.pad(sequence.in_last_answer, (0, len(sequence.ids) - len(sequence.in_last_answer)))
+        item.ids = np.concatenate([item.ids, *(np.array(ids, dtype=np.int64) for ids in pieces)])
+        item.labels = np.concatenate([item.labels, *(np.array(ids, dtype=np.int64) for ids in labels)])
+        item.in_last_answer = np.pad(item.in_last_answer, (0, len(item.ids) - len(item.in_last_answer)))
 
-    def _fit(self, sequence: _TokenSequence) -> bool:
-        """Truncates a sequence to `max_length`; False where that would cut an image or leave no target."""
-        if self.max_length is not None and len(sequence.ids) > self.max_length:
+    def _fit(self, item: _TokenizedRow) -> bool:
+        """Truncates an item to `max_length`; False where that would cut an image or leave no target."""
+        if self.max_length is not None and len(item.ids) > self.max_length:
             placeholders = cast("list[int]", self.processor.image_token_ids)
-            if np.isin(sequence.ids[self.max_length :], placeholders).any():
-                self._skip(
-                    "length", f"{sequence.name}: {len(sequence.ids)} tokens, over {self.max_length} inside an image."
-                )
+            if np.isin(item.ids[self.max_length :], placeholders).any():
+                self._skip("length", f"{item.name}: {len(item.ids)} tokens, over {self.max_length} inside an image.")
                 return False
             for name in ("ids", "labels", "in_last_answer"):
-                setattr(sequence, name, getattr(sequence, name)[: self.max_length])
-        if (sequence.labels == IGNORE_INDEX).all():
-            self._skip("target", f"{sequence.name}: nothing to learn within {self.max_length} tokens.")
+                setattr(item, name, getattr(item, name)[: self.max_length])
+        if (item.labels == IGNORE_INDEX).all():
+            self._skip("target", f"{item.name}: nothing to learn within {self.max_length} tokens.")
             return False
         return True
 
-    def _stack(self, sequences: list[_TokenSequence]) -> dict[str, torch.Tensor]:
-        width = max(len(sequence.ids) for sequence in sequences)
-        input_ids = np.full((len(sequences), width), self.processor.tokenizer.pad_token_id, dtype=np.int64)
+    def _stack(self, items: list[_TokenizedRow]) -> dict[str, torch.Tensor]:
+        width = max(len(item.ids) for item in items)
+        input_ids = np.full((len(items), width), self.processor.tokenizer.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
         labels = np.full_like(input_ids, IGNORE_INDEX)
-        for row, sequence in enumerate(sequences):
-            length = len(sequence.ids)
-            input_ids[row, :length], labels[row, :length] = sequence.ids, sequence.labels
-            attention_mask[row, :length] = 1
+        for row, item in enumerate(items):
+            length = len(item.ids)
+            input_ids[row, :length], labels[row, :length], attention_mask[row, :length] = item.ids, item.labels, 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch = {name: torch.from_numpy(array) for name, array in batch.items()}
         images = {
-            "pixel_values": [image for sequence in sequences for image in sequence.input_images],
-            "generation_pixel_values": [image for sequence in sequences for image in sequence.generated_images],
+            "pixel_values": [image for item in items for image in item.input_images],
+            "generation_pixel_values": [image for item in items for image in item.generated_images],
         }
         batch |= {name: pixels_of(group, self.processor.image_processor) for name, group in images.items() if group}
-        codes = [sequence.codes for sequence in sequences if sequence.codes is not None and len(sequence.codes)]
+        codes = [item.codes for item in items if item.codes is not None and len(item.codes)]
         if codes:
             if images["generation_pixel_values"]:
                 raise ValueError(
@@ -332,7 +327,7 @@ class EvoTokCollator:
 class PreferenceCollator(EvoTokCollator):
     """Collates preferences: rows whose `messages` end with the better answer and whose `rejected` is the other, a text.
 
-    Each row gives two sequences, which are used or skipped together; see [`EvoTokCollator`].
+    Each row gives two items, which are used or skipped together; see [`EvoTokCollator`].
     """
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -343,23 +338,23 @@ class PreferenceCollator(EvoTokCollator):
             the mask 1 at the last answer; `pixel_values` `(2 I, 3, H, W)` if there are any.
         """
         better, rejected = zip(*self._usable(rows), strict=True)
-        sequences = [*better, *rejected]
-        batch = self._stack(sequences)
+        items = [*better, *rejected]
+        batch = self._stack(items)
         mask = torch.zeros_like(batch.pop("labels"))
-        for number, sequence in enumerate(sequences):
-            mask[number, : len(sequence.ids)] = torch.from_numpy(sequence.in_last_answer)
+        for number, item in enumerate(items):
+            mask[number, : len(item.ids)] = torch.from_numpy(item.in_last_answer)
         return batch | {"completion_mask": mask}
 
-    def _fit(self, sequence: _TokenSequence) -> bool:
-        """Truncates a sequence as for other rows; False where its last answer is cut off and nothing is compared."""
-        if not super()._fit(sequence):
+    def _fit(self, item: _TokenizedRow) -> bool:
+        """Truncates an item as for other rows; False where the last answer is cut off: there is nothing to compare."""
+        if not super()._fit(item):
             return False
-        if not sequence.in_last_answer.any():
-            self._skip("target", f"{sequence.name}: its last answer begins after {self.max_length} tokens.")
+        if not item.in_last_answer.any():
+            self._skip("target", f"{item.name}: its last answer begins after {self.max_length} tokens.")
             return False
         return True
 
-    def _read_sequences(self, row: dict) -> list[_TokenSequence]:
+    def _items(self, row: dict) -> list[_TokenizedRow]:
         if not isinstance(row.get("rejected"), str):
             raise ValueError(f"row {row.get('id', row.get('index', '?'))}: no text under `rejected`: add one.")
         better = self._read(row)

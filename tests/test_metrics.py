@@ -48,7 +48,7 @@ def test_normalize_answer_removes_case_space_and_punctuation(text, expected):
     assert normalize_answer(text) == expected
 
 
-def test_score_answers_has_the_majority_baseline():
+def test_score_answers_has_the_baseline_of_the_commonest_answer():
     records = [{"answer": a} for a in ("cat", "cat", "a dog", "owl")]
     assert score_answers(records, ["Cat.", "dog", "a  dog", ""]) == (0.5, 0.5, 4, "cat")
     with pytest.raises(ValueError, match="one for each"):

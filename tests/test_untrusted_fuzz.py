@@ -110,9 +110,9 @@ PARTS = nearly(type="text", text="What?") | nearly(type="image", image=Image.new
 MESSAGES = nearly(role="user", content="What?") | st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant"]), "content": st.lists(PARTS, max_size=3) | TEXTS}
 )
-LLAVA_MESSAGES = nearly(**{"from": "human", "value": "<image>\nWhat?"}) | nearly(**{"from": "gpt", "value": "Hi."})
+TURNS = nearly(**{"from": "human", "value": "<image>\nWhat?"}) | nearly(**{"from": "gpt", "value": "Hi."})
 RECORDS = nearly(id="1", image="a.png") | st.fixed_dictionaries(
-    {"conversations": st.lists(LLAVA_MESSAGES, max_size=3), "image": VALUES}
+    {"conversations": st.lists(TURNS, max_size=3), "image": VALUES}
 )
 RECIPES = nearly(stage="tokenizer", base="other.yaml") | st.fixed_dictionaries(
     {

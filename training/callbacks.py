@@ -16,7 +16,7 @@ class ThroughputBar(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        self.rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.since = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs: Any = None, **kwargs):
@@ -27,7 +27,7 @@ class ThroughputBar(ProgressCallback):
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
         (start, step), now = self.since, time.monotonic()
-        speed = (state.global_step - step) * self.rows_a_step / max(now - start, 1e-6)
+        speed = (state.global_step - step) * self.rows / max(now - start, 1e-6)
         self.since = now, state.global_step
         self.training_bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "images/s": f"{speed:.1f}"})
 

@@ -189,7 +189,7 @@ def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
             )
         except RetryError as error:  # data that cannot be fetched, or answers that cannot be scored
             reason = one_line(error.last_attempt.exception())
-            raise ValueError(f"lmms-eval failed on one of {', '.join(tasks)}: {reason}") from error
+            raise ValueError(f"lmms-eval gave up on one of {', '.join(tasks)}: {reason}") from error
 
 
 def _task_manager(folder: str | None) -> Any:

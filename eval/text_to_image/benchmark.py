@@ -22,7 +22,7 @@ class BenchmarkOptions(GenerationOptions):
     prompts: str | None = None
     """The benchmark's file of prompts."""
     limit: int | None = None
-    """Number of prompts of each task or in all, for an estimate; all of them by default."""
+    """Number of prompts of each task or in all, for an estimate; all by default."""
     rewriter: str | None = None
     """Folder of a chat model that rewrites the prompts; images are generated from both wordings then."""
 

@@ -178,9 +178,9 @@ SOURCE = [
     kind("file that is removed before it is read", "data/a.tar: cannot be read (No such file or directory): put it back, or leave it out.")(removed_early),
 ]
 
-MESSAGE = {"from": "human", "value": "<image>\nWhat is this?"}
-RECORD = {"id": "7", "image": "cat.png", "conversations": [MESSAGE]}
-LONG = [MESSAGE | {"value": "<image>" + "x" * 199_994}]
+TURN = {"from": "human", "value": "<image>\nWhat is this?"}
+RECORD = {"id": "7", "image": "cat.png", "conversations": [TURN]}
+LONG = [TURN | {"value": "<image>" + "x" * 199_994}]
 
 
 def load(_: Workspace, path: str) -> list[dict]:

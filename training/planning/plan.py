@@ -248,7 +248,7 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     model.train()
 
     positions, shares = config.vq_config.num_positions, task_shares(recipe)
-    answers = 2 if STAGES[recipe.stage].compares_answers else 1  # sequences of a row
+    answers = 2 if STAGES[recipe.stage].compares_answers else 1  # of a row
     flops_a_row = tokens_a_row = 0.0
     for task, share in shares.items():
         text, labels = TEXT_TOKENS[task]

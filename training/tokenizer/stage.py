@@ -100,7 +100,7 @@ def build_images(recipe: Recipe, arguments: TrainingArguments, image_size: int) 
 
     Args:
         recipe: names the data.
-        arguments: number of images, and the seed of their order.
+        arguments: number of rows, and the seed of their order.
         image_size: side of the images in pixels.
 
     Raises:
