@@ -38,7 +38,7 @@ def test_recipes_differ_in_the_model_only():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """The recipes with tiny models, a random vision tower, and no generators."""
+    """Writes the recipes with tiny models and a random vision tower, without generators."""
     monkeypatch.setattr(
         ablations, "generated_share", lambda model, levels, world, steps, seed, folder: levels + steps / 10 + seed / 100
     )
@@ -64,7 +64,7 @@ def evaluate(small, *words) -> int:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Output folder of each training -> its rows, in order."""
+    """Records the rows of each training, in order: output folder -> rows."""
     seen: dict[str, list[int]] = {}
     get, train = WorldImages.__getitem__, ablations.train
 

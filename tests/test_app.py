@@ -1,4 +1,4 @@
-"""`evotok app`: its defaults and mistakes, and its end as a process."""
+"""`evotok app`: its defaults, its errors, and its end as a process."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_app_reports_bad_options_before_loading_the_model(monkeypatch, capsys):
     ("kill", "code", "last"), [(signal.SIGINT, 130, "evotok app: interrupted"), (signal.SIGTERM, 143, "")]
 )
 def test_app_killed_during_generation_releases_port_and_uploads(kill, code, last, tmp_path):
-    """Behind a proxy of the environment that does not answer: the port is free again, and uploads are deleted."""
+    """The environment names a proxy that does not answer."""
     pytest.importorskip("gradio", reason="the page needs the extra `app`")
     pytest.importorskip("httpx")
     tests = Path(__file__).parent

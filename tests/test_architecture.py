@@ -90,7 +90,7 @@ def test_imports_of_evotok_and_tests_are_absolute(folder):
 
 @pytest.mark.parametrize("folder", CARRIED)
 def test_carried_files_are_flat_and_import_siblings_only(folder):
-    """A checkpoint carries them in one folder, and Transformers finds siblings by a regular expression."""
+    """A checkpoint holds them in one folder, and Transformers finds siblings by a regular expression."""
     for path in source_files(folder):
         if path.name == "__init__.py":
             assert not path.read_text(encoding="utf-8").strip(), f"{name(path)} is not carried: keep it empty"

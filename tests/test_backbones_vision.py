@@ -103,7 +103,7 @@ def test_evaluation_counts_patches_with_a_thing_only(classifier, world, tmp_path
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A recipe and the folder of its run."""
+    """Returns a recipe and the folder of its finished run."""
     folder = tmp_path_factory.mktemp("vision")
     training = TRAINING | {"max_steps": 4, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     training |= {"train_sampling_strategy": "sequential", "output_dir": str(folder / "whole")}

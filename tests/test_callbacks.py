@@ -21,7 +21,7 @@ from evotok.training.train import main
 
 
 class Clock:
-    """Replaces the module `time`."""
+    """Replacement of the module `time`."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -102,7 +102,7 @@ def test_time_limit_callbacks_follow_the_recipe(tmp_path):
 
 
 def test_stage_with_a_time_limit_saves_checkpoint_and_model(tmp_path, monkeypatch):
-    """Within the first of 1,000 steps; started again, it is finished."""
+    """The limit is reached within the first of 1,000 steps; a second start finds a finished run."""
     recipe = RECIPE | {"max_minutes": 1e-4, "training": RECIPE["training"] | {"output_dir": str(tmp_path / "run")}}
     recipe["training"] |= {"max_steps": 1000, "save_steps": 1000, "eval_strategy": "no"}
     monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)

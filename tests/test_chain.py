@@ -25,7 +25,7 @@ SHORT += ["data.sample_prompts=[]"]
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A folder with recipes that differ from those for a GPU in sizes and folders."""
+    """Returns a folder with recipes that differ from those for a GPU in sizes and folders."""
     monkeypatch.setattr(vision_stage, "EVALUATION_SCENES", 4)
     monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     monkeypatch.setattr(language_stage, "corpus", lambda world: corpus(world, 200))

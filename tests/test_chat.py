@@ -24,7 +24,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def client(parts):
-    """Client of a server that runs the same model."""
+    """Yields a client of a server that runs the same model."""
     pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
     pytest.importorskip("openai")
     from served import running

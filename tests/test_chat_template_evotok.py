@@ -68,12 +68,12 @@ def assistant(*content) -> dict:
 
 
 def plain_jinja(template: str) -> str:
-    """Removes the tag that only Transformers knows."""
+    """Removes the tag that is an extension of Transformers."""
     return template.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
 
 
 def render(processor, renderer: str, conversation) -> tuple[str, list[int]]:
-    """Renders to text and token ids, by the processor or by a tokenizer with nothing but the template."""
+    """Renders to text and token ids by the processor, or by a tokenizer that has the template alone."""
     if renderer == "processor":
         ids = processor.apply_chat_template(conversation, tokenize=True, processor_kwargs={"tokens_only": True})
         return processor.apply_chat_template(conversation), ids[0]
@@ -131,7 +131,7 @@ def test_processor_and_tokenizer_render_equal_text(processor):
 
 
 def test_template_content_is_detected_as_a_list(processor):
-    """As vLLM does: by a loop over the parameter of a macro that is called with the content of a message."""
+    """vLLM detects a loop over the parameter of a macro that is called with the content of a message."""
     tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain_jinja(processor.chat_template))
     [macro] = [macro for macro in tree.find_all(jinja2.nodes.Macro) if macro.name == "render"]
     arguments = [

@@ -34,7 +34,7 @@ def steps(folder):
 
 @pytest.fixture(scope="module")
 def trained(recipes, tmp_path_factory):  # noqa: F811
-    """The words of a run and its folder, with checkpoints of steps 2, 4 and 6."""
+    """Returns the arguments of a run and its folder, with checkpoints of steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("trained")
     words = [str(recipes / "tokenizer.yaml"), "training.save_steps=2"]
     assert main([*words, f"training.output_dir={folder}"]) == 0
@@ -95,7 +95,7 @@ def test_rotation_ignores_later_damaged_checkpoints(tmp_path):
 
 
 class Recorder:
-    """Records the order in which files below a folder are synced, renamed and removed."""
+    """Recorder of the order in which files below a folder are synced, renamed and removed."""
 
     def __init__(self, monkeypatch, folder):
         self.folder, self.calls = folder, []
@@ -160,7 +160,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_processes_with_different_checkpoints_stop(recipes, tmp_path):  # noqa: F811
-    """As on two nodes without common storage, of which only the first has saved."""
+    """Two nodes have no common storage, and only the first has saved."""
     for rank in (0, 1):
         (tmp_path / f"node{rank}").mkdir()
     make_checkpoint(tmp_path / "node0/run", 2)

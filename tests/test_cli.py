@@ -1,4 +1,4 @@
-"""The command line on a tiny random checkpoint: what each command does, and one line for every mistake."""
+"""The command line on a tiny random checkpoint: the results of each command, and one line for every mistake."""
 
 import json
 import os
@@ -31,7 +31,8 @@ ROOT = str(Path(__file__).parents[1])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A full checkpoint: 64 px (the size of the world's images), 8 x 8 positions, 4 levels, 2 of them for pixels."""
+    """Returns a full checkpoint: 64 px (the size of the world's images), 8 x 8 positions, 4 levels, 2 of them for
+    pixels."""
     texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
     processor = EvoTokProcessor.from_parts(train_text_tokenizer(texts, 300), image_size=64, num_image_tokens=64)
     tokenizer = processor.tokenizer
@@ -66,7 +67,7 @@ def tokenizer_only(checkpoint):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder with one image in it."""
+    """Creates an empty current folder with one image in it."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30), (200, 30, 30)).save("red.png")
     return tmp_path
@@ -83,7 +84,7 @@ def evotok(*words):
 
 
 def refuse(capsys, *words):
-    """Runs a command that must fail as a mistake of the user; returns its one line."""
+    """Runs a command that must fail as a mistake of the user; returns its error line."""
     capsys.readouterr()
     assert evotok(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -169,7 +170,7 @@ COMPLETED = [
 
 @pytest.mark.parametrize(("typed", "completions"), COMPLETED, ids=[typed for typed, _ in COMPLETED])
 def test_shell_completion_lists_matching_words(typed, completions, here, monkeypatch, capsys):
-    """As the script of bash calls it: the line in the environment, the completions on stdout."""
+    """The script of bash passes the line in the environment and reads the completions from stdout."""
     monkeypatch.setenv("_EVOTOK_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))

@@ -50,7 +50,7 @@ def checkpoint(chat, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    """Two tars of five images, one of them corrupt."""
+    """Writes two tars of five images, one of them corrupt."""
     folder = tmp_path_factory.mktemp("tars")
     for shard in range(2):
         samples = []
@@ -75,7 +75,7 @@ def red_codes(chat):
 
 @pytest.fixture(scope="module")
 def codes(chat, tars, tmp_path_factory):
-    """Shards of the tars, by two processes."""
+    """Returns code shards of the tars, encoded by two processes."""
     out = tmp_path_factory.mktemp("codes")
     results = [encoder(chat, tars, out, batch_size=2, threads=2).run(rank, 2) for rank in range(2)]
     assert [(r.written, r.found, r.images, r.skipped) for r in results] == [(1, 0, 5, 0), (1, 0, 4, 1)]

@@ -54,7 +54,7 @@ def conversation():
 
 
 def with_images(row):
-    """The messages with their images in place, as the processor takes them."""
+    """Returns the messages with their images in place, as the processor takes them."""
     images, messages = iter(row["images"]), []
     for message in row["messages"]:
         content = message["content"]
@@ -181,7 +181,7 @@ def test_fallback_repeats_the_last_usable_row_for_some_batches():
         fallback.fill([], {"image": 2})
     assert fallback.fill(["a", "b"], {}) == ["a", "b"]
     assert [fallback.fill([], {}) for _ in range(2)] == [["b"], ["b"]]
-    assert fallback.fill(["c"], {}) == ["c"], "which begins the count anew"
+    assert fallback.fill(["c"], {}) == ["c"], "the count starts again"
     assert [fallback.fill([], {}) for _ in range(2)] == [["c"], ["c"]]
     with pytest.raises(ValueError, match=r"Nothing in the last 3 batches can be used, \{'image': 9\} so far"):
         fallback.fill([], {"image": 9})

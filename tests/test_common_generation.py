@@ -156,7 +156,7 @@ def test_left_padding_keeps_logits(model, inputs):
 
 
 def test_static_cache_equals_dynamic_cache(model, inputs):
-    """With embeddings, in a model that was cast to half precision after it was built."""
+    """The prompt is given as embeddings, to a model that was cast to half precision after it was built."""
     model = copy.deepcopy(model).half()
     inputs["pixel_values"] = inputs["pixel_values"].half()
     inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
@@ -168,7 +168,7 @@ def test_static_cache_equals_dynamic_cache(model, inputs):
 
 
 def test_prepare_inputs_keeps_unknown_arguments(model):
-    """And does not check ids, which may be placeholders."""
+    """Ids are not checked, since they may be placeholders."""
     ids = torch.tensor([[1, 2, 3], [IMAGE, GENERATED, 6]])
     positions = torch.arange(POSITIONS - 1).expand(2, -1)
     arguments = {"output_attentions": True, "custom_arg": "value", "numeric_arg": 42}

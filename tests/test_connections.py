@@ -1,4 +1,4 @@
-"""Connections of both servers: time limits, and the names that they are addressed by."""
+"""Connections of both servers: time limits, and the check of the Host header."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ from evotok.connections import TimedConnection, is_own_host  # noqa: E402
 
 
 class Application:
-    """Answers every request with so many MiB, piece by piece; `ended` is set when it has sent all or cannot."""
+    """Application that responds with so many MiB in pieces; `ended` is set when all are sent or sending fails."""
 
     def __init__(self, size: int):
         self.size, self.ended = size, threading.Event()
@@ -30,7 +30,7 @@ class Application:
 
 @pytest.fixture
 def serve():
-    """Function: the port of a server of an application."""
+    """Yields a function that serves an application and returns the port."""
     started = []
 
     def start(application):
@@ -60,7 +60,7 @@ def connect(port: int) -> socket.socket:
 
 
 def test_unread_response_is_aborted(serve, monkeypatch):
-    """Else it would stay in the server's memory, and keep its place, for as long as the client likes."""
+    """Without a limit, a client that does not read would occupy memory and a place."""
     monkeypatch.setattr(TimedConnection, "write_seconds", 0.5)
     application = Application(64)
     with connect(serve(application)):

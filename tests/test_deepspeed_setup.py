@@ -21,7 +21,7 @@ def test_tokenizer_engine_computes_in_autocast_with_fp32_weights():
 
 
 def test_tokenizer_refuses_unsuitable_engines(tmp_path):
-    """Without starting a process group, as `evotok train` would."""
+    """No process group is started, which `evotok train` would do."""
     with pytest.raises(ValueError, match="ZeRO-3, which shards weights, .*zero2.json, or leave it out"):
         tokenizer_engine({"deepspeed": "configs/deepspeed/zero3.json"})
     with pytest.raises(ValueError, match="training.fp16: .*give bf16"):

@@ -43,7 +43,7 @@ RIGHT = 2
 
 
 def found(text, patterns):
-    """The examples in a text."""
+    """Returns the examples in a text."""
     hits = [hit.group(1) for pattern in patterns for hit in re.finditer(pattern, text)]
     return {example for hit in hits for example in (re.findall('"([^"]*)"', hit) or [hit])} - {""}
 
@@ -74,7 +74,7 @@ def mini():
 
 
 def find_faults(world, prompt, image):
-    """Faults of a generated image of an example; of an emoji image the nearest one by pixels."""
+    """Returns the faults of a generated image of an example; of an emoji image the nearest one by pixels."""
     if emoji := re.fullmatch(r"an? (\w+), (.*) style", prompt):
         shown = [(name, style) for style in EMOJI_STYLES for name in range(len(world.emoji_names))]
         pixels = np.stack([np.asarray(world.emoji_image(*pair)) for pair in shown]).astype(np.float32)

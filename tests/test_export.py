@@ -1,4 +1,4 @@
-"""`evotok export`: a folder for the Hub, in which no file of an older export stays."""
+"""`evotok export`: a folder for the Hub, without files of an older export."""
 
 import json
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_add_files_adds_all_files_or_none(tmp_path):
 
 
 def test_push_to_hub_uploads_the_whole_folder(trained, tmp_path, monkeypatch):
-    """Weights, configs, code and the card; nothing is sent anywhere."""
+    """Weights, configs, code and the card are uploaded to a stand-in for the Hub."""
     assert export(trained, "--out", tmp_path / "model") == 0
     card, sent = ModelCard.load(tmp_path / "model" / "README.md"), {}
 

@@ -1,4 +1,4 @@
-"""README and docs: generated blocks are current, numbers are the model's. Their code is in test_documents.py."""
+"""README and docs: generated blocks are current, numbers equal the model's. Code blocks are in test_documents.py."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def trajectory():
 
 
 def test_trajectory_is_of_the_embedded_tokenizer(trajectory):
-    """Its figures are those that `evotok eval mini` finds for the tokenizer that is there."""
+    """Its figures equal those of `evotok eval mini` for the embedded tokenizer."""
     measured = read_suite(ROOT / "assets/evotok-mini/results.json", MINI)["figures"]
     assert trajectory["options"]["images"] == measured["psnr_new_style_n"]
     rows = {row["depth"]: row for row in trajectory["tables"]["by_depth"]}

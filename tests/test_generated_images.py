@@ -27,7 +27,7 @@ def chat_model():
 
 @pytest.fixture
 def generate(chat_model, monkeypatch):
-    """Function (folder, **options) -> number of images that were generated."""
+    """Returns a function (folder, **options) -> number of generated images."""
     generated, original = [], images.generate_images
     monkeypatch.setattr(
         images, "generate_images", lambda *args, **kwargs: generated.append(len(args[2])) or original(*args, **kwargs)
@@ -74,7 +74,7 @@ def test_missing_images_are_generated_again(generate, tmp_path):
 
 
 class Served:
-    """Stands for `ServerPool`, over a model in this process."""
+    """Stand-in for `ServerPool`, over a model in this process."""
 
     at_once = 1
 

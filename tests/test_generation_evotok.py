@@ -125,7 +125,7 @@ def test_seed_determines_the_codes(tiny_model):
 
 def test_guidance_min_p_excludes_implausible_codes(tiny_model):
     def shares(guidance_min_p: float) -> torch.Tensor:
-        """Conditional probabilities of sampled codes, as shares of the highest."""
+        """Returns the conditional probabilities of sampled codes, as shares of the highest."""
         arguments = SAMPLED | {"guidance_scale": 7.5, "guidance_min_p": guidance_min_p, "top_k": 0, "top_p": 1.0}
         codes = tiny_model.generate(PROMPT, **arguments, num_return_sequences=4, generator=seeded())
         conditional = teacher_forced_logits(tiny_model, PROMPT.expand(4, -1), codes).softmax(-1)
@@ -173,7 +173,7 @@ def test_settings_follow_call_and_config(fresh_model):
 
 
 def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model):
-    """Also during training; the mode of every module is restored, after an error, too."""
+    """This holds during training, too; the mode of every module is restored, also after an error."""
     expected = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY)
     fresh_model.train()
     fresh_model.gradient_checkpointing_enable()
@@ -316,7 +316,7 @@ def test_text_has_no_placeholders(fresh_model):
 
 
 def test_text_runs_without_guidance(tiny_model):
-    """Unless a call sets a scale: that of the config is for images."""
+    """A call may set a scale; that of the config is for images."""
     prompt, config = PROMPT[:, :-1], GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=-1)
     expected = tiny_model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1)
     assert tiny_model.generation_config.guidance_scale == 7.5

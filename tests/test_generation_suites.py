@@ -26,7 +26,7 @@ MINI = find_asset("evotok-mini")
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """Folder with all files and checkpoints that the suites need."""
+    """Returns the folder with all files and checkpoints that the suites need."""
     folder = tmp_path_factory.mktemp("shelf")
     model, processor = build_chat_model()
     model.save_pretrained(folder / "tiny")
@@ -52,7 +52,7 @@ def geneval(shelf, out, *words):
 
 @pytest.fixture(scope="module")
 def generated(shelf, tmp_path_factory):
-    """Folder of results of GenEval, with rewritten prompts; its prompts are a copy."""
+    """Returns the folder of results of GenEval, with rewritten prompts; its prompts are a copy."""
     folder = tmp_path_factory.mktemp("geneval")
     prompts = shutil.copy(shelf / "evaluation_metadata.jsonl", folder)
     words = [f"prompts={prompts}", f"rewriter={shelf / 'rewriter'}"]

@@ -99,7 +99,7 @@ def test_load_image_scales_greys_without_a_range(warnings):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])  # noqa: S301
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
 def test_load_image_accepts_images_without_their_file(format, copied):
-    """As spawned workers receive them."""
+    """Spawned workers receive images in this form."""
     content = saved(Image.radial_gradient("L").convert("RGB").resize((16, 16)), format)
     image = copied(Image.open(io.BytesIO(content)))
     assert not hasattr(image, "fp")
@@ -190,7 +190,7 @@ def test_convert_to_images_refuses_other_tensors():
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that ends where its pixels begin."""
+    """Returns a PNG that ends where its pixels begin."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT"

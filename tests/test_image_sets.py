@@ -19,7 +19,7 @@ def picture(seed: int, size=(40, 30)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five images in subfolders of classes, as ImageNet has them."""
+    """Returns five images in subfolders of classes, as ImageNet has them."""
     for index in range(5):
         path = tmp_path / "val" / f"n0{index % 2}" / f"{index}.{'JPEG' if index else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Inference: a row of a batch, and a stream, give what each prompt gives alone."""
+"""Inference: each row of a batch, and each stream, equals the result of its prompt alone."""
 
 import itertools
 import threading
@@ -36,7 +36,7 @@ PROMPTS = ["a cat", "a dog, the red one", "this"]
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -47,7 +47,7 @@ def noise(seed):
 
 @pytest.fixture(scope="module")
 def chats():
-    """Conversations of different lengths with two, no and one image."""
+    """Returns conversations of different lengths with two, no and one image."""
     ask = {"type": "text", "text": "what is this?"}
     two = [{"type": "image", "image": noise(1)}, {"type": "image", "image": noise(2)}, ask]
     one = [ask, {"type": "image", "image": noise(3)}]
@@ -188,7 +188,7 @@ def test_prompts_beyond_the_context_are_refused(parts):
 
 
 def stream(work, seconds=60):
-    """Streams what `work(put)` puts."""
+    """Streams the values that `work(put)` puts."""
     signal = StopSignal(seconds)
     streamer = CodeIteratorStreamer(signal)
     return stream_in_thread(lambda: work(streamer.put), streamer, signal)

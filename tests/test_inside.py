@@ -13,7 +13,7 @@ from evotok.app.inside import inspect, swap
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 4 x 4 positions, 4 levels, 2 of them for pixels."""
+    """Returns a model and its processor: 4 x 4 positions, 4 levels, 2 of them for pixels."""
     return build_chat_model()
 
 

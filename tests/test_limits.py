@@ -1,4 +1,4 @@
-"""Limits of what visitors of the page send."""
+"""Limits of the input of visitors of the page."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """Tasks of the world, and one of choices."""
+    """Writes the tasks of the world, and one of choices."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder, QUESTIONS)
     task = yaml.safe_load((folder / "qa_color.yaml").read_text())
@@ -70,7 +70,7 @@ def test_harness_finds_the_plugin():
 
 @pytest.mark.parametrize("force_simple", [False, True])
 def test_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
-    """As `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2` does."""
+    """The arguments are those of `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2`."""
     model_args = f"pretrained={find_asset('evotok-mini')}"
     words = {"model_args": model_args, "batch_size": 2, "device": "cpu", "force_simple": force_simple}
     found = evaluate("evotok", tasks, ["qa_color"], **words)
@@ -90,7 +90,7 @@ def test_harness_reports_a_missing_checkpoint(tasks):
 
 
 def test_suite_equals_generate_and_the_suite_mini(world, tmp_path, capsys):
-    """Through `evotok eval`, the harness and the plugin; a batch is smaller than a task."""
+    """The suite runs through `evotok eval`, the harness and the plugin; a batch is smaller than a task."""
     words = ["task_folder=world", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
     assert main(["eval", "understanding", "mini", *words]) == 0
     results = json.loads(capsys.readouterr().out)

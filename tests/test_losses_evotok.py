@@ -144,7 +144,7 @@ def test_plain_trainer_accumulates_to_the_step_of_one_batch(model, pixels, tmp_p
 
 
 def test_text_only_losses_are_refused(model, pixels, tmp_path):
-    """Label smoothing of `Trainer`; TRL's trainers, which call the base model, or the model without labels."""
+    """These are label smoothing of `Trainer`, and TRL's trainers, which call the base model or omit the labels."""
     with pytest.raises(ValueError, match="label_smoothing_factor or compute_loss_func"):
         train_one_step(model, tmp_path, pixels, 4, 1, label_smoothing_factor=0.1)
     batch = inputs_of([2], pixels)

@@ -34,7 +34,7 @@ FEW = ["scenes=4", "probe_scenes=6", "questions=5", "prompts=2", "emoji=3", "bat
 
 
 class FewPixels:
-    """Stands for EfficientNet-Lite0, which is slow for all emoji."""
+    """Stand-in for EfficientNet-Lite0, which is slow for all emoji."""
 
     def to(self, device):
         return self
@@ -124,7 +124,7 @@ def evaluation(folder, **options):
 
 
 def test_composition_counts_right_images(tmp_path, world, monkeypatch):
-    """Real scenes instead of generated images, those of one task of another prompt."""
+    """Real scenes replace generated images; those of one task are of another prompt."""
     composition = Composition(evaluation(tmp_path, prompts=3), world)
     prompts = composition.prompts(held_out=True)
 

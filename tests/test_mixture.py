@@ -41,7 +41,7 @@ def take(loader, count):
 
 
 def assert_resumes(build, whole, stops):
-    """A stream that goes on from the state after each of `stops` batches gives the rest of `whole`."""
+    """Asserts that a stream resumed from the state after each of `stops` batches yields the rest of `whole`."""
     for stop in stops:
         killed, resumed = build(), build()
         take(killed, stop)
@@ -80,7 +80,7 @@ def test_readers_of_one_shard_resume_and_read_one_shard_each(number):
 
 @pytest.mark.parametrize("name", ["parquet-pairs", "image-folder", "opengpt-4o-image"])
 def test_readers_read_shards_in_random_order(name, tmp_path):
-    """A run may end long before it has seen all: the first rows of each reader are of both halves."""
+    """A short run reads a part of the rows: the first rows of each reader are of both halves of the alphabet."""
     captions = [f"{letter} {n}" for letter in "abcdefghijklmnopqrst" for n in range(10)]
     if name == "parquet-pairs":
         for start in range(0, 200, 10):
@@ -216,7 +216,7 @@ def test_stream_refuses_sources_without_rows(opened, rank, message):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_keeps_the_state_of_the_generator(workers, tmp_path):
-    """A checkpoint has restored it: dropout would differ from that of a run that was not killed."""
+    """A checkpoint has restored it: otherwise dropout would differ from that of an undisturbed run."""
     arguments = TrainingArguments(tmp_path, dataloader_num_workers=workers, report_to="none", use_cpu=True)
     before = torch.get_rng_state()
     take(ResumableLoader(stream([source("a", 30, 4)]), arguments).loader, 2)

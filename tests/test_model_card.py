@@ -71,7 +71,7 @@ def results():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Folder of a checkpoint, with the results of both suites beside it."""
+    """Returns the folder of a checkpoint, with the results of both suites beside it."""
     EvoTokConfig(vq_config=EvoTokVQConfig(codebook_size=77)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     weights = sha256(tmp_path / "model.safetensors")

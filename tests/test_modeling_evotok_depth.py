@@ -31,7 +31,7 @@ def tiny_depth_decoder(**kwargs) -> EvoTokDepthDecoder:
 
 @pytest.fixture
 def batch():
-    """Hidden states (M, H), codebooks (L, K, C), codes (M, L) and their entries (M, L, C)."""
+    """Returns the hidden states (M, H), codebooks (L, K, C), codes (M, L) and their entries (M, L, C)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(POSITIONS, HIDDEN, generator=generator)
     codebooks = torch.randn(LEVELS, CODES, DIM, generator=generator)

@@ -1,4 +1,4 @@
-"""The search: the codes of a float64 search, whatever the data, the block sizes and the dtype of the coarse pass."""
+"""The search: its codes equal those of a float64 search for any data, block size and dtype of the coarse pass."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def check_codes(codes, vectors, codebook):
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32])
 def coarse(request, monkeypatch):
-    """Both dtypes of the coarse pass, on any machine."""
+    """Selects each dtype of the coarse pass, on any machine."""
     monkeypatch.setattr(nearest_code_evotok, "_coarse_dtype", lambda device: request.param)
 
 
@@ -81,7 +81,7 @@ def test_first_of_equal_entries_is_selected(coarse):
 
 
 def test_blocks_bound_the_memory_and_keep_the_codes(monkeypatch):
-    """With many equal entries the candidates are searched in shares."""
+    """With many equal entries the candidates are searched in parts."""
     vectors, codebook = normal(64, 4, seed=3), normal(16, 4).repeat(64, 1)  # 64 equal groups
     monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (48, 48))
     sizes = []

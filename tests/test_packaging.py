@@ -19,7 +19,7 @@ EXTRAS = {"app", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "o
 
 @pytest.fixture(scope="module")
 def metadata():
-    """The arguments of `setup()`."""
+    """Returns the arguments of `setup()`."""
     import setuptools
 
     arguments = {}

@@ -26,7 +26,7 @@ EIGHT = list((ORDER | {"images": 8}).values())
 
 @pytest.fixture(scope="module")
 def served():
-    """A page over a tiny random model of the world's image size."""
+    """Serves a page over a tiny random model of the world's image size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gradio.image_utils.preprocess_image", pytest.fail)  # images are opened by `open_upload` only
         with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
@@ -53,13 +53,13 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Function: sets the answer of the model."""
+    """Returns a function that sets the answer of the model."""
     return lambda *pieces: monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: iter(pieces))
 
 
 @pytest.fixture
 def white(visitor):
-    """An uploaded white image."""
+    """Returns an uploaded white image."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "white").save(file, "PNG")
     return visitor.upload("a.png", file.getvalue())
@@ -71,13 +71,13 @@ def component(visitor, name):
 
 
 def text_of(content):
-    """The text of a part, or `image`."""
+    """Returns the text of a part, or `image`."""
     content = content[0] if isinstance(content, list) else content
     return content.get("text", "image") if isinstance(content, dict) else content
 
 
 def transcript(messages):
-    """The transcript at the end, as (role, text or `image`) of each part."""
+    """Returns the transcript at the end, as (role, text or `image`) of each part."""
     last = messages[-1]
     assert last["success"], last
     return [(part["role"], text_of(part["content"])) for part in last["output"]["data"][1]]
@@ -92,7 +92,7 @@ def warnings(messages):
 
 
 def can_generate(visitor, session):
-    """Whether a generation by the model succeeds."""
+    """Returns whether a generation by the model succeeds."""
     last = visitor.ask("generate-start", GENERATE, session=session)[-1]
     return last["success"] and "64 of 64" in str(last["output"])
 

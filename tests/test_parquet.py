@@ -15,7 +15,7 @@ def write(path, table, **kwargs):
 
 
 def repeated(value, rows):
-    """A column of equal values, which takes the bytes of one."""
+    """Returns a column of equal values, which occupies the bytes of one."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
 
 
@@ -46,7 +46,7 @@ def test_read_parquet_returns_the_written_rows(tmp_path, options):
 
 
 def test_read_parquet_reads_few_rows_with_large_shared_values(tmp_path):
-    """Up to 64 MB and twenty times the bytes on the disk."""
+    """The limit is 64 MB and twenty times the bytes on the disk."""
     table = pa.table({"caption": repeated("x" * 8_000_000, 1000)})
     path = write(tmp_path / "a.parquet", table)
     rows = 0
@@ -97,7 +97,7 @@ def test_read_parquet_refuses_bombs(tmp_path, name):
 
 
 def varint(value, length=0):
-    """An integer in Thrift's encoding, of at least `length` bytes."""
+    """Returns an integer in Thrift's encoding, of at least `length` bytes."""
     value, encoded = 2 * value, []
     while value or len(encoded) < length or not encoded:
         encoded.append(value & 127 | 128)

@@ -1,4 +1,4 @@
-"""Pipelines of Transformers with the embedded model give what `generate` gives."""
+"""Pipelines of Transformers with the embedded model equal `generate`."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def image_text_to_text():
 
 @pytest.fixture(scope="module")
 def any_to_any_pipeline(image_text_to_text):
-    """Without the pipeline's check for torchvision, which this processor does not need."""
+    """Builds the pipeline without its check for torchvision, which this processor does not need."""
     with pytest.MonkeyPatch.context() as patch:
         if not is_torchvision_available():
             patch.setattr(any_to_any, "requires_backends", lambda *_: None)
@@ -41,7 +41,7 @@ def question():
 
 @pytest.fixture(scope="module")
 def answer(image_text_to_text, question):
-    """The answer by `generate`."""
+    """Generates the answer without the pipeline."""
     model, processor = image_text_to_text.model, image_text_to_text.processor
     inputs = processor.apply_chat_template(question, add_generation_prompt=True, **TENSORS)
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)

@@ -38,7 +38,7 @@ class Tower(nn.Module):
         return x.sum()
 
     def activation_checkpointing_disable(self):
-        """As in models of Transformers."""
+        """Disables activation checkpointing, as models of Transformers do."""
 
 
 def plan(path, *words, gpus=None, gpu="h100"):
@@ -92,7 +92,7 @@ PAPER = [path.relative_to(CONFIGS).as_posix() for path in sorted((CONFIGS / "pap
     "path", [pytest.param(path, marks=[pytest.mark.slow] * (path[6:-5] not in FAST)) for path in PAPER]
 )
 def test_recipes_fit_their_gpus(path):
-    """16 H100 or one GPU of 24 GB, with room for the framework; the batch is the same on all."""
+    """These are 16 H100 or one GPU of 24 GB, with room for the framework; the batch is the same on all."""
     gpus, gpu = (1, "rtx4090") if "low-memory" in path else (16, "h100")
     found = plan(path, gpu=gpu)
     batch = {"tokenizer": 256, "dpo": 64}.get(Path(path).stem, 128)
@@ -131,7 +131,7 @@ def test_plan_of_preferences_counts_two_answers_and_the_reference():
 
 
 def test_plan_of_the_tokenizer_keeps_fp32_under_deepspeed():
-    """Autocast's copies come on top; only gradients and optimizer are sharded, and sent in fp32."""
+    """Autocast's copies are additional; only gradients and optimizer are sharded, and sent in fp32."""
     path = "paper/tokenizer.yaml"
     found = plan(path, "training.deepspeed=configs/deepspeed/zero2.json", gpus=16)
     assert found.stage == 2 and {stage for _, stage in found.memory} == {None, 1, 2}
@@ -155,7 +155,7 @@ LORA = "lora={r: 64}"
     ],
 )
 def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engine, lora):  # noqa: F811
-    """Within 5%: 3 million parameters on two processes, half of them frozen."""
+    """The tolerance is 5%: 3 million parameters on two processes, half of them frozen."""
     save_language_model(tmp_path / "language", hidden_size=256)
     words = [f"model.language_model_checkpoint={tmp_path / 'language'}"]
     words.append("model.config.depth_decoder_config.hidden_size=256")
@@ -212,7 +212,7 @@ def test_plan_command_prints_a_plan(capsys):
 
 
 def test_memory_of_a_real_run_is_within_15_percent_of_the_plan():
-    """One case; `python -m tools.measure_memory` runs all."""
+    """This is one case; `python -m tools.measure_memory` runs all."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of a process is read from Linux's /proc")
     case = CASES["plain-checkpointing"]

@@ -1,4 +1,4 @@
-"""`evotok eval` under torchrun: two processes find what one finds, suite by suite.
+"""`evotok eval` under torchrun: two processes have the results of one, suite by suite.
 
 The suite `reconstruction` is in test_reconstruction_suite.py, `understanding` in test_lmms_eval.py.
 """

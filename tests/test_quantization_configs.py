@@ -1,7 +1,7 @@
 """Quantized loading: the language model shrinks, the tokenizer and the classifiers of codes stay as they are.
 
-Quantizers of Transformers replace linear layers on the meta device before weights are loaded; which ones, they all ask
-`HfQuantizer.get_modules_to_not_convert` and `should_convert_module`. The real ones run where they are installed.
+Quantizers of Transformers replace linear layers on the meta device before weights are loaded. All of them select the
+layers by `HfQuantizer.get_modules_to_not_convert` and `should_convert_module`. Installed quantizers run themselves.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def converted(model, skipped: list[str] | None = None) -> set[str]:
-    """Names of the linear layers that a quantization config with such a list of modules to skip converts."""
+    """Returns the names of the linear layers that a quantization config with these modules to skip converts."""
     patterns = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     by_name = {name for name in linear if should_convert_module(name, patterns)}
@@ -56,7 +56,7 @@ def test_quantizer_skips_the_tokenizer_of_the_base_model(tiny_model):
 
 
 def test_half_precision_keeps_the_unquantized_modules(folder):
-    """fp16 takes the same list: classifiers in fp32, on hidden states in fp16."""
+    """fp16 uses the same list: classifiers in fp32, on hidden states in fp16."""
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for name, dtype in dtypes.items():

@@ -78,7 +78,7 @@ def test_update_moves_entries_to_the_means_of_their_vectors():
 
 
 def test_update_continues_the_sums_of_a_converted_codebook():
-    """Whose entries are not exactly its sums divided by its sizes."""
+    """Its entries are not exactly its sums divided by its sizes."""
     torch.manual_seed(0)
     codebook = EvoTokCodebook(quantizer_config(codebook_warmup_steps=0, codebook_keeps_sums=True))
     codebook.weight.data.normal_()

@@ -21,7 +21,7 @@ IMAGES = 10
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folder with a tiny tokenizer of 32 px and images of another size, one of them damaged."""
+    """Returns the folder with a tiny tokenizer of 32 px and images of another size, one of them damaged."""
     place = tmp_path_factory.mktemp("place")
     build_tiny_model().model.vq_model.save_pretrained(place / "tokenizer")
     (place / "images").mkdir()

@@ -16,7 +16,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def own() -> GenerationConfig:
-    """The config of a new model."""
+    """Returns the config of a new model."""
     return image_generation_config(tiny_config())
 
 
@@ -40,7 +40,7 @@ def test_settings_follow_call_then_config_then_model(own):
 
 
 def test_config_fields_are_used_refused_or_for_text(own):
-    """By the table of `sampling_evotok`; a field that Transformers adds is to be put into it."""
+    """The table of `sampling_evotok` lists them; a field that Transformers adds belongs there."""
     used = {
         "guidance_scale": 2.0, "do_sample": False, "temperature": 0.5, "top_k": 7, "top_p": 0.5,
         "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True,

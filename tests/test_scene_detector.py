@@ -48,7 +48,7 @@ def test_scenes_blurred_as_by_a_tokenizer_are_accepted(world, detector, prompts)
 
 
 def scene_of(world, *names: str, background: str = "yellow") -> Scene:
-    """Scene of `red heart`, ... in the standard places."""
+    """Builds a scene of `red heart`, ... in the standard places."""
     words = [name.split() for name in names]
     return tidy_scene(world, [(world.thing(thing).index, color) for color, thing in words], background)
 

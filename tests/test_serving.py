@@ -1,4 +1,4 @@
-"""`evotok serve` as clients of OpenAI's see it: chat about images, streams, images, and what is refused."""
+"""`evotok serve` through OpenAI's client: chat about images, streams, generated images, and refused requests."""
 
 import asyncio
 import http.client
@@ -36,7 +36,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs/serving.md"
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -47,7 +47,7 @@ def served(parts):
 
 
 def post(served, path: str, body: bytes, **headers: str) -> tuple[int, dict]:
-    """Status and JSON of a request as no client of OpenAI's sends it."""
+    """Sends a request that OpenAI's client would not send; returns status and JSON."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"} | headers)
@@ -97,13 +97,13 @@ def test_stream_pieces_join_to_the_answer(served):
     assert pieces[0].choices[0].delta.role == "assistant" and pieces[-1].choices[0].finish_reason == "length"
     assert not usage.choices and usage.usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
-    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces), "it is yet to come"
+    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces), "the last chunk has it"
     plain = list(served.client.chat.completions.create(**question, stream=True))
     assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in plain)
 
 
 def test_stream_has_the_openai_format(served):
-    """Byte by byte: one JSON object an event, the end of the answer in the last one with a choice, and `[DONE]`."""
+    """Each event is one JSON object; the last one with a choice has the finish reason, and `[DONE]` follows."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     body = {"messages": ask("a cat"), "max_tokens": 3, "stream": True}
     connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
@@ -243,7 +243,7 @@ def test_models_health_and_metrics_respond(served):
     connection.close()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused requests -------------------------------------------------------------------------------------------------
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 HELLO = [{"role": "user", "content": "a cat"}]
@@ -363,7 +363,7 @@ def test_other_method_is_refused_with_the_allowed_one(served):
 
 
 def test_bad_requests_keep_the_server_running(served):
-    """After all of the above."""
+    """All requests above are sent."""
     for path, body, *_ in REFUSED.values():
         post(served, path, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert served.engine.is_alive and served.count("evotok_requests_waiting") == 0
@@ -374,7 +374,7 @@ def test_bad_requests_keep_the_server_running(served):
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "FILE://localhost{}", "data:image/png;base64,{}"])
 def test_image_urls_open_no_local_files(served, monkeypatch, tmp_path, form):
-    """Not even one that is an image: whoever may ask is not whoever may read the server's disk."""
+    """A client may send requests without the right to read files of the server."""
     noise().save(tmp_path / "secret.png")
     opened, open_file = [], Image.open
     monkeypatch.setattr(Image, "open", lambda source, *args, **kwargs: opened.append(source) or open_file(source))
@@ -399,7 +399,7 @@ def test_errors_raise_exceptions_of_the_openai_client(served):
         served.client.models.retrieve("gpt")
 
 
-class Pictures(BaseHTTPRequestHandler):
+class ImageHandler(BaseHTTPRequestHandler):
     """Serves one image at every path."""
 
     def do_GET(self):
@@ -408,11 +408,14 @@ class Pictures(BaseHTTPRequestHandler):
         noise().save(self.wfile, "PNG")
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def test_images_are_fetched_from_allowed_hosts_only(parts):
-    with HTTPServer(("127.0.0.1", 0), Pictures) as server, running(parts, Limits(image_hosts=("127.0.0.1",))) as served:
+    with (
+        HTTPServer(("127.0.0.1", 0), ImageHandler) as server,
+        running(parts, Limits(image_hosts=("127.0.0.1",))) as served,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/a.png"
         fetched, sent = (
@@ -447,7 +450,7 @@ def test_api_key_is_required(parts):
 
 
 def test_requests_without_the_key_occupy_no_place(parts, monkeypatch):
-    """However long they take to be refused."""
+    """This holds for as long as their refusal takes."""
     refusing, end = threading.Event(), threading.Event()
 
     async def discard(*args):
@@ -467,7 +470,7 @@ def test_requests_without_the_key_occupy_no_place(parts, monkeypatch):
 
 
 def test_foreign_host_names_are_refused(parts):
-    """A page in the user's browser could reach the server by a name of its own."""
+    """Otherwise a page in a browser could reach the server by DNS rebinding."""
     with running(parts, hosts=("localhost",)) as served:
         for name in ("evil.example", "127.0.0.1.evil.example", "["):
             assert post(served, CHAT, b"{}", Host=name)[1]["error"]["code"] == "unknown_host", name

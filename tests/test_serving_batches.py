@@ -10,7 +10,7 @@ from evotok.serving.batches import BatchQueue, Job
 
 
 def make(*jobs: tuple[str, int]) -> list[Job]:
-    """Jobs of a key and a number of rows; their loop ends at once."""
+    """Creates jobs of a key and a number of rows; their event loop ends at once."""
 
     async def build() -> list[Job]:
         return [Job(key, rows, index) for index, (key, rows) in enumerate(jobs)]
@@ -31,7 +31,7 @@ def contents(batch: list[Job]) -> list[int]:
 def test_take_groups_the_oldest_job_with_equal_keys():
     queue = BatchQueue(4)
     fill(queue, ("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 1), ("a", 1))
-    assert contents(queue.take()) == [0, 2, 5], "what does not fit makes room for what does"
+    assert contents(queue.take()) == [0, 2, 5], "smaller jobs pass a job that does not fit"
     assert contents(queue.take()) == [1, 4]
     assert contents(queue.take()) == [3]
     assert len(queue) == 0
@@ -47,7 +47,7 @@ def test_take_waits_for_further_jobs():
         queue.put(job)
         time.sleep(0.02)
     taker.join(10)
-    assert contents(batches[0]) == [0, 1, 2], "and the batch begins when it is full"
+    assert contents(batches[0]) == [0, 1, 2], "a full batch starts at once"
 
 
 def test_take_skips_cancelled_jobs():
@@ -103,7 +103,7 @@ def test_results_are_in_order_and_end_with_an_error():
         threading.Thread(target=work).start()
         with pytest.raises(ValueError, match="no more"):
             async for result in job.results():
-                seen.append(result)  # noqa: PERF401 - what came before the error is wanted
+                seen.append(result)  # noqa: PERF401 - results before the error are needed
         return seen
 
     assert asyncio.run(read()) == [0, 1, 2]

@@ -25,7 +25,7 @@ from evotok.serving.limits import Limits
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -80,7 +80,7 @@ def test_refusal_of_the_server_is_one_line(served, monkeypatch, capsys):
 
 
 def test_large_images_are_resized_before_sending(parts):
-    """As PNG they would be over the limit of a request."""
+    """As PNG they would exceed the size limit of a request."""
     photograph = Image.linear_gradient("L").convert("RGB").resize((3000, 1500))
     with running(parts, Limits(pixels=1024 * 512)) as served:
         client = ServerClient(served.url)
@@ -103,7 +103,7 @@ MODELS = b'{"data": [{"id": "a"}]}'
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Answers what no server of OpenAI's interface does; the path says what."""
+    """Server with malformed responses; the path selects one."""
 
     def do_GET(self):
         answers = {
@@ -137,7 +137,7 @@ class Impostor(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_malformed_stream_raises_an_error(impostor, path, message):
 def test_missing_images_raise_an_error(impostor, path, message):
     with pytest.raises(ValueError, match=message) as error:
         ServerClient(f"{impostor}/{path}").generate_images("a cat", 1, 2)
-    assert not isinstance(error.value, BusyServerError), "to ask again would not help"
+    assert not isinstance(error.value, BusyServerError), "a retry would not help"
 
 
 def test_wrong_key_is_reported(served, capsys):

@@ -1,4 +1,4 @@
-"""A server under many clients: none of their requests is lost, and its memory stays level."""
+"""A server under many clients: all requests are answered, and its memory does not grow."""
 
 import os
 from collections import Counter

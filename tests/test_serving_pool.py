@@ -38,7 +38,7 @@ def served(parts):
 
 
 class Overloaded(BaseHTTPRequestHandler):
-    """Lists a model, and answers nothing else than that it is full."""
+    """Server that lists a model and responds to every request that it is overloaded."""
 
     image_size = 32
 
@@ -87,7 +87,7 @@ def test_unavailable_servers_raise_an_error(overloaded, monkeypatch):
 
 
 class Failing(Overloaded):
-    """Fails twice at the image of one prompt, first after a second, and generates the others at once."""
+    """Server that fails twice for one prompt, first after a second, and responds to the others at once."""
 
     failures = iter((1.0, 0.0))
 
@@ -104,7 +104,7 @@ class Failing(Overloaded):
 
 
 def test_patience_starts_at_the_first_failure(monkeypatch):
-    """Not with the last answer, which is long ago where other requests were waited for."""
+    """It does not start at the last response, which is earlier if other requests were waited for."""
     monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.6)
     with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:

@@ -1,4 +1,4 @@
-"""The results in `docs/results` are of what is shipped: the embedded weights, the options of the configuration."""
+"""The results in `docs/results` belong to the embedded weights and to the shipped configurations."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ OF_MINI = {  # folder -> suite, configuration
 
 
 def finished(folder: str, suite: str, config: str | None, dtype: str = "float32") -> dict:
-    """What was found, finished and with the options that are shipped."""
+    """Returns results after a check that they are finished and have the shipped options."""
     results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
     options = suite_module(suite).Options
     assert results["suite"] == suite and results["finished"]

@@ -1,4 +1,4 @@
-"""Sources: every converter on a tiny file of its data set's schema, and what is refused."""
+"""Sources: every converter on a tiny file of its data set's schema, and refused input."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def write_parquet(path, rows, features=None):
 
 
 def write_tar(path, samples):
-    """Samples of (key, {suffix: bytes})."""
+    """Writes a tar of samples (key, {suffix: bytes})."""
     with tarfile.open(path, "w") as tar:
         for key, files in samples:
             for suffix, data in files.items():
@@ -55,7 +55,7 @@ def write_json(path, rows):
 
 
 def texts(row):
-    """Question and answer of a row, an image as `<image>`."""
+    """Returns the question and answer of a row, with `<image>` for an image."""
     roles = [message["role"] for message in row["messages"]]
     assert roles == ["user", "assistant"]
     return tuple("".join(part["text"] or "<image>" for part in message["content"]) for message in row["messages"])
@@ -168,7 +168,7 @@ def test_sources_have_licence_weight_and_sizes():
 
 
 def _overwritten(data):
-    """Data with noise in the middle, from the start of a block on."""
+    """Overwrites data with noise in the middle, from the start of a block on."""
     start = len(data) // 1024 * 512
     return data[:start] + b"\xff" * 1024 + data[start + 1024 :]
 
@@ -256,7 +256,7 @@ def test_source_refuses_folders_without_its_files(name, path, message, tmp_path,
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with an image, beside another one that links lead to."""
+    """Creates a folder with an image, beside another one that links lead to."""
     write_images(tmp_path, "inside/a.png", "outside/b.png")
     (tmp_path / "outside" / "secret.txt").write_text("the secret")
     (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "outside" / "b.png")

@@ -1,4 +1,4 @@
-"""Trainings on streams: they resume exactly, count what they skip on all processes, and need an end."""
+"""Trainings on streams: they resume exactly, count skipped rows on all processes, and require an end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from evotok.training.train import main
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Images with captions, one of them corrupt, and conversations, one in four of text alone."""
+    """Writes images with captions, one of them corrupt, and conversations, one in four of text alone."""
     folder = tmp_path_factory.mktemp("corpus")
     write_images(folder, *(f"pictures/{n}-red-wall.png" for n in range(24)))
     (folder / "pictures" / "bad.png").write_bytes(b"no picture")
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unified(recipes, corpus):  # noqa: F811
-    """The recipe of a stage that answers and generates in one run."""
+    """Returns the recipe of a stage that answers and generates in one run."""
     recipe = yaml.safe_load((recipes / "sft.yaml").read_text())
     sources = [
         {"source": "llava-next", "path": str(corpus / "next"), "weight": 2},
@@ -92,7 +92,7 @@ def test_folder_of_images_resumes_with_the_same_crops_and_counts_bad_images(reci
 
 
 def test_run_ends_after_its_images_are_removed(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """It does not continue with the last image that could be read."""
+    """The last readable image is not repeated."""
     write_images(tmp_path, *(f"pictures/{n}.png" for n in range(12)))
     words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
     words += ["training.max_steps=500", "training.per_device_train_batch_size=1", "training.save_steps=2"]

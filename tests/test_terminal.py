@@ -1,4 +1,4 @@
-"""Images on a terminal: what is printed decodes to the image."""
+"""Images on a terminal: the printed text decodes to the image."""
 
 import io
 import re
@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def image():
-    """Noise, whose PNG has several chunks."""
+    """Returns noise, whose PNG has several chunks."""
     return Image.effect_noise((96, 96), 90).convert("RGB")
 
 

@@ -16,18 +16,18 @@ from evotok.tokenizer_graphs import GRAPHS, export_programs
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """The trained tokenizer of the embedded model."""
+    """Returns the trained tokenizer of the embedded model."""
     return load_tokenizer("mini")[0].cpu()
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Scenes of the validation styles (5, 3, 64, 64)."""
+    """Returns scenes of the validation styles (5, 3, 64, 64)."""
     return scene_pixels(load_world(), held_out_scenes(load_world(), "val", 5))
 
 
 def expected(tokenizer, scenes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of each graph, by the model."""
+    """Returns the input and output of each graph, by the model."""
     codes = tokenizer.encode(scenes)
     with torch.no_grad():
         return {

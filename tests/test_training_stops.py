@@ -41,7 +41,7 @@ def error_line(capsys):
     ],
 )
 def test_training_stops_at_non_finite_loss(recipes, tmp_path, monkeypatch, capsys, stage, weight, terms):  # noqa: F811
-    """It is detected when the next checkpoint is due, and the message names the step where it began."""
+    """It is detected when the next checkpoint is due, and the message names its first step."""
     before_step(monkeypatch, 5, lambda model: model.get_parameter(weight).data.fill_(float("nan")))
     words = [str(recipes / f"{stage}.yaml"), f"training.output_dir={tmp_path}", "training.logging_steps=100"]
     assert main(words) == 2
@@ -82,7 +82,7 @@ def test_finite_check_runs_at_logging_and_saving_only(recipes, tmp_path, monkeyp
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_full_disk_keeps_the_last_checkpoint(recipes, tmp_path, monkeypatch, capsys, file):  # noqa: F811
-    """PyTorch gets the error of the system; safetensors, which writes a part file, has a message of its own."""
+    """PyTorch raises the error of the system; safetensors, which writes a part file, has a message of its own."""
     words = [str(recipes / "tokenizer.yaml"), f"training.output_dir={tmp_path}"]
     serialize = safetensors.torch.serialize_file
 

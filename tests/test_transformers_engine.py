@@ -1,4 +1,4 @@
-"""The engine of `evotok serve` under load: the queue's limit, clients that leave, time limits, failures, shutdown."""
+"""The engine of `evotok serve` under load: queue limit, disconnected clients, time limits, failures, shutdown."""
 
 import json
 import socket
@@ -26,13 +26,13 @@ HELLO = [{"role": "user", "content": "a cat"}]
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
 @pytest.fixture
 def slow(parts, monkeypatch):
-    """Makes every step of text and every position of an image wait for a permit; `release` gives all of them."""
+    """Makes every step of text and every position of an image wait for an event, which `set` releases."""
     gate, seen = threading.Event(), threading.Event()
     forward = parts[0].model.language_model.forward
 
@@ -62,11 +62,11 @@ def test_requests_beyond_the_queue_are_refused(parts, slow):
         assert [result.result(60) for result in refused] == [None] * 5
         slow.set()
         assert None not in [result.result(60) for result in first]
-        assert say(0), "places are free again"
+        assert say(0), "places are released"
 
 
 def disconnect(served, path: str, body: dict) -> None:
-    """Sends a request and leaves when the model is at work on it."""
+    """Sends a request and disconnects while it is processed."""
     content = json.dumps(body).encode()
     with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=60) as connection:
         lines = f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"
@@ -159,7 +159,7 @@ def test_timed_out_requests_end_with_an_error(parts, slow, stream):
         assert (late.value.status_code, late.value.code) == (504, "timeout")
         slow.set()
         wait_for(lambda: served.count("evotok_requests_running") == 0)
-        with pytest.raises(openai.NotFoundError):  # for want of a place it would be a RateLimitError
+        with pytest.raises(openai.NotFoundError):  # without a free place it would be a RateLimitError
             served.client.chat.completions.create(model="other", messages=HELLO)
 
 
@@ -195,5 +195,5 @@ def test_shutdown_answers_open_requests(parts, slow):
             found = pool.submit(served.client.chat.completions.create, model="tiny", messages=HELLO, max_tokens=3)
             wait_for(slow.begun.is_set)
             threading.Timer(0.5, slow.set).start()
-            served.client.close = lambda: None  # the client is used until its answer is there
+            served.client.close = lambda: None  # the client is used until its answer arrives
         assert found.result(60).usage.completion_tokens == 3

@@ -69,7 +69,7 @@ def test_check_names_the_missing_harness(monkeypatch):
 
 @pytest.fixture
 def harness(monkeypatch):
-    """lmms-eval counts as installed; tasks of the world need no more of it."""
+    """Makes lmms-eval count as installed; tasks of the world require no more of it."""
     monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
 
 

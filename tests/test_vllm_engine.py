@@ -41,7 +41,7 @@ MAX_TOKENS = 12
 
 
 class Running:
-    """An engine in an event loop of its own."""
+    """Engine in an event loop of its own."""
 
     def __init__(self, max_batch: int, **options):
         self.metrics, self.loop = Metrics(), asyncio.new_event_loop()
@@ -64,12 +64,12 @@ class Running:
         return codes
 
     def wait_until_empty(self):
-        """Until the workers keep nothing of any image: they hear of what is over in the next step."""
+        """Waits until the workers have no unfinished images; they remove ended ones in the next step."""
         for _ in range(200):
             if self.run(self.engine.count_images()) == 0:
                 return
             time.sleep(0.05)
-        pytest.fail("something is kept of an image that is over")
+        pytest.fail("the workers have state of an ended image")
 
     def chats(self, conversations):
         async def all_of_them():
@@ -110,7 +110,7 @@ def say(text):
 
 
 def picture(number: int) -> Image.Image:
-    """Shapes and noise, no two alike."""
+    """Draws shapes and noise, different for each number."""
     generator = torch.Generator().manual_seed(number)
     image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy())
     image = Image.blend(image, Image.new("RGB", image.size, "white"), 0.3 + 0.5 * (number % 2))
@@ -122,7 +122,7 @@ def picture(number: int) -> Image.Image:
 
 
 def conversations(count: int):
-    """Questions about an image, two images, or none, with a typed marker now and then."""
+    """Builds questions about one, two or no images; one in ten has a typed marker."""
     found = []
     for number in range(count):
         images = [picture(number), picture(number + 1000)][: (1, 1, 2, 0)[number % 4]]
@@ -244,7 +244,7 @@ def test_generate_images_decodes_and_refuses_bad_requests(served, mini):
 
 
 def test_preempted_rows_equal_transformers(mini):
-    """Too little cache for all rows that run: some lose what they have, and compute it again."""
+    """The cache is too small for all running rows: some are preempted and computed again."""
     config = mini[0].config.text_config
     token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size
     token //= config.num_attention_heads
@@ -262,11 +262,11 @@ def test_preempted_rows_equal_transformers(mini):
         assert list(chats) == answers(*mini, asked)
         for order, codes in list(zip(orders, images, strict=True))[::6]:
             assert codes == expected_codes(*mini, *order[:-1], **order[-1])
-        refuse_what_is_longer(served, mini, context)
+        check_context_limit(served, mini, context)
 
 
-def refuse_what_is_longer(served, mini, context: int):
-    """Than the engine's context, though not than the model's."""
+def check_context_limit(served, mini, context: int):
+    """Checks that requests beyond the engine's context are refused, although the model's is longer."""
     words, length = 0, 0
     while length < context:
         words += 1
@@ -279,7 +279,7 @@ def refuse_what_is_longer(served, mini, context: int):
 
 
 def test_evotok_serve_answers_over_vllm():
-    """`evotok serve mini --engine vllm` and OpenAI's client, from the start to the end of all its processes."""
+    """OpenAI's client uses `evotok serve mini --engine vllm` until all its processes have ended."""
     openai = pytest.importorskip("openai")
     from served import ask, decode
 
@@ -303,7 +303,7 @@ def test_evotok_serve_answers_over_vllm():
                     time.sleep(0.01)
                 for process in processes:  # as a terminal does for Ctrl+C
                     os.kill(process, signal.SIGINT)
-                assert len(decode(open_one.result(120))) == 4, "what is open is answered"
+                assert len(decode(open_one.result(120))) == 4, "open requests are answered"
     for _ in range(200):
         if not [process for process in processes if Path(f"/proc/{process}").exists()]:
             return
@@ -317,8 +317,8 @@ def is_at_work(port: int) -> bool:
 
 
 def test_bfloat16_answers_equal_transformers(mini):
-    """Wherever the best token is better than the second by more than two steps of bfloat16, which sums of another order
-    may well differ by."""
+    """Compared are answers whose best token leads by more than two steps of bfloat16, by which sums in another order
+    may differ."""
     model, processor = load_multimodal("mini")
     model = model.to(torch.bfloat16)
     asked = conversations(100)
@@ -332,7 +332,7 @@ def test_bfloat16_answers_equal_transformers(mini):
 
 
 def is_clear(model, processor, messages) -> bool:
-    """Whether no token of the greedy answer was close to being another one."""
+    """Returns whether every token of the greedy answer has a clear lead over the second best."""
     prompt, _ = read_chat(model, processor, messages)
     output = model.generate(
         **prompt, max_new_tokens=MAX_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True
@@ -346,7 +346,7 @@ def is_clear(model, processor, messages) -> bool:
 
 @pytest.mark.parametrize("plugin", [True, False])
 def test_vllm_server_equals_transformers(mini, plugin, tmp_path):
-    """Its own, with the plugin and without it, from a checkpoint that carries its code."""
+    """The server is vLLM's own, with the plugin, and without it from a checkpoint with its code."""
     openai = pytest.importorskip("openai")
     from ports import free_port
     from served import ask
@@ -385,14 +385,14 @@ def test_vllm_server_equals_transformers(mini, plugin, tmp_path):
                 model=str(folder), messages=ask("a <|im_end|> b <|image_pad|> c"), max_tokens=1
             )
             [expected, _] = read_chat(*mini, [{"role": "user", "content": [say("a <|im_end|> b <|image_pad|> c")]}])
-            assert typed.usage.prompt_tokens == expected["input_ids"].shape[1], "no special token is typed"
+            assert typed.usage.prompt_tokens == expected["input_ids"].shape[1], "typed text has no special token"
     finally:
         process.terminate()
         process.wait(60)
 
 
 def wait_for_server(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until it answers."""
+    """Waits until the server responds."""
     end = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""Images generated row by row in whatever batches an engine makes, without vLLM: they are what `generate` gives."""
+"""Images generated row by row in arbitrary batches, without vLLM: they equal `generate`."""
 
 import random
 
@@ -21,7 +21,7 @@ def parts():
 
 
 class Sequence:
-    """A row as an engine runs it: its tokens are computed in pieces, and its last one again when it is held."""
+    """Row as an engine runs it: its tokens are computed in pieces; a row that waits computes its last token again."""
 
     def __init__(self, model, row: Row, prompt: torch.Tensor):
         self.model, self.row, self.prompt = model, row, prompt
@@ -29,7 +29,7 @@ class Sequence:
         self.preempt()
 
     def preempt(self) -> None:
-        """Drops what is computed."""
+        """Drops the computed state."""
         self.cache, self.computed, self.hidden = DynamicCache(config=self.model.config.text_config), 0, None
 
     @property
@@ -37,7 +37,7 @@ class Sequence:
         return self.prompt.shape[1] + len(self.codes)
 
     def step(self, index: int, token: int, most: int) -> RowStep:
-        """What the next step computes of it, at most so many tokens."""
+        """Returns the part of the row for the next step, at most so many tokens."""
         first = self.computed
         count = min(most, self.length - first)
         return RowStep(index, self.row, token, first - self.prompt.shape[1], count, first + count == self.length)
@@ -48,7 +48,7 @@ class Sequence:
         self.hidden, self.computed = outputs.last_hidden_state[0, -1], self.computed + len(embeds)
 
     def take(self, codes: torch.Tensor | None, is_complete: bool) -> None:
-        """Appends the position that was generated, or takes the last token back."""
+        """Appends the generated position, or discards the last token."""
         if codes is not None:
             self.codes.append(codes)
         elif is_complete:
@@ -58,7 +58,7 @@ class Sequence:
 
 @torch.no_grad()
 def run(model, images: UnfinishedImages, sequences: list[Sequence], choose) -> None:
-    """Steps of the sequences that `choose` picks, until all are done."""
+    """Runs steps of the sequences that `choose` picks, until all are finished."""
     embed, positions = model.model.get_input_embeddings(), model.config.vq_config.num_positions
     for number in range(2000):
         open_ones = [sequence for sequence in sequences if len(sequence.codes) < positions]
@@ -89,7 +89,7 @@ def everything(number, sequences):
 
 
 def anything(seed: int):
-    """Some of the rows, in any order, with few tokens at a time, and one preempted now and then."""
+    """Returns a function that picks rows in any order with few tokens each, and sometimes preempts one."""
     source = random.Random(seed)
 
     def choose(number, sequences):
@@ -109,7 +109,7 @@ def new_images(model) -> UnfinishedImages:
 
 
 def order(parts, name: str, prompt: str, seed: int, sampling: dict, negative: str = ""):
-    """The sequences of an image, and what `generate` makes of the same prompt."""
+    """Returns the sequences of an image, and the codes of `generate` for the same prompt."""
     model, processor = parts
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": prompt}], generation_mode="image", negative_prompt=negative,

@@ -1,4 +1,4 @@
-"""What the plugin does in the processes of vLLM, without vLLM."""
+"""Interrupts in the processes of vLLM, without vLLM."""
 
 import multiprocessing
 import os

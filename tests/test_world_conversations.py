@@ -19,7 +19,7 @@ ALL = dict.fromkeys(MIXTURE_KINDS, 1.0)
 
 
 def pairs(row):
-    """(question, answer) pairs of text; `<image>` for an image."""
+    """Returns (question, answer) pairs of text; `<image>` for an image."""
     texts = [
         "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
         for message in row["messages"]
@@ -65,7 +65,7 @@ def test_questions_in_keywords_follow_an_image_or_a_scene_as_text(world):
 
 
 def test_yes_and_no_questions_are_first_in_half_of_the_rows(world, shown):
-    """Otherwise the answer to an earlier question would give some of them away."""
+    """Otherwise the answer to an earlier question would determine some of theirs."""
     data, first = WorldConversations(world, 800, {"scene": 1.0}, seed=3), 0
     for index in range(800):
         answers = [answer in ("yes", "no") for _, answer in pairs(data[index])]

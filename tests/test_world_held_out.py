@@ -25,18 +25,18 @@ YES_NO_PAIRS = re.compile(rf"^(?:(?:Is|Are) the| is) (\w+) ({'|'.join(COLORS)})\
 
 
 def pairs_of(text):
-    """(colour, name) of all pairs in a text."""
+    """Returns (colour, name) of all pairs in a text."""
     return {*PAIRS.findall(text), *((color, name) for name, color in YES_NO_PAIRS.findall(text))}
 
 
 def texts_of(row):
-    """All texts of a conversation; none of an image alone."""
+    """Returns all texts of a conversation; none of an image alone."""
     texts = [part["text"] for message in row.get("messages", []) for part in message["content"] if "text" in part]
     return [*texts, row.get("rejected", "")]
 
 
 def keywords_of(row):
-    """All questions in keywords with their answers."""
+    """Returns all questions in keywords with their answers."""
     return [text for completion in row.get("completions", []) for text in completion]
 
 
