@@ -23,7 +23,7 @@ from .image_files import resolve_file
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 MAX_TEXT = 200_000  # characters of a row: tens of thousands of tokens
-MAX_TURNS = 10_000
+MAX_MESSAGES = 10_000
 
 # Line breaks beside the mark set images apart in LLaVA's files; they are not part of the text.
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
@@ -162,12 +162,12 @@ def _convert(row: Any, folder: Path) -> dict:
         kind = type(row).__name__
         raise TypeError(f'a row is {{"image": ..., "conversations": [...]}}, not {kind}: correct it')
     check_modalities(row)
-    turns = row["conversations"]
+    llava_messages = row["conversations"]
     names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError('"image" must be a file name or a list of file names')
-    messages = _convert_turns(turns)
+    messages = _convert_messages(llava_messages)
     num_marks = _count_images(messages)
     if num_marks != len(names):
         raise ValueError(f'{num_marks} <image> marks for {len(names)} images in "image": make them agree')
@@ -185,14 +185,14 @@ def check_modalities(row: dict) -> None:
             raise ValueError(f'"{key}": only text and images are learned: leave the row out')
 
 
-def convert_turns(turns: Any, num_images: int) -> list[dict]:
-    """Converts LLaVA's turns to messages; marks that published files lack are put before the first question.
+def convert_messages(llava_messages: Any, num_images: int) -> list[dict]:
+    """Converts LLaVA's messages to the processor's; marks that published files lack are put before the first question.
 
     Raises:
-        ValueError: no turns, an unknown role, or more marks than images.
+        ValueError: no messages, an unknown role, or more marks than images.
     """
     try:
-        messages = _convert_turns(turns)
+        messages = _convert_messages(llava_messages)
     except TypeError as error:
         raise ValueError(str(error)) from None
     missing = num_images - _count_images(messages)
@@ -211,19 +211,20 @@ def check_length(*texts: Any) -> None:
         raise ValueError(f"{length:,} characters of text, over the limit of {MAX_TEXT:,} of a row: shorten it")
 
 
-def _convert_turns(turns: Any) -> list[dict]:
-    if not isinstance(turns, list) or not turns:
-        raise TypeError('"conversations" must be a list of at least one turn')
-    if len(turns) > MAX_TURNS:
-        raise ValueError(f"{len(turns):,} turns, over the limit of {MAX_TURNS:,} of a conversation: split it")
-    check_length(*(turn.get("value") for turn in turns if isinstance(turn, dict)))
-    return [_convert_turn(turn) for turn in turns]
+def _convert_messages(llava_messages: Any) -> list[dict]:
+    if not isinstance(llava_messages, list) or not llava_messages:
+        raise TypeError('"conversations" must be a list of at least one message')
+    if len(llava_messages) > MAX_MESSAGES:
+        count = len(llava_messages)
+        raise ValueError(f"{count:,} messages, over the limit of {MAX_MESSAGES:,} of a conversation: split it")
+    check_length(*(message.get("value") for message in llava_messages if isinstance(message, dict)))
+    return [_convert_message(message) for message in llava_messages]
 
 
-def _convert_turn(turn: Any) -> dict:
-    if not isinstance(turn, dict):
-        raise TypeError(f'a turn is {{"from": ..., "value": ...}}, not {type(turn).__name__}: correct it')
-    role, value = turn["from"], turn["value"]
+def _convert_message(message: Any) -> dict:
+    if not isinstance(message, dict):
+        raise TypeError(f'a message is {{"from": ..., "value": ...}}, not {type(message).__name__}: correct it')
+    role, value = message["from"], message["value"]
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f'unknown role {role!r} in "from": use human, gpt or system')
     if not isinstance(value, str):

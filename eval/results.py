@@ -7,7 +7,6 @@
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def _short(value: Any) -> str:
 
 def write_results(folder: Path, provenance: dict[str, Any], report: Report | None) -> dict[str, Any]:
     """Writes the files of a report and returns the content of `results.json`; None marks a run that has begun."""
-    found = asdict(report) if report is not None else {"figures": {}}
+    found = report.to_dict() if report is not None else {"figures": {}}
     found["dtype"] = found.get("dtype") or provenance["dtype"]
     text = json.dumps(provenance | found | {"finished": report is not None}, indent=1) + "\n"
     results = json.loads(text)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -65,12 +65,21 @@ class Report:
     """Name -> rows with the same keys."""
     data: dict[str, str] = field(default_factory=dict)
     """Data that was measured on: name -> fingerprint."""
-    pictures: dict[str, str] = field(default_factory=dict)
-    """Image file in the folder -> caption."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Image file in the folder -> caption; the key of written results is `pictures`."""
     notes: list[str] = field(default_factory=list)
     """Sentences that explain the figures."""
     dtype: str | None = None
     """Precision of the model, where it is not the one that the checkpoint was loaded in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report with the keys of `results.json`."""
+        return {"pictures" if name == "images" else name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Returns the report of [`Report.to_dict`]."""
+        return cls(**{"images" if name == "pictures" else name: value for name, value in values.items()})
 
 
 @dataclass
@@ -107,11 +116,11 @@ class Evaluation:
         path = self.folder / "parts" / f"{name}.json"
         kept = self.workers.once(lambda: _read_part(path, settings))
         if kept is not None:
-            return Report(**kept)
+            return Report.from_dict(kept)
         report = measure()
         if self.workers.is_main:
             with atomic_file(path) as part:
-                part.write_text(json.dumps({"settings": settings, "part": asdict(report)}), encoding="utf-8")
+                part.write_text(json.dumps({"settings": settings, "part": report.to_dict()}), encoding="utf-8")
         return report
 
     def remove_parts(self) -> None:

@@ -16,7 +16,7 @@
     prompt -> language model -> hidden state -> depth decoder -> codes of position 0
     codes  -> pixel projector -> language model -> hidden state -> depth decoder -> codes of position 1, and so on
 
-The second line is one function of tensors, `generate_position`: it compiles as one graph, and on a GPU it is recorded
+The second line is one function of tensors, `generate_position`: it compiles as one graph, and on a GPU it is captured
 as a CUDA graph. Nothing in the loop waits for the device.
 
 Shapes: M images, R = M rows or, guided, 2M [conditional; unconditional], T prompt length, S length of the cache, N
@@ -33,15 +33,15 @@ from .modeling_evotok_depth import EvoTokDepthCache
 from .sampling_evotok import EvoTokCodeSampler
 
 
-# Calls before a graph is recorded, in which libraries allocate workspaces and kernels are compiled.
+# Calls before a graph is captured, in which libraries allocate workspaces and kernels are compiled.
 _WARM_UP_CALLS = 2
 
 
 class EvoTokCudaGraph:
-    """Function of tensors that is called as it is at first, then recorded as a CUDA graph and replayed from there on.
+    """Function of tensors that is called as it is at first, then captured as a CUDA graph and replayed from there on.
 
     A position is some thousand small kernels, which Python launches more slowly than a GPU runs them; a graph launches
-    them at once. `torch.compile` fuses them as well, but takes a minute; a recording takes as long as the position.
+    them at once. `torch.compile` fuses them as well, but takes a minute; a capture takes as long as the position.
 
     Args:
         function: takes and returns tensors on one GPU, and may change others in place. It must not wait for the device;
@@ -59,7 +59,7 @@ class EvoTokCudaGraph:
         """Returns the function's outputs, which the next call overwrites.
 
         Raises:
-            RuntimeError: the function cannot be recorded.
+            RuntimeError: the function cannot be captured.
         """
         self.calls += 1
         if self.calls <= _WARM_UP_CALLS:
@@ -70,13 +70,13 @@ class EvoTokCudaGraph:
             current.wait_stream(self.stream)
             return outputs
         if self.graph is None:
-            self.graph = self._record(inputs)
-        for recorded, given in zip(self.inputs, inputs, strict=True):
-            recorded.copy_(given)
+            self.graph = self._capture(inputs)
+        for captured, given in zip(self.inputs, inputs, strict=True):
+            captured.copy_(given)
         self.graph.replay()
         return self.outputs
 
-    def _record(self, inputs: tuple[torch.Tensor, ...]) -> torch.cuda.CUDAGraph:
+    def _capture(self, inputs: tuple[torch.Tensor, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = tuple(given.clone() for given in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -84,7 +84,7 @@ class EvoTokCudaGraph:
                 self.outputs = self.function(*self.inputs)
         except RuntimeError as error:
             raise RuntimeError(
-                "A position cannot be recorded as a CUDA graph: something in it, such as a hook or a replaced layer, "
+                "A position cannot be captured as a CUDA graph: something in it, such as a hook or a replaced layer, "
                 f"waits for the device. Pass disable_compile=True to generate. ({error})"
             ) from error
         return graph
@@ -131,7 +131,7 @@ class EvoTokImageGenerator:
         sampler: samples the codes.
         cache_implementation: `"static"`, `"dynamic"`, or None for the former where it works.
         compile_config: compiles `generate_position`.
-        disable_compile: records no CUDA graph.
+        disable_compile: captures no CUDA graph.
 
     Raises:
         ValueError: an unknown `cache_implementation`, or a dynamic cache with `compile_config`.
@@ -182,12 +182,12 @@ class EvoTokImageGenerator:
             yield codes[: self.images]
 
     def _compile(self, compile_config: CompileConfig | None, disable_compile: bool) -> Callable:
-        """Returns `generate_position` as a function of what changes between positions, compiled and recorded where
+        """Returns `generate_position` as a function of what changes between positions, compiled and captured where
         possible."""
         function = generate_position
         if compile_config is not None:
             options = compile_config.to_dict()
-            # CUDA graphs of these modes cannot be recorded within ours.
+            # CUDA graphs of these modes cannot be captured within ours.
             options["mode"] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}.get(
                 options["mode"], options["mode"]
             )
@@ -197,9 +197,9 @@ class EvoTokImageGenerator:
             fixed = (self.codebooks, self.cache, self.depth_cache, self.sampler)
             return function(self.model, features, ids, mask, noise, *fixed)
 
-        return EvoTokCudaGraph(generate_next) if self._can_record() and not disable_compile else generate_next
+        return EvoTokCudaGraph(generate_next) if self._can_capture() and not disable_compile else generate_next
 
-    def _can_record(self) -> bool:
+    def _can_capture(self) -> bool:
         """Returns whether all tensors of a position are on one GPU and none of its modules is known to use the host."""
         model, quantizer = self.model, getattr(self.model, "hf_quantizer", None)
         parts = (model.model.language_model, model.model.pixel_projector, model.depth_decoder)

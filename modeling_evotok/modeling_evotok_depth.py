@@ -13,9 +13,9 @@
 # limitations under the License.
 """EvoTok's depth decoder: a causal transformer over the levels of one position (paper, Sec. 3.3, Eq. 9-11).
 
-    language model's hidden state -> token 0 -> code of level 0
-    embedding of level 0          -> token 1 -> code of level 1
-    sum of levels 0 and 1         -> token 2 -> code of level 2, and so on
+    language model's hidden state -> input 1 -> code of level 1
+    entry of level 1              -> input 2 -> code of level 2
+    sum of entries of levels 1, 2 -> input 3 -> code of level 3, and so on
 
 Two paths over the same weights: `forward` and `loss` are teacher-forced, `step` and `generate_codes` predict one level
 at a time with a cache of fixed shape.
@@ -316,9 +316,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
         """Computes the logits (M, K) of one level, with the levels before it in the cache.
 
         Args:
-            inputs: (M, H) the language model's hidden states at level 0, then (M, C) the sum of the entries of all
-                levels before.
-            level: from 0 to L - 1; a Python number, so that all levels compile into one graph.
+            inputs: (M, H) the language model's hidden states for the first level, then (M, C) the sum of the entries of
+                all levels before.
+            level: its index, from 0 to L - 1; a Python number, so that all levels compile into one graph.
             cache: of `new_cache(M)`; changed in place.
         """
         projection = self.code_projection if level else self.backbone_projection

@@ -203,7 +203,7 @@ class EvoTokCodeSampler:
     def fill_noise(self, noise: torch.Tensor) -> torch.Tensor:
         """Fills (L, M, K) float32 with exponential noise for one position, level by level.
 
-        It is generated before the position, because a compiled or recorded position cannot use a generator.
+        It is generated before the position, because a compiled or captured position cannot use a generator.
         """
         if self.do_sample:
             for level in noise:

@@ -1,4 +1,4 @@
-"""How much memory something takes at most, and a limit that it meets before it takes all of the machine's."""
+"""Peak memory of a block of code, and a limit below the memory of the machine."""
 
 import contextlib
 import resource
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_ADDRESSES = 4_000_000_000  # bytes of them beyond those in use; libraries reserve some that they never touch
+_ADDRESSES = 4_000_000_000  # bytes beyond those in use; libraries reserve some that they never touch
 
 
 def _status(name: str) -> int:
@@ -17,11 +17,11 @@ def _status(name: str) -> int:
 
 @contextlib.contextmanager
 def little_memory(megabytes: int) -> Iterator[None]:
-    """Fails if what runs inside takes more than so much memory above what the process had, at any moment of it."""
-    if not _CLEAR.exists():  # another system than Linux
+    """Fails if the block raises the peak memory of the process by more than so many megabytes."""
+    if not _CLEAR.exists():  # not Linux
         yield
         return
-    _CLEAR.write_text("5")  # the peak begins anew
+    _CLEAR.write_text("5")  # resets the peak
     before = _status("VmRSS")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + _ADDRESSES, hard))

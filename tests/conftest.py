@@ -73,7 +73,7 @@ TINY_TEXT = {
 
 
 def tiny_config(text: dict | None = None, **kwargs) -> EvoTokConfig:
-    """A configuration that builds in milliseconds; `text` changes fields of the language model's."""
+    """Returns a configuration that builds in milliseconds; `text` changes fields of the language model's."""
     return EvoTokConfig(
         vq_config=dict(TINY_VQ),
         depth_decoder_config=dict(TINY_DEPTH),
@@ -87,7 +87,7 @@ def tiny_config(text: dict | None = None, **kwargs) -> EvoTokConfig:
 
 
 def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTokForConditionalGeneration:
-    """A random model in evaluation mode whose codebooks spread, so that images get many different codes."""
+    """Builds a random model in evaluation mode whose codebooks spread, so that images have many different codes."""
     torch.manual_seed(seed)
     model = EvoTokForConditionalGeneration(config or tiny_config()).eval()
     for codebook in model.model.vq_model.quantizer.codebooks:
@@ -97,7 +97,7 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
 
 
 def build_chat_model(image_size: int = 32):
-    """A tiny random model and a processor with a text tokenizer that go together; images of the world have 64 px."""
+    """Builds a tiny random model and a matching processor with a text tokenizer; images of the world have 64 px."""
     tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
     positions = (image_size // TINY_VQ["encoder_config"]["patch_size"]) ** 2
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=image_size, num_image_tokens=positions)
@@ -110,7 +110,7 @@ def build_chat_model(image_size: int = 32):
 
 
 def parse_command(words: list[str]) -> dict:
-    """The values of the arguments of `evotok COMMAND ...`, which is not run."""
+    """Returns the argument values of `evotok COMMAND ...`, which is not run."""
     import typer
 
     from evotok.cli import root
@@ -120,7 +120,7 @@ def parse_command(words: list[str]) -> dict:
 
 
 def save_vision_tower(folder, seed: int = 0) -> None:
-    """A tiny random vision tower for images of the world, as the vision stage saves one."""
+    """Saves a tiny random vision tower for images of the world, as the vision stage does."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = SiglipVisionConfig(image_size=64, patch_size=8, vision_use_head=False, **sizes)
@@ -128,7 +128,7 @@ def save_vision_tower(folder, seed: int = 0) -> None:
 
 
 def save_language_model(folder, **fields) -> None:
-    """A tiny random language model with a BPE of the world's texts, as the language stage saves one."""
+    """Saves a tiny random language model with a BPE of the world's texts, as the language stage does."""
     tokenizer = train_text_tokenizer(corpus(load_world(), 200), vocab_size=400)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     sizes = {name: value for name, value in TINY_TEXT.items() if name != "model_type"}
@@ -139,7 +139,7 @@ def save_language_model(folder, **fields) -> None:
 
 @pytest.fixture(scope="session")
 def world():
-    """The embedded world."""
+    """Returns the embedded world."""
     return load_world()
 
 
@@ -178,25 +178,25 @@ def shown(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_model() -> EvoTokForConditionalGeneration:
-    """Shared: a test that changes it builds its own instead."""
+    """Returns a model shared by all tests; a test that changes it builds its own."""
     return build_tiny_model()
 
 
 @pytest.fixture
 def fresh_model() -> EvoTokForConditionalGeneration:
-    """The same weights as `tiny_model`, for a test that changes or trains it."""
+    """Returns a model with the weights of `tiny_model`, for a test that changes or trains it."""
     return build_tiny_model()
 
 
 @pytest.fixture(scope="session")
 def pixels() -> torch.Tensor:
-    """Four random images (4, 3, 32, 32) in [-1, 1]."""
+    """Returns four random images (4, 3, 32, 32) in [-1, 1]."""
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory):
-    """The checkpoints and the page that the cases of `untrusted/` share."""
+    """Yields the checkpoints and the page that the cases of `untrusted/` share."""
     from untrusted.materials import Materials
 
     materials = Materials(tmp_path_factory.mktemp("materials"))
@@ -206,7 +206,7 @@ def materials(tmp_path_factory):
 
 @pytest.fixture
 def workspace(tmp_path, materials, monkeypatch):
-    """The current folder of a case of `untrusted/`."""
+    """Returns the current folder of a case of `untrusted/`."""
     from untrusted.case import Workspace
 
     workspace = Workspace(tmp_path, materials)
@@ -216,7 +216,7 @@ def workspace(tmp_path, materials, monkeypatch):
 
 @pytest.fixture(scope="session")
 def app_page():
-    """The page of `evotok app` with the embedded mini model, being served; its address is `url`."""
+    """Serves the page of `evotok app` with the embedded mini model; its address is `url`."""
     pytest.importorskip("gradio", reason="the page needs the extra `app`")
     from evotok.app.server import serve
     from evotok.commands.app import listen

@@ -1,4 +1,4 @@
-"""HTTP client for the page of `evotok app`: sends what the page's own browser code sends, or anything else."""
+"""HTTP client for the page of `evotok app`: sends the requests of the page's browser code, or others."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ class Visitor:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Components and event handlers of the page."""
+        """Returns the components and event handlers of the page."""
         return self.client.get("/config").json()
 
     def handler(self, element: str, event: str = "click") -> int:

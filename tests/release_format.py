@@ -44,7 +44,7 @@ class _Maker(dict):
 
 
 def make_tokenizer(seed=0, **changes):
-    """State dict of section 1."""
+    """Builds the state dict of section 1."""
     s, make = SIZES | changes, _Maker(seed)
     width, dim, grid = s["width"], s["dim"], s["image"] // s["patch"]
     encoder = "encoder_vqkd.vision_model."
@@ -131,7 +131,7 @@ def _make_pixel_decoder(make, latent, widths):
 
 
 def make_depth(seed=1, **changes):
-    """State dict of section 2, without the prefix."""
+    """Builds the state dict of section 2, without the prefix."""
     s, make = SIZES | changes, _Maker(seed)
     width = s["depth_width"]
     make.weight("in_mlp_1", width, s["dim"])
@@ -172,7 +172,7 @@ def save_tokenizer(path, state, **args):
 
 
 def save_language_model(folder, tensors, config, form="safetensors", shards=1):
-    """A folder as Transformers 4 writes it: safetensors or .bin, with an index where there are several shards."""
+    """Writes a folder as Transformers 4 does: safetensors or .bin, with an index if there are several shards."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def _conv(p, name, x, **kwargs):
 
 
 def _attention(q, k, v, heads, mask=None):
-    """(B, N, I) each -> (B, N, I), by loops over heads."""
+    """Computes attention by loops over heads: (B, N, I) each -> (B, N, I)."""
     size, outputs = q.shape[-1] // heads, []
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
@@ -226,7 +226,7 @@ def _tanh_layer(p, name, x):
 
 
 def latents(p, pixels, heads=ENCODER_HEADS):
-    """(B, 3, H, W) -> (B, N, C), section 1.1, steps 2 to 4."""
+    """Computes latents (section 1.1, steps 2 to 4): (B, 3, H, W) -> (B, N, C)."""
     x = (((pixels + 1) * 127.5).clamp(0, 255) / 255 - p["scaling_layer.shift"]) / p["scaling_layer.scale"]
     e = "encoder_vqkd.vision_model."
     x = _conv(p, e + "embeddings.patch_embedding", x, stride=p[e + "embeddings.patch_embedding.weight"].shape[-1])
@@ -243,7 +243,7 @@ def latents(p, pixels, heads=ENCODER_HEADS):
 
 
 def encode(p, pixels):
-    """Codes (B, N, 16) and the sums of the first 4 and of all 16 entries, (B, N, C) each."""
+    """Computes codes (B, N, 16) and the sums of the first 4 and of all 16 entries, (B, N, C) each."""
     residual = latents(p, pixels)
     total, codes, pixel_sum = torch.zeros_like(residual), [], None
     for level in range(LEVELS):
@@ -256,7 +256,7 @@ def encode(p, pixels):
 
 
 def semantics(p, features):
-    """(B, N, C) -> (B, N, D), section 1.3."""
+    """Computes semantics (section 1.3): (B, N, C) -> (B, N, D)."""
     d = "decoder_vqkd."
     x = F.linear(features, p[d + "patch_embed.proj.weight"][:, :, 0, 0], p[d + "patch_embed.proj.bias"])
     x = torch.cat([p[d + "cls_token"].expand(len(x), -1, -1), x], 1) + p[d + "pos_embed"]
@@ -271,7 +271,7 @@ def semantics(p, features):
 
 
 def pixels_of(p, features, size=None):
-    """(B, N, C) -> (B, 3, H, W), section 1.4; resized to `size` if that is given."""
+    """Computes pixels (section 1.4): (B, N, C) -> (B, 3, H, W), resized to `size` if it is given."""
     side = math.isqrt(features.shape[1])
     x = _conv(p, "post_quant_conv", features.transpose(1, 2).reshape(len(features), -1, side, side))
 
@@ -302,7 +302,7 @@ def pixels_of(p, features, size=None):
 
 
 def depth_logits(p, hidden, code_vectors):
-    """(M, H), entries (M, 4, C) -> (M, 4, K), section 2."""
+    """Computes logits (section 2): (M, H), entries (M, 4, C) -> (M, 4, K)."""
     tokens = [_linear(p, "in_mlp_2", hidden)]
     tokens += [_linear(p, "in_mlp_1", code_vectors[:, :d].sum(1)) for d in range(1, PIXEL_LEVELS)]
     x = torch.stack(tokens, 1) + p["pos_emb_d"]

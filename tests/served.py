@@ -29,7 +29,7 @@ class Served(NamedTuple):
     metrics: Metrics
 
     def count(self, name: str, **labels: str) -> float:
-        """A figure of the server's metrics."""
+        """Returns a value of the server's metrics."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -61,29 +61,29 @@ def wait_for(condition, seconds: float = 60) -> None:
     """Waits until `condition` returns something true."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "this never came"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.01)
 
 
 def noise(seed: int = 3, side: int = 32) -> Image.Image:
-    """A random image."""
+    """Generates a random image."""
     generator = torch.Generator().manual_seed(seed)
     return Image.fromarray(torch.randint(256, (side, side, 3), dtype=torch.uint8, generator=generator).numpy())
 
 
 def data_url(image: Image.Image, form: str = "PNG") -> str:
-    """An image as clients send it."""
+    """Encodes an image as clients send it."""
     file = io.BytesIO()
     image.save(file, form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def ask(text: str, *images: Image.Image) -> list[dict[str, Any]]:
-    """The messages of a question about images."""
+    """Builds the messages of a question about images."""
     shown = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
 
 def decode(found: Any) -> list[Image.Image]:
-    """The images of an answer."""
+    """Decodes the images of a response."""
     return [Image.open(io.BytesIO(base64.b64decode(item.b64_json))) for item in found.data]

@@ -22,7 +22,7 @@ from evotok.training.tokenizer import stage as tokenizer_stage
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_recipes_differ_from_the_method_only_in_the_model():
+def test_recipes_differ_in_the_model_only():
     recipes = {name: vars(read_recipe(ROOT / f"configs/ablations/{name}.yaml")) for name in ROWS}
     method = recipes[METHOD]
     variants = {"semantic-to-pixel": "reversed", "layers": "layers", "branches": "branches"}
@@ -38,7 +38,7 @@ def test_recipes_differ_from_the_method_only_in_the_model():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """The recipes with tiny models, a random vision tower, and no generators."""
+    """Writes the recipes with tiny models and a random vision tower, without generators."""
     monkeypatch.setattr(
         ablations, "generated_share", lambda model, levels, world, steps, seed, folder: levels + steps / 10 + seed / 100
     )
@@ -64,21 +64,21 @@ def evaluate(small, *words) -> int:
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Output folder of each training -> its samples, in order."""
-    samples: dict[str, list[int]] = {}
+    """Records the rows of each training, in order: output folder -> rows."""
+    seen: dict[str, list[int]] = {}
     get, train = WorldImages.__getitem__, ablations.train
 
     def recorded_get(self, index):
-        next(reversed(samples.values())).append((self.seed, index))
+        next(reversed(seen.values())).append((self.seed, index))
         return get(self, index)
 
     def recorded_train(recipe):
-        samples[recipe.training["output_dir"]] = []
+        seen[recipe.training["output_dir"]] = []
         train(recipe)
 
     monkeypatch.setattr(WorldImages, "__getitem__", recorded_get)
     monkeypatch.setattr(ablations, "train", recorded_train)
-    return samples
+    return seen
 
 
 def test_rows_are_trained_once_and_compared_with_the_paper(small, trained, capsys, monkeypatch):
@@ -86,7 +86,7 @@ def test_rows_are_trained_once_and_compared_with_the_paper(small, trained, capsy
     assert evaluate(small, "seeds=1") == 0
     results = json.loads(capsys.readouterr().out)
     first, *others = trained.values()
-    assert len(first) >= 4 and others == [first] * 4, "rows of a seed have the same samples in the same order"
+    assert len(first) >= 4 and others == [first] * 4, "rows of a seed have the same data in the same order"
     assert results["dtype"] == "float32" and results["data"].keys() == {"world", "encoder"}
     tables = results["tables"]
     assert [row["L_sem"] for row in tables["table_4"]] == [4, 4, 16]
@@ -148,7 +148,7 @@ def test_row_depends_on_data_device_and_releases():
         (["encoder=nowhere"], "encoder=nowhere: no vision tower there: give the folder of one"),
     ],
 )
-def test_mistakes_are_refused_before_training(words, message, tmp_path, capsys):
+def test_bad_options_are_refused_before_training(words, message, tmp_path, capsys):
     assert main(["eval", "ablations", *words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -176,7 +176,7 @@ def test_several_processes_are_refused(monkeypatch, tmp_path, capsys):
     assert "run it without torchrun" in capsys.readouterr().err
 
 
-def test_compare_needs_every_seed_for_an_ordering_to_hold():
+def test_compare_requires_every_seed_for_an_ordering():
     claim = Claim("psnr", "PSNR", {"a": 20.0, "b": 21.0})
     seeds = {"a": [{"psnr": 1.0}, {"psnr": 2.0}]}
     for of_b, verdict in (([1.5, 2.5], "holds"), ([1.5, 1.5], "undecided"), ([0.5, 1.5], "reversed")):

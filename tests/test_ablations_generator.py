@@ -37,7 +37,7 @@ def build(variant=None):
     return model
 
 
-def test_split_labels_are_disjoint_fixed_and_without_held_out_pairs(world):
+def test_split_labels_are_disjoint_and_exclude_held_out_pairs(world):
     training, test = split_labels(world)
     assert (len(training), len(test)) == (SCENES, PROMPTS) and not set(training) & set(test)
     assert (training, test) == split_labels(world)
@@ -49,7 +49,7 @@ def test_split_labels_are_disjoint_fixed_and_without_held_out_pairs(world):
     assert (scene.background, objects) == ("blue", [(3, "red", 16, 16, 32)])
 
 
-def test_training_positions_are_all_of_the_thing_and_a_part_of_the_others():
+def test_training_positions_include_all_of_the_thing():
     chosen = [training_positions(number, 8) for number in range(6)]
     counts = Counter(position for positions in chosen for position in positions)
     inside = {8 * row + column for row in range(2, 6) for column in range(2, 6)}
@@ -89,7 +89,7 @@ def test_nearest_share_counts_scenes_of_the_label(world):
     assert nearest_share(world, labels, torch.cat([scenes[:2], other[2:]])) == 0.5
 
 
-def test_generated_share_depends_on_the_seed_and_leaves_the_tokenizer_unchanged(world, monkeypatch, tmp_path):
+def test_generated_share_depends_on_the_seed_only(world, monkeypatch, tmp_path):
     monkeypatch.setattr(generator_module, "SCENES", 6)
     monkeypatch.setattr(generator_module, "PROMPTS", 3)
     calls = []
@@ -105,7 +105,7 @@ def test_generated_share_depends_on_the_seed_and_leaves_the_tokenizer_unchanged(
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_generator_memorises_few_labels(world, monkeypatch, tmp_path):
+def test_generator_memorizes_few_labels(world, monkeypatch, tmp_path):
     monkeypatch.setattr(generator_module, "SCENES", 4)
     monkeypatch.setattr(generator_module, "PROMPTS", 2)
     tokenizer, (training, _) = build(), split_labels(world)

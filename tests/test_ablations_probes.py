@@ -38,11 +38,11 @@ def probes(tmp_path_factory):
     return Probes(str(folder), None, images=24)
 
 
-def test_probes_use_test_scenes_and_twice_as_many_training_scenes(probes):
+def test_probes_use_twice_as_many_training_scenes(probes):
     assert probes.pixels["test"].shape == (24, 3, 64, 64) and probes.labels["train"]["things"].shape == (48, 64)
 
 
-def test_lossless_tokenizer_has_the_metrics_of_its_teacher(probes):
+def test_lossless_tokenizer_equals_its_teacher(probes):
     found = probes.measure(FakeTokenizer(probes), pixel_levels=1)
     assert found["psnr"] > 50 and found["ssim"] > 0.99 and found["fd"] < 1e-2 and found["cosine"] > 0.999
     for name in ("thing", "color"):

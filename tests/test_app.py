@@ -1,4 +1,4 @@
-"""`evotok app`: its defaults and mistakes, and its end as a process."""
+"""`evotok app`: its defaults, its errors, and its end as a process."""
 
 import os
 import re
@@ -32,13 +32,13 @@ sys.exit(main(["app"]))
 """
 
 
-def test_app_listens_at_loopback_and_shares_nothing_by_default():
+def test_app_listens_at_loopback_without_sharing_by_default():
     values = parse_command(["app"])
     assert values["host"] == "127.0.0.1"
     assert not any(values[name] for name in ("checkpoint", "server", "port", "allow_host", "share"))
 
 
-def test_app_reports_mistakes_before_the_model_is_loaded(monkeypatch, capsys):
+def test_app_reports_bad_options_before_loading_the_model(monkeypatch, capsys):
     monkeypatch.setattr("evotok.commands.app.load_multimodal", pytest.fail)
     with listen("127.0.0.1", None) as taken:
         port = str(taken.getsockname()[1])
@@ -58,8 +58,8 @@ def test_app_reports_mistakes_before_the_model_is_loaded(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kill", "code", "last"), [(signal.SIGINT, 130, "evotok app: interrupted"), (signal.SIGTERM, 143, "")]
 )
-def test_app_killed_during_a_generation_leaves_nothing(kill, code, last, tmp_path):
-    """Behind a proxy of the environment that does not answer: the port is free again, and uploads are deleted."""
+def test_app_killed_during_generation_releases_port_and_uploads(kill, code, last, tmp_path):
+    """The environment names a proxy that does not answer."""
     pytest.importorskip("gradio", reason="the page needs the extra `app`")
     pytest.importorskip("httpx")
     tests = Path(__file__).parent

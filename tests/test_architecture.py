@@ -66,7 +66,7 @@ def top_folder(module: str) -> str | None:
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_layers(folder):
+def test_layers_import_allowed_layers_only(folder):
     for path in source_files(folder):
         for node, module in imported_modules(path):
             target = top_folder(module)
@@ -89,8 +89,8 @@ def test_imports_of_evotok_and_tests_are_absolute(folder):
 
 
 @pytest.mark.parametrize("folder", CARRIED)
-def test_carried_files_are_flat_and_import_siblings_by_name(folder):
-    """A checkpoint carries them in one folder, and Transformers finds siblings by a regular expression."""
+def test_carried_files_are_flat_and_import_siblings_only(folder):
+    """A checkpoint holds them in one folder, and Transformers finds siblings by a regular expression."""
     for path in source_files(folder):
         if path.name == "__init__.py":
             assert not path.read_text(encoding="utf-8").strip(), f"{name(path)} is not carried: keep it empty"
@@ -121,7 +121,7 @@ def test_carried_classes_load_as_remote_code():
 
 
 @pytest.mark.parametrize("path", source_files(*LIBRARY), ids=name)
-def test_library_code_has_no_forbidden_call(path):
+def test_library_code_has_no_forbidden_calls(path):
     tree = parse(path)
     mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
     may_print = {id(node) for main in mains for node in ast.walk(main)}
@@ -138,7 +138,7 @@ def test_library_code_has_no_forbidden_call(path):
 
 
 @pytest.mark.parametrize("path", source_files(*LIGHT), ids=name)
-def test_command_line_modules_import_torch_in_functions_only(path):
+def test_command_modules_import_torch_in_functions_only(path):
     """`evotok --help` takes less than 0.5 s."""
     for node in parse(path).body:
         modules = []
@@ -154,12 +154,12 @@ def test_command_line_modules_import_torch_in_functions_only(path):
             assert is_light, f"{name(path)}:{node.lineno} imports {module} at the top"
 
 
-def test_no_file_is_named_utils():
+def test_module_names_exclude_utils():
     for path in source_files("evotok", *LIBRARY):
         assert path.stem not in ("utils", "util", "helpers", "misc", "common"), name(path)
 
 
-def test_no_file_has_a_path_of_one_machine():
+def test_files_have_no_paths_of_one_machine():
     folders = ("evotok", *LIBRARY, "configs", "tests", ".ci")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     paths += [path for path in ROOT.iterdir() if path.is_file() and path.suffix in ("", ".py", ".toml", ".md", ".txt")]

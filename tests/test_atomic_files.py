@@ -6,7 +6,7 @@ from evotok.data import atomic_files
 from evotok.data.atomic_files import atomic_file
 
 
-def test_atomic_file_may_be_written_by_two_processes(tmp_path, monkeypatch):
+def test_atomic_file_accepts_two_writers(tmp_path, monkeypatch):
     path = tmp_path / "new/file.txt"
     with atomic_file(path) as first:
         first.write_text("half")
@@ -19,7 +19,7 @@ def test_atomic_file_may_be_written_by_two_processes(tmp_path, monkeypatch):
     assert path.read_text() == "of the first" and list(path.parent.iterdir()) == [path]
 
 
-def test_atomic_file_leaves_nothing_after_an_error(tmp_path):
+def test_atomic_file_removes_its_part_after_an_error(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file.txt") as part:
         part.write_text("half")
         raise KeyboardInterrupt

@@ -10,7 +10,8 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def attentions() -> list[torch.Tensor]:
-    """Attention of every layer, (heads, queries, keys), on different tokens that occur twice, in the same order."""
+    """Returns the attention of every layer, (heads, queries, keys), on different tokens that occur twice, in the same
+    order."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=256,
@@ -30,7 +31,7 @@ def attentions() -> list[torch.Tensor]:
 
 
 def share(attention: torch.Tensor, distance: int) -> float:
-    """Mean attention of the second half of the tokens to the token at a distance before them."""
+    """Returns the mean attention of the second half of the tokens to the token at a distance before them."""
     return torch.stack([attention[:, i, i - distance] for i in range(LENGTH, 2 * LENGTH)]).mean().item()
 
 

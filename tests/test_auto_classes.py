@@ -36,7 +36,7 @@ def run_python(code: str) -> str:
 @pytest.mark.parametrize(
     ("statement", "also"), [("import evotok", {"rich"}), ("from evotok.cli import main; main(['--help'])", set())]
 )
-def test_import_and_help_load_nothing_heavy(statement, also):
+def test_import_and_help_load_no_heavy_modules(statement, also):
     loaded = set(run_python(f"import sys\n{statement}\nprint(*sys.modules)").splitlines()[-1].split())
     assert not loaded & ({"torch", "transformers", "numpy", "PIL", "huggingface_hub"} | also)
 
@@ -51,7 +51,7 @@ def test_auto_classes_load_in_any_order(order):
     ]
 
 
-def test_unknown_name_is_an_attribute_error():
+def test_unknown_name_raises_attribute_error():
     import evotok
 
     assert set(evotok.__all__) <= set(dir(evotok))

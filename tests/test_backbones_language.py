@@ -21,7 +21,7 @@ from evotok.training.train import main
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A recipe and the folder of its run."""
+    """Returns a recipe and the folder of its finished run."""
     folder = tmp_path_factory.mktemp("language")
     sizes = {k: v for k, v in TINY_TEXT.items() if k not in ("model_type", "vocab_size") and not k.endswith("token_id")}
     training = TRAINING | {"max_steps": 4, "save_steps": 2, "output_dir": str(folder / "whole")}

@@ -80,7 +80,7 @@ def test_patch_losses_are_cross_entropies_of_known_labels():
     )
 
 
-def test_evaluation_counts_only_patches_with_a_thing(classifier, world, tmp_path, monkeypatch):
+def test_evaluation_counts_patches_with_a_thing_only(classifier, world, tmp_path, monkeypatch):
     labels = labelled_batch(world, held_out_scenes(world, "val", 5))
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", per_device_eval_batch_size=2, remove_unused_columns=False
@@ -103,7 +103,7 @@ def test_evaluation_counts_only_patches_with_a_thing(classifier, world, tmp_path
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A recipe and the folder of its run."""
+    """Returns a recipe and the folder of its finished run."""
     folder = tmp_path_factory.mktemp("vision")
     training = TRAINING | {"max_steps": 4, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     training |= {"train_sampling_strategy": "sequential", "output_dir": str(folder / "whole")}

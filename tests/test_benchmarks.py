@@ -67,7 +67,7 @@ def test_quantizer_notes_a_missing_library(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not measured")
-def test_peak_extra_mib_counts_memory_that_is_freed():
+def test_peak_extra_mib_counts_freed_memory():
     def take(mib):
         torch.ones(mib, 2**18).sum()
 

@@ -13,7 +13,7 @@ from test_training import history
 from transformers import TrainerControl, TrainerState, TrainingArguments, get_cosine_schedule_with_warmup
 
 from evotok.training import callbacks
-from evotok.training.callbacks import TimeBox, time_box
+from evotok.training.callbacks import TimeLimitCallback, time_limit_callbacks
 from evotok.training.recipes import Recipe
 from evotok.training.resuming.checkpoints import last_complete_checkpoint
 from evotok.training.tokenizer import stage as tokenizer_stage
@@ -21,7 +21,7 @@ from evotok.training.train import main
 
 
 class Clock:
-    """Replaces the module `time`."""
+    """Replacement of the module `time`."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -38,12 +38,12 @@ def schedule(steps=100):
     return optimizer, get_cosine_schedule_with_warmup(optimizer, 10, steps)
 
 
-def run(box, clock, seconds_a_step, steps=100):
+def run(callback, clock, seconds_a_step, steps=100):
     """Returns the learning rate of every step of a run with this speed."""
     optimizer, scheduler = schedule(steps)
     state, control = TrainerState(max_steps=steps), TrainerControl()
-    if box is not None:
-        box.on_train_begin(None, state, control, lr_scheduler=scheduler)
+    if callback is not None:
+        callback.on_train_begin(None, state, control, lr_scheduler=scheduler)
     rates = []
     while not control.should_training_stop and state.global_step < steps:
         rates.append(optimizer.param_groups[0]["lr"])
@@ -51,39 +51,39 @@ def run(box, clock, seconds_a_step, steps=100):
         optimizer.step()
         scheduler.step()
         state.global_step += 1
-        if box is not None:
-            box.on_step_end(None, state, control)
+        if callback is not None:
+            callback.on_step_end(None, state, control)
     return rates, control
 
 
-def test_time_box_does_not_change_a_fast_run(clock):
-    rates, control = run(TimeBox(minutes=10), clock, seconds_a_step=1)
+def test_time_limit_leaves_a_fast_run_unchanged(clock):
+    rates, control = run(TimeLimitCallback(minutes=10), clock, seconds_a_step=1)
     assert rates == pytest.approx(run(None, clock, 1)[0]) and not control.should_training_stop
 
 
-def test_time_box_ends_a_slow_run_with_its_schedule_at_the_end(clock):
-    rates, control = run(TimeBox(minutes=1), clock, seconds_a_step=2)  # 30 of 100 steps
+def test_time_limit_ends_a_slow_run_with_its_schedule(clock):
+    rates, control = run(TimeLimitCallback(minutes=1), clock, seconds_a_step=2)  # 30 of 100 steps
     assert len(rates) == 30 and control.should_save and control.should_log
     peak = rates.index(max(rates))
     assert 1 <= peak <= 5 and rates[peak:] == sorted(rates[peak:], reverse=True), "one rise, one fall"
     assert max(rates) > 0.9 and rates[-1] < 0.02
 
 
-def test_time_box_counts_the_minutes_before_a_checkpoint(clock):
-    box = TimeBox(minutes=1)
-    run(box, clock, seconds_a_step=1, steps=40)
-    saved = {"TimeBox": box.state()}
-    assert saved["TimeBox"]["attributes"]["minutes_used"] == pytest.approx(40 / 60)
+def test_time_limit_counts_the_minutes_before_a_checkpoint(clock):
+    callback = TimeLimitCallback(minutes=1)
+    run(callback, clock, seconds_a_step=1, steps=40)
+    saved = {"TimeLimitCallback": callback.state()}
+    assert saved["TimeLimitCallback"]["attributes"]["minutes_used"] == pytest.approx(40 / 60)
     clock.now += 500
     state = TrainerState(max_steps=100, global_step=40)
     state.stateful_callbacks = saved
-    resumed, control = TimeBox(minutes=1), TrainerControl()
+    resumed, control = TimeLimitCallback(minutes=1), TrainerControl()
     resumed.on_train_begin(None, state, control)
     assert resumed.share == pytest.approx(40 / 60)
     clock.now += 20
     resumed.on_step_end(None, state, control)
     assert control.should_training_stop
-    ended, control = TimeBox(minutes=0.5), TrainerControl()
+    ended, control = TimeLimitCallback(minutes=0.5), TrainerControl()
     optimizer, scheduler = schedule()
     ended.on_train_begin(None, state, control, lr_scheduler=scheduler)
     ended.on_step_end(None, state, control)
@@ -92,17 +92,17 @@ def test_time_box_counts_the_minutes_before_a_checkpoint(clock):
     assert control.should_training_stop and scheduler.get_last_lr() == [0.0], "nothing is left of half a minute"
 
 
-def test_time_box_of_a_recipe(tmp_path):
+def test_time_limit_callbacks_follow_the_recipe(tmp_path):
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    assert time_box(Recipe("tokenizer"), arguments) == []
-    [box] = time_box(Recipe("tokenizer", max_minutes=3), arguments)
-    assert box.minutes == 3
+    assert time_limit_callbacks(Recipe("tokenizer"), arguments) == []
+    [callback] = time_limit_callbacks(Recipe("tokenizer", max_minutes=3), arguments)
+    assert callback.minutes == 3
     with pytest.raises(ValueError, match="max_minutes: for one process only"):
-        time_box(Recipe("tokenizer", max_minutes=3), SimpleNamespace(world_size=2))
+        time_limit_callbacks(Recipe("tokenizer", max_minutes=3), SimpleNamespace(world_size=2))
 
 
-def test_stage_with_a_time_limit_ends_with_checkpoint_and_model(tmp_path, monkeypatch):
-    """Within the first of 1,000 steps; started again, it is finished."""
+def test_stage_with_a_time_limit_saves_checkpoint_and_model(tmp_path, monkeypatch):
+    """The limit is reached within the first of 1,000 steps; a second start finds a finished run."""
     recipe = RECIPE | {"max_minutes": 1e-4, "training": RECIPE["training"] | {"output_dir": str(tmp_path / "run")}}
     recipe["training"] |= {"max_steps": 1000, "save_steps": 1000, "eval_strategy": "no"}
     monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
@@ -116,17 +116,17 @@ def test_stage_with_a_time_limit_ends_with_checkpoint_and_model(tmp_path, monkey
 
     state = train()
     assert 1 <= state["global_step"] < 1000 and history(tmp_path / "run")[-1]["learning_rate"] < 1e-4
-    used = state["stateful_callbacks"]["TimeBox"]["attributes"]["minutes_used"]
+    used = state["stateful_callbacks"]["TimeLimitCallback"]["attributes"]["minutes_used"]
     assert 1e-4 <= used < (time.monotonic() - start) / 60
     assert (tmp_path / "run/model.safetensors").is_file()
     assert train()["global_step"] <= state["global_step"] + 1
 
 
-def test_time_box_ends_runs_with_other_schedules(clock):
+def test_time_limit_ends_runs_with_other_schedules(clock):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    box, control = TimeBox(minutes=1), TrainerControl()
+    callback, control = TimeLimitCallback(minutes=1), TrainerControl()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    box.on_train_begin(None, TrainerState(max_steps=10), control, lr_scheduler=plateau)
+    callback.on_train_begin(None, TrainerState(max_steps=10), control, lr_scheduler=plateau)
     clock.now += 61
-    box.on_step_end(None, TrainerState(max_steps=10), control)
+    callback.on_step_end(None, TrainerState(max_steps=10), control)
     assert control.should_training_stop

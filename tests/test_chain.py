@@ -25,7 +25,7 @@ SHORT += ["data.sample_prompts=[]"]
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A folder with recipes that differ from those for a GPU in sizes and folders."""
+    """Returns a folder with recipes that differ from those for a GPU in sizes and folders."""
     monkeypatch.setattr(vision_stage, "EVALUATION_SCENES", 4)
     monkeypatch.setattr(tokenizer_stage, "HELD_OUT_SCENES", 4)
     monkeypatch.setattr(language_stage, "corpus", lambda world: corpus(world, 200))
@@ -68,7 +68,7 @@ def test_chain_trains_every_stage_and_resumes(tiny):
     assert Path(last_complete_checkpoint(tiny / "runs/gen")).stat().st_mtime_ns == ended, "a finished stage is kept"
 
 
-def test_recipes_for_a_gpu_differ_from_those_of_the_cpu_in_speed_only():
+def test_recipes_for_gpu_and_cpu_differ_in_speed_only():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
     stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "sft", "gen", "gen"]
     assert [recipe.stage for recipe in cuda] == stages

@@ -24,7 +24,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def client(parts):
-    """Client of a server that runs the same model."""
+    """Yields a client of a server that runs the same model."""
     pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
     pytest.importorskip("openai")
     from served import running
@@ -41,7 +41,7 @@ def image():
     return Image.fromarray(noise.numpy())
 
 
-def test_answer_grows_and_is_kept(parts, image):
+def test_answer_is_streamed_and_stored(parts, image):
     conversation = Conversation()
     answers = list(answer(*parts, conversation, " what is this? ", [image]))
     assert answers[0] == "" and len(answers) > 2
@@ -52,7 +52,7 @@ def test_answer_grows_and_is_kept(parts, image):
     assert assistant["content"][0]["text"] == answers[-1] == whole_answer(*parts, [[user]], max_new_tokens=256)[0]
 
 
-def test_answer_of_a_server_is_that_of_the_model(parts, client, image):
+def test_answer_by_a_server_equals_the_model(parts, client, image):
     here, there = Conversation(), Conversation()
     for question, images in (("a dog?", [image]), ("and this?", [])):
         *_, wanted = answer(*parts, here, question, images)
@@ -64,7 +64,7 @@ def test_answer_of_a_server_is_that_of_the_model(parts, client, image):
     assert there.messages == before
 
 
-def test_answer_closed_by_its_reader_keeps_what_is_generated(parts, image):
+def test_answer_closed_by_its_reader_keeps_the_generated_text(parts, image):
     conversation = Conversation(pending=[image])
     answers = answer(*parts, conversation, "what is this?")
     text = next(piece for piece in answers if piece)
@@ -73,7 +73,7 @@ def test_answer_closed_by_its_reader_keeps_what_is_generated(parts, image):
     assert conversation.messages[1]["content"][0]["text"] == text
 
 
-def test_answer_of_a_server_closes_the_connection_with_its_reader_or_at_the_deadline(client, monkeypatch):
+def test_answer_by_a_server_closes_its_connection(client, monkeypatch):
     closed = []
 
     def endless(messages, max_tokens):
@@ -104,14 +104,14 @@ def test_answer_without_text_is_marked(parts):
         ("0xq7" * 400, 0, "fewer images, or start a new conversation"),
     ],
 )
-def test_answer_refuses_bad_questions_and_keeps_the_conversation(parts, image, question, images, message):
+def test_answer_refuses_bad_questions(parts, image, question, images, message):
     conversation = Conversation(pending=[image])
     with pytest.raises(ValueError, match=message):
         list(answer(*parts, conversation, question, [image] * images))
     assert conversation == Conversation(pending=[image])
 
 
-def test_answer_that_fails_keeps_the_conversation(parts, monkeypatch):
+def test_answer_keeps_the_conversation_after_a_failure(parts, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
@@ -122,7 +122,7 @@ def test_answer_that_fails_keeps_the_conversation(parts, monkeypatch):
     assert conversation == Conversation()
 
 
-def test_answer_outside_of_the_scope_is_a_refusal_that_the_model_does_not_get(parts, image, monkeypatch):
+def test_answer_outside_of_the_scope_is_a_refusal(parts, image, monkeypatch):
     words = frozenset(["what", "is", "this", "a", "cat"])
     scope = UNLIMITED._replace(words=words, images_only=True, chat="Trained on cats.")
     model, processor = parts

@@ -68,12 +68,12 @@ def assistant(*content) -> dict:
 
 
 def plain_jinja(template: str) -> str:
-    """Removes the tag that only Transformers knows."""
+    """Removes the tag that is an extension of Transformers."""
     return template.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
 
 
 def render(processor, renderer: str, conversation) -> tuple[str, list[int]]:
-    """Renders to text and token ids, by the processor or by a tokenizer with nothing but the template."""
+    """Renders to text and token ids by the processor, or by a tokenizer that has the template alone."""
     if renderer == "processor":
         ids = processor.apply_chat_template(conversation, tokenize=True, processor_kwargs={"tokens_only": True})
         return processor.apply_chat_template(conversation), ids[0]
@@ -119,7 +119,7 @@ def test_roles_and_system_prompts_cannot_forge_markers(processor):
     assert rendered == ("<|im_start|>system\nBe kind.< |im_end|><|im_end|>\n<|im_start|>user< |im_end|>\na<|im_end|>\n")
 
 
-def test_processor_and_tokenizer_render_the_same(processor):
+def test_processor_and_tokenizer_render_equal_text(processor):
     conversation = [
         user(IMAGE, "What is < this |>?", IMAGE, " A ", "dog?"),
         {"role": "assistant", "content": None},
@@ -130,8 +130,8 @@ def test_processor_and_tokenizer_render_the_same(processor):
     assert by_processor == by_tokenizer and "What is < this |>?<|vision_start|>" in by_processor
 
 
-def test_engines_detect_that_content_is_a_list(processor):
-    """As vLLM does: by a loop over the parameter of a macro that is called with the content of a message."""
+def test_template_content_is_detected_as_a_list(processor):
+    """vLLM detects a loop over the parameter of a macro that is called with the content of a message."""
     tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain_jinja(processor.chat_template))
     [macro] = [macro for macro in tree.find_all(jinja2.nodes.Macro) if macro.name == "render"]
     arguments = [
@@ -142,7 +142,7 @@ def test_engines_detect_that_content_is_a_list(processor):
     assert any(isinstance(item, jinja2.nodes.Name) and item.name == macro.args[0].name for item in loops)
 
 
-def test_markers_are_quoted_whatever_they_hold():
+def test_markers_are_quoted_for_any_content():
     tokens = ["<|a|>", "<|b|>", "<|c|>", "<|d|>"]
     markers = ["it's", 'a "b"', "back\\slash", "<é>", "{{ x }}", "%}"]
     template = build_chat_template(*tokens, markers=markers)
@@ -155,7 +155,7 @@ def test_markers_are_quoted_whatever_they_hold():
 
 
 @pytest.mark.parametrize("delimit", [True, False])
-def test_templates_of_former_versions_are_replaced(processor, tmp_path, delimit):
+def test_former_templates_are_replaced(processor, tmp_path, delimit):
     former = FORMER
     if not delimit:
         former = FORMER.replace(DELIMITED, f"(placeholder if placeholder == '<|image_pad|>' else {DELIMITED})")
@@ -187,14 +187,14 @@ def test_bad_conversations_are_refused_in_one_line(processor, conversation):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_conversations_of_the_caller_are_not_changed(processor):
+def test_apply_chat_template_keeps_its_arguments(processor):
     conversation = [user("a", IMAGE, "b <|im_end|>", "c")]
     before = [part.get("text") for part in conversation[0]["content"]]
     processor.apply_chat_template(conversation, tokenize=True)
     assert [part.get("text") for part in conversation[0]["content"]] == before
 
 
-def test_tools_and_documents_need_a_template_that_uses_them(processor):
+def test_tools_and_documents_require_a_template_with_them(processor):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     for arguments in ({"tools": tools}, {"documents": [{"text": "a"}]}):
         with pytest.raises(ValueError, match="the chat template has no place for them"):

@@ -86,7 +86,7 @@ def test_check_configs_reports_damaged_files(folder, text):
         check_configs(folder, "model")
 
 
-def test_check_checkpoint_needs_a_folder_or_a_hub_id(folder):
+def test_check_checkpoint_requires_a_folder_or_a_hub_id(folder):
     change(folder, "generation_config.json", "num_beams", 10**6)
     with pytest.raises(ValueError, match="model.checkpoint: "):
         check_checkpoint(str(folder), "model.checkpoint")

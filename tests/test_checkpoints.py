@@ -34,7 +34,7 @@ def steps(folder):
 
 @pytest.fixture(scope="module")
 def trained(recipes, tmp_path_factory):  # noqa: F811
-    """The words of a run and its folder, with checkpoints of steps 2, 4 and 6."""
+    """Returns the arguments of a run and its folder, with checkpoints of steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("trained")
     words = [str(recipes / "tokenizer.yaml"), "training.save_steps=2"]
     assert main([*words, f"training.output_dir={folder}"]) == 0
@@ -73,7 +73,7 @@ def test_unfinished_checkpoints_are_skipped(tmp_path):
     assert find_resumable_checkpoint(tmp_path) == last_complete_checkpoint(tmp_path) == str(complete)
 
 
-def test_rotation_goes_by_steps_and_ignores_dates(tmp_path):
+def test_rotation_orders_by_step_and_ignores_dates(tmp_path):
     for step in (8, 10, 12):
         make_checkpoint(tmp_path, step)
         os.utime(tmp_path / f"checkpoint-{step}", (10**9 - step, 10**9 - step))  # the newest has the oldest date
@@ -86,7 +86,7 @@ def test_rotation_goes_by_steps_and_ignores_dates(tmp_path):
     assert steps(tmp_path) == [12]
 
 
-def test_rotation_neither_counts_nor_removes_later_damaged_checkpoints(tmp_path):
+def test_rotation_ignores_later_damaged_checkpoints(tmp_path):
     for step in (2, 4, 90):
         make_checkpoint(tmp_path, step)
     spoil(tmp_path / "checkpoint-90" / "trainer_state.json", "cut")
@@ -95,7 +95,7 @@ def test_rotation_neither_counts_nor_removes_later_damaged_checkpoints(tmp_path)
 
 
 class Recorder:
-    """Records the order in which files below a folder are synced, renamed and removed."""
+    """Recorder of the order in which files below a folder are synced, renamed and removed."""
 
     def __init__(self, monkeypatch, folder):
         self.folder, self.calls = folder, []
@@ -159,8 +159,8 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_processes_that_find_different_checkpoints_stop(recipes, tmp_path):  # noqa: F811
-    """As on two nodes without common storage, of which only the first has saved."""
+def test_processes_with_different_checkpoints_stop(recipes, tmp_path):  # noqa: F811
+    """Two nodes have no common storage, and only the first has saved."""
     for rank in (0, 1):
         (tmp_path / f"node{rank}").mkdir()
     make_checkpoint(tmp_path / "node0/run", 2)

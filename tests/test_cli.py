@@ -1,4 +1,4 @@
-"""The command line on a tiny random checkpoint: what each command does, and one line for every mistake."""
+"""The command line on a tiny random checkpoint: the results of each command, and one line for every mistake."""
 
 import json
 import os
@@ -31,7 +31,8 @@ ROOT = str(Path(__file__).parents[1])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A full checkpoint: 64 px (the size of the world's images), 8 x 8 positions, 4 levels, 2 of them for pixels."""
+    """Returns a full checkpoint: 64 px (the size of the world's images), 8 x 8 positions, 4 levels, 2 of them for
+    pixels."""
     texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
     processor = EvoTokProcessor.from_parts(train_text_tokenizer(texts, 300), image_size=64, num_image_tokens=64)
     tokenizer = processor.tokenizer
@@ -66,7 +67,7 @@ def tokenizer_only(checkpoint):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder with one image in it."""
+    """Creates an empty current folder with one image in it."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30), (200, 30, 30)).save("red.png")
     return tmp_path
@@ -83,7 +84,7 @@ def evotok(*words):
 
 
 def refuse(capsys, *words):
-    """Runs a command that must fail as a mistake of the user; returns its one line."""
+    """Runs a command that must fail as a mistake of the user; returns its error line."""
     capsys.readouterr()
     assert evotok(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -98,7 +99,7 @@ def files(folder):
 # --- the command line itself ------------------------------------------------------------------------------------------
 
 
-def test_help_lists_commands_and_exit_codes_of_the_documents(capsys):
+def test_help_lists_documented_commands_and_exit_codes(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(re.search(rf"^. {name} ", text, re.MULTILINE) for name in COMMANDS)
@@ -147,7 +148,7 @@ for line in sys.argv[1:]:
 """
 
 
-def test_mistakes_are_reported_before_torch_is_imported(here):
+def test_mistakes_are_reported_before_importing_torch(here):
     command = [sys.executable, "-c", WITHOUT_TORCH, *(line for line, _ in MISTAKES)]
     environment = os.environ | {"PYTHONPATH": ROOT}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -168,8 +169,8 @@ COMPLETED = [
 
 
 @pytest.mark.parametrize(("typed", "completions"), COMPLETED, ids=[typed for typed, _ in COMPLETED])
-def test_completion_of_the_shell(typed, completions, here, monkeypatch, capsys):
-    """As the script of bash calls it: the line in the environment, the completions on stdout."""
+def test_shell_completion_lists_matching_words(typed, completions, here, monkeypatch, capsys):
+    """The script of bash passes the line in the environment and reads the completions from stdout."""
     monkeypatch.setenv("_EVOTOK_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
@@ -200,12 +201,12 @@ def test_completion_of_the_shell(typed, completions, here, monkeypatch, capsys):
         ),
     ],
 )
-def test_mistakes_in_the_words_are_one_line(words, message, capsys):
+def test_usage_errors_are_one_line(words, message, capsys):
     assert main(words) == 2
     assert capsys.readouterr().err == f"{message}\n"
 
 
-def test_options_of_several_words():
+def test_options_accept_several_words():
     prompts = parse_command(["generate", "--prompt", "a", "b c", "--seed", "1", "mini", "--prompt", "d"])["prompt"]
     assert prompts == ["a", "b c", "d"]
     assert parse_command(["export", "mini", "--out", "x", "--base-model", "a/b", "c/d"])["base_model"] == ["a/b", "c/d"]
@@ -223,7 +224,7 @@ def test_traceback_option_raises_the_error():
         main(["--traceback", "decode", "mini", "nothing.safetensors", "--out", "x"])
 
 
-def test_json_is_alone_on_stdout(monkeypatch, capsys):
+def test_json_output_excludes_other_output(monkeypatch, capsys):
     """Libraries such as DeepSpeed print to stdout."""
     from evotok.commands import terminal
 
@@ -240,7 +241,7 @@ def test_json_is_alone_on_stdout(monkeypatch, capsys):
     assert capsys.readouterr().out == "[INFO] a library is there\na line\n"
 
 
-def test_quiet_libraries_hides_warnings_for_programmers():
+def test_quiet_libraries_hides_developer_warnings():
     from transformers import PreTrainedConfig
 
     from evotok.commands.checkpoints import quiet_libraries
@@ -258,7 +259,7 @@ def test_quiet_libraries_hides_warnings_for_programmers():
 # --- what the commands do ---------------------------------------------------------------------------------------------
 
 
-def test_generate_writes_one_png_for_each_image_and_repeats_by_seed(checkpoint, here, capsys):
+def test_generate_writes_one_png_per_image_and_repeats_by_seed(checkpoint, here, capsys):
     words = ["generate", checkpoint, "--prompt", "a frog", "Two cats / 50%!", "--num-images", 2, "--seed", 3]
     assert evotok(*words, "--out", "one") == 0
     names = ["a-frog-seed3-2.png", "a-frog-seed3.png", "two-cats-50-seed3-2.png", "two-cats-50-seed3.png"]
@@ -271,7 +272,7 @@ def test_generate_writes_one_png_for_each_image_and_repeats_by_seed(checkpoint, 
         assert Image.open(f"one/{name}").tobytes() == Image.open(f"two/{name}").tobytes()
 
 
-def test_generate_takes_sampling_values_and_overwrites_nothing(checkpoint, here, capsys):
+def test_generate_accepts_sampling_values_and_keeps_files(checkpoint, here, capsys):
     sampling = ["--guidance-scale", 1, "--guidance-min-p", 0.2, "--temperature", 0, "--top-k", 5, "--top-p", 0.5]
     for seed in (1, 2, 1):
         assert evotok("generate", checkpoint, "--prompt", "a", *sampling, "--seed", seed, "--out", "a", "--json") == 0
@@ -281,7 +282,7 @@ def test_generate_takes_sampling_values_and_overwrites_nothing(checkpoint, here,
     assert len({Image.open(path).tobytes() for path in (here / "a").iterdir()}) == 1, "temperature 0 is greedy"
 
 
-def test_chat_answers_once(checkpoint, here, capsys):
+def test_chat_with_a_prompt_answers_once(checkpoint, here, capsys):
     words = ["chat", checkpoint, "--image", "red.png", "--prompt", "What is this?", "--max-new-tokens", 4]
     assert evotok(*words) == 0
     printed = capsys.readouterr().out.strip()
@@ -310,7 +311,7 @@ def test_chat_runs_its_commands(checkpoint, here, capsys, monkeypatch):
     assert "--prompt" in refuse(capsys, "chat", checkpoint, "--json")
 
 
-def test_encode_and_decode_with_either_kind_of_checkpoint(checkpoint, tokenizer_only, here, capsys):
+def test_encode_and_decode_accept_both_kinds_of_checkpoint(checkpoint, tokenizer_only, here, capsys):
     Image.new("L", (9, 9), 90).save("Grey one.png")
     for source, name in ((checkpoint, "a.safetensors"), (tokenizer_only, "b.safetensors")):
         assert evotok("encode", source, "red.png", "Grey one.png", "--out", name, "--json") == 0
@@ -329,14 +330,14 @@ def test_encode_and_decode_with_either_kind_of_checkpoint(checkpoint, tokenizer_
     ]  # fmt: skip
 
 
-def test_decode_beyond_the_pixel_levels_gives_a_note(tokenizer_only, codes_file, here, capsys):
+def test_decode_beyond_the_pixel_levels_prints_a_note(tokenizer_only, codes_file, here, capsys):
     assert evotok("decode", tokenizer_only, codes_file, "--depth", 4, "--out", "deep") == 0
     assert "the first 2 levels code the pixels" in capsys.readouterr().err
     line = refuse(capsys, "decode", tokenizer_only, codes_file, "--depth", 5, "--out", "new")
     assert "have 4 levels, give 1 to 4" in line and not (here / "new").exists()
 
 
-def test_fingerprint_is_of_the_encoder_and_codebooks_only(tokenizer_only):
+def test_fingerprint_covers_encoder_and_codebooks_only(tokenizer_only):
     model, _ = load_tokenizer(str(tokenizer_only))
     before = tokenizer_hash(model)
     model.pixel_decoder.conv_out.bias.data.add_(1)
@@ -356,7 +357,7 @@ def test_demo_writes_its_images(checkpoint, here, capsys):
     assert text.count("\n| ") == 13 and "What is this?" in text
 
 
-def test_recipes_are_found_anywhere_and_take_mini_as_a_checkpoint(here):
+def test_recipes_are_found_anywhere_and_accept_mini(here):
     assert find_recipe("configs/mini/tokenizer.yaml").is_file()
     _, overrides = check_recipe("configs/mini/gen.yaml", ["model.checkpoint=mini"])
     folder = read_recipe(find_recipe("configs/mini/gen.yaml"), overrides).model.checkpoint
@@ -367,7 +368,7 @@ def test_recipes_are_found_anywhere_and_take_mini_as_a_checkpoint(here):
     assert check_recipe("configs/mini/gen.yaml", [])[1] == [], "a plan needs no checkpoint of the stage before"
 
 
-def test_train_prints_a_line_while_it_loads(here, monkeypatch, capsys):
+def test_train_prints_a_line_while_loading(here, monkeypatch, capsys):
     printed = []
 
     def train(recipe, restart):
@@ -415,7 +416,7 @@ def test_failed_commands_write_nothing(checkpoint, tokenizer_only, codes_file, h
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_new_files_are_written_together_or_not_at_all(tmp_path):
+def test_new_files_writes_all_files_or_none(tmp_path):
     with pytest.raises(RuntimeError), new_files(tmp_path / "a" / "b") as reserve:
         reserve("one.txt").write_text("1")
         raise RuntimeError
@@ -431,5 +432,5 @@ def test_new_files_are_written_together_or_not_at_all(tmp_path):
     ("text", "name"),
     [("a café, 3D!", "a-cafe-3d"), ("../../etc/passwd", "etc-passwd"), ("猫", "image"), ("x" * 99, "x" * 48)],
 )
-def test_safe_name(text, name):
+def test_safe_name_is_valid_on_every_system(text, name):
     assert safe_name(text) == name

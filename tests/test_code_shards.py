@@ -50,7 +50,7 @@ def checkpoint(chat, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    """Two tars of five images, one of them corrupt."""
+    """Writes two tars of five images, one of them corrupt."""
     folder = tmp_path_factory.mktemp("tars")
     for shard in range(2):
         samples = []
@@ -75,7 +75,7 @@ def red_codes(chat):
 
 @pytest.fixture(scope="module")
 def codes(chat, tars, tmp_path_factory):
-    """Shards of the tars, by two processes."""
+    """Returns code shards of the tars, encoded by two processes."""
     out = tmp_path_factory.mktemp("codes")
     results = [encoder(chat, tars, out, batch_size=2, threads=2).run(rank, 2) for rank in range(2)]
     assert [(r.written, r.found, r.images, r.skipped) for r in results] == [(1, 0, 5, 0), (1, 0, 4, 1)]
@@ -104,7 +104,7 @@ def test_encoder_writes_shards_and_lists_skipped_images(chat, tars, codes, tmp_p
     assert {columns.column(number).compression for number in range(3)} == {"ZSTD"}
 
 
-def test_encoder_leaves_no_half_shard_and_continues(chat, tars, tmp_path, monkeypatch):
+def test_encoder_removes_partial_shards_and_continues(chat, tars, tmp_path, monkeypatch):
     model, calls = chat[0].model.vq_model, []
     encode = model.encode
 
@@ -170,7 +170,7 @@ def test_writer_refuses_other_shapes_and_large_codes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_codes_and_images_give_the_same_loss(chat, tars, codes):
+def test_codes_and_images_have_equal_losses(chat, tars, codes):
     model, processor = chat
     rows, info = open_codes(codes)
     rows = {row["key"]: row for row in rows}
@@ -183,7 +183,7 @@ def test_codes_and_images_give_the_same_loss(chat, tars, codes):
     assert torch.equal(*losses)
 
 
-def test_encode_dataset_command_and_training_from_codes(checkpoint, tars, tmp_path, capsys, monkeypatch):
+def test_encode_dataset_writes_codes_for_training(checkpoint, tars, tmp_path, capsys, monkeypatch):
     out = tmp_path / "codes"
     words = ["encode-dataset", str(checkpoint), "--source", "webdataset-pairs", "--path", str(tars), "--out", str(out)]
     assert isinstance(load_tokenizer(str(checkpoint))[1], SiglipImageProcessorPil), "the one of training"

@@ -54,7 +54,7 @@ def conversation():
 
 
 def with_images(row):
-    """The messages with their images in place, as the processor takes them."""
+    """Returns the messages with their images in place, as the processor takes them."""
     images, messages = iter(row["images"]), []
     for message in row["messages"]:
         content = message["content"]
@@ -64,7 +64,7 @@ def with_images(row):
     return messages
 
 
-def test_collator_gives_what_the_processor_gives(processor):
+def test_collator_equals_the_processor(processor):
     processor = EvoTokProcessor.from_parts(processor.tokenizer, SIZE, POSITIONS, system_prompt="Be kind.")
     for make in (question, prompt, conversation):
         batch = EvoTokCollator(processor)([make()])
@@ -91,7 +91,7 @@ def test_collator_fetches_remote_images_only_if_allowed(processor, monkeypatch):
     assert len(EvoTokCollator(processor, allow_remote_images=True)(rows)["input_ids"]) == 3
 
 
-def test_collator_trains_on_everything_but_input_images(processor):
+def test_collator_train_on_all_excludes_input_images(processor):
     labels = EvoTokCollator(processor, train_on="all")([conversation()])["labels"][0]
     assert (labels == -100).sum() == 2 * POSITIONS
     with pytest.raises(ValueError, match="train_on='user' assistant or all"):
@@ -122,7 +122,7 @@ def test_collator_pads_on_the_right(processor):
     assert batch["generation_pixel_values"].equal(expected)
 
 
-def test_collator_takes_codes_for_generated_images(processor):
+def test_collator_accepts_codes_of_generated_images(processor):
     codes = np.arange(POSITIONS * 2, dtype=np.uint16).reshape(POSITIONS, 2)
     both = {**conversation(), "images": [picture(0), picture(1)], "codes": codes[None] + 9}
     batch = EvoTokCollator(processor)([{**prompt(), "images": [], "codes": codes}, both, question()])
@@ -138,7 +138,7 @@ def test_collator_takes_codes_for_generated_images(processor):
 # --- caption dropout --------------------------------------------------------------------------------------------------
 
 
-def test_caption_dropout_gives_the_negative_prompt_of_text_to_image_rows(processor):
+def test_caption_dropout_yields_the_negative_prompt(processor):
     row = prompt()
     row["messages"] = [{"role": "system", "content": "Be kind."}, *row["messages"]]
     dropped, kept = EvoTokCollator(processor, caption_dropout=1.0)([row]), EvoTokCollator(processor)([row])
@@ -181,7 +181,7 @@ def test_fallback_repeats_the_last_usable_row_for_some_batches():
         fallback.fill([], {"image": 2})
     assert fallback.fill(["a", "b"], {}) == ["a", "b"]
     assert [fallback.fill([], {}) for _ in range(2)] == [["b"], ["b"]]
-    assert fallback.fill(["c"], {}) == ["c"], "which begins the count anew"
+    assert fallback.fill(["c"], {}) == ["c"], "the count starts again"
     assert [fallback.fill([], {}) for _ in range(2)] == [["c"], ["c"]]
     with pytest.raises(ValueError, match=r"Nothing in the last 3 batches can be used, \{'image': 9\} so far"):
         fallback.fill([], {"image": 9})
@@ -190,8 +190,8 @@ def test_fallback_repeats_the_last_usable_row_for_some_batches():
 def test_collator_skips_and_counts_corrupt_images(processor, tmp_path):
     picture(0).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"no image")
-    turns = '[{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A red cat."}]'
-    lines = [f'{{"id": "{name}", "image": "{name}.png", "conversations": {turns}}}' for name in (0, 1, 2)]
+    conversation = '[{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A red cat."}]'
+    lines = [f'{{"id": "{name}", "image": "{name}.png", "conversations": {conversation}}}' for name in (0, 1, 2)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     good, bad, missing = load_conversations(tmp_path / "data.jsonl", cache_dir=tmp_path / "cache")
     collator = EvoTokCollator(processor)
@@ -203,7 +203,7 @@ def test_collator_skips_and_counts_corrupt_images(processor, tmp_path):
     assert collator.skipped == {"image": 4}
 
 
-def test_collator_truncates_text_but_no_image(processor):
+def test_collator_truncates_text_but_not_images(processor):
     length = EvoTokCollator(processor)([question()])["input_ids"].shape[1]
     collator = EvoTokCollator(processor, max_length=length)
     batch = collator([question(answer="A red cat. " * 9)])
@@ -239,7 +239,7 @@ def test_collator_refuses_malformed_rows(processor, change, message):
 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (9, 30)])
-def test_pixels_of_are_those_of_the_image_processor(processor, size):
+def test_pixels_of_equals_the_image_processor(processor, size):
     images = [picture(seed, size) for seed in range(3)]
     expected = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     for given in (images, [np.asarray(image) for image in images]):

@@ -111,7 +111,7 @@ def test_generate_supports_strategy(model, inputs, arguments, kind, rows, cached
     assert torch.equal(model.generate(**inputs, **arguments), output.sequences)
 
 
-def test_assisted_decoding_changes_nothing(model, inputs):
+def test_assisted_decoding_equals_plain_decoding(model, inputs):
     row = {name: tensor[:1] for name, tensor in inputs.items()}
     arguments = SCORES | {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "bad_words_ids": [[IMAGE]]}
     torch.manual_seed(1)
@@ -121,7 +121,7 @@ def test_assisted_decoding_changes_nothing(model, inputs):
     assert_same_text(plain, assisted)
 
 
-def test_embeddings_replace_ids(model, inputs):
+def test_embeddings_equal_ids(model, inputs):
     ids = inputs.pop("input_ids")
     arguments = SCORES | {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 2}
     plain = model.generate(ids, **inputs, **arguments)
@@ -139,7 +139,7 @@ def test_generate_works_without_inputs(model):
     assert model.generate(do_sample=False, max_new_tokens=NEW, remove_invalid_values=True).shape == (1, 1 + NEW)
 
 
-def test_left_padding_changes_nothing(model, inputs):
+def test_left_padding_keeps_logits(model, inputs):
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
         return torch.nn.functional.pad(tensor, (32, 0), value=value)
 
@@ -155,8 +155,8 @@ def test_left_padding_changes_nothing(model, inputs):
     assert torch.equal(given, model.generate(**inputs, **arguments)), "positions follow from the mask"
 
 
-def test_static_cache_changes_nothing(model, inputs):
-    """With embeddings, in a model that was cast to half precision after it was built."""
+def test_static_cache_equals_dynamic_cache(model, inputs):
+    """The prompt is given as embeddings, to a model that was cast to half precision after it was built."""
     model = copy.deepcopy(model).half()
     inputs["pixel_values"] = inputs["pixel_values"].half()
     inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
@@ -167,8 +167,8 @@ def test_static_cache_changes_nothing(model, inputs):
     assert_same_text(model.generate(**inputs, **arguments), static)
 
 
-def test_prepare_inputs_passes_unknown_arguments_on(model):
-    """And does not check ids, which may be placeholders."""
+def test_prepare_inputs_keeps_unknown_arguments(model):
+    """Ids are not checked, since they may be placeholders."""
     ids = torch.tensor([[1, 2, 3], [IMAGE, GENERATED, 6]])
     positions = torch.arange(POSITIONS - 1).expand(2, -1)
     arguments = {"output_attentions": True, "custom_arg": "value", "numeric_arg": 42}

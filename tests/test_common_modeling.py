@@ -28,7 +28,7 @@ def tester(model_class):
 
 @pytest.fixture
 def prepared(tester):
-    """Configuration and inputs."""
+    """Returns the configuration and inputs of a model class."""
     return tester.prepare_config_and_inputs_for_common()
 
 
@@ -59,7 +59,7 @@ def request_states(config, how: str) -> dict:
     return {}
 
 
-def test_missing_weights_are_initialised_like_new_ones(model_class, config, monkeypatch):
+def test_missing_weights_are_initialized_like_new_ones(model_class, config, monkeypatch):
     initialize = PreTrainedModel._initialize_weights
 
     def initialize_seeded(*args, **kwargs):
@@ -125,7 +125,7 @@ def test_image_features_have_the_usual_fields(model_class, config, inputs, how):
 
 
 def test_shifted_labels_replace_labels():
-    """Training that splits the sequence shifts labels before the model does."""
+    """A training that splits sequences shifts the labels before the model does."""
     torch.manual_seed(0)
     config, inputs = MultimodalTester().prepare_config_and_inputs_for_common()
     model = EvoTokForConditionalGeneration(config).eval()

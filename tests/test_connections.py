@@ -1,4 +1,4 @@
-"""Connections of both servers: time limits, and the names that they are addressed by."""
+"""Connections of both servers: time limits, and the check of the Host header."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ from evotok.connections import TimedConnection, is_own_host  # noqa: E402
 
 
 class Application:
-    """Answers every request with so many MiB, piece by piece; `ended` is set when it has sent all or cannot."""
+    """Application that responds with so many MiB in pieces; `ended` is set when all are sent or sending fails."""
 
     def __init__(self, size: int):
         self.size, self.ended = size, threading.Event()
@@ -30,7 +30,7 @@ class Application:
 
 @pytest.fixture
 def serve():
-    """Function: the port of a server of an application."""
+    """Yields a function that serves an application and returns the port."""
     started = []
 
     def start(application):
@@ -59,15 +59,15 @@ def connect(port: int) -> socket.socket:
     return connection
 
 
-def test_an_answer_that_is_not_received_is_given_up(serve, monkeypatch):
-    """Else it would stay in the server's memory, and keep its place, for as long as the client likes."""
+def test_unread_response_is_aborted(serve, monkeypatch):
+    """Without a limit, a client that does not read would occupy memory and a place."""
     monkeypatch.setattr(TimedConnection, "write_seconds", 0.5)
     application = Application(64)
     with connect(serve(application)):
         assert application.ended.wait(30)
 
 
-def test_an_answer_that_is_received_slowly_is_whole(serve):
+def test_slowly_read_response_is_complete(serve):
     application, received = Application(8), 0
     with connect(serve(application)) as connection:
         assert not application.ended.wait(0.2), "it is too large for the buffers"
@@ -76,7 +76,7 @@ def test_an_answer_that_is_received_slowly_is_whole(serve):
     assert received > 8 * 2**20
 
 
-def test_the_time_ends_with_the_pause():
+def test_write_timer_is_cancelled_on_resume():
     connection = TimedConnection.__new__(TimedConnection)
     connection.flow, connection.loop, connection.transport = Mock(), Mock(), Mock()
     connection.pause_writing()
@@ -91,5 +91,5 @@ def test_the_time_ends_with_the_pause():
     [("localhost", True), ("LOCALHOST:1", True), ("127.0.0.1:8000", True), ("[::1]", True), ("a.example.org", True)]
     + [("example.org", False), ("localhost.evil.example", False), ("", False), ("[", False), ("[::1", False)],
 )
-def test_names_of_this_machine(host, is_own):
+def test_is_own_host_accepts_own_names_only(host, is_own):
     assert is_own_host(host, ("localhost", ".example.org")) is is_own

@@ -67,7 +67,7 @@ def test_load_conversations_decodes_no_image_and_reads_edited_files_again(folder
         load_conversations(write(folder, ROW, {**ROW, "image": []}), cache_dir=tmp_path / "cache")
 
 
-def turns(*given, **kwargs):
+def row_of(*given, **kwargs):
     return {**ROW, "conversations": list(given), **kwargs}
 
 
@@ -77,18 +77,18 @@ def turns(*given, **kwargs):
         ("{", "invalid JSON"),
         ("[1]", "a row is"),
         ({"id": 1}, "key 'conversations' is missing"),
-        (turns(), "at least one turn"),
-        (turns("hi"), "a turn is"),
-        (turns({"value": "<image>"}), "key 'from' is missing"),
-        (turns({**ASK, "from": ["robot"]}), "unknown role .*human, gpt or system"),
-        (turns({**ASK, "value": 3}), "must be a string"),
-        (turns({**ASK, "value": "<image>\ud83d"}), "surrogate"),
-        (turns(ASK, id="\ud83d"), '"id" holds half of a surrogate'),
-        (turns(ASK, image={"a": 1}), "file name"),
-        (turns(ANSWER), "0 <image> marks for 1 images"),
-        (turns(ASK, image="../secret.png"), "is outside of"),
-        (turns(ASK, video="a.mp4"), '"video": only text and images .*leave the row out'),
-        (turns({"from": "human", "value": "<video>"}, image=None), "<video>.*leave the row out"),
+        (row_of(), "at least one message"),
+        (row_of("hi"), "a message is"),
+        (row_of({"value": "<image>"}), "key 'from' is missing"),
+        (row_of({**ASK, "from": ["robot"]}), "unknown role .*human, gpt or system"),
+        (row_of({**ASK, "value": 3}), "must be a string"),
+        (row_of({**ASK, "value": "<image>\ud83d"}), "surrogate"),
+        (row_of(ASK, id="\ud83d"), '"id" holds half of a surrogate'),
+        (row_of(ASK, image={"a": 1}), "file name"),
+        (row_of(ANSWER), "0 <image> marks for 1 images"),
+        (row_of(ASK, image="../secret.png"), "is outside of"),
+        (row_of(ASK, video="a.mp4"), '"video": only text and images .*leave the row out'),
+        (row_of({"from": "human", "value": "<video>"}, image=None), "<video>.*leave the row out"),
     ],
 )
 def test_read_conversations_names_the_line_of_a_bad_row(folder, row, message):

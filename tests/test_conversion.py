@@ -51,7 +51,7 @@ TEXT = {
 
 
 def close(actual, expected):
-    """Within 1e-4 of the largest value."""
+    """Checks that values differ by at most 1e-4 of the largest one."""
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
@@ -97,7 +97,7 @@ def check_tokenizer(model, state, pixels, size=None):
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def test_tokenizer_has_the_codes_pixels_and_semantics_of_the_release(converted, state, pixels):
+def test_tokenizer_equals_the_release(converted, state, pixels):
     model = EvoTokVQModel.from_pretrained(converted)
     check_tokenizer(model, state, pixels)
     config = model.config
@@ -128,7 +128,7 @@ def test_tokenizer_converted_back_is_equal(converted, state, tmp_path, capsys):
 
 
 def variants():
-    """Name -> function of a state dict that returns the content of a file of `torch.save`."""
+    """Returns functions of a state dict that return the content of a file of `torch.save`, by name."""
     parameters = torch.nn.Parameter
     return {
         "ema first": lambda s: {"ema": s, "model": {k: v * 0 for k, v in s.items()}, "args": argparse.Namespace()},
@@ -146,7 +146,7 @@ def variants():
 
 
 @pytest.mark.parametrize("name", variants())
-def test_tokenizer_files_of_each_form(name, state, pixels, tmp_path):
+def test_tokenizer_files_of_each_form_are_read(name, state, pixels, tmp_path):
     torch.save(variants()[name](state), tmp_path / "any.pt", _use_new_zipfile_serialization=name != "ddp")
     assert convert(tmp_path / "any.pt", "--out", tmp_path / "ours") == 0
     model = EvoTokVQModel.from_pretrained(tmp_path / "ours")
@@ -164,7 +164,7 @@ def test_half_precision_is_widened_exactly(state, pixels, tmp_path):
 
 
 def test_tokenizer_of_patch_14_resizes_its_reconstructions(tmp_path):
-    """3 x 3 positions of 14 pixels, 48 decoded pixels, resized to 54: as 27 x 27, 432 and 384."""
+    """3 x 3 positions of 14 px have 48 decoded px, resized to 54, as 27 x 27 positions have 432, resized to 384."""
     state = make_tokenizer(patch=14, image=54)
     save_tokenizer(tmp_path / "last.pt", state, teacher="siglip_54")
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
@@ -187,8 +187,8 @@ def test_tokenizer_of_patch_14_resizes_its_reconstructions(tmp_path):
         (1152, 14, 378, {}, 378, 378, 16),
     ],
 )
-def test_tokenizer_config_of_released_sizes(width, patch, side, facts, choice, size, heads):
-    """Of tensors of the released widths that have shapes only."""
+def test_tokenizer_config_has_the_released_sizes(width, patch, side, facts, choice, size, heads):
+    """The tensors of the released widths have shapes only."""
     state = make_tokenizer(width=12, patch=patch, image=side, widths=(32,) * 5)
     wide = {
         name.replace("vision_model.", ""): torch.empty([width if n == 12 else n for n in x.shape], device="meta")
@@ -201,7 +201,7 @@ def test_tokenizer_config_of_released_sizes(width, patch, side, facts, choice, s
 
 
 def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
-    """No shape gives the number of heads; with a wrong one the model loads, and its codes are wrong."""
+    """No shape determines the number of heads; with a wrong one the model loads, and its codes are wrong."""
     save_tokenizer(tmp_path / "last.pt", state)
     capsys.readouterr()
     assert convert(tmp_path / "last.pt", "--out", tmp_path / "ours") == 0
@@ -226,7 +226,7 @@ def test_assumed_sizes_are_reported(state, converted, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory, state):
-    """Folders of both models, with one language model, and everything that they are made of."""
+    """Returns the folders of both models, which share one language model, and their tensors."""
     folder = tmp_path_factory.mktemp("release")
     tokenizer = train_text_tokenizer(["You are a helpful assistant. user what is this? a red cat"] * 2, vocab_size=300)
     torch.manual_seed(3)
@@ -275,7 +275,7 @@ def load(folder):
 
 @torch.no_grad()
 def check_model(model, release, pixels):
-    """Inputs of the language model, its logits and those of the depth decoder, for one image of either kind."""
+    """Checks the language model's inputs and logits and the depth decoder's logits for an image of either kind."""
     state, language, table = release["tokenizer"], release["model"], release["language"]["model.embed_tokens.weight"]
     codes, pixel_sum, semantic_sum = encode(state, pixels)
     config, n = model.config, codes.shape[1]
@@ -302,7 +302,7 @@ def check_model(model, release, pixels):
     close(model(ids, **images, labels=labels).image_loss, loss)
 
 
-def test_both_models_are_merged(merged, release, pixels):
+def test_merged_model_equals_both_releases(merged, release, pixels):
     model = load(merged)
     check_tokenizer(model.model.vq_model, release["tokenizer"], pixels)
     check_model(model, release, pixels)
@@ -341,9 +341,7 @@ def test_merged_model_generates_and_answers(merged):
     [(("<|image_pad|>", "<|video_pad|>"), "<|video_pad|>", 303), ((), "<|image_gen|>", 305)],
     ids=["as Qwen2.5", "without placeholders"],
 )
-def test_placeholders_are_tokens_that_the_release_does_not_use(
-    specials, placeholder, rows, release, tmp_path, monkeypatch
-):
+def test_placeholders_are_unused_tokens_of_the_release(specials, placeholder, rows, release, tmp_path, monkeypatch):
     known = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *specials)
     monkeypatch.setattr(text_tokenizer, "SPECIAL_TOKENS", known)
     tokenizer = train_text_tokenizer(["You are a helpful assistant. user what is this? a red cat"] * 2, vocab_size=300)
@@ -366,7 +364,7 @@ def test_placeholders_are_tokens_that_the_release_does_not_use(
 
 @pytest.fixture(scope="module")
 def trained_here(tmp_path_factory):
-    """A model trained with EvoTok, its folder in the release's format, and the path that its configs name."""
+    """Returns a model trained with EvoTok, its folder in the release's format, and the path that its configs name."""
     folder = tmp_path_factory.mktemp("trained")
     model, processor = build_chat_model()
     model.save_pretrained(folder / "ours")
@@ -395,8 +393,8 @@ def test_export_of_a_model_trained_here_appends_the_releases_tokens(trained_here
         assert torch.equal(tensors[name][-1], ours[model.config.vision_end_token_id])
 
 
-def test_export_has_the_fields_that_the_releases_code_reads(trained_here):
-    """Fields without a default in that code, and classes that Transformers 4.51 has."""
+def test_export_has_the_fields_read_by_the_release(trained_here):
+    """The fields have no default in that code, and the classes exist in Transformers 4.51."""
     *_, folder = trained_here
     for mode in ("understanding", "generation"):
         config = json.loads((folder / mode / "config.json").read_text())
@@ -410,7 +408,7 @@ def test_export_has_the_fields_that_the_releases_code_reads(trained_here):
     assert arguments.depth_heads == 4, "the file of the depth decoder has no arguments"
 
 
-def test_heads_of_the_depth_decoder_are_those_of_the_arguments(release):
+def test_depth_decoder_config_has_the_heads_of_the_arguments(release):
     piece = Piece(DEPTH_DECODER, pathlib.Path("x"), release["depth"], {})
     for facts, choices, heads in (
         ({}, Choices(), 40),
@@ -445,7 +443,7 @@ def test_model_converted_back_is_equal(merged, release, pixels, tmp_path):
     assert before == after
 
 
-def test_files_of_stage_one_and_a_base_model(release, pixels, tmp_path, capsys):
+def test_stage_one_files_are_merged_with_a_base_model(release, pixels, tmp_path, capsys):
     """The base model's tables are shorter and its tokenizer lacks the start and end tokens; those were trained."""
     table, head = release["language"]["model.embed_tokens.weight"], release["language"]["lm_head.weight"]
     source = tmp_path / "source"
@@ -488,8 +486,8 @@ def test_spare_rows_of_a_base_model_are_cut_off(release, tmp_path):
     close(model.lm_head.weight[300:303], head[:300].mean(0).expand(3, -1))
 
 
-def test_tied_tables_without_a_text_tokenizer(release, tmp_path):
-    """Placeholders get rows of their own; start and end are the last two of the release's."""
+def test_tied_tables_are_converted_without_a_text_tokenizer(release, tmp_path):
+    """Placeholders have rows of their own; start and end are the last two of the release's."""
     tensors = {name: x for name, x in release["language"].items() if name != "lm_head.weight"}
     tensors |= prefixed(PROJECTOR, release["generation"]) | prefixed(DEPTH, release["depth"])
     facts = TEXT | {"tie_word_embeddings": True, "rope_theta": 5e5, "mm_use_im_start_end": True}
@@ -505,7 +503,7 @@ def test_tied_tables_without_a_text_tokenizer(release, tmp_path):
     assert config["vocab_size"] == 303 and config["tie_word_embeddings"] and config["torch_dtype"] == "bfloat16"
 
 
-def test_different_language_models_need_a_choice(release, tmp_path, capsys):
+def test_different_language_models_require_a_choice(release, tmp_path, capsys):
     folder = tmp_path / "models"
     shutil.copytree(release["folder"], folder)
     path = folder / "understanding" / "model.safetensors"
@@ -546,7 +544,7 @@ def test_pickles_with_calls_are_refused(place, function, name, tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_paths_and_enums_in_the_arguments_are_read(state, tmp_path):
+def test_paths_and_enums_in_arguments_are_read(state, tmp_path):
     program = types.ModuleType("a_program_that_is_not_here")
     kind = enum.Enum("Kind", {"EVOTOK": "evotok"}, module=program.__name__)
     program.Kind = kind
@@ -559,7 +557,7 @@ def test_paths_and_enums_in_the_arguments_are_read(state, tmp_path):
 
 
 def damages():
-    """Name -> change of a state dict, and the message."""
+    """Returns changes of a state dict with the message of each, by name."""
     book = "quantize.codebooks.5."
     return {
         "missing": (lambda s: s.pop("decoder_vqkd.fc_norm.bias"), "lacks decoder_vqkd.fc_norm.bias"),
@@ -615,7 +613,7 @@ def test_damaged_folders_are_refused(spoil, message, release, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
 
 
-def test_mistakes_on_the_command_line(release, converted, tmp_path, capsys):
+def test_convert_refuses_bad_arguments(release, converted, tmp_path, capsys):
     last = tmp_path / "last.pt"
     save_tokenizer(last, release["tokenizer"])
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")

@@ -3,7 +3,7 @@
 import json
 
 import yaml
-from test_sources import TURNS, picture, write_images, write_parquet
+from test_sources import MESSAGES, picture, write_images, write_parquet
 
 from evotok.cli import main
 
@@ -20,7 +20,10 @@ def test_data_check_reports_rows_and_shows_images(tmp_path, capsys):
     (images / "bad.png").write_bytes(b"no")
     llava.mkdir()
     (llava / "1.png").write_bytes(picture("blue"))
-    rows = [{"id": "1", "image": "1.png", "conversations": TURNS}, {"id": "2", "image": "1.png", "conversations": []}]
+    rows = [
+        {"id": "1", "image": "1.png", "conversations": MESSAGES},
+        {"id": "2", "image": "1.png", "conversations": []},
+    ]
     (llava / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
     pair = {"image": {"bytes": picture(), "path": None}, "question": "Why?", "chosen": "Red.", "rejected": "Blue."}
     write_parquet(tmp_path / "pairs/a.parquet", [pair])
@@ -34,7 +37,7 @@ def test_data_check_reports_rows_and_shows_images(tmp_path, capsys):
     out = capsys.readouterr().out
     for line in (
         *("image-folder, weight 2", "3 images, 40 x 30 to 40 x 30 pixels", "skipped 1", "bad.png"),
-        *("2 rows read: 1 usable", "at least one turn", "user: <image>What colour?", "558,128 rows published"),
+        *("2 rows read: 1 usable", "at least one message", "user: <image>What colour?", "558,128 rows published"),
         *("user: <image>Why?", "assistant: Red.", "rejected: Blue."),
     ):
         assert line in out
@@ -42,7 +45,7 @@ def test_data_check_reports_rows_and_shows_images(tmp_path, capsys):
     assert names == {"image-folder.png", "llava-pretrain.png", "rlaif-v.png"}
 
 
-def test_data_check_ends_with_code_2_after_all_sources(tmp_path, capsys):
+def test_data_check_exits_with_2_after_all_sources(tmp_path, capsys):
     images = tmp_path / "pictures"
     write_images(images, "red.png")
     path = recipe(tmp_path, {"source": "cambrian", "path": "nowhere"}, {"source": "image-folder", "path": str(images)})

@@ -20,8 +20,8 @@ def test_tokenizer_engine_computes_in_autocast_with_fp32_weights():
     assert "torch_autocast" not in tokenizer_engine({"deepspeed": "configs/deepspeed/zero2.json"})["deepspeed"]
 
 
-def test_tokenizer_refuses_engines_that_would_harm_its_codebooks(tmp_path):
-    """Without starting a process group, as `evotok train` would."""
+def test_tokenizer_refuses_unsuitable_engines(tmp_path):
+    """No process group is started, which `evotok train` would do."""
     with pytest.raises(ValueError, match="ZeRO-3, which shards weights, .*zero2.json, or leave it out"):
         tokenizer_engine({"deepspeed": "configs/deepspeed/zero3.json"})
     with pytest.raises(ValueError, match="training.fp16: .*give bf16"):
@@ -51,7 +51,7 @@ def test_check_engine_refuses_checkpoints_of_another_engine(tmp_path, before, no
         check_engine(arguments, str(tmp_path))
 
 
-def test_prepare_engine_needs_a_universal_checkpoint_for_another_number_of_processes(tmp_path):
+def test_prepare_engine_requires_a_universal_checkpoint(tmp_path):
     for rank in (0, 1):
         (tmp_path / f"rng_state_{rank}.pth").touch()
     (tmp_path / "latest").write_text("global_step2")

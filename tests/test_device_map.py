@@ -42,7 +42,7 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_placement_changes_no_code_answer_or_image(whole, folder, placement, pixels, tmp_path):
+def test_placement_keeps_codes_answers_and_images(whole, folder, placement, pixels, tmp_path):
     model, processor = whole
     placed = AutoModelForMultimodalLM.from_pretrained(folder, offload_folder=tmp_path, **PLACEMENTS[placement]).eval()
     on_disk = {name for name, parameter in placed.named_parameters() if parameter.is_meta}

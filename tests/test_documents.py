@@ -34,7 +34,7 @@ PROGRAMS = ("evotok", "torchrun", "make", "lmms-eval", "curl")
 
 
 def blocks_of(path: Path) -> list[tuple[str, str]]:
-    """(language, code) of every fenced block."""
+    """Returns (language, code) of every fenced block."""
     return BLOCK.findall(path.read_text(encoding="utf-8"))
 
 
@@ -44,7 +44,7 @@ def name(path: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder like a checkout, and a home of its own."""
+    """Creates a folder like a checkout, and a home folder of its own."""
     for folder in ("assets", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_every_block_works(path, workplace, monkeypatch):
+def test_code_blocks_run(path, workplace, monkeypatch):
     namespace: dict = {"__name__": "__main__"}
     checks = {
         "python": lambda code: exec(compile(code, name(path), "exec"), namespace),  # noqa: S102 - our own pages
@@ -68,15 +68,15 @@ def test_every_block_works(path, workplace, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_commands_above_recipes_work(path):
-    """The first lines of a recipe say how it is run; what follows after two spaces is prose."""
+def test_commands_above_recipes_parse(path):
+    """A command in the head of a recipe ends before two spaces, which begin a comment."""
     text = re.sub(r" \\\n# +", " ", path.read_text(encoding="utf-8"))
     for line in re.findall(r"^#   ((?:evotok|torchrun) .*?)(?:  .*)?$", text, re.MULTILINE):
         parse_line(line)
 
 
 def read_json(code: str) -> None:
-    """One value, or one a line."""
+    """Parses one JSON value, or one a line."""
     try:
         json.loads(code)
     except json.JSONDecodeError:
@@ -85,7 +85,7 @@ def read_json(code: str) -> None:
 
 
 def run_line(line: str, monkeypatch) -> None:
-    """Run one line as a shell would, without a new process for each `evotok`."""
+    """Runs one line as a shell would, without a new process for each `evotok`."""
     if line.startswith("make "):
         parse_line(line)
     else:
@@ -98,7 +98,7 @@ def run_line(line: str, monkeypatch) -> None:
 
 
 def parse_line(line: str) -> None:
-    """The command exists and takes these words; a recipe takes these changes."""
+    """Checks that the command exists and accepts these words, and its recipe these changes."""
     program, *words = shlex.split(line)
     assert program in PROGRAMS, line
     if program == "make":
@@ -110,7 +110,7 @@ def parse_line(line: str) -> None:
     if program == "torchrun":
         options = parse_torchrun(words)
         assert options.module and options.training_script == "evotok.training.train", line
-        if options.nnodes != "1:1":  # else every node takes itself for the first
+        if options.nnodes != "1:1":  # otherwise every node has rank 0
             assert options.rdzv_backend == "c10d" and options.rdzv_endpoint, line
     if program == "lmms-eval":
         asked = words[words.index("--tasks") + 1].split(",")
@@ -124,7 +124,7 @@ def parse_line(line: str) -> None:
 
 
 def check_request(address: str, *words: str) -> None:
-    """A request of the server's, with a body that it takes."""
+    """Checks that the server has the endpoint and accepts the body."""
     from evotok.serving.gate import ENDPOINTS
     from evotok.serving.protocol import ChatBody, ImageBody
 
@@ -136,7 +136,7 @@ def check_request(address: str, *words: str) -> None:
 
 
 def read_suite(name: str, config: str | None = None):
-    """The options of a suite of `evotok eval`, from its own file or another."""
+    """Returns the options of a suite of `evotok eval`, from its own file or another."""
     return read_options(suite_module(name).Options, name, config, [])
 
 
@@ -235,7 +235,7 @@ def test_links_and_images_exist(path):
 
 
 def anchors_of(path: Path) -> set[str]:
-    """Anchors of the headings of a page, as GitHub and MkDocs make them."""
+    """Returns the anchors of the headings of a page, as GitHub and MkDocs make them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -253,7 +253,7 @@ def test_notebooks_run(path, tmp_path):
     assert len(images) >= 4
 
 
-def test_the_pages_build_without_warnings(tmp_path):
+def test_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
     assert result.returncode == 0 and not result.stderr.strip(), result.stderr[-3000:]

@@ -43,7 +43,7 @@ def test_results_of_mini_have_every_figure():
         assert figures[name] >= 0 and figures[f"{name}_target"] == TARGETS[name]
 
 
-def test_reconstructions_of_mini_are_as_reported(mini, world):
+def test_reconstructions_of_mini_equal_the_results(mini, world):
     model, _ = mini
     pixels = scene_pixels(world, held_out_scenes(world, "test", 24))
     decoded = model.model.vq_model.decode_pixels(model.model.vq_model.encode(pixels))

@@ -34,7 +34,7 @@ class Failing(torch.utils.data.Dataset):
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no start"), "'utf-8' codec can't decode"),
     ],
 )
-def test_one_line_of_a_loaders_worker_has_no_traceback(error, line):
+def test_one_line_drops_the_traceback_of_a_worker(error, line):
     with pytest.raises(Exception, match="Traceback") as found:
         next(iter(DataLoader(Failing(error), num_workers=1)))
     assert one_line(found.value).startswith(line)
@@ -52,7 +52,7 @@ def test_one_line_escapes_and_names_files():
 ODD = "a\x1b[2Jb\x9b31m\x07 \u202edlrow \u200e\ud83d\u2028 end"
 
 
-def test_escape_controls_keeps_other_text_and_json():
+def test_escape_controls_keeps_other_text():
     line = escape_controls(f"{ODD}\n\tsecond line")
     assert line == "a\\x1b[2Jb\\x9b31m\\x07 \\u202edlrow \\u200e\\ud83d\\u2028 end\n\tsecond line"
     assert escape_controls("a café, 青い、 👩\u200d💻\n") == "a café, 青い、 👩\u200d💻\n"

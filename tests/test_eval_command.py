@@ -70,7 +70,7 @@ def test_compare_refuses_results_without_common_figures(folders, tmp_path, secon
         compare.check(compare.Options(), folders)
 
 
-def test_eval_runs_again_for_changed_files_only_with_restart(folders, tmp_path, capsys):
+def test_eval_requires_restart_for_changed_files(folders, tmp_path, capsys):
     words = [*folders, "--out", str(tmp_path / "out")]
     compared(capsys, *words)
     results_in(tmp_path / "b", 26.0)
@@ -80,7 +80,7 @@ def test_eval_runs_again_for_changed_files_only_with_restart(folders, tmp_path, 
 
 
 @pytest.mark.parametrize("has_image", [False, True])
-def test_eval_removes_its_folder_after_an_error_unless_there_are_images(folders, tmp_path, monkeypatch, has_image):
+def test_eval_removes_a_folder_without_images_after_an_error(folders, tmp_path, monkeypatch, has_image):
     def fail(evaluation):
         if has_image:
             (evaluation.folder / "image.png").write_bytes(b"")
@@ -93,7 +93,7 @@ def test_eval_removes_its_folder_after_an_error_unless_there_are_images(folders,
         assert json.loads((tmp_path / "new/out/results.json").read_text())["finished"] is False
 
 
-def test_find_finished_accepts_the_same_provenance_alone(tmp_path):
+def test_find_finished_accepts_equal_provenance_only(tmp_path):
     folder = tmp_path / "a"
     results_in(folder, 20.5)
     assert find_finished(folder, PROVENANCE, restart=False)["figures"]["psnr"] == 20.5
@@ -180,13 +180,13 @@ def test_read_options_changes_the_file_and_refuses_mistakes(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_has_options_of_its_suite(path):
+def test_configs_have_options_of_their_suite(path):
     name = max((name for name in SUITES if path.stem.startswith(name)), key=len)
     assert read_options(suite_module(name).Options, name, str(path), [])
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_every_suite_has_the_interface(name):
+def test_suites_have_the_interface(name):
     module = suite_module(name)
     assert module.TAKES in ("checkpoint", "tokenizer", "results", "")
     assert (name in WITHOUT_CHECKPOINT) == (module.TAKES in ("results", ""))

@@ -29,7 +29,7 @@ def test_prompt_of_has_the_images_in_order_and_no_answer():
     assert "image" not in entry["messages"][0]["content"][0], "the row is unchanged"
 
 
-def test_answer_questions_does_not_depend_on_the_batch(chat_model):
+def test_answer_questions_is_independent_of_the_batch(chat_model):
     """Rows of different length and number of images: left padding must change nothing."""
     colors = ("red", "green", "blue", "yellow", "black")
     questions = ("what is this?", "a?", "the red one, a cat or a dog, is what this is?", "is this a cat?", "what?")
@@ -39,7 +39,7 @@ def test_answer_questions_does_not_depend_on_the_batch(chat_model):
     assert len(set(alone)) > 1 and all("<|" not in answer for answer in alone)
 
 
-def test_continuous_features_have_the_towers_direction_and_the_norm_of_decoded_semantics(chat_model):
+def test_continuous_features_have_the_direction_of_the_tower(chat_model):
     model, _ = chat_model
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     decoded = model.get_image_features(pixels)

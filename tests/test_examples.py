@@ -43,20 +43,20 @@ RIGHT = 2
 
 
 def found(text, patterns):
-    """The examples in a text."""
+    """Returns the examples in a text."""
     hits = [hit.group(1) for pattern in patterns for hit in re.finditer(pattern, text)]
     return {example for hit in hits for example in (re.findall('"([^"]*)"', hit) or [hit])} - {""}
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_texts_have_the_examples_of_the_page(name):
+def test_documents_use_the_examples_of_the_page(name):
     if name == "docs/bad_inputs.md":
         return
     assert found(TEXTS[name], PROMPTS_OF_TEXTS) <= set(WORLD_PROMPTS)
     assert found(TEXTS[name], QUESTIONS_OF_TEXTS) <= set(WORLD_QUESTIONS)
 
 
-def test_found_examples_of_documents():
+def test_documents_have_their_examples():
     assert found(TEXTS["README.md"], PROMPTS_OF_TEXTS) == {WORLD_PROMPTS[0]}
     assert found(TEXTS["README.md"], QUESTIONS_OF_TEXTS) == {WORLD_QUESTIONS[1]}
     assert found(TEXTS["docs/inference.md"], PROMPTS_OF_TEXTS) == set(WORLD_PROMPTS[:2])
@@ -74,7 +74,7 @@ def mini():
 
 
 def find_faults(world, prompt, image):
-    """Faults of a generated image of an example; of an emoji image the nearest one by pixels."""
+    """Returns the faults of a generated image of an example; of an emoji image the nearest one by pixels."""
     if emoji := re.fullmatch(r"an? (\w+), (.*) style", prompt):
         shown = [(name, style) for style in EMOJI_STYLES for name in range(len(world.emoji_names))]
         pixels = np.stack([np.asarray(world.emoji_image(*pair)) for pair in shown]).astype(np.float32)
@@ -89,14 +89,14 @@ def find_faults(world, prompt, image):
 
 
 @pytest.mark.parametrize("prompt", WORLD_PROMPTS)
-def test_images_of_example_prompts_are_right(mini, world, prompt):
+def test_example_prompts_generate_right_images(mini, world, prompt):
     images = generate_images(*mini, [prompt] * SEEDS, seed=0)
     wrong = [find_faults(world, prompt, image) for image in images]
     assert sum(not fault for fault in wrong) >= RIGHT, wrong
 
 
 @pytest.mark.parametrize("number", range(len(WORLD_QUESTIONS)), ids=WORLD_QUESTIONS)
-def test_answers_to_example_questions_are_right(mini, world, number):
+def test_example_questions_have_right_answers(mini, world, number):
     from evotok.data.world.conversations import question_row
     from evotok.data.world.scenes import render
     from evotok.eval.metrics import normalize_answer
@@ -119,7 +119,7 @@ def test_find_examples_depends_on_the_image_size(tmp_path):
     assert all(Image.open(path).size == (64, 64) for path in icons.images)
 
 
-def test_scope_of_the_world(tmp_path):
+def test_scope_refuses_questions_outside_of_the_world(tmp_path):
     scope = find_examples(64, tmp_path).scope
     icons = [Image.open(path) for path in find_examples(64, tmp_path).images]
     assert all(has_plain_background(image) for image in icons)

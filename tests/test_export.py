@@ -1,4 +1,4 @@
-"""`evotok export`: a folder for the Hub, in which no file of an older export stays."""
+"""`evotok export`: a folder for the Hub, without files of an older export."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers.utils import hub
 from evotok import EvoTokForConditionalGeneration, EvoTokModel, EvoTokProcessor
 from evotok.cli import main
 from evotok.commands.checkpoints import find_asset
-from evotok.commands.files import filled_folder
+from evotok.commands.files import add_files
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_export_writes_a_card(trained, parts, tmp_path):
     check_metadata(ModelCard.load(find_asset("evotok-mini") / "README.md"))
 
 
-def test_export_keeps_the_card_of_the_folder_or_of_the_checkpoint(trained, tmp_path):
+def test_export_keeps_an_existing_card(trained, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     assert export(trained, "--out", tmp_path / "out") == 0
@@ -97,7 +97,7 @@ def test_export_without_code_loads_with_the_package(trained, tmp_path):
     assert isinstance(AutoProcessor.from_pretrained(tmp_path), EvoTokProcessor)
 
 
-def test_export_changes_nothing_after_a_mistake(tmp_path, capsys):
+def test_export_keeps_the_folder_after_an_error(tmp_path, capsys):
     assert export(tmp_path / "missing", "--out", tmp_path / "a" / "b") == 2
     (tmp_path / "file").write_text("")
     assert export("mini", "--out", tmp_path / "file") == 2
@@ -106,19 +106,19 @@ def test_export_changes_nothing_after_a_mistake(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_filled_folder_is_changed_as_a_whole_or_not_at_all(tmp_path):
+def test_add_files_adds_all_files_or_none(tmp_path):
     (tmp_path / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), filled_folder(tmp_path, ["*.txt"]) as part:
+    with pytest.raises(RuntimeError), add_files(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
-    with filled_folder(tmp_path, ["*.txt"]) as part:
+    with add_files(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
 
 
-def test_push_to_hub_sends_the_whole_folder(trained, tmp_path, monkeypatch):
-    """Weights, configs, code and the card; nothing is sent anywhere."""
+def test_push_to_hub_uploads_the_whole_folder(trained, tmp_path, monkeypatch):
+    """Weights, configs, code and the card are uploaded to a stand-in for the Hub."""
     assert export(trained, "--out", tmp_path / "model") == 0
     card, sent = ModelCard.load(tmp_path / "model" / "README.md"), {}
 

@@ -90,7 +90,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(recipes):  # noqa: F811
-    """A model to start from, by its dropout."""
+    """Returns a function that builds a model to start from, by its dropout."""
 
     @functools.cache
     def build(dropout):
@@ -105,7 +105,7 @@ def start(recipes):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def words(recipes, start, unified):  # noqa: F811
-    """Arguments of `evotok train`: (stage, backend) -> words."""
+    """Returns a function (stage, backend) -> arguments of `evotok train`."""
     by_backend = {
         "ddp": [],
         "zero2": [f"training.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"],
@@ -123,7 +123,7 @@ def words(recipes, start, unified):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def whole(server, words, tmp_path_factory):
-    """Folder of an undisturbed run, (stage, backend) -> folder, each run once; `watched` has its batches."""
+    """Returns a function (stage, backend) -> folder of an undisturbed run, each run once; `watched` has its batches."""
 
     @functools.cache
     def run(stage, backend):
@@ -185,7 +185,7 @@ def test_training_killed_at_every_moment_ends_bit_equal(server, words, whole, tm
 def test_group_resumes_from_the_checkpoint_before_a_damaged_one(
     server, words, whole, tmp_path, stage, backend, name, damage
 ):
-    """Only one process finds the damage, and the dates are an hour ahead; the run ends like the whole one."""
+    """Only one process finds the damage, and the dates are an hour ahead; the run equals an undisturbed one."""
     for step in (2, 4):
         shutil.copytree(whole(stage, backend) / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
         os.utime(tmp_path / f"checkpoint-{step}", (time.time() + 3600,) * 2)
@@ -199,7 +199,7 @@ def test_group_resumes_from_the_checkpoint_before_a_damaged_one(
 
 
 def test_group_stops_at_the_lock_of_another_run(server, words, tmp_path):
-    """All processes report it, although only one takes the lock, and none writes."""
+    """All processes report it, although only one acquires the lock, and none writes."""
     with lock_folder(tmp_path):
         ended = server.run(*words("gen", "ddp"), f"training.output_dir={tmp_path}")
     assert ended.codes == [2, 2] and ended.output.count("another run is training into this folder") == 2
@@ -229,7 +229,7 @@ def test_changed_learning_rate_applies_under_deepspeed(server, words, whole, tmp
 
 @needs_deepspeed
 def test_zero3_trains_batches_of_different_kinds(whole):
-    """Text alone on one rank, an input or a generated image on the other; the losses are those without sharding."""
+    """One rank has text alone, the other an input or a generated image; the losses equal those without sharding."""
     folder = whole("unified", "zero3")
     inputs, generated = frozenset({"image_codes"}), frozenset({"generation_codes"})
     kinds = [[frozenset(batch) & (inputs | generated) for batch in step] for step in watched(folder / "watched")]
@@ -262,7 +262,7 @@ def test_codes_of_a_bf16_run_are_those_of_fp32(server, words, recipes, tmp_path)
 @needs_deepspeed
 @pytest.mark.parametrize("stage, backend", [("gen", "zero3"), ("tokenizer", "zero2")])
 def test_universal_checkpoint_resumes_on_one_process(server, words, whole, tmp_path, stage, backend):
-    """With the codebooks of the tokenizer, which are in no optimizer."""
+    """It includes the codebooks of the tokenizer, which are in no optimizer."""
     arguments, two = words(stage, backend), tmp_path / "two"
     if stage == "tokenizer":  # a restart samples vectors of the batch, different ones on two processes
         arguments.append("model.config.codebook_restart_threshold=0.0")
@@ -293,7 +293,7 @@ def test_checkpoint_without_deepspeed_resumes_on_one_process(server, words, whol
 
 @needs_deepspeed
 def test_tokenizer_under_zero2_equals_ddp(whole):
-    """Weights, codebooks with their counts, and the discriminator, which is outside of DeepSpeed."""
+    """Compared are the weights, the codebooks with their counts, and the discriminator outside of DeepSpeed."""
     plain, sharded = whole("tokenizer", "ddp"), whole("tokenizer", "zero2")
     assert losses(sharded) == pytest.approx(losses(plain), rel=1e-4)
     assert_close(plain / "checkpoint-6", sharded / "checkpoint-6", "model", "discriminator")
@@ -301,7 +301,7 @@ def test_tokenizer_under_zero2_equals_ddp(whole):
 
 @needs_deepspeed
 def test_tokenizer_keeps_fp32_in_a_bf16_run(server, words, tmp_path):
-    """Autocast and EMA are the same with DeepSpeed as without."""
+    """Autocast and EMA are equal with DeepSpeed and without."""
     overrides = ["training.bf16=true", "training.max_steps=4", "training.save_steps=4", "optimizer.average_decay=0.9"]
     for backend in ("ddp", "zero2"):
         ended = server.run(*words("tokenizer", backend), *overrides, f"training.output_dir={tmp_path / backend}")
@@ -314,7 +314,7 @@ def test_tokenizer_keeps_fp32_in_a_bf16_run(server, words, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=needs_deepspeed)])
-def test_group_stops_at_a_loss_that_is_not_finite_on_one_process(server, words, whole, tmp_path, backend):
+def test_group_stops_at_a_non_finite_loss_of_one_process(server, words, whole, tmp_path, backend):
     """All processes stop with the same message when the next checkpoint is due; the run resumes from the kept one."""
     words = [*words("unified", backend), f"training.output_dir={tmp_path}"]
     ended = server.run(*words, "training.logging_steps=100", fault=NanLoss(1, 3))
@@ -330,7 +330,7 @@ def test_group_stops_at_a_loss_that_is_not_finite_on_one_process(server, words, 
 
 @needs_deepspeed
 def test_group_stops_at_a_full_disk_and_keeps_the_last_checkpoint(server, words, whole, tmp_path):
-    """It is full for one process, in the middle of a file; that process reports it."""
+    """The disk is full for one process, in the middle of a file; that process reports it."""
     words = [*words("unified", "zero3"), f"training.output_dir={tmp_path}"]
     ended = server.run(*words, fault=FullDisk(0, 4, room=30_000))
     assert ended.codes[0] == 2 and ended.codes[1] in (1, 2), ended.output[-3000:]

@@ -1,4 +1,4 @@
-"""README and docs: generated blocks are current, numbers are the model's. Their code is in test_documents.py."""
+"""README and docs: generated blocks are current, numbers equal the model's. Code blocks are in test_documents.py."""
 
 import json
 import re
@@ -36,12 +36,12 @@ def test_generated_blocks_are_current(document):
     assert fill(text, blocks()[document]) == text, "run `python -m tools.fill_documents`"
 
 
-def test_a_missing_block_is_named():
+def test_fill_refuses_a_missing_block():
     with pytest.raises(ValueError, match="no block <!-- nothing -->"):
         fill("text", {"nothing": ""})
 
 
-def test_folders_lists_every_folder_of_code_and_no_other():
+def test_folders_lists_all_folders_of_code():
     listed = re.findall(r"^(\S+)/ ", folders(), re.MULTILINE)
     assert all((ROOT / folder).is_dir() for folder in listed)
     for top in ("evotok", "modeling_evotok", "processing", "data", "training", "eval", "tools"):
@@ -50,7 +50,7 @@ def test_folders_lists_every_folder_of_code_and_no_other():
             assert folder in listed, f"{folder}: missing in `FOLDERS` of tools/fill_documents.py"
 
 
-def test_parameters_are_the_models():
+def test_parameter_counts_equal_the_model():
     with torch.device("meta"):
         model = EvoTokForConditionalGeneration(EvoTokConfig())
     vq = model.model.vq_model
@@ -80,8 +80,8 @@ def trajectory():
     return json.loads(TRAJECTORY.read_text(encoding="utf-8"))
 
 
-def test_the_trajectory_is_of_the_embedded_tokenizer(trajectory):
-    """Its figures are those that `evotok eval mini` finds for the tokenizer that is there."""
+def test_trajectory_is_of_the_embedded_tokenizer(trajectory):
+    """Its figures equal those of `evotok eval mini` for the embedded tokenizer."""
     measured = read_suite(ROOT / "assets/evotok-mini/results.json", MINI)["figures"]
     assert trajectory["options"]["images"] == measured["psnr_new_style_n"]
     rows = {row["depth"]: row for row in trajectory["tables"]["by_depth"]}
@@ -93,13 +93,13 @@ def test_the_trajectory_is_of_the_embedded_tokenizer(trajectory):
             assert rows[depth][name] == pytest.approx(measured[f"{figure}_depth{depth}"], abs=2e-3), again
 
 
-def test_the_page_says_what_was_measured(trajectory):
+def test_tokenizer_page_has_the_measured_counts(trajectory):
     page = (ROOT / "docs/tokenizer.md").read_text(encoding="utf-8")
     assert f"{trajectory['options']['images']} scenes" in page
     assert f"{trajectory['options']['tokens']} positions" in page
 
 
-def test_tables_of_the_trajectory_show_where_the_gain_is():
+def test_trajectory_tables_have_the_shares_of_the_gain():
     rows = [{"depth": depth} | dict.fromkeys(DEPTH_FIGURES, 0.1 * depth) for depth in DEPTHS_SHOWN]
     for row, value in zip(rows, (20, 22, 23, 24, 24.5, 25), strict=True):
         row["psnr"] = value
@@ -115,14 +115,14 @@ def test_tables_of_the_trajectory_show_where_the_gain_is():
 # --- docs/train.md, docs/data.md --------------------------------------------------------------------------------------
 
 
-def test_the_plan_is_right_about_memory_in_every_case_measured():
+def test_planned_memory_is_near_the_measured():
     rows = json.loads(MEMORY.read_text(encoding="utf-8"))
     assert {row["name"] for row in rows} == set(CASES)
     for row in rows:
         assert row["planned_bytes"] == pytest.approx(row["measured_bytes"], rel=MARGIN), row["name"]
 
 
-def test_every_work_has_a_rate_with_one_thread_as_the_page_says():
+def test_rates_are_measured_with_one_thread():
     rows = json.loads(RATES.read_text(encoding="utf-8"))
     assert {row["name"] for row in rows} == set(rates.RATES) == set(WORKS)
     assert {row["threads"] for row in rows} == {1}

@@ -63,7 +63,7 @@ def test_statistics_cache_is_of_one_network_and_one_set_of_images(tmp_path):
     assert cache.read() is None
 
 
-def test_meter_reads_the_originals_statistics_from_the_cache(tmp_path):
+def test_meter_reads_statistics_of_originals_from_the_cache(tmp_path):
     processed = []
 
     def features(pixels):

@@ -42,7 +42,7 @@ def served():
 
 @pytest.fixture
 def visit(served):
-    """Function: a visitor from an address of this machine."""
+    """Yields a function that creates a visitor from an address of this machine."""
     with ExitStack() as stack:
 
         def visitor(address="127.0.0.1"):
@@ -162,7 +162,7 @@ def test_visitors_are_served_during_four_attacks(visit, monkeypatch):
     served, failed, done = [], [], threading.Event()
 
     def use(number):
-        """Generates an image and asks about it, which needs the state of the session."""
+        """Generates an image and asks about it, which requires the state of the session."""
         visitor, session = visit(f"127.0.1.{number}"), f"honest{number}"
         generated = visitor.ask("generate-start", GENERATE, session=session)[-1]
         asked = visitor.ask("ask", [None, None, None], session=session)[-1]

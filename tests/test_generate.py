@@ -30,7 +30,7 @@ def test_generate_ends_with_the_images_of_the_model(parts):
     assert other.images[0].tobytes() != found.tobytes()
 
 
-def test_generate_by_a_server_gives_its_images():
+def test_generate_by_a_server_returns_its_images():
     class Client:
         def generate_images(self, *arguments, **settings):
             self.called = arguments, settings
@@ -43,7 +43,7 @@ def test_generate_by_a_server_gives_its_images():
     assert client.called == (("a red cat", 7, 2), settings)
 
 
-def test_generate_at_the_deadline_gives_unfinished_images(parts, monkeypatch):
+def test_generate_at_the_deadline_returns_unfinished_images(parts, monkeypatch):
     arguments = GenerationArguments("a cat", num_images=1)
     assert list(generate(*parts, arguments, seconds=-1)) == []
     monkeypatch.setattr("evotok.app.generate.stream_codes", lambda *_, **__: iter(torch.zeros(3, 1, 2).long()))

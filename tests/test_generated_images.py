@@ -27,7 +27,7 @@ def chat_model():
 
 @pytest.fixture
 def generate(chat_model, monkeypatch):
-    """Function (folder, **options) -> number of images that were generated."""
+    """Returns a function (folder, **options) -> number of generated images."""
     generated, original = [], images.generate_images
     monkeypatch.setattr(
         images, "generate_images", lambda *args, **kwargs: generated.append(len(args[2])) or original(*args, **kwargs)
@@ -56,7 +56,7 @@ def assert_close(first, second):
         assert abs(pair[0] - pair[1]).max() <= 1, "batches of other sizes round sums otherwise"
 
 
-def test_images_have_genevals_layout_and_seeds_of_their_own(generate, tmp_path):
+def test_images_have_the_layout_of_geneval_and_own_seeds(generate, tmp_path):
     assert generate(tmp_path) == 6
     write_metadata(tmp_path / "pictures", [{"prompt": prompt} for prompt in PROMPTS])
     files = content(tmp_path)
@@ -65,7 +65,7 @@ def test_images_have_genevals_layout_and_seeds_of_their_own(generate, tmp_path):
     assert json.loads((tmp_path / "pictures/00001/metadata.jsonl").read_text()) == {"prompt": PROMPTS[1]}
 
 
-def test_missing_images_alone_are_generated_and_are_the_same(generate, tmp_path):
+def test_missing_images_are_generated_again(generate, tmp_path):
     generate(tmp_path)
     before = content(tmp_path)
     (tmp_path / "pictures/00001/samples/0001.png").unlink()
@@ -74,7 +74,7 @@ def test_missing_images_alone_are_generated_and_are_the_same(generate, tmp_path)
 
 
 class Served:
-    """Stands for `ServerPool`, over a model in this process."""
+    """Stand-in for `ServerPool`, over a model in this process."""
 
     at_once = 1
 
@@ -89,7 +89,7 @@ class Served:
             yield index, image
 
 
-def test_servers_generate_the_images_of_this_process(generate, chat_model, tmp_path):
+def test_servers_generate_equal_images(generate, chat_model, tmp_path):
     generate(tmp_path / "a")
     servers = Served(chat_model)
     options = GenerationOptions(images=2, seed=3, engine="http://somewhere")
@@ -113,7 +113,7 @@ def test_images_of_other_settings_are_replaced(generate, tmp_path):
     assert len(content(tmp_path)) == 4 and not set(content(tmp_path).values()) & set(before.values())
 
 
-def test_the_precisions_of_a_continued_run_are_noted(generate, tmp_path):
+def test_dtypes_of_a_continued_run_are_stored(generate, tmp_path):
     generate(tmp_path)
     path = tmp_path / "pictures" / images.NOTE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtypes": ["bfloat16"]}))
@@ -122,7 +122,7 @@ def test_the_precisions_of_a_continued_run_are_noted(generate, tmp_path):
         generate(tmp_path)
 
 
-def test_a_damaged_image_is_named_before_any_is_generated(generate, tmp_path):
+def test_damaged_image_is_refused_before_generation(generate, tmp_path):
     generate(tmp_path)
     path = tmp_path / "pictures/00002/samples/0000.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -132,7 +132,7 @@ def test_a_damaged_image_is_named_before_any_is_generated(generate, tmp_path):
     assert not (tmp_path / "pictures/00000/samples/0000.png").exists()
 
 
-def test_a_folder_with_other_files_is_refused(generate, tmp_path):
+def test_folder_with_other_files_is_refused(generate, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"has files, but no drawn\.json"):
@@ -140,7 +140,7 @@ def test_a_folder_with_other_files_is_refused(generate, tmp_path):
     assert (tmp_path / "pictures/thesis.tex").read_text() == "x"
 
 
-def test_the_format_is_that_of_the_suffix(chat_model, tmp_path):
+def test_image_format_follows_the_suffix(chat_model, tmp_path):
     evaluation = Evaluation(GenerationOptions(), ["tiny"], tmp_path, Workers(), lambda: chat_model)
     planned = {name: [PlannedImage("a cat", "00000.jpeg")] for name in "ab"}
     generate_missing(evaluation, planned)

@@ -42,7 +42,7 @@ def teacher_forced_logits(model, prompt: torch.Tensor, codes: torch.Tensor, **im
 
 
 @pytest.mark.parametrize(("cache", "language_model"), [("static", "qwen2"), ("dynamic", "qwen2"), ("static", "llama")])
-def test_greedy_codes_are_the_argmax_of_the_forward_pass(cache, language_model):
+def test_greedy_codes_equal_the_argmax_of_forward(cache, language_model):
     model = build_tiny_model(tiny_config({"model_type": language_model}))
     codes = model.generate(PROMPT, **GREEDY, guidance_scale=1, cache_implementation=cache)
     assert codes.shape == (1, POSITIONS, 2) and codes.dtype == torch.long
@@ -53,7 +53,7 @@ def test_greedy_codes_are_the_argmax_of_the_forward_pass(cache, language_model):
 
 
 @pytest.mark.parametrize("negative", [None, torch.tensor([[7, 8, 9, 10, 11, START]])], ids=["empty", "longer"])
-def test_guided_scores_are_those_of_two_forward_passes(tiny_model, negative):
+def test_guided_scores_equal_two_forward_passes(tiny_model, negative):
     output = tiny_model.generate(PROMPT, **GREEDY, **SCORES, guidance_scale=2.5, negative_prompt_ids=negative)
     conditional = teacher_forced_logits(tiny_model, PROMPT, output.codes)
     negative_prompt = torch.tensor([[START]]) if negative is None else negative
@@ -97,7 +97,7 @@ def test_inferred_mask_hides_padding_before_a_prompt_only(fresh_model):
     assert torch.equal(fresh_model.generate(torch.nn.functional.pad(begun, (2, 0), value=PAD), **GREEDY), expected)
 
 
-def test_guidance_scale_one_runs_no_unconditional_rows(tiny_model, monkeypatch):
+def test_guidance_scale_1_runs_no_unconditional_rows(tiny_model, monkeypatch):
     rows = []
     language_model = tiny_model.model.language_model
     forward = language_model.forward
@@ -125,7 +125,7 @@ def test_seed_determines_the_codes(tiny_model):
 
 def test_guidance_min_p_excludes_implausible_codes(tiny_model):
     def shares(guidance_min_p: float) -> torch.Tensor:
-        """Conditional probabilities of sampled codes, as shares of the highest."""
+        """Returns the conditional probabilities of sampled codes, as shares of the highest."""
         arguments = SAMPLED | {"guidance_scale": 7.5, "guidance_min_p": guidance_min_p, "top_k": 0, "top_p": 1.0}
         codes = tiny_model.generate(PROMPT, **arguments, num_return_sequences=4, generator=seeded())
         conditional = teacher_forced_logits(tiny_model, PROMPT.expand(4, -1), codes).softmax(-1)
@@ -134,7 +134,7 @@ def test_guidance_min_p_excludes_implausible_codes(tiny_model):
     assert (shares(0.3) >= 0.3 * (1 - 1e-4)).all() and (shares(0) < 0.3).any()
 
 
-def test_prompts_may_hold_images_of_both_kinds(tiny_model, pixels):
+def test_prompts_accept_images_of_both_kinds(tiny_model, pixels):
     images = [START, *[IMAGE] * POSITIONS, END, START, *[GENERATED] * POSITIONS, END, START]
     ids = torch.tensor([[3, *images]])
     before = tiny_model.model.vq_model.encode(pixels[1:2])[..., :2]
@@ -162,7 +162,7 @@ def test_callback_and_streamer_receive_every_position(tiny_model):
     assert streamer.ended and torch.equal(torch.stack(streamer.pieces, dim=1), codes)
 
 
-def test_settings_are_those_of_call_and_config(fresh_model):
+def test_settings_follow_call_and_config(fresh_model):
     config = fresh_model.generation_config
     config.num_return_sequences, config.return_dict_in_generate, config.output_scores = 2, True, True
     output = fresh_model.generate(PROMPT, **GREEDY)
@@ -173,7 +173,7 @@ def test_settings_are_those_of_call_and_config(fresh_model):
 
 
 def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model):
-    """Also during training; the mode of every module is restored, after an error, too."""
+    """This holds during training, too; the mode of every module is restored, also after an error."""
     expected = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY)
     fresh_model.train()
     fresh_model.gradient_checkpointing_enable()
@@ -186,14 +186,14 @@ def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model):
 
 
 @pytest.mark.parametrize("arguments", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_scores_that_are_not_finite_are_refused(fresh_model, arguments):
+def test_non_finite_scores_are_refused(fresh_model, arguments):
     for value in (float("nan"), float("inf")):
         fresh_model.depth_decoder.classifiers[1].proj.bias.data[3] = value
         with pytest.raises(ValueError, match="scores of codes are NaN or infinite"):
             fresh_model.generate(PROMPT, **arguments)
 
 
-def test_saved_model_generates_the_same(tiny_model, tmp_path):
+def test_saved_model_generates_equal_images(tiny_model, tmp_path):
     model = copy.deepcopy(tiny_model)
     model.generation_config.guidance_min_p = 0.25
     model.save_pretrained(tmp_path)
@@ -222,7 +222,7 @@ def test_position_is_traced_as_one_graph(fresh_model, tiny_model):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
-def test_compiled_position_generates_the_same():
+def test_compiled_position_equals_eager():
     config = tiny_config({"num_hidden_layers": 1})
     config.depth_decoder_config.num_hidden_layers = 1
     model = build_tiny_model(config)
@@ -232,7 +232,7 @@ def test_compiled_position_generates_the_same():
 
 @needs_gpu
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_recorded_position_generates_the_same(guidance_scale):
+def test_captured_position_equals_eager(guidance_scale):
     model, prompts, mask = build_tiny_model().cuda(), PROMPTS.cuda(), MASK.cuda()
     arguments = SAMPLED | {"attention_mask": mask, "guidance_scale": guidance_scale}
     codes = []
@@ -243,7 +243,7 @@ def test_recorded_position_generates_the_same(guidance_scale):
 
 
 @needs_gpu
-def test_position_that_cannot_be_recorded_is_refused():
+def test_uncapturable_position_is_refused():
     model = build_tiny_model().cuda()
     model.model.pixel_projector.register_forward_hook(lambda module, inputs, output: output * output.sum().item())
     with pytest.raises(RuntimeError, match="disable_compile=True"):
@@ -308,7 +308,7 @@ def test_generate_refuses_bad_calls(tiny_model, name):
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_text_holds_no_placeholder(fresh_model):
+def test_text_has_no_placeholders(fresh_model):
     fresh_model.lm_head.weight.data[[IMAGE, GENERATED]] = 100 * fresh_model.lm_head.weight.data[[5, 5]].sign()
     arguments = {"max_new_tokens": 12, "eos_token_id": -1, "do_sample": True, "temperature": 9.0}
     text = fresh_model.generate(torch.tensor([[3, 4, 5, 6]]), **arguments)
@@ -316,7 +316,7 @@ def test_text_holds_no_placeholder(fresh_model):
 
 
 def test_text_runs_without_guidance(tiny_model):
-    """Unless a call sets a scale: that of the config is for images."""
+    """A call may set a scale; that of the config is for images."""
     prompt, config = PROMPT[:, :-1], GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=-1)
     expected = tiny_model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1)
     assert tiny_model.generation_config.guidance_scale == 7.5
@@ -344,7 +344,7 @@ def test_text_is_greedy_without_temperature_or_do_sample(tiny_model, tmp_path):
     assert (saved.do_sample, saved.temperature) == (True, 0.0)
 
 
-def test_text_after_images_of_both_kinds(tiny_model, pixels):
+def test_text_generation_accepts_images_of_both_kinds(tiny_model, pixels):
     seen, generated = [START, *[IMAGE] * POSITIONS, END], [START, *[GENERATED] * POSITIONS, END]
     ids = torch.tensor([[3, *seen, *generated, *seen, 4], [3, *seen, *generated, *generated, 4]])
     images = {"pixel_values": pixels[:3], "generation_pixel_values": pixels[[3, 1, 2]]}
@@ -363,7 +363,7 @@ def test_text_after_images_of_both_kinds(tiny_model, pixels):
     assert torch.equal(several[2:], tiny_model.generate(ids[1:], **alone, **beams)), "images of a row stay together"
 
 
-def test_text_from_embeddings_and_a_continued_cache(tiny_model, pixels):
+def test_text_generation_accepts_embeddings_and_a_cache(tiny_model, pixels):
     ids = torch.tensor([[3, START, *[IMAGE] * POSITIONS, END, 4]])
     arguments = {"max_new_tokens": 6, "do_sample": False, "pixel_values": pixels[:1]}
     text = tiny_model.generate(ids, **arguments)

@@ -26,7 +26,7 @@ MINI = find_asset("evotok-mini")
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """Folder with all files and checkpoints that the suites need."""
+    """Returns the folder with all files and checkpoints that the suites need."""
     folder = tmp_path_factory.mktemp("shelf")
     model, processor = build_chat_model()
     model.save_pretrained(folder / "tiny")
@@ -52,7 +52,7 @@ def geneval(shelf, out, *words):
 
 @pytest.fixture(scope="module")
 def generated(shelf, tmp_path_factory):
-    """Folder of results of GenEval, with rewritten prompts; its prompts are a copy."""
+    """Returns the folder of results of GenEval, with rewritten prompts; its prompts are a copy."""
     folder = tmp_path_factory.mktemp("geneval")
     prompts = shutil.copy(shelf / "evaluation_metadata.jsonl", folder)
     words = [f"prompts={prompts}", f"rewriter={shelf / 'rewriter'}"]
@@ -83,7 +83,7 @@ def test_geneval_judges_images_of_prompts_and_of_rewritten_ones(generated):
     assert plain != other
 
 
-def test_geneval_restarted_judges_the_same_images_without_the_model(shelf, generated, monkeypatch, capsys):
+def test_geneval_restarted_judges_existing_images(shelf, generated, monkeypatch, capsys):
     out, words = generated
     before = json.loads((out / "results.json").read_text())
     monkeypatch.setattr("evotok.commands.checkpoints.load_multimodal", pytest.fail)
@@ -98,7 +98,7 @@ def test_geneval_restarted_judges_the_same_images_without_the_model(shelf, gener
     assert "has results of other files (prompts): give a new folder" in capsys.readouterr().err
 
 
-def test_geneval_by_servers_has_the_figures_of_one_process(shelf, generated, tmp_path, monkeypatch):
+def test_geneval_by_servers_equals_one_process(shelf, generated, tmp_path, monkeypatch):
     pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
     from served import running
 
@@ -160,7 +160,7 @@ def test_geneval_check_names_damaged_networks_in_one_line(shelf, tmp_path, optio
     assert f"{option}={folder}: " in str(error.value) and "\n" not in str(error.value)
 
 
-def test_rewrite_prompts_keeps_its_result_for_the_same_prompts_and_rewriter(shelf, tmp_path, monkeypatch):
+def test_rewrite_prompts_reuses_its_result(shelf, tmp_path, monkeypatch):
     path, prompts, checkpoint = tmp_path / "rewritten.jsonl", ["a cat", "a dog", "the red one"], str(shelf / "rewriter")
     first = rewrite_prompts(prompts, checkpoint, "v1", path, Workers(), 2)
     assert len(first) == 3 and all(text and "\n" not in text for text in first)
@@ -227,7 +227,7 @@ def test_genai_bench_check_refuses_missing_and_wrong_models(shelf, changed, mess
         genai_suite.check(options, ["tiny"])
 
 
-def test_vqa_scorer_in_a_batch_agrees_with_the_models_forward_pass():
+def test_vqa_scorer_agrees_with_forward():
     scorer = VQAScorer(str(MINI), torch.device("cpu"))
     images = [Image.new("RGB", (64, 64), color) for color in ("red", "white")]
     texts = ["a frog", "two frogs left of a large pizza"]

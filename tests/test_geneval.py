@@ -93,12 +93,12 @@ def test_judge_names_faults(scene, include, fault):
     assert scene.faults(*include)[-1] == fault
 
 
-def test_judge_refuses_more_things_where_they_are_excluded(scene):
+def test_judge_refuses_excluded_things(scene):
     assert scene.faults(clause("bird", 1)) == []
     assert scene.faults(clause("bird", 1), exclude=[clause("bird", 2)]) == ["bird: 2, not fewer than 2"]
 
 
-def test_judge_checks_the_highest_scores_alone():
+def test_judge_checks_the_highest_scores_only():
     asked = []
     found = {"cat": [thing("cat", 0, 0, score=0.9), thing("cat", 50, 0, score=0.8)]}
     record = {"include": [clause("cat", color="red")]}
@@ -130,7 +130,7 @@ def test_select_takes_the_highest_scores_above_a_threshold():
     assert len(select([thing("cat", 0, 0, score=0.5 + i / 100) for i in range(20)], CONFIDENCE)["cat"]) == 16
 
 
-def test_read_records_reads_the_benchmarks_file(tmp_path):
+def test_read_records_reads_the_file_of_the_benchmark(tmp_path):
     records = read_records(write_lines(tmp_path / "evaluation_metadata.jsonl", geneval_records()))
     assert len(records) == 553 == sum(TASKS.values())
     assert [record["tag"] for record in pick_records(records, 2)] == [task for task in TASKS for _ in range(2)]
@@ -157,7 +157,7 @@ def test_read_records_refuses_other_files(tmp_path, change, message):
         read_records(path)
 
 
-def test_instance_detector_returns_the_models_instances(tmp_path):
+def test_instance_detector_returns_the_instances_of_the_model(tmp_path):
     detector = InstanceDetector(save_detector(tmp_path / "detector", sees="mouse"), torch.device("cpu"))
     assert detector.names == ["cat", "dog", "computer mouse"]
     first, second = detector([Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")])
@@ -169,7 +169,7 @@ def test_instance_detector_returns_the_models_instances(tmp_path):
     assert blind([Image.new("RGB", (64, 64))]) == [[]]
 
 
-def test_color_classifier_agrees_with_the_models_forward_pass(tmp_path):
+def test_color_classifier_agrees_with_forward(tmp_path):
     classifier = ColorClassifier(save_color_model(tmp_path / "colors"), torch.device("cpu"))
     generator = np.random.default_rng(0)
     crops = [Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(6)]

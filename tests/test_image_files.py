@@ -11,7 +11,7 @@ from evotok.data.sequences import pick_evenly
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
 
-def test_crop_square_takes_the_middle_or_another_place():
+def test_crop_square_crops_the_middle_or_a_place():
     image = Image.new("RGB", (90, 30), "white")
     image.paste("red", (30, 0, 60, 30))
     cropped = np.asarray(crop_square(image, 10))

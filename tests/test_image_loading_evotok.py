@@ -98,8 +98,8 @@ def test_load_image_scales_greys_without_a_range(warnings):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])  # noqa: S301
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
-def test_load_image_takes_images_without_their_file(format, copied):
-    """As spawned workers receive them."""
+def test_load_image_accepts_images_without_their_file(format, copied):
+    """Spawned workers receive images in this form."""
     content = saved(Image.radial_gradient("L").convert("RGB").resize((16, 16)), format)
     image = copied(Image.open(io.BytesIO(content)))
     assert not hasattr(image, "fp")
@@ -171,7 +171,7 @@ def test_load_image_warns_about_ambiguous_arrays(warnings):
     assert load_image(torch.from_numpy(square)).size == (3, 5) and "as (C, H, W)" in warnings.pop()
 
 
-def test_check_unit_range_takes_floats_from_0_to_1():
+def test_check_unit_range_accepts_floats_from_0_to_1():
     unit = TENSOR.float() / 255
     assert check_unit_range(unit) is unit
     assert check_unit_range(unit[0]).shape == check_unit_range(unit[0].numpy()).shape == (3, 7, 9)
@@ -190,7 +190,7 @@ def test_convert_to_images_refuses_other_tensors():
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that ends where its pixels begin."""
+    """Returns a PNG that ends where its pixels begin."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT"
@@ -247,7 +247,7 @@ def test_load_image_refuses_bad_sources_in_one_line(source, reason):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_load_image_limit_can_be_set():
+def test_load_image_accepts_another_limit():
     content = saved(plain("RGB", RED, (16, 16)))
     with pytest.raises(EvoTokImageError, match="limit of 0.000255 Mpx"):
         load_image(content, max_pixels=255)

@@ -19,7 +19,7 @@ def picture(seed: int, size=(40, 30)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five images in subfolders of classes, as ImageNet has them."""
+    """Returns five images in subfolders of classes, as ImageNet has them."""
     for index in range(5):
         path = tmp_path / "val" / f"n0{index % 2}" / f"{index}.{'JPEG' if index else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def folder(tmp_path):
     return tmp_path / "val"
 
 
-def test_open_images_of_a_folder_and_limits(folder):
+def test_open_images_reads_folders_and_limits(folder):
     images = open_images(str(folder))
     assert images.names[0].endswith("n00/0.png") and len(images) == 5
     assert images.pixels([0, 3], 16).shape == (2, 3, 16, 16)
@@ -37,7 +37,7 @@ def test_open_images_of_a_folder_and_limits(folder):
     assert len(images.limited(9)) == len(images.limited(None)) == 5
 
 
-def test_open_images_of_the_world():
+def test_open_images_reads_the_world():
     images = open_images("world:val")
     assert len(images) == 512 and images.image(0, 64).size == (64, 64)
     assert images.names[0].startswith("val 0: ") and " background" in images.names[0]
@@ -45,7 +45,7 @@ def test_open_images_of_the_world():
         open_images("world:new")
 
 
-def test_open_images_of_saved_and_loose_data_sets(tmp_path):
+def test_open_images_reads_saved_and_loose_data_sets(tmp_path):
     rows = {"label": [0, 1], "image": [picture(0), picture(1)]}
     data = Dataset.from_dict(rows, Features({"label": Value("int64"), "image": ImageFeature()}))
     data.save_to_disk(tmp_path / "one")
@@ -87,7 +87,7 @@ def test_check_images_refuses_a_set_without_a_readable_image(tmp_path):
         check_images(open_images(str(tmp_path)), 16, Workers())
 
 
-def test_data_set_names_files_of_its_folder_alone(tmp_path):
+def test_data_set_reads_files_of_its_folder_only(tmp_path):
     picture(0).save(tmp_path / "outside.png")
     (tmp_path / "set").mkdir()
     names = ["a.png", "http://127.0.0.1:9/a.png", "../outside.png"]

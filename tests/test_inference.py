@@ -1,4 +1,4 @@
-"""Inference: a row of a batch, and a stream, give what each prompt gives alone."""
+"""Inference: each row of a batch, and each stream, equals the result of its prompt alone."""
 
 import itertools
 import threading
@@ -36,7 +36,7 @@ PROMPTS = ["a cat", "a dog, the red one", "this"]
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -47,7 +47,7 @@ def noise(seed):
 
 @pytest.fixture(scope="module")
 def chats():
-    """Conversations of different lengths with two, no and one image."""
+    """Returns conversations of different lengths with two, no and one image."""
     ask = {"type": "text", "text": "what is this?"}
     two = [{"type": "image", "image": noise(1)}, {"type": "image", "image": noise(2)}, ask]
     one = [ask, {"type": "image", "image": noise(3)}]
@@ -57,7 +57,7 @@ def chats():
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_stack_prompts_gives_the_batch_of_the_processor(parts, chats):
+def test_stack_prompts_equals_the_processor(parts, chats):
     model, processor = parts
     stacked = stack_prompts([read_chat(model, processor, chat)[0] for chat in chats], processor.tokenizer.pad_token_id)
     wanted = processor.apply_chat_template(
@@ -71,7 +71,7 @@ def test_stack_prompts_gives_the_batch_of_the_processor(parts, chats):
     assert stacked["attention_mask"][0].tolist() != stacked["attention_mask"][1].tolist()
 
 
-def test_answer_batch_greedy_rows_are_answers_alone(parts, chats):
+def test_answer_batch_greedy_rows_equal_single_answers(parts, chats):
     model, processor = parts
     prompts = [read_chat(model, processor, chat)[0] for chat in chats]
     answers = answer_batch(model, prompts, [TextSampling(max_new_tokens=count) for count in (9, 4, 12)])
@@ -81,7 +81,7 @@ def test_answer_batch_greedy_rows_are_answers_alone(parts, chats):
         assert processor.tokenizer.decode(found.ids, skip_special_tokens=True).strip() == wanted
 
 
-def test_answer_batch_sampled_rows_depend_on_their_own_seed(parts, chats):
+def test_answer_batch_sampled_rows_depend_on_their_seed_only(parts, chats):
     model, processor = parts
     prompts = [read_chat(model, processor, chat)[0] for chat in chats]
     settings = [TextSampling(8, temperature=1.5, top_p=0.9, seed=5), TextSampling(8), TextSampling(8, 2.0, 20, seed=6)]
@@ -119,7 +119,7 @@ def test_answer_batch_listener_ends_its_row_only(parts, chats):
     assert heard == [found.ids for found in answers] and reasons == [None] * 12 + ["length"] * 2
 
 
-def test_answer_batch_end_of_text_is_the_reason_stop(parts, chats, monkeypatch):
+def test_answer_batch_end_of_text_has_the_reason_stop(parts, chats, monkeypatch):
     model, processor = parts
     prompt, _ = read_chat(model, processor, chats[1])
     [plain] = answer_batch(model, [prompt], [TextSampling(6)])
@@ -129,7 +129,7 @@ def test_answer_batch_end_of_text_is_the_reason_stop(parts, chats, monkeypatch):
     assert ended.finish_reason == "stop" and ended.ids == plain.ids[: plain.ids.index(end) + 1]
 
 
-def test_generate_batch_images_depend_on_their_own_prompt_and_seed(parts):
+def test_generate_batch_images_depend_on_their_prompt_and_seed(parts):
     model, processor = parts
     requests = [("a cat", "a dog", 5), ("the red one, a cat", "", 6), ("a cat", "a dog", 7)]
     prompts = [read_image_prompt(model, processor, *request[:2]) for request in requests]
@@ -142,7 +142,7 @@ def test_generate_batch_images_depend_on_their_own_prompt_and_seed(parts):
     assert len({image.tobytes() for image in together}) == 3
 
 
-def test_generate_batch_stops_when_no_image_is_wanted(parts):
+def test_generate_batch_stops_without_open_images(parts):
     model, processor = parts
     is_wanted = iter([True, True, False])
     prompts = [read_image_prompt(model, processor, "a cat")]
@@ -159,7 +159,7 @@ def test_generate_images_repeats_by_seed(parts):
 
 
 @pytest.mark.parametrize("sampling", [{"seeds": [5, 6, 7]}, {"do_sample": False}])
-def test_generate_images_with_own_seeds_are_independent_of_the_batch(parts, sampling):
+def test_generate_images_with_seeds_is_independent_of_the_batch(parts, sampling):
     together, alone = (
         np.stack(generate_images(*parts, PROMPTS, guidance_scale=2.0, batch_size=size, **sampling)).astype(int)
         for size in (3, 1)
@@ -188,7 +188,7 @@ def test_prompts_beyond_the_context_are_refused(parts):
 
 
 def stream(work, seconds=60):
-    """Streams what `work(put)` puts."""
+    """Streams the values that `work(put)` puts."""
     signal = StopSignal(seconds)
     streamer = CodeIteratorStreamer(signal)
     return stream_in_thread(lambda: work(streamer.put), streamer, signal)
@@ -200,7 +200,7 @@ def count(put):
         time.sleep(0.002)
 
 
-def test_stream_gives_the_steps_in_order_and_then_the_error():
+def test_stream_yields_steps_in_order_and_raises_the_error():
     def work(put):
         put(1)
         put(2)
@@ -214,7 +214,7 @@ def test_stream_gives_the_steps_in_order_and_then_the_error():
 
 
 @pytest.mark.parametrize("end", ["closed", "deadline"])
-def test_stream_that_ends_early_lets_the_next_one_run(end):
+def test_stream_closed_early_releases_the_model(end):
     first = stream(count, seconds=60 if end == "closed" else 0.2)
     assert next(first) == 0
     if end == "closed":
@@ -246,14 +246,14 @@ def test_stream_runs_one_generation_at_a_time():
     assert most == [1] * 15
 
 
-def test_stream_answer_pieces_are_the_answer(parts, chats):
+def test_stream_answer_pieces_join_to_the_answer(parts, chats):
     for chat in chats[1:]:
         pieces = list(stream_answer(*parts, chat, 12, 60))
         assert len(pieces) > 2 and "".join(pieces).strip() == answer(*parts, [chat], max_new_tokens=12)[0]
     assert "".join(stream_answer(*parts, chats[1], 12, -1)) == ""
 
 
-def test_stream_codes_are_those_of_generate(parts):
+def test_stream_codes_equals_generate(parts):
     model, processor = parts
     inputs = read_image_prompt(model, processor, "a cat", "a dog")
     seeded = lambda: {"generator": torch.Generator().manual_seed(1), "num_return_sequences": 2}  # noqa: E731
@@ -262,7 +262,7 @@ def test_stream_codes_are_those_of_generate(parts):
     assert codes.shape[:2] == (2, POSITIONS)
 
 
-def test_preview_images_are_grey_where_nothing_is_generated(parts):
+def test_preview_images_are_grey_at_missing_positions(parts):
     codes = torch.randint(32, (1, 6, 2), generator=torch.Generator().manual_seed(0))
     [image] = preview_images(*parts, codes)
     cells = [image.crop((8 * c, 8 * r, 8 * c + 8, 8 * r + 8)) for r in range(4) for c in range(4)]

@@ -13,7 +13,7 @@ from evotok.app.inside import inspect, swap
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 4 x 4 positions, 4 levels, 2 of them for pixels."""
+    """Returns a model and its processor: 4 x 4 positions, 4 levels, 2 of them for pixels."""
     return build_chat_model()
 
 
@@ -36,7 +36,7 @@ def test_inspect_decodes_at_every_depth(parts, image):
     assert found.similarity[0] < 0.999
 
 
-def test_maps_have_a_colour_for_each_code(parts, image):
+def test_maps_have_one_colour_for_each_code(parts, image):
     found = inspect(*parts, image)
     assert len(found.maps) == 4
     for level, code_map in enumerate(found.maps):
@@ -47,7 +47,7 @@ def test_maps_have_a_colour_for_each_code(parts, image):
         assert len(set(of_code.values())) == len(of_code) > 1
 
 
-def test_swap_of_no_of_some_and_of_all_levels(parts, image):
+def test_swap_exchanges_the_chosen_levels_only(parts, image):
     first, second = inspect(*parts, image), inspect(*parts, Image.new("RGB", (32, 32), (10, 200, 30)))
     none = swap(*parts, first.codes, second.codes, [])
     assert none[0].image.tobytes() == first.images[-1].tobytes()

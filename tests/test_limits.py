@@ -1,4 +1,4 @@
-"""Limits of what visitors of the page send."""
+"""Limits of the input of visitors of the page."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from evotok.app.limits import (
 )
 
 
-def test_limits_are_those_of_the_documents():
+def test_limits_equal_the_documented_ones():
     text = (Path(__file__).parents[1] / "docs/command-line.md").read_text(encoding="utf-8").replace("\n", " ")
     assert (TIME_LIMIT, WAITING_OF_ADDRESS, WAITING_OF_SESSION, STATE_SECONDS) == (120, 8, 4, 3600)
     assert "for at most two minutes" in text and "after an hour" in text
@@ -30,7 +30,7 @@ def test_open_upload_converts_and_shrinks(tmp_path):
     assert image.mode == "RGB" and image.width == MAX_SIDE and image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_open_upload_names_the_file_but_not_its_folder(tmp_path):
+def test_open_upload_error_has_the_file_name_without_folder(tmp_path):
     bomb, text, cut = tmp_path / "bomb.png", tmp_path / "page.png", tmp_path / "cut.png"
     Image.new("1", (6000, 6000)).save(bomb)
     text.write_text("<html>")

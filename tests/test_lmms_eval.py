@@ -46,7 +46,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """Tasks of the world, and one of choices."""
+    """Writes the tasks of the world, and one of choices."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder, QUESTIONS)
     task = yaml.safe_load((folder / "qa_color.yaml").read_text())
@@ -70,7 +70,7 @@ def test_harness_finds_the_plugin():
 
 @pytest.mark.parametrize("force_simple", [False, True])
 def test_harness_loads_a_checkpoint_by_name(mini, tasks, force_simple):
-    """As `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2` does."""
+    """The arguments are those of `lmms-eval --model evotok --model_args pretrained=FOLDER --batch_size 2`."""
     model_args = f"pretrained={find_asset('evotok-mini')}"
     words = {"model_args": model_args, "batch_size": 2, "device": "cpu", "force_simple": force_simple}
     found = evaluate("evotok", tasks, ["qa_color"], **words)
@@ -89,8 +89,8 @@ def test_harness_reports_a_missing_checkpoint(tasks):
         evaluate("evotok", tasks, ["qa_color"], model_args="pretrained=nowhere", batch_size=2)
 
 
-def test_suite_has_the_answers_of_generate_and_the_scores_of_the_suite_mini(world, tmp_path, capsys):
-    """Through `evotok eval`, the harness and the plugin; a batch is smaller than a task."""
+def test_suite_equals_generate_and_the_suite_mini(world, tmp_path, capsys):
+    """The suite runs through `evotok eval`, the harness and the plugin; a batch is smaller than a task."""
     words = ["task_folder=world", f"questions={QUESTIONS}", "batch_size=3", "--out", str(tmp_path / "out"), "--json"]
     assert main(["eval", "understanding", "mini", *words]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -105,7 +105,7 @@ def test_suite_has_the_answers_of_generate_and_the_scores_of_the_suite_mini(worl
     assert set(results["data"]) == {*TASKS, "task_folder"}
 
 
-def test_two_processes_have_the_results_of_one(tasks, tmp_path):
+def test_two_processes_equal_one(tasks, tmp_path):
     words = [f"task_folder={tasks}", "tasks=[qa_count,qa_color]", "batch_size=2", "--out"]
     assert main(["eval", "understanding", "mini", *words, str(tmp_path / "one")]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evotok.cli"]
@@ -119,7 +119,7 @@ def test_two_processes_have_the_results_of_one(tasks, tmp_path):
         assert answers[0] == answers[1], task
 
 
-def test_both_forms_of_a_request_have_the_same_answers(mini, tasks):
+def test_request_forms_have_equal_answers(mini, tasks):
     chat, simple = (
         evaluate(cls(*mini, batch_size=4), tasks, ["qa_count", "qa_color"])["samples"]
         for cls in (EvoTokChat, EvoTokSimple)
@@ -129,7 +129,7 @@ def test_both_forms_of_a_request_have_the_same_answers(mini, tasks):
         assert answers == [sample["filtered_resps"] for sample in simple[task]] and len(answers) == QUESTIONS
 
 
-def test_loglikelihood_is_that_of_the_models_forward_pass(mini, tasks):
+def test_loglikelihood_equals_forward(mini, tasks):
     model, processor = mini
     [result] = evaluate(EvoTokSimple(*mini, batch_size=3), tasks, ["choices"])["samples"].values()
     image = Image.open(next(iter(sorted((tasks / "qa_color/test").glob("*.png")))))
@@ -165,7 +165,7 @@ def test_batch_size_must_be_a_number():
             EvoTokSimple(None, None, batch_size=size)
 
 
-def test_generation_options_are_those_of_generate():
+def test_generation_options_equal_those_of_generate():
     assert generation_options({}) == {"do_sample": False, "max_new_tokens": 1024}
     greedy = {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
     assert generation_options(greedy) == {"do_sample": False, "max_new_tokens": 16, "num_beams": 1}

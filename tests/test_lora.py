@@ -31,14 +31,14 @@ MIXTURES["unified"] = {"scene": 0.5, "t2i": 0.5}
 
 @pytest.fixture(scope="module")
 def base(recipes):  # noqa: F811
-    """A model to add adapters to."""
+    """Returns a model to add adapters to."""
     assert main([str(recipes / "gen.yaml"), f"training.output_dir={recipes / 'base'}", "training.max_steps=1"]) == 0
     return recipes / "base"
 
 
 @pytest.fixture(scope="module")
 def batch(base):
-    """Input images and generated images, with targets for both heads."""
+    """Returns the input images and generated images, with targets for both heads."""
     world = load_world()
     rows = [WorldConversations(world, 2, {kind: 1.0})[index] for kind in ("emoji", "t2i") for index in range(2)]
     return EvoTokCollator(EvoTokProcessor.from_pretrained(base))(rows)
@@ -75,7 +75,7 @@ def test_trained_adapters_load_and_merge_to_the_same_model(base, batch, tmp_path
     adapted = peft.AutoPeftModel.from_pretrained(adapters, import_allowlist=["evotok"])
     found = outputs(adapted, batch)
     plain = EvoTokForConditionalGeneration.from_pretrained(base)
-    assert not torch.allclose(found, outputs(plain, batch), atol=1e-2), "nothing was learnt"
+    assert not torch.allclose(found, outputs(plain, batch), atol=1e-2), "nothing was learned"
     plain.load_adapter(adapters)
     torch.testing.assert_close(outputs(plain, batch), found, atol=0, rtol=0)
     for merged in (adapted.merge_and_unload(), load_checkpoint(adapters)):
@@ -84,7 +84,7 @@ def test_trained_adapters_load_and_merge_to_the_same_model(base, batch, tmp_path
 
 @pytest.fixture(scope="module")
 def sft(base, tmp_path_factory):
-    """Adapters that a second stage starts from."""
+    """Returns adapters that a second stage starts from."""
     return train_adapters("sft", base, tmp_path_factory.mktemp("stages") / "sft")
 
 
@@ -114,7 +114,7 @@ def test_second_stage_keeps_the_adapters_of_the_first(base, sft, batch, tmp_path
 
 
 def test_adapters_of_another_model_are_refused(sft, tmp_path):
-    """A missing tensor, and a tensor without a module."""
+    """One lacks a tensor, one has a tensor without a module."""
     shutil.copytree(sft, tmp_path / "other")
     path = tmp_path / "other/adapter_model.safetensors"
     tensors = load_file(path)
@@ -169,8 +169,8 @@ def test_training_of_adapters_resumes_bit_equal(base, tmp_path):
 
 
 @needs_deepspeed
-def test_training_with_offload_equals_training_without(base, tmp_path):
-    """The DeepSpeed file of the recipes for 24 GB, but with torch's AdamW: DeepSpeed's for CPUs must be compiled."""
+def test_training_with_offload_equals_training_without_it(base, tmp_path):
+    """The DeepSpeed file is that for 24 GB, but with torch's AdamW: DeepSpeed's for CPUs must be compiled."""
     whole = Path(train_adapters("gen", base, tmp_path / "whole", save_strategy="steps", save_steps=1))
     settings = json.loads((ROOT / "configs/deepspeed/zero2-offload.json").read_text())
     (tmp_path / "offload.json").write_text(json.dumps(settings | {"zero_force_ds_cpu_optimizer": False}))

@@ -71,7 +71,7 @@ def test_merge_adapters_refuses_other_configs(tmp_path, fields, message):
     assert "\n" not in str(refused.value)
 
 
-def test_merge_adapters_refuses_weights_that_do_not_match_the_config(tmp_path):
+def test_merge_adapters_refuses_weights_of_another_config(tmp_path):
     save(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     weights = load_file(path)

@@ -101,7 +101,7 @@ def test_count_targets_counts_text_and_positions(model, pixels):
 
 @pytest.mark.parametrize("apart", [True, False], ids=["counted apart", "counted together"])
 @pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[3], [0, 1, 2]]], ids=str)
-def test_shares_add_up_to_the_loss_of_the_whole(model, pixels, split, apart):
+def test_shares_sum_to_the_loss_of_the_batch(model, pixels, split, apart):
     whole = inputs_of(ALL, pixels)
     text, positions = model.count_targets(whole["input_ids"], whole["labels"])
     counts = {"num_items_in_batch": text, "num_image_positions_in_batch": positions}
@@ -133,7 +133,7 @@ def train_one_step(model, tmp_path, pixels, batch, accumulation, **kwargs):
     return trainer.state.log_history[0]["loss"], model.state_dict()
 
 
-def test_plain_trainer_accumulates_to_the_same_step(model, pixels, tmp_path, monkeypatch):
+def test_plain_trainer_accumulates_to_the_step_of_one_batch(model, pixels, tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(losses_evotok.logger, "warning_once", warnings.append)
     loss, weights = train_one_step(model, tmp_path, pixels, batch=4, accumulation=1)
@@ -143,8 +143,8 @@ def test_plain_trainer_accumulates_to_the_same_step(model, pixels, tmp_path, mon
     torch.testing.assert_close(other, weights, atol=1e-5, rtol=1e-4)
 
 
-def test_losses_of_text_alone_are_refused(model, pixels, tmp_path):
-    """Label smoothing of `Trainer`; TRL's trainers, which call the base model, or the model without labels."""
+def test_text_only_losses_are_refused(model, pixels, tmp_path):
+    """These are label smoothing of `Trainer`, and TRL's trainers, which call the base model or omit the labels."""
     with pytest.raises(ValueError, match="label_smoothing_factor or compute_loss_func"):
         train_one_step(model, tmp_path, pixels, 4, 1, label_smoothing_factor=0.1)
     batch = inputs_of([2], pixels)

@@ -24,7 +24,7 @@ DAMAGES = ("cut", "emptied", "zeroed", "flipped", "removed")
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished checkpoint as two processes write it."""
+    """Returns a finished checkpoint as two processes write it."""
     folder = tmp_path / "checkpoint-4"
     begin_manifest(folder)
     for name in NAMES:

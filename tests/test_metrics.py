@@ -6,7 +6,7 @@ import torch
 from evotok.eval.metrics import feature_cosine, normalize_answer, psnr, round_pixels, score_answers, ssim
 
 
-def test_psnr_is_of_each_image_in_float32_and_clamped():
+def test_psnr_is_computed_per_image_in_float32():
     image = torch.full((3, 3, 4, 4), 0.5)
     error = torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1)
     assert psnr(image + error, image).tolist() == pytest.approx([20.0, 40.0, 100.0], abs=1e-3)
@@ -16,7 +16,7 @@ def test_psnr_is_of_each_image_in_float32_and_clamped():
     assert psnr(white.bfloat16(), black.bfloat16()).dtype == torch.float32
 
 
-def test_ssim_of_flat_images_is_that_of_the_formula():
+def test_ssim_of_flat_images_equals_the_formula():
     pytest.importorskip("torchmetrics")
     flat = torch.full((2, 3, 16, 16), 0.5)
     other = torch.stack([flat[0], flat[1] + 0.25])

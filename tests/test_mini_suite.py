@@ -34,7 +34,7 @@ FEW = ["scenes=4", "probe_scenes=6", "questions=5", "prompts=2", "emoji=3", "bat
 
 
 class FewPixels:
-    """Stands for EfficientNet-Lite0, which is slow for all emoji."""
+    """Stand-in for EfficientNet-Lite0, which is slow for all emoji."""
 
     def to(self, device):
         return self
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory, world):
     return save_mini(tmp_path_factory.mktemp("runs"), world)
 
 
-def test_all_parts_are_measured_once(checkpoint, tmp_path, monkeypatch):
+def test_parts_are_measured_once(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "EfficientNetTeacher", FewPixels)
     monkeypatch.setattr(mini.importlib.util, "find_spec", lambda name: name)
     out = tmp_path / "out"
@@ -77,7 +77,7 @@ def test_all_parts_are_measured_once(checkpoint, tmp_path, monkeypatch):
     assert main(words) == 0, "finished results are not measured again"
 
 
-def test_an_interrupted_run_is_continued_by_the_alias_measure(checkpoint, tmp_path, capsys, monkeypatch):
+def test_measure_continues_an_interrupted_run(checkpoint, tmp_path, capsys, monkeypatch):
     measured = []
 
     def measure(interrupted, evaluation, world, model, processor, teacher, figure):
@@ -99,7 +99,7 @@ def test_an_interrupted_run_is_continued_by_the_alias_measure(checkpoint, tmp_pa
     assert results["suite"] == "mini" and len(results["tables"]["questions"]) == len(QUESTION_SETS)
 
 
-def test_composition_variants_have_no_min_p_only_where_the_checkpoint_has_one():
+def test_composition_variants_follow_the_min_p_of_the_checkpoint():
     assert [variant.suffix for variant in composition_variants(0.3)] == ["", "_held", "_held_cfg1", "_held_no_min_p"]
     assert [variant.suffix for variant in composition_variants(0.0)] == ["", "_held", "_held_cfg1"]
 
@@ -124,7 +124,7 @@ def evaluation(folder, **options):
 
 
 def test_composition_counts_right_images(tmp_path, world, monkeypatch):
-    """Real scenes instead of generated images, those of one task of another prompt."""
+    """Real scenes replace generated images; those of one task are of another prompt."""
     composition = Composition(evaluation(tmp_path, prompts=3), world)
     prompts = composition.prompts(held_out=True)
 
@@ -175,7 +175,7 @@ EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
         ([EAST], [EAST, EAST], [0, 1], [0], [2]),  # equal images
     ],
 )
-def test_retrieval_ranks_count_all_emoji_that_are_not_worse(features, gallery, shown, wanted, ranks):
+def test_retrieval_ranks_count_ties(features, gallery, shown, wanted, ranks):
     tensors = torch.tensor(features), torch.tensor(gallery), torch.tensor(shown), torch.tensor(wanted)
     assert retrieval_ranks(*tensors).tolist() == ranks
 
@@ -199,7 +199,7 @@ def test_patch_probe_classifies_patches_with_a_thing():
     assert set(probe.classes.tolist()) == {1, 2, 3}, "the background is not among them"
 
 
-def test_find_teacher_searches_beside_the_checkpoint_then_the_assets(checkpoint, tmp_path, monkeypatch):
+def test_find_teacher_searches_checkpoint_then_assets(checkpoint, tmp_path, monkeypatch):
     assert find_teacher("", checkpoint) == str(Path(checkpoint).parent / "vision")
     assert [path.name for path in teacher_files(find_teacher("", checkpoint))] == ["config.json", "model.safetensors"]
     hub_id = "google/siglip2-large-patch16-256"

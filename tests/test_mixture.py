@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from datasets import Dataset
-from test_sources import TURNS, write_tar
+from test_sources import MESSAGES, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainingArguments
 
@@ -41,7 +41,7 @@ def take(loader, count):
 
 
 def assert_resumes(build, whole, stops):
-    """A stream that goes on from the state after each of `stops` batches gives the rest of `whole`."""
+    """Asserts that a stream resumed from the state after each of `stops` batches yields the rest of `whole`."""
     for stop in stops:
         killed, resumed = build(), build()
         take(killed, stop)
@@ -79,8 +79,8 @@ def test_readers_of_one_shard_resume_and_read_one_shard_each(number):
 
 
 @pytest.mark.parametrize("name", ["parquet-pairs", "image-folder", "opengpt-4o-image"])
-def test_readers_do_not_go_through_the_alphabet(name, tmp_path):
-    """A run may end long before it has seen all: the first rows of each reader are of both halves."""
+def test_readers_read_shards_in_random_order(name, tmp_path):
+    """A short run reads a part of the rows: the first rows of each reader are of both halves of the alphabet."""
     captions = [f"{letter} {n}" for letter in "abcdefghijklmnopqrst" for n in range(10)]
     if name == "parquet-pairs":
         for start in range(0, 200, 10):
@@ -97,7 +97,7 @@ def test_readers_do_not_go_through_the_alphabet(name, tmp_path):
         assert min(letters) < "k" <= max(letters)
 
 
-def test_stream_keeps_weights_and_numbers_rows_uniquely():
+def test_stream_keeps_weights_and_unique_indices():
     sources = [source("a", 50, 5, weight=3.0), source("b", 50, 5, weight=1.0)]
     batches = [b for rank in range(2) for b in take(stream(sources, rank=rank, world_size=2), 150)]
     counts = Counter(value[0] for batch in batches for value in batch["values"])
@@ -183,7 +183,7 @@ def test_stream_batches_rows_of_similar_length_in_any_order():
     batches = take(MixtureStream([opened], collate, 4, lambda row: len(row["value"]), pool_batches=24), 24)
     lengths = [sorted(map(len, batch["values"])) for batch in batches]
     assert max(longest - shortest for shortest, *_, longest in lengths) < 10 and lengths != sorted(lengths)
-    row = conversation_row(1, TURNS, ["x"])
+    row = conversation_row(1, MESSAGES, ["x"])
     assert estimate_length(row, num_image_tokens=16) == 16 + len("What colour?Red.") // 4
 
 
@@ -215,8 +215,8 @@ def test_stream_refuses_sources_without_rows(opened, rank, message):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loader_leaves_the_random_generator_alone(workers, tmp_path):
-    """A checkpoint has restored it: dropout would differ from that of a run that was not killed."""
+def test_loader_keeps_the_state_of_the_generator(workers, tmp_path):
+    """A checkpoint has restored it: otherwise dropout would differ from that of an undisturbed run."""
     arguments = TrainingArguments(tmp_path, dataloader_num_workers=workers, report_to="none", use_cpu=True)
     before = torch.get_rng_state()
     take(ResumableLoader(stream([source("a", 30, 4)]), arguments).loader, 2)

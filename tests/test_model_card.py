@@ -71,7 +71,7 @@ def results():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Folder of a checkpoint, with the results of both suites beside it."""
+    """Returns the folder of a checkpoint, with the results of both suites beside it."""
     EvoTokConfig(vq_config=EvoTokVQConfig(codebook_size=77)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     weights = sha256(tmp_path / "model.safetensors")
@@ -92,7 +92,7 @@ def test_metadata_has_the_figures_as_results(results):
     assert found == {name: round(results["figures"][figure], 4) for figure, (_, _, name) in HUB_RESULTS.items()}
 
 
-def test_every_figure_is_in_the_card(results):
+def test_card_has_every_figure(results):
     card = card_of(results)
     for name, value in results["figures"].items():
         if isinstance(value, float) and not name.endswith("_target"):
@@ -181,7 +181,7 @@ def test_missing_results_are_named_with_their_commands(folder, capsys):
 
 
 @pytest.mark.skipif(not (SHIPPED / "results.json").is_file(), reason="EvoTok-mini is not measured yet")
-def test_shipped_card_is_that_of_the_shipped_results():
+def test_shipped_card_equals_the_shipped_results():
     suites = read_suites(SHIPPED, sha256(*sorted(SHIPPED.glob("*.safetensors"))))
     assert suites.keys() == FILES.keys() and set(TARGETS) <= suites[MINI]["figures"].keys()
     assert (SHIPPED / "README.md").read_text("utf-8") == render_card(suites, EvoTokConfig.from_pretrained(SHIPPED))

@@ -30,7 +30,7 @@ def count_parameters(module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_model_has_the_papers_size():
+def test_model_has_the_size_of_the_paper():
     with torch.device("meta"):
         model = EvoTokForConditionalGeneration(EvoTokConfig())
     assert count_parameters(model.model.vq_model) == 391_216_267
@@ -66,7 +66,7 @@ def test_placeholders_become_projected_features(tiny_model, pixels):
     assert torch.equal(output.generation_codes, codes[1:, :, :2])
 
 
-def test_image_loss_is_eq_11_at_the_positions_before(tiny_model, pixels):
+def test_image_loss_equals_eq_11(tiny_model, pixels):
     batch = batch_of([[3, 4, *GENERATED_IMAGE], [*GENERATED_IMAGE, 6]])
     batch["labels"][1] = -100  # a generated image that is no target
     output = tiny_model(**batch, generation_pixel_values=pixels[:2], output_hidden_states=True)
@@ -88,7 +88,7 @@ def test_image_loss_skips_a_position_at_the_start_of_a_row(tiny_model, pixels):
 
 
 def test_mixed_batch_equals_its_rows(tiny_model, pixels):
-    """Text only, an input image, a generated image, two images of each kind."""
+    """The rows are text only, an input image, a generated image, and two images of each kind."""
     rows = [[3, 4, 5, 6], [3, *INPUT_IMAGE, 5], [3, *GENERATED_IMAGE, 5]]
     rows += [[3, *INPUT_IMAGE, 4, *GENERATED_IMAGE, 7, *GENERATED_IMAGE, *INPUT_IMAGE, 8]]
     inputs, generated = [[], [0], [], [1, 2]], [[], [], [3], [0, 1]]
@@ -120,8 +120,8 @@ def test_loss_is_the_weighted_sum_of_the_kinds_present(pixels):
 
 
 @pytest.mark.parametrize("kinds", [(), ("pixel_values",), ("pixel_values", "generation_pixel_values")], ids=len)
-def test_training_gives_every_parameter_a_gradient(fresh_model, pixels, kinds):
-    """In every batch, for DDP and ZeRO-3; zero where a module is not used, and the loss is that of evaluation."""
+def test_training_computes_a_gradient_for_every_parameter(fresh_model, pixels, kinds):
+    """DDP and ZeRO-3 require one in every batch, zero where a module is not used. The loss is that of evaluation."""
     row = [3, *(INPUT_IMAGE if kinds else ()), *(GENERATED_IMAGE if len(kinds) > 1 else ()), 4]
     batch = batch_of([row]) | dict.fromkeys(kinds, pixels[:1])
     expected = fresh_model(**batch)
@@ -210,8 +210,8 @@ def test_casts_of_adapters_keep_the_tokenizer_in_fp32(fresh_model, tiny_model, p
     assert torch.equal(vq_model.encode(pixels), tiny_model.model.vq_model.encode(pixels))
 
 
-def test_casts_of_single_parameters_cause_a_warning(fresh_model, pixels, monkeypatch):
-    """As DeepSpeed and PEFT's `cast_mixed_precision_params` cast them, without the modules."""
+def test_casts_of_single_parameters_warn(fresh_model, pixels, monkeypatch):
+    """DeepSpeed and PEFT's `cast_mixed_precision_params` cast parameters without the modules."""
     warnings = []
     monkeypatch.setattr(modeling_evotok_vq.logger, "warning_once", warnings.append)
     fresh_model.model.vq_model.encode(pixels)
@@ -296,7 +296,7 @@ def test_forward_refuses_bad_inputs(tiny_model, pixels, name):
 
 @pytest.mark.parametrize("row", [INPUT_IMAGE, GENERATED_IMAGE], ids=["input", "generated"])
 def test_placeholders_without_images_are_refused(tiny_model, fresh_model, row):
-    """In training and by `generate`; in evaluation `forward` embeds them as tokens, as LLaVA does."""
+    """Training and `generate` refuse them; in evaluation `forward` embeds them as tokens, as LLaVA does."""
     ids = torch.tensor([row])
     embeds = tiny_model.get_input_embeddings()(ids)
     assert torch.equal(tiny_model(ids).logits, tiny_model(inputs_embeds=embeds).logits)

@@ -31,7 +31,7 @@ def tiny_depth_decoder(**kwargs) -> EvoTokDepthDecoder:
 
 @pytest.fixture
 def batch():
-    """Hidden states (M, H), codebooks (L, K, C), codes (M, L) and their entries (M, L, C)."""
+    """Returns the hidden states (M, H), codebooks (L, K, C), codes (M, L) and their entries (M, L, C)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(POSITIONS, HIDDEN, generator=generator)
     codebooks = torch.randn(LEVELS, CODES, DIM, generator=generator)
@@ -43,7 +43,7 @@ def batch():
     ("attention", "dtype", "tolerance"),
     [("sdpa", torch.float32, 1e-5), ("eager", torch.float32, 1e-5), ("sdpa", torch.bfloat16, 0.15)],
 )
-def test_step_gives_the_teacher_forced_logits(batch, attention, dtype, tolerance):
+def test_step_equals_the_teacher_forced_logits(batch, attention, dtype, tolerance):
     hidden, _, _, embeddings = batch
     model = tiny_depth_decoder(attn_implementation=attention)
     expected = model(hidden, embeddings).logits
@@ -56,7 +56,7 @@ def test_step_gives_the_teacher_forced_logits(batch, attention, dtype, tolerance
             inputs = embeddings[:, : level + 1].sum(1)
 
 
-def test_forward_uses_no_later_level(batch):
+def test_forward_is_causal_over_levels(batch):
     hidden, _, _, embeddings = batch
     model = tiny_depth_decoder()
     changed = embeddings.clone()
@@ -75,7 +75,7 @@ def test_generate_codes_selects_the_argmax_of_teacher_forcing(batch):
     torch.testing.assert_close(total, embeddings.sum(1))
 
 
-def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch):
+def test_loss_and_gradients_equal_the_plain_loss(batch, monkeypatch):
     hidden, _, codes, embeddings = batch
     model = tiny_depth_decoder()
     monkeypatch.setattr(losses_evotok, "_BLOCK_ROWS", 2)
@@ -92,7 +92,7 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(batch, monkeypatch
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_loss_is_the_same_with_a_replaced_projection(batch):
+def test_loss_is_equal_with_a_replaced_projection(batch):
     hidden, _, codes, embeddings = batch
     model = tiny_depth_decoder()
     expected = model.loss(hidden, embeddings, codes).loss
@@ -115,7 +115,7 @@ def test_linear_in_half_precision_equals_the_product(shape, monkeypatch):
     torch.testing.assert_close(product.float(), expected, atol=2e-2, rtol=2e-2)
 
 
-def test_dropout_is_for_training_only(batch):
+def test_dropout_is_active_in_training_only(batch):
     hidden, _, _, embeddings = batch
     model = tiny_depth_decoder(hidden_dropout=0.5)
     assert torch.equal(model(hidden, embeddings).logits, model(hidden, embeddings).logits)

@@ -28,7 +28,7 @@ def model():
     return model
 
 
-def test_model_has_the_papers_size():
+def test_model_has_the_size_of_the_paper():
     with torch.device("meta"):
         model = EvoTokVQModel(EvoTokVQConfig())
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
@@ -53,7 +53,7 @@ def test_decoding_at_a_depth_uses_a_prefix_of_the_levels(model):
     assert not torch.allclose(model.decode_pixels(codes, depth=1), model.decode_pixels(codes, depth=4))
 
 
-def test_encode_is_the_same_in_a_batch_and_under_autocast(model):
+def test_encode_is_equal_in_a_batch_and_under_autocast(model):
     pixels = random_pixels(3)
     codes = model.encode(pixels)
     assert torch.equal(torch.cat([model.encode(image[None]) for image in pixels]), codes)
@@ -111,7 +111,7 @@ def test_training_updates_codebooks_and_checkpointing_keeps_gradients():
     torch.testing.assert_close(*gradients)
 
 
-def test_from_pretrained_encoder_takes_all_but_the_last_layer(tmp_path):
+def test_from_pretrained_encoder_copies_all_but_the_last_layer(tmp_path):
     torch.manual_seed(0)
     config = SiglipVisionConfig(
         image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2

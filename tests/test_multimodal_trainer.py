@@ -143,7 +143,7 @@ def test_evaluate_has_the_loss_of_the_model(tmp_path, pixels):
     assert found["losses"] == pytest.approx([own, own], rel=1e-4)
 
 
-def test_code_noise_exchanges_its_share_of_positions_in_training_only():
+def test_code_noise_changes_positions_in_training_only():
     torch.manual_seed(0)
     module = nn.Identity()
     add_code_noise(module, 0.25)

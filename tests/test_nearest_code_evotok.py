@@ -1,4 +1,4 @@
-"""The search: the codes of a float64 search, whatever the data, the block sizes and the dtype of the coarse pass."""
+"""The search: its codes equal those of a float64 search for any data, block size and dtype of the coarse pass."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def check_codes(codes, vectors, codebook):
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32])
 def coarse(request, monkeypatch):
-    """Both dtypes of the coarse pass, on any machine."""
+    """Selects each dtype of the coarse pass, on any machine."""
     monkeypatch.setattr(nearest_code_evotok, "_coarse_dtype", lambda device: request.param)
 
 
@@ -53,19 +53,19 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_codes_are_those_of_double_precision(case, coarse):
+def test_codes_equal_double_precision(case, coarse):
     vectors, codebook = CASES[case]
     check_codes(find_nearest_codes(vectors, codebook), vectors, codebook)
 
 
-def test_coarse_pass_alone_would_be_wrong():
+def test_coarse_pass_alone_has_wrong_codes():
     vectors, codebook = CASES["plain"]
     scores = codebook.square().sum(1) / 2 - vectors.bfloat16().float() @ codebook.bfloat16().float().t()
     assert (scores.bfloat16().argmin(1) != exact_codes(vectors, codebook)).sum() > 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_vectors_that_are_not_finite_have_code_minus_one(value, coarse):
+def test_non_finite_vectors_have_code_minus_one(value, coarse):
     vectors, codebook = normal(300, 16), normal(4096, 16, seed=2)
     expected = find_nearest_codes(vectors, codebook)
     vectors[7, 3] = vectors[200] = value
@@ -73,7 +73,7 @@ def test_vectors_that_are_not_finite_have_code_minus_one(value, coarse):
     assert torch.equal(find_nearest_codes(vectors, codebook), expected)
 
 
-def test_first_of_equal_entries_is_found(coarse):
+def test_first_of_equal_entries_is_selected(coarse):
     codebook = normal(256, 8)
     codebook[[100, 200]] = codebook[3].clone()
     assert find_nearest_codes(codebook[3:4], codebook).item() == 3
@@ -81,7 +81,7 @@ def test_first_of_equal_entries_is_found(coarse):
 
 
 def test_blocks_bound_the_memory_and_keep_the_codes(monkeypatch):
-    """With many equal entries the candidates are searched in shares."""
+    """With many equal entries the candidates are searched in parts."""
     vectors, codebook = normal(64, 4, seed=3), normal(16, 4).repeat(64, 1)  # 64 equal groups
     monkeypatch.setitem(nearest_code_evotok._BLOCK, "cpu", (48, 48))
     sizes = []
@@ -111,7 +111,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 @on_a_gpu
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_gpu_codes_are_those_of_double_precision(case, kernels, monkeypatch):
+def test_gpu_codes_equal_double_precision(case, kernels, monkeypatch):
     vectors, codebook = (tensor.cuda() for tensor in CASES[case])
     if not kernels:
         monkeypatch.setattr(nearest_code_evotok, "_kernels", lambda device, width: None)
@@ -119,7 +119,7 @@ def test_gpu_codes_are_those_of_double_precision(case, kernels, monkeypatch):
 
 
 @on_a_gpu
-def test_gpu_search_bounds_the_memory_and_can_be_recorded():
+def test_gpu_search_bounds_the_memory_and_can_be_captured():
     vectors, codebook = normal(16384, 32).cuda(), normal(32768, 32, seed=2).cuda()
     expected = find_nearest_codes(vectors, codebook)
     before = torch.cuda.memory_allocated()

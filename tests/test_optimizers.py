@@ -37,7 +37,7 @@ def train(model, optimizers, steps):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_muon_gets_the_matrices_that_mix_features():
+def test_muon_updates_the_matrices_that_mix_features():
     model, optimizer = build()
     matrices, others = (group["params"] for group in optimizer.param_groups)
     assert [p.shape for p in matrices] == [(4, 6)]
@@ -45,7 +45,7 @@ def test_muon_gets_the_matrices_that_mix_features():
     assert not is_matrix("model.embed_tokens.weight", torch.zeros(2, 2)) and not is_matrix("norm", torch.zeros(2))
 
 
-def test_step_equals_muon_and_adamw_apart():
+def test_step_equals_separate_muon_and_adamw():
     model, optimizer = build()
     start, apart = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
     rest = [p for name, p in apart.named_parameters() if name != "mix.weight"]
@@ -84,7 +84,7 @@ def test_encoder_scale_lowers_the_rates_of_both_towers():
     assert schedule.get_last_lr() == pytest.approx([0.01, 0.0025, 5e-4, 1.25e-4])
 
 
-def test_optimizer_choice_refuses_what_does_not_go_together():
+def test_optimizer_choice_refuses_conflicting_options():
     arguments = TrainingArguments("out")
     assert optimizer_choice(OptimizerArguments(), arguments) is None
     with pytest.raises(ValueError, match="'mion' is not one of trainer, muon"):

@@ -76,7 +76,7 @@ def test_emoji_images_are_found_by_their_code(tmp_path, monkeypatch):
     assert not emoji_images(manifest, tmp_path / "b.tgz", 4).any(), "invisible colours are black"
 
 
-def test_lay_out_and_differences_of_a_sheet(tmp_path):
+def test_lay_out_and_differences_agree(tmp_path):
     tiles = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 4), dtype=np.uint8)
     tiles[..., 3] |= 1
     sheet = lay_out(tiles, columns=3)
@@ -95,7 +95,7 @@ def test_lay_out_and_differences_of_a_sheet(tmp_path):
     assert differences(lay_out(tiles[:3], 3), tmp_path / "a.webp", 8) == 3
 
 
-def test_licenses_text_is_the_committed_one_and_has_every_set(world):
+def test_licenses_text_equals_the_committed_one(world):
     manifest = json.loads((world.root / "world.json").read_text(encoding="utf-8"))
     text = licenses_text(manifest)
     assert (world.root / "LICENSES.md").read_text(encoding="utf-8") == text

@@ -19,7 +19,7 @@ EXTRAS = {"app", "deepspeed", "dev", "docs", "eval", "flash", "lmms", "mini", "o
 
 @pytest.fixture(scope="module")
 def metadata():
-    """The arguments of `setup()`."""
+    """Returns the arguments of `setup()`."""
     import setuptools
 
     arguments = {}
@@ -38,7 +38,7 @@ def pins():
     return {canonicalize_name(r.name): Version(next(iter(r.specifier)).version) for r in requirements}
 
 
-def test_version_is_that_of_evotok(metadata):
+def test_version_equals_that_of_evotok(metadata):
     import evotok
 
     assert metadata["version"] == evotok.__version__
@@ -94,7 +94,7 @@ def test_constraints_have_no_accelerator_packages(pins):
     assert "torchvision" not in pins
 
 
-def test_pins_are_the_installed_versions(pins):
+def test_pins_equal_the_installed_versions(pins):
     import torch
     import transformers
 

@@ -26,7 +26,7 @@ EIGHT = list((ORDER | {"images": 8}).values())
 
 @pytest.fixture(scope="module")
 def served():
-    """A page over a tiny random model of the world's image size."""
+    """Serves a page over a tiny random model of the world's image size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gradio.image_utils.preprocess_image", pytest.fail)  # images are opened by `open_upload` only
         with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
@@ -53,13 +53,13 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Function: sets the answer of the model."""
+    """Returns a function that sets the answer of the model."""
     return lambda *pieces: monkeypatch.setattr("evotok.app.chat.stream_answer", lambda *_: iter(pieces))
 
 
 @pytest.fixture
 def white(visitor):
-    """An uploaded white image."""
+    """Returns an uploaded white image."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "white").save(file, "PNG")
     return visitor.upload("a.png", file.getvalue())
@@ -71,13 +71,13 @@ def component(visitor, name):
 
 
 def text_of(content):
-    """The text of a part, or `image`."""
+    """Returns the text of a part, or `image`."""
     content = content[0] if isinstance(content, list) else content
     return content.get("text", "image") if isinstance(content, dict) else content
 
 
 def transcript(messages):
-    """The transcript at the end, as (role, text or `image`) of each part."""
+    """Returns the transcript at the end, as (role, text or `image`) of each part."""
     last = messages[-1]
     assert last["success"], last
     return [(part["role"], text_of(part["content"])) for part in last["output"]["data"][1]]
@@ -92,7 +92,7 @@ def warnings(messages):
 
 
 def can_generate(visitor, session):
-    """Whether a generation by the model succeeds."""
+    """Returns whether a generation by the model succeeds."""
     last = visitor.ask("generate-start", GENERATE, session=session)[-1]
     return last["success"] and "64 of 64" in str(last["output"])
 
@@ -100,7 +100,7 @@ def can_generate(visitor, session):
 # --- Chat -------------------------------------------------------------------------------------------------------------
 
 
-def test_question_is_shown_before_the_first_token(visitor, white, monkeypatch):
+def test_question_appears_before_the_first_token(visitor, white, monkeypatch):
     released = threading.Event()
 
     def stream_answer(*_):
@@ -160,7 +160,7 @@ def test_question_outside_of_the_scope_is_refused(visitor, white, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["chat", "generate", "inside"])
-def test_each_tab_has_its_scope_and_examples(visitor, name):
+def test_tabs_have_their_scope_and_examples(visitor, name):
     assert component(visitor, f"{name}-scope")["props"]["value"].count("\n") == 0
     assert len(component(visitor, f"{name}-examples")["props"]["samples"]) >= 4
 
@@ -186,7 +186,7 @@ def test_generated_image_goes_to_the_chat(visitor, quick):
     assert [part["role"] for part in asked[2]] == ["user"] and text_of(asked[2][0]["content"]) == "image"
 
 
-def test_prompt_outside_of_the_scope_gets_a_warning(visitor, quick):
+def test_prompt_outside_of_the_scope_shows_a_warning(visitor, quick):
     data = list((ORDER | {"prompt": "the Eiffel tower at night"}).values())
     [warning] = warnings(visitor.ask("generate-start", data, session="tourist"))
     assert "has not learned “eiffel”" in warning
@@ -219,7 +219,7 @@ def test_refused_image_clears_the_results_of_the_image_before(visitor):
         ("other", "change", lambda file: [file]),
     ],
 )
-def test_bad_image_gets_one_line_in_each_field(visitor, field, event, data):
+def test_bad_image_is_reported_in_one_line_in_each_field(visitor, field, event, data):
     messages = visitor.ask(field, data(visitor.upload("bad.png", b"\x89PNG\r\n\x1a\n cut")), event, f"bad-{field}")
     check_harmless(json.dumps(messages))
     [line] = warnings(messages)
@@ -243,7 +243,7 @@ def test_addresses_are_not_fetched(visitor, monkeypatch):
     assert [(response.status_code, response.text) for response in responses] == [refused] * 2
 
 
-def test_request_that_gradio_fails_on_is_refused(visitor, capfd):
+def test_malformed_gradio_request_is_refused(visitor, capfd):
     [path] = visitor.client.post(f"{API}/upload", files={"files": ("a.png", b"no image")}).json()
     assert visitor.client.get(f"{API}/file={path}").content == b"no image"
     response = visitor.client.get(f"{API}/file={path}", headers={"range": "bytes=0-1-2"})
@@ -251,7 +251,7 @@ def test_request_that_gradio_fails_on_is_refused(visitor, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_error_of_the_program_is_shown_without_its_traceback(visitor, monkeypatch):
+def test_program_error_is_shown_without_its_traceback(visitor, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
@@ -274,7 +274,7 @@ def test_disconnected_visitor_ends_the_generation(visitor):
             assert not thread.is_alive()
 
 
-def test_page_over_a_server_has_no_tab_that_needs_the_model(tmp_path):
+def test_page_over_a_server_has_no_tabs_of_the_model(tmp_path):
     from evotok.app.page import build_page
     from evotok.serving.client import ServerClient
 

@@ -38,14 +38,14 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tiny_page():
-    """A page over a tiny random model of the world's image size."""
+    """Serves a page over a tiny random model of the world's image size."""
     with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
         yield served
 
 
 @pytest.fixture
 def visit(browser, request):
-    """Function: a new visitor, who opens a tab of the page."""
+    """Yields a function that opens a tab of the page for a new visitor."""
     contexts = []
     expect.set_options(timeout=PATIENCE)
 
@@ -72,7 +72,7 @@ def answers(page):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_chat_about_an_upload(visit, tmp_path, size):
+def test_chat_answers_about_an_upload(visit, tmp_path, size):
     Image.new("RGB", (200, 120), (220, 30, 30)).save(tmp_path / "red.png")
     page = visit("Chat", size)
     page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
@@ -87,8 +87,8 @@ def test_chat_about_an_upload(visit, tmp_path, size):
     expect(answers(page)).to_have_count(0)
 
 
-def test_paste_of_a_copied_image(visit, tmp_path):
-    """With Ctrl+V into the question, and with the button of the tab Look inside."""
+def test_copied_image_can_be_pasted(visit, tmp_path):
+    """Ctrl+V pastes into the question, and a button into the tab Look inside."""
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
     page = visit("Chat")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -115,7 +115,7 @@ def test_generated_image_goes_to_the_other_tabs(visit, size):
     expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ of 64 positions .* images/s .* seed \d+"))
     expect(page.locator("#status")).to_contain_text("64 of 64")
     expect(page.locator("#gallery img")).to_have_count(2)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "no element exceeds the window"
     page.locator("#ask").click()
     expect(page.locator("#transcript .user img")).to_be_visible()
     send(page, "What is this?")
@@ -126,7 +126,7 @@ def test_generated_image_goes_to_the_other_tabs(visit, size):
 
 
 def test_generation_stops_and_starts_again(visit, monkeypatch):
-    """Gradio ignores a click while the generation before is being cancelled: the button is off until then."""
+    """Gradio ignores a click while the previous generation is being cancelled: the button is disabled until then."""
 
     def slow(*args):
         time.sleep(1)
@@ -148,7 +148,7 @@ def test_generation_stops_and_starts_again(visit, monkeypatch):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_look_inside_and_swap(visit, tmp_path, size):
+def test_look_inside_decodes_and_swaps(visit, tmp_path, size):
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
     page = visit("Look inside", size)
     page.locator("#source input[type=file]").set_input_files(tmp_path / "grey.png")
@@ -165,7 +165,7 @@ def test_look_inside_and_swap(visit, tmp_path, size):
     text = page.locator("#likeness").inner_text()
     page.locator("#levels").get_by_label("2", exact=True).check()
     expect(page.locator("#likeness")).not_to_have_text(text)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "no element exceeds the window"
 
 
 # --- on a tiny model -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def write(path, table, **kwargs):
 
 
 def repeated(value, rows):
-    """A column of equal values, which takes the bytes of one."""
+    """Returns a column of equal values, which occupies the bytes of one."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
 
 
@@ -27,12 +27,12 @@ def repeated(value, rows):
         {"use_dictionary": False, "column_encoding": {"id": "DELTA_BYTE_ARRAY"}},
     ],
 )
-def test_read_parquet_gives_the_rows_written(tmp_path, options):
+def test_read_parquet_returns_the_written_rows(tmp_path, options):
     rows = [
         {
             "id": f"row {number}",
             "image": {"bytes": bytes([number % 256]) * (number % 700), "path": None},
-            "turns": [{"from": "human", "value": f"{turn} of {number}"} for turn in range(number % 4)] or None,
+            "messages": [{"from": "human", "value": f"{index} of {number}"} for index in range(number % 4)] or None,
             "codes": b"1234",
             "flag": bool(number % 2),
             "score": number / 3,
@@ -45,8 +45,8 @@ def test_read_parquet_gives_the_rows_written(tmp_path, options):
     assert list(read_parquet(empty)) == []
 
 
-def test_read_parquet_reads_few_rows_with_a_large_shared_value_at_once(tmp_path):
-    """Up to 64 MB and twenty times the bytes on the disk."""
+def test_read_parquet_reads_few_rows_with_large_shared_values(tmp_path):
+    """The limit is 64 MB and twenty times the bytes on the disk."""
     table = pa.table({"caption": repeated("x" * 8_000_000, 1000)})
     path = write(tmp_path / "a.parquet", table)
     rows = 0
@@ -97,7 +97,7 @@ def test_read_parquet_refuses_bombs(tmp_path, name):
 
 
 def varint(value, length=0):
-    """An integer in Thrift's encoding, of at least `length` bytes."""
+    """Returns an integer in Thrift's encoding, of at least `length` bytes."""
     value, encoded = 2 * value, []
     while value or len(encoded) < length or not encoded:
         encoded.append(value & 127 | 128)
@@ -105,7 +105,7 @@ def varint(value, length=0):
     return bytes([*encoded[:-1], encoded[-1] & 127])
 
 
-def test_read_parquet_checks_page_headers_and_not_the_footer(tmp_path):
+def test_read_parquet_checks_page_headers(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, pa.table({"a": [bytes(70_000_000)]}), compression="zstd", use_dictionary=False)
     size = pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size

@@ -74,8 +74,8 @@ def test_checks_name_missing_files_and_packages(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fidelity(monkeypatch):
-    """torch-fidelity's module of Inception. The library imports torchvision for networks and data that are not used
-    here: where that is missing, or of another build than torch, empty modules replace it. For torchmetrics, which would
+    """Returns torch-fidelity's module of Inception. The library imports torchvision for networks and data that are not
+    used here: if it is missing, or of another build than torch, empty modules replace it. For torchmetrics, which would
     use more of it, torchvision is missing then."""
     try:
         import torchvision  # noqa: F401
@@ -96,7 +96,7 @@ def fidelity(monkeypatch):
 
 @pytest.fixture
 def inception(fidelity, tmp_path):
-    """File of random weights: the trained ones cannot be fetched in a test."""
+    """Writes a file of random weights: the trained ones cannot be fetched in a test."""
     torch.manual_seed(0)
     torch.save(fidelity_weights(fidelity), tmp_path / "inception.pth")
     return tmp_path / "inception.pth"

@@ -1,4 +1,4 @@
-"""Pipelines of Transformers with the embedded model give what `generate` gives."""
+"""Pipelines of Transformers with the embedded model equal `generate`."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def image_text_to_text():
 
 @pytest.fixture(scope="module")
 def any_to_any_pipeline(image_text_to_text):
-    """Without the pipeline's check for torchvision, which this processor does not need."""
+    """Builds the pipeline without its check for torchvision, which this processor does not need."""
     with pytest.MonkeyPatch.context() as patch:
         if not is_torchvision_available():
             patch.setattr(any_to_any, "requires_backends", lambda *_: None)
@@ -41,7 +41,7 @@ def question():
 
 @pytest.fixture(scope="module")
 def answer(image_text_to_text, question):
-    """The answer by `generate`."""
+    """Generates the answer without the pipeline."""
     model, processor = image_text_to_text.model, image_text_to_text.processor
     inputs = processor.apply_chat_template(question, add_generation_prompt=True, **TENSORS)
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -61,7 +61,7 @@ def generate_images(pipe, chat, **kwargs) -> list[Image.Image]:
     return pipe.processor.post_process_image_generation(pipe.model.decode_image_tokens(codes))
 
 
-def test_image_text_to_text_answers_as_generate_does(image_text_to_text, question, answer):
+def test_image_text_to_text_answers_equal_generate(image_text_to_text, question, answer):
     assert isinstance(image_text_to_text.model, EvoTokForConditionalGeneration)
     assert isinstance(image_text_to_text.processor, EvoTokProcessor)
     options = {"max_new_tokens": 8, "do_sample": False}
@@ -79,12 +79,12 @@ def test_any_to_any_requires_torchvision_as_documented(image_text_to_text):
     assert "Transformers requires torchvision" in text and 'generate_kwargs={"guidance_scale": 7.5}' in text
 
 
-def test_any_to_any_answers_as_generate_does(any_to_any_pipeline, question, answer):
+def test_any_to_any_answers_equal_generate(any_to_any_pipeline, question, answer):
     [record] = any_to_any_pipeline(text=question, max_new_tokens=8, do_sample=False, return_full_text=False)
     assert record["generated_text"] == answer
 
 
-def test_any_to_any_generates_images_as_generate_does(any_to_any_pipeline):
+def test_any_to_any_images_equal_generate(any_to_any_pipeline):
     [record] = any_to_any_pipeline(text=FROG, generation_mode="image", generate_kwargs=seeded())
     assert record["input_text"] == FROG
     image, [expected] = record["generated_image"], generate_images(any_to_any_pipeline, FROG)
@@ -105,7 +105,7 @@ def test_any_to_any_generates_batches_and_variants(any_to_any_pipeline):
     assert len({record["generated_image"].tobytes() for record in records}) == 3
 
 
-def test_saved_unconditional_prompt_is_that_of_the_processor(any_to_any_pipeline):
+def test_saved_unconditional_prompt_equals_the_processor(any_to_any_pipeline):
     """Pipelines have no other one for guidance."""
     inputs = any_to_any_pipeline.processor.apply_chat_template(FROG, generation_mode="image", **TENSORS)
     saved = any_to_any_pipeline.model.generation_config.image_negative_prompt_ids

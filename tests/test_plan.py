@@ -38,14 +38,14 @@ class Tower(nn.Module):
         return x.sum()
 
     def activation_checkpointing_disable(self):
-        """As in models of Transformers."""
+        """Disables activation checkpointing, as models of Transformers do."""
 
 
 def plan(path, *words, gpus=None, gpu="h100"):
     return make_plan(CONFIGS / path, list(words), gpus, GPUS[gpu], 0.4)
 
 
-def test_profile_and_flops_of_a_step_equal_those_by_hand():
+def test_profile_and_flops_equal_hand_computed_values():
     with torch.device("meta"):
         tower = Tower(256, 4)
         inputs = torch.empty(512, 256)
@@ -76,7 +76,7 @@ def test_estimate_shards_by_zero_stage():
     assert (plain.weights, plain.gradients, plain.optimizer) == (8000, 4000, 8000)
 
 
-def test_communication_by_zero_stage():
+def test_communication_depends_on_the_zero_stage():
     assert communication(1000, 1000, stage=2, processes=1) == 0
     assert communication(1000, 1000, stage=2, processes=4) == 2 * 1000 * 2 * 3 / 4
     assert communication(1000, 1000, stage=3, processes=4) == 1.5 * communication(1000, 1000, 2, 4)
@@ -92,7 +92,7 @@ PAPER = [path.relative_to(CONFIGS).as_posix() for path in sorted((CONFIGS / "pap
     "path", [pytest.param(path, marks=[pytest.mark.slow] * (path[6:-5] not in FAST)) for path in PAPER]
 )
 def test_recipes_fit_their_gpus(path):
-    """16 H100 or one GPU of 24 GB, with room for the framework; the batch is the same on all."""
+    """These are 16 H100 or one GPU of 24 GB, with room for the framework; the batch is the same on all."""
     gpus, gpu = (1, "rtx4090") if "low-memory" in path else (16, "h100")
     found = plan(path, gpu=gpu)
     batch = {"tokenizer": 256, "dpo": 64}.get(Path(path).stem, 128)
@@ -104,7 +104,7 @@ def test_recipes_fit_their_gpus(path):
         assert found.trainable == pytest.approx(161_480_704 + 12_966_912 + 817_027_072, rel=1e-3)
 
 
-def test_plan_of_the_paper_equals_that_by_hand():
+def test_plan_of_the_paper_equals_hand_computed_values():
     found = plan("paper/gen.yaml", gpus=16)
     assert found.parameters == 8_853_349_003 and found.batch == 128
     outside = found.model.parts[TOKENIZER][0]  # in fp32, outside of DeepSpeed
@@ -131,7 +131,7 @@ def test_plan_of_preferences_counts_two_answers_and_the_reference():
 
 
 def test_plan_of_the_tokenizer_keeps_fp32_under_deepspeed():
-    """Autocast's copies come on top; only gradients and optimizer are sharded, and sent in fp32."""
+    """Autocast's copies are additional; only gradients and optimizer are sharded, and sent in fp32."""
     path = "paper/tokenizer.yaml"
     found = plan(path, "training.deepspeed=configs/deepspeed/zero2.json", gpus=16)
     assert found.stage == 2 and {stage for _, stage in found.memory} == {None, 1, 2}
@@ -155,7 +155,7 @@ LORA = "lora={r: 64}"
     ],
 )
 def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engine, lora):  # noqa: F811
-    """Within 5%: 3 million parameters on two processes, half of them frozen."""
+    """The tolerance is 5%: 3 million parameters on two processes, half of them frozen."""
     save_language_model(tmp_path / "language", hidden_size=256)
     words = [f"model.language_model_checkpoint={tmp_path / 'language'}"]
     words.append("model.config.depth_decoder_config.hidden_size=256")
@@ -171,7 +171,7 @@ def test_checkpoint_of_a_real_run_has_the_planned_bytes(recipes, tmp_path, engin
     assert sum(path.stat().st_size for path in files) == pytest.approx(found.checkpoint_bytes, rel=0.05)
 
 
-def test_find_config_needs_no_checkpoint():
+def test_find_config_requires_no_checkpoint():
     path = CONFIGS / "mini/gen.yaml"
     config = find_config(read_recipe(path), path)
     assert config.text_config.hidden_size == 256 and config.text_config.vocab_size == 1024
@@ -188,7 +188,7 @@ def test_stages_of_minutes_are_not_planned():
             plan(f"mini/{stage}.yaml", gpus=1)
 
 
-def test_command_prints_a_plan(capsys):
+def test_plan_command_prints_a_plan(capsys):
     recipe = str(CONFIGS / "mini/tokenizer.yaml")
     assert main(["plan", recipe, "--gpus", "1", "--gpu", "a10"]) == 0
     out = capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_command_prints_a_plan(capsys):
 
 
 def test_memory_of_a_real_run_is_within_15_percent_of_the_plan():
-    """One case; `python -m tools.measure_memory` runs all."""
+    """This is one case; `python -m tools.measure_memory` runs all."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of a process is read from Linux's /proc")
     case = CASES["plain-checkpointing"]

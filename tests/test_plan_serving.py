@@ -20,7 +20,7 @@ def paper():
     return plan_serving(CONFIGS / "paper/gen.yaml", [])
 
 
-def test_plan_of_the_paper_equals_that_by_hand(paper):
+def test_plan_of_the_paper_equals_hand_computed_values(paper):
     with torch.device("meta"):
         model = EvoTokForConditionalGeneration(EvoTokConfig())
     tokenizer = sum(p.numel() for p in model.model.vq_model.parameters())
@@ -46,7 +46,7 @@ def test_speeds_are_limited_by_bandwidth_and_then_by_operations(paper):
     assert paper.images_that_fit(paper.weights + 2.5 * paper.cache_image) == 2 and paper.images_that_fit(0) == 0
 
 
-def test_command_prints_both_tables_or_json(capsys):
+def test_plan_command_prints_both_tables_or_json(capsys):
     words = ["plan", str(CONFIGS / "paper/gen.yaml"), "--serve", "--gpu", "rtx4090", "--bandwidth", "500"]
     assert main([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -1,5 +1,5 @@
-"""A power cut at any moment of a training: the disk is an ext4 file system in a file, whose content at that moment is
-what would be left. Skipped without the right to mount; `test_checkpoints.py` tests the order of the calls."""
+"""Power cuts during a training: the disk is an ext4 file system in a file, whose content at a moment is the content
+after a power cut. Skipped without the right to mount; `test_checkpoints.py` tests the order of the calls."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def mounted(image, folder):
 
 @pytest.fixture
 def image(tmp_path):
-    """An empty file system in a file."""
+    """Creates an empty file system in a file."""
     if shutil.which("mkfs.ext4") is None or os.getuid() != 0:
         pytest.skip("needs ext4 and root")
     path = tmp_path / "disk.img"
@@ -51,7 +51,7 @@ def image(tmp_path):
 
 
 class Cuts(Recorder):
-    """Copies the disk before every recorded call."""
+    """Copies of the disk before every recorded call."""
 
     def __init__(self, monkeypatch, folder, image):
         super().__init__(monkeypatch, folder)
@@ -98,8 +98,8 @@ def test_power_cut_at_any_moment_leaves_a_complete_checkpoint(recipes, image, tm
     assert found == sorted(found) and set(found) == {0, 2, 4}, "a complete checkpoint stays complete"
 
 
-def test_power_cut_without_syncing_leaves_nothing(recipes, image, tmp_path, monkeypatch):  # noqa: F811
-    """Shows that the test above can fail."""
+def test_power_cut_without_syncing_loses_the_checkpoint(recipes, image, tmp_path, monkeypatch):  # noqa: F811
+    """This shows that the test above can fail."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     with mounted(image, tmp_path / "disk") as disk:
         cuts = train(recipes, disk, image, monkeypatch)

@@ -80,7 +80,7 @@ def test_preference_collator_refuses_rows_without_two_texts(processor):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The stage on questions about scenes, from a tiny random model."""
+    """Writes a recipe of the stage on questions about scenes, from a tiny random model."""
     folder = tmp_path_factory.mktemp("dpo")
     for part in build_chat_model():
         part.save_pretrained(folder / "sft")

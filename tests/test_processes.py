@@ -1,4 +1,4 @@
-"""`evotok eval` under torchrun: two processes find what one finds, suite by suite.
+"""`evotok eval` under torchrun: two processes have the results of one, suite by suite.
 
 The suite `reconstruction` is in test_reconstruction_suite.py, `understanding` in test_lmms_eval.py.
 """
@@ -32,7 +32,7 @@ for suite, words in {suites}.items():
 """
 
 
-def test_two_processes_find_what_one_finds(world, tmp_path):
+def test_two_processes_equal_one(world, tmp_path):
     checkpoint, script = save_mini(tmp_path / "runs", world), tmp_path / "script.py"
     script.write_text(SCRIPT.format(suites=SUITES))
     launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}

@@ -88,7 +88,7 @@ def test_call_refuses_other_numbers_of_images(processor, images, texts, numbers)
         processor(images=images, text=texts)
 
 
-def test_call_takes_codes_of_generated_images(processor):
+def test_call_accepts_codes_of_generated_images(processor):
     codes = torch.zeros(1, POSITIONS, 16, dtype=torch.long)
     conversation = [user(image(BLUE), "Draw it."), assistant({"type": "image"})]
     inputs = encode(processor, conversation, processor_kwargs={"generation_codes": codes})
@@ -98,7 +98,7 @@ def test_call_takes_codes_of_generated_images(processor):
         encode(processor, conversation, processor_kwargs={"generation_codes": codes[:, :2]})
 
 
-def test_call_takes_arrays_and_unscaled_images(processor):
+def test_call_accepts_arrays_and_unscaled_images(processor):
     noise = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
     unit = torch.from_numpy(np.array(noise)).permute(2, 0, 1) / 255
     expected = processor(images=noise, return_tensors="pt")["pixel_values"]
@@ -186,7 +186,7 @@ def test_assistant_mask_covers_expanded_placeholders(processor, side):
     assert all(tokens[name].equal(inputs[name]) for name in tokens)
 
 
-def test_image_mode_gives_prompt_and_unconditional_prompt(processor):
+def test_image_mode_returns_prompt_and_unconditional_prompt(processor):
     batch = [[user("Draw a red cat face, please.")], [{"role": "system", "content": "Be kind."}, user(image(BLUE))]]
     inputs = encode(processor, batch, generation_mode="image")
     assert (inputs["input_ids"][:, -1] == processor.vision_start_token_id).all()
@@ -229,7 +229,7 @@ def test_errors_of_other_templates_are_one_line(processor, template):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_errors_of_a_call_are_not_the_templates(processor):
+def test_errors_of_a_call_are_not_attributed_to_the_template(processor):
     with pytest.raises(Exception) as error:
         processor.apply_chat_template([user("a")], tokenize=True, return_dict=True, return_tensors="nothing")
     assert "chat template" not in str(error.value)
@@ -249,7 +249,7 @@ def test_other_templates_are_loaded_on_request_only(processor, tmp_path):
 
 
 @pytest.mark.parametrize("token", ["' + 7 * 7 + '", "{{ 1 }}", "a b", "", "a" * 65])
-def test_tokens_that_would_be_template_code_are_refused(processor, token):
+def test_template_code_in_tokens_is_refused(processor, token):
     with pytest.raises(ValueError, match="should be a token such as '<.image_pad.>'"):
         EvoTokProcessor(processor.image_processor, processor.tokenizer, image_token=token)
 
@@ -269,7 +269,7 @@ def test_saved_processor_loads_equal(processor, tmp_path):
     assert changed.tokenizer.cls_token == "(CLS)" and changed.image_processor.do_normalize is False
 
 
-def test_qwen25_tokenizer_gets_the_default_ids():
+def test_qwen25_tokenizer_has_the_default_ids():
     names = "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end"
     names = [f"<|{name}|>" for name in f"{names} vision_start vision_end vision_pad image_pad video_pad".split()]
     others = ["<tool_call>", "</tool_call>"] + [f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")]

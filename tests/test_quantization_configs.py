@@ -1,7 +1,7 @@
 """Quantized loading: the language model shrinks, the tokenizer and the classifiers of codes stay as they are.
 
-Quantizers of Transformers replace linear layers on the meta device before weights are loaded; which ones, they all ask
-`HfQuantizer.get_modules_to_not_convert` and `should_convert_module`. The real ones run where they are installed.
+Quantizers of Transformers replace linear layers on the meta device before weights are loaded. All of them select the
+layers by `HfQuantizer.get_modules_to_not_convert` and `should_convert_module`. Installed quantizers run themselves.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def converted(model, skipped: list[str] | None = None) -> set[str]:
-    """Names of the linear layers that a quantization config with such a list of modules to skip converts."""
+    """Returns the names of the linear layers that a quantization config with these modules to skip converts."""
     patterns = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     by_name = {name for name in linear if should_convert_module(name, patterns)}
@@ -36,7 +36,7 @@ def converted(model, skipped: list[str] | None = None) -> set[str]:
     return by_name
 
 
-def test_tokenizer_classifiers_and_text_head_are_passed_over(tiny_model):
+def test_quantizer_skips_tokenizer_classifiers_and_text_head(tiny_model):
     linear = {name for name, module in tiny_model.named_modules() if isinstance(module, nn.Linear)}
     kept = {name for name in linear if name.startswith(KEPT)}
     assert all(any(name.startswith(part) for name in kept) for part in KEPT)
@@ -44,19 +44,19 @@ def test_tokenizer_classifiers_and_text_head_are_passed_over(tiny_model):
     assert {name.split(".")[0] for name in linear - kept} == {"model", "depth_decoder"}
 
 
-def test_a_list_of_the_users_own_is_added_to_ours(tiny_model):
+def test_modules_to_skip_of_the_user_are_added(tiny_model):
     more = converted(tiny_model, ["model.language_model.layers.0"])
     assert not any(name.startswith((*KEPT[:2], "model.language_model.layers.0.")) for name in more)
     assert any(name.startswith("model.language_model.layers.1.") for name in more)
 
 
-def test_in_the_model_without_heads_too(tiny_model):
+def test_quantizer_skips_the_tokenizer_of_the_base_model(tiny_model):
     names = converted(tiny_model.model)
     assert names and not any(name.startswith("vq_model.") for name in names)
 
 
-def test_half_precision_keeps_what_quantisation_keeps(folder):
-    """fp16 takes the same list: classifiers in fp32, on hidden states in fp16."""
+def test_half_precision_keeps_the_unquantized_modules(folder):
+    """fp16 uses the same list: classifiers in fp32, on hidden states in fp16."""
     model = AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for name, dtype in dtypes.items():

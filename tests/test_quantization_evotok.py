@@ -30,7 +30,7 @@ def codebook_of_two(**fields) -> EvoTokCodebook:
     return codebook
 
 
-def test_each_level_quantises_the_residual():
+def test_levels_quantize_the_residual():
     quantizer = filled_quantizer().eval()
     before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     features = torch.randn(2, 9, 8)
@@ -50,7 +50,7 @@ def test_each_level_quantises_the_residual():
         assert torch.equal(before[name], tensor), f"evaluation changed {name}"
 
 
-def test_loss_is_eq_7_and_reductions_differ_by_scale():
+def test_loss_equals_eq_7_for_both_reductions():
     features = torch.randn(2, 9, 8)
     mean, total = (filled_quantizer(vq_loss_reduction=r).eval()(features) for r in ("mean", "sum"))
     errors, approximation = [], 0
@@ -78,7 +78,7 @@ def test_update_moves_entries_to_the_means_of_their_vectors():
 
 
 def test_update_continues_the_sums_of_a_converted_codebook():
-    """Whose entries are not exactly its sums divided by its sizes."""
+    """Its entries are not exactly its sums divided by its sizes."""
     torch.manual_seed(0)
     codebook = EvoTokCodebook(quantizer_config(codebook_warmup_steps=0, codebook_keeps_sums=True))
     codebook.weight.data.normal_()
@@ -98,7 +98,7 @@ def test_update_continues_the_sums_of_a_converted_codebook():
     torch.testing.assert_close(codebook.vector_sum[5], codebook.weight[5] * codebook.cluster_size[5])
 
 
-def test_update_keeps_entries_before_the_warmup_is_over():
+def test_update_keeps_entries_during_the_warmup():
     codebook, vectors = codebook_of_two(codebook_warmup_steps=3), torch.ones(20, 8)
     before = codebook.weight.clone()
     for _ in range(3):
@@ -119,7 +119,7 @@ def test_update_restarts_unused_entries_from_the_batch():
     assert codebook_usage(torch.bincount(codebook(vectors), minlength=64)[None])["usage"].item() > 0.9
 
 
-def test_codebook_usage_of_known_counts():
+def test_codebook_usage_equals_known_counts():
     metrics = codebook_usage(torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0]]))
     torch.testing.assert_close(metrics["usage"], torch.tensor([1.0, 0.25]))
     torch.testing.assert_close(metrics["perplexity"], torch.tensor([4.0, 1.0]))
@@ -132,7 +132,7 @@ def test_decode_codes_refuses_other_shapes_and_dtypes(codes):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_have_no_code_and_update_nothing(value):
+def test_non_finite_features_have_no_code_and_no_update(value):
     fields = {"codebook_warmup_steps": 0, "codebook_restart_threshold": 0.001}
     features = torch.randn(2, 9, 8)
     spoilt = features.clone()

@@ -48,7 +48,7 @@ def test_compare_recipe_returns_applied_changes(trained):  # noqa: F811
     assert compare_recipe(recipe_of(words, "training.weight_decay=0.0"), folder / "checkpoint-4") == []
 
 
-def test_recipe_of_a_checkpoint_reads_as_the_recipe_of_the_run(trained):  # noqa: F811
+def test_recipe_of_a_checkpoint_equals_the_recipe_of_the_run(trained):  # noqa: F811
     words, folder = trained
     expected = recipe_of(words, f"training.output_dir={folder}")
     assert read_recipe(folder / "checkpoint-4" / RECIPE) == expected
@@ -72,7 +72,7 @@ def settings(checkpoint):
 
 
 def test_resumed_run_applies_changed_rates_and_decays(trained, tmp_path, caplog):  # noqa: F811
-    """Its settings are those of a run that had them from the start; moments and counts are the checkpoint's."""
+    """The settings equal those of a run that had them from the start; moments and counts are the checkpoint's."""
     words, folder = trained
     more = ["training.learning_rate=2e-4", "training.weight_decay=0.5", "optimizer.matrix_learning_rate=0.5"]
     more += ["loss.discriminator_learning_rate=3e-3", "training.max_steps=6"]

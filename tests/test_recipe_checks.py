@@ -71,7 +71,7 @@ def test_tables_name_fields_of_training_arguments():
         assert getattr(recipe_checks, name).keys() <= known, name
 
 
-def test_strategies_may_be_no(tmp_path):
+def test_strategies_accept_no(tmp_path):
     words = ["training.save_strategy=no", "training.logging_strategy=no", f"training.output_dir={tmp_path}"]
     arguments = training_arguments(recipe(tmp_path, *words))
     assert arguments.save_strategy == arguments.logging_strategy == "no"

@@ -21,7 +21,7 @@ IMAGES = 10
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folder with a tiny tokenizer of 32 px and images of another size, one of them damaged."""
+    """Returns the folder with a tiny tokenizer of 32 px and images of another size, one of them damaged."""
     place = tmp_path_factory.mktemp("place")
     build_tiny_model().model.vq_model.save_pretrained(place / "tokenizer")
     (place / "images").mkdir()
@@ -45,7 +45,7 @@ def results(place):
     return json.loads((place / "one" / "results.json").read_text())
 
 
-def test_figures_are_those_of_the_images(place, results, tiny_model):
+def test_figures_equal_those_of_the_images(place, results, tiny_model):
     tokenizer = tiny_model.model.vq_model
     pixels = open_images(str(place / "images")).pixels(range(IMAGES), 32)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def test_report_has_tables_notes_and_images(place, results):
     assert Image.open(place / "one" / "reconstructions.png").width > 500 and (place / "one" / "depths.svg").is_file()
 
 
-def test_two_processes_have_the_figures_of_one(place, results):
+def test_two_processes_equal_one(place, results):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["evotok.cli", *words(place, place / "two", f"cache={place / 'another'}")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -57,7 +57,7 @@ print(json.dumps(names))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`model`, the embedded checkpoint as `evotok export` writes it, and `vq`, its image tokenizer."""
+    """Exports the embedded checkpoint to `model` and its image tokenizer to `vq`."""
     folder = tmp_path_factory.mktemp("checkpoints")
     assert main(["export", "mini", "--out", str(folder / "model")]) == 0
     EvoTokForConditionalGeneration.from_pretrained(folder / "model").model.vq_model.save_pretrained(folder / "vq")
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """The Python of an environment with all packages of this one but EvoTok."""
+    """Returns the Python of an environment with all packages of this one except EvoTok."""
     home = tmp_path_factory.mktemp("bare")
     venv.create(home, symlinks=True, with_pip=False)
     [site] = home.glob("lib/python*/site-packages")

@@ -16,11 +16,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def own() -> GenerationConfig:
-    """The config of a new model."""
+    """Returns the config of a new model."""
     return image_generation_config(tiny_config())
 
 
-def test_settings_come_from_call_then_config_then_model(own):
+def test_settings_follow_call_then_config_then_model(own):
     paper = {"guidance_scale": 7.5, "guidance_min_p": 0.0, "top_k": 900, "top_p": 0.96, "temperature": 1.0}
     settings = read_settings(own, None, {})
     assert settings | paper == settings and settings["do_sample"]
@@ -39,8 +39,8 @@ def test_settings_come_from_call_then_config_then_model(own):
         assert read_settings(own, None, {})["cache_implementation"] == expected
 
 
-def test_every_field_of_a_config_is_used_refused_or_for_text(own):
-    """By the table of `sampling_evotok`; a field that Transformers adds is to be put into it."""
+def test_config_fields_are_used_refused_or_for_text(own):
+    """The table of `sampling_evotok` lists them; a field that Transformers adds belongs there."""
     used = {
         "guidance_scale": 2.0, "do_sample": False, "temperature": 0.5, "top_k": 7, "top_p": 0.5,
         "num_return_sequences": 2, "return_dict_in_generate": True, "output_scores": True,
@@ -123,7 +123,7 @@ def test_sampler_equals_multinomial():
     assert len(codes.unique()) > 10 and not torch.equal(sampler(logits), codes)
 
 
-def test_guided_sampler_gives_both_rows_one_code():
+def test_guided_sampler_assigns_both_rows_one_code():
     logits = torch.randn(8, 50, generator=seeded())
     codes = EvoTokCodeSampler(guidance_scale=2.0, generator=seeded())(logits)
     assert codes.shape == (8,) and torch.equal(codes[:4], codes[4:])
@@ -131,7 +131,7 @@ def test_guided_sampler_gives_both_rows_one_code():
     assert torch.equal(greedy[:4], (logits[4:] + 2 * (logits[:4] - logits[4:])).argmax(-1))
 
 
-def test_one_generator_per_image_makes_rows_independent_of_the_batch():
+def test_generators_per_image_make_rows_independent():
     logits = 3 * torch.randn(4, 50, generator=seeded())
     alone = [EvoTokCodeSampler(guidance_scale=1, generator=seeded(seed))(logits[seed, None]) for seed in range(4)]
     together = EvoTokCodeSampler(guidance_scale=1, generator=[seeded(seed) for seed in range(4)])(logits)

@@ -48,7 +48,7 @@ def test_scenes_blurred_as_by_a_tokenizer_are_accepted(world, detector, prompts)
 
 
 def scene_of(world, *names: str, background: str = "yellow") -> Scene:
-    """Scene of `red heart`, ... in the standard places."""
+    """Builds a scene of `red heart`, ... in the standard places."""
     words = [name.split() for name in names]
     return tidy_scene(world, [(world.thing(thing).index, color) for color, thing in words], background)
 
@@ -72,7 +72,7 @@ def test_faults_names_each_difference(world, detector, prompts):
     ]
 
 
-def test_other_pixels_are_something_else(world, detector):
+def test_unexplained_pixels_are_reported(world, detector):
     pixels = render(world, scene_of(world, "red heart", background="white")).copy()
     pixels[2:9, 50:57] = PALETTE["green"]
     seen = detector(pixels)

@@ -1,4 +1,4 @@
-"""`evotok serve` as clients of OpenAI's see it: chat about images, streams, images, and what is refused."""
+"""`evotok serve` through OpenAI's client: chat about images, streams, generated images, and refused requests."""
 
 import asyncio
 import http.client
@@ -36,7 +36,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs/serving.md"
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -47,7 +47,7 @@ def served(parts):
 
 
 def post(served, path: str, body: bytes, **headers: str) -> tuple[int, dict]:
-    """Status and JSON of a request as no client of OpenAI's sends it."""
+    """Sends a request that OpenAI's client would not send; returns status and JSON."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"} | headers)
@@ -60,7 +60,7 @@ def post(served, path: str, body: bytes, **headers: str) -> tuple[int, dict]:
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_about_an_image_is_the_models_own(parts, served):
+def test_answer_about_an_image_equals_the_model(parts, served):
     model, processor = parts
     image = noise()
     found = served.client.chat.completions.create(model="tiny", messages=ask("what is this?", image), max_tokens=12)
@@ -75,7 +75,7 @@ def test_an_answer_about_an_image_is_the_models_own(parts, served):
     assert (found.usage.completion_tokens, found.usage.total_tokens) == (12, found.usage.prompt_tokens + 12)
 
 
-def test_large_images_are_read_as_the_processor_reads_them(parts, served):
+def test_large_images_are_resized_like_the_processor(parts, served):
     """They are resized once, on arrival."""
     model, processor = parts
     image = noise(side=90).resize((90, 70))
@@ -85,7 +85,7 @@ def test_large_images_are_read_as_the_processor_reads_them(parts, served):
     assert found.choices[0].message.content.strip() == wanted
 
 
-def test_a_stream_is_the_same_answer_in_pieces(served):
+def test_stream_pieces_join_to_the_answer(served):
     question = {"model": "tiny", "messages": ask("what is this?", noise()), "max_tokens": 40}
     whole = served.client.chat.completions.create(**question)
     chunks = list(
@@ -97,13 +97,13 @@ def test_a_stream_is_the_same_answer_in_pieces(served):
     assert pieces[0].choices[0].delta.role == "assistant" and pieces[-1].choices[0].finish_reason == "length"
     assert not usage.choices and usage.usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
-    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces), "it is yet to come"
+    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces), "the last chunk has it"
     plain = list(served.client.chat.completions.create(**question, stream=True))
     assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in plain)
 
 
-def test_a_stream_has_the_form_of_openais(served):
-    """Byte by byte: one JSON object an event, the end of the answer in the last one with a choice, and `[DONE]`."""
+def test_stream_has_the_openai_format(served):
+    """Each event is one JSON object; the last one with a choice has the finish reason, and `[DONE]` follows."""
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     body = {"messages": ask("a cat"), "max_tokens": 3, "stream": True}
     connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
@@ -118,7 +118,7 @@ def test_a_stream_has_the_form_of_openais(served):
     connection.close()
 
 
-def test_sampled_answers_repeat_by_seed_alone_and_in_a_batch(served):
+def test_sampled_answers_repeat_by_seed_in_any_batch(served):
     def say(seed: int, temperature: float = 1.5) -> str:
         found = served.client.chat.completions.create(
             model="tiny", messages=ask("a dog"), max_tokens=10, seed=seed, temperature=temperature, top_p=0.95
@@ -134,7 +134,7 @@ def test_sampled_answers_repeat_by_seed_alone_and_in_a_batch(served):
     assert say(0, temperature=0) == say(1, temperature=0) == say(2, temperature=1e-40) != alone[0]
 
 
-def test_conversation_has_several_messages_and_a_system_message(parts, served):
+def test_conversation_accepts_several_messages_and_a_system_message(parts, served):
     model, processor = parts
     messages = [
         {"role": "system", "content": "a cat"},
@@ -159,7 +159,7 @@ def test_text_never_becomes_a_special_token(parts, served):
     assert processor.image_token_id not in ids and processor.vision_start_token_id not in ids
 
 
-def test_answers_end_where_the_context_does(parts, served):
+def test_answers_end_at_the_context_limit(parts, served):
     found = served.client.chat.completions.create(model="tiny", messages=ask("a cat"), max_tokens=10_000)
     assert found.usage.total_tokens == parts[0].config.text_config.max_position_embeddings
 
@@ -167,7 +167,7 @@ def test_answers_end_where_the_context_does(parts, served):
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_those_of_evotok_generate_by_seed(parts, served):
+def test_images_equal_evotok_generate_by_seed(parts, served):
     model, processor = parts
     found = served.client.images.generate(
         model="tiny", prompt="a cat", n=2, size="32x32", response_format="b64_json",
@@ -183,7 +183,7 @@ def test_images_are_those_of_evotok_generate_by_seed(parts, served):
     assert decode(again)[0].tobytes() == images[1].tobytes()
 
 
-def test_every_setting_of_an_image_counts(served):
+def test_image_settings_change_the_image(served):
     def generate(**settings) -> bytes:
         body = {"seed": 1, "guidance_scale": 4.0} | settings
         return decode(served.client.images.generate(model="tiny", prompt="a cat", extra_body=body))[0].tobytes()
@@ -204,7 +204,7 @@ def test_every_setting_of_an_image_counts(served):
     assert generate(guidance_scale=1000, temperature=1e-4) and generate(top_k=2**31 - 1) == generate(top_k=0)
 
 
-def test_prompts_that_wait_are_generated_in_one_batch(served):
+def test_waiting_prompts_are_generated_in_one_batch(served):
     def generate(seed: int) -> np.ndarray:
         found = served.client.images.generate(model="tiny", prompt="a dog" * (1 + seed % 3), extra_body={"seed": seed})
         return np.asarray(decode(found)[0]).astype(int)
@@ -228,7 +228,7 @@ def test_random_seed_is_returned_and_repeats_the_image(served):
 # --- the other endpoints ----------------------------------------------------------------------------------------------
 
 
-def test_models_health_and_metrics(served):
+def test_models_health_and_metrics_respond(served):
     [model] = served.client.models.list().data
     assert (model.id, model.image_size) == ("tiny", 32) and served.client.models.retrieve("tiny").id == "tiny"
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc)
@@ -243,7 +243,7 @@ def test_models_health_and_metrics(served):
     connection.close()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused requests -------------------------------------------------------------------------------------------------
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 HELLO = [{"role": "user", "content": "a cat"}]
@@ -323,7 +323,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_requests_get_an_error_in_openais_form(served, name):
+def test_bad_requests_return_openai_errors(served, name):
     path, body, status, mark, message = REFUSED[name]
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     found, answered = post(served, path, body)
@@ -334,7 +334,7 @@ def test_bad_requests_get_an_error_in_openais_form(served, name):
     assert "\n" not in error["message"] and len(error["message"]) < 500 and len(error["param"] or "") <= 100
 
 
-def test_every_parameter_of_openai_is_used_neutral_or_refused(served):
+def test_openai_parameters_are_used_neutral_or_refused(served):
     """Each is used, does not change the answer, or is refused by its name."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase as Chat
     from openai.types.image_generate_params import ImageGenerateParamsBase as Images
@@ -362,8 +362,8 @@ def test_other_method_is_refused_with_the_allowed_one(served):
     connection.close()
 
 
-def test_bad_requests_leave_the_server_as_it_was(served):
-    """After all of the above."""
+def test_bad_requests_keep_the_server_running(served):
+    """All requests above are sent."""
     for path, body, *_ in REFUSED.values():
         post(served, path, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert served.engine.is_alive and served.count("evotok_requests_waiting") == 0
@@ -373,8 +373,8 @@ def test_bad_requests_leave_the_server_as_it_was(served):
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "FILE://localhost{}", "data:image/png;base64,{}"])
-def test_no_file_of_the_machine_is_opened(served, monkeypatch, tmp_path, form):
-    """Not even one that is an image: whoever may ask is not whoever may read the server's disk."""
+def test_image_urls_open_no_local_files(served, monkeypatch, tmp_path, form):
+    """A client may send requests without the right to read files of the server."""
     noise().save(tmp_path / "secret.png")
     opened, open_file = [], Image.open
     monkeypatch.setattr(Image, "open", lambda source, *args, **kwargs: opened.append(source) or open_file(source))
@@ -384,12 +384,12 @@ def test_no_file_of_the_machine_is_opened(served, monkeypatch, tmp_path, form):
     assert not opened
 
 
-def test_a_form_of_another_site_is_refused(served):
+def test_cross_site_form_is_refused(served):
     status, answered = post(served, CHAT, json.dumps({"messages": HELLO}).encode(), **{"Content-Type": "text/plain"})
     assert status == 415 and answered["error"]["code"] == "unsupported_media_type"
 
 
-def test_errors_are_those_of_openais_client(served):
+def test_errors_raise_exceptions_of_the_openai_client(served):
     with pytest.raises(openai.BadRequestError) as refused:
         served.client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "0xq7" * 400}], stream=True
@@ -399,7 +399,7 @@ def test_errors_are_those_of_openais_client(served):
         served.client.models.retrieve("gpt")
 
 
-class Pictures(BaseHTTPRequestHandler):
+class ImageHandler(BaseHTTPRequestHandler):
     """Serves one image at every path."""
 
     def do_GET(self):
@@ -408,11 +408,14 @@ class Pictures(BaseHTTPRequestHandler):
         noise().save(self.wfile, "PNG")
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def test_images_are_fetched_from_allowed_hosts_only(parts):
-    with HTTPServer(("127.0.0.1", 0), Pictures) as server, running(parts, Limits(image_hosts=("127.0.0.1",))) as served:
+    with (
+        HTTPServer(("127.0.0.1", 0), ImageHandler) as server,
+        running(parts, Limits(image_hosts=("127.0.0.1",))) as served,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/a.png"
         fetched, sent = (
@@ -446,8 +449,8 @@ def test_api_key_is_required(parts):
         connection.close()
 
 
-def test_requests_without_the_key_take_no_place(parts, monkeypatch):
-    """However long they take to be refused."""
+def test_requests_without_the_key_occupy_no_place(parts, monkeypatch):
+    """This holds for as long as their refusal takes."""
     refusing, end = threading.Event(), threading.Event()
 
     async def discard(*args):
@@ -466,8 +469,8 @@ def test_requests_without_the_key_take_no_place(parts, monkeypatch):
         assert refused.result(60)[0] == 401
 
 
-def test_names_that_point_at_the_loopback_address_are_refused(parts):
-    """A page in the user's browser could reach the server by a name of its own."""
+def test_foreign_host_names_are_refused(parts):
+    """Otherwise a page in a browser could reach the server by DNS rebinding."""
     with running(parts, hosts=("localhost",)) as served:
         for name in ("evil.example", "127.0.0.1.evil.example", "["):
             assert post(served, CHAT, b"{}", Host=name)[1]["error"]["code"] == "unknown_host", name
@@ -492,7 +495,7 @@ def test_names_that_point_at_the_loopback_address_are_refused(parts):
         (["--port", "70000"], "65535"),
     ],
 )
-def test_serve_command_reports_mistakes_before_the_model_is_loaded(words, message, monkeypatch, capsys):
+def test_serve_command_reports_mistakes_before_loading_the_model(words, message, monkeypatch, capsys):
     monkeypatch.setattr("evotok.commands.checkpoints.load_multimodal", pytest.fail)
     assert main(["serve", "mini", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -500,12 +503,12 @@ def test_serve_command_reports_mistakes_before_the_model_is_loaded(words, messag
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_serve_command_reports_that_vllm_is_not_installed(capsys):
+def test_serve_command_reports_missing_vllm(capsys):
     assert main(["serve", "mini", "--engine", "vllm", "--port", "18653"]) == 2
     assert "vLLM is not installed: see docs/serving.md" in capsys.readouterr().err
 
 
-def test_half_a_head_is_not_waited_for(parts, monkeypatch):
+def test_incomplete_request_head_times_out(parts, monkeypatch):
     monkeypatch.setattr("evotok.connections.TimedConnection.head_seconds", 0.3)
     with running(parts) as served:
         for text in (b"", b"POST /v1/chat/compl", b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"):
@@ -516,7 +519,7 @@ def test_half_a_head_is_not_waited_for(parts, monkeypatch):
         assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3).usage
 
 
-def test_the_command_listens_at_loopback_without_a_key_by_default(monkeypatch):
+def test_serve_command_defaults_to_loopback_without_a_key(monkeypatch):
     monkeypatch.delenv("EVOTOK_API_KEY", raising=False)
     values = parse_command(["serve", "mini"])
     assert (values["host"], values["port"], values["api_key"]) == ("127.0.0.1", 8000, None)
@@ -528,7 +531,7 @@ def test_the_command_listens_at_loopback_without_a_key_by_default(monkeypatch):
 # --- docs/serving.md --------------------------------------------------------------------------------------------------
 
 
-def test_the_documented_limits_are_the_defaults():
+def test_documented_limits_equal_the_defaults():
     limits, text = Limits(), DOCUMENT.read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| .* \| (\S+)(?: \S+)? \| `(--[\w-]+)` \| \d+ \|$", text, re.MULTILINE))
     defaults = parse_command(["serve", "mini"]) | {"max_images": limits.images}
@@ -540,7 +543,7 @@ def test_the_documented_limits_are_the_defaults():
     assert f"| messages; characters | {limits.messages}; {limits.characters:,} |" in text
 
 
-def test_the_documented_fields_are_those_of_the_server():
+def test_documented_fields_equal_those_of_the_server():
     text = DOCUMENT.read_text(encoding="utf-8")
     for path, kind in ((CHAT, ChatBody), (IMAGES, ImageBody)):
         [row] = re.findall(rf"^\| `POST {path}` \| (.*) \|$", text, re.MULTILINE)

@@ -10,7 +10,7 @@ from evotok.serving.batches import BatchQueue, Job
 
 
 def make(*jobs: tuple[str, int]) -> list[Job]:
-    """Jobs of a key and a number of rows; their loop ends at once."""
+    """Creates jobs of a key and a number of rows; their event loop ends at once."""
 
     async def build() -> list[Job]:
         return [Job(key, rows, index) for index, (key, rows) in enumerate(jobs)]
@@ -28,16 +28,16 @@ def contents(batch: list[Job]) -> list[int]:
     return [job.content for job in batch]
 
 
-def test_a_batch_is_the_oldest_job_and_all_of_its_key_that_there_is_room_for():
+def test_take_groups_the_oldest_job_with_equal_keys():
     queue = BatchQueue(4)
     fill(queue, ("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 1), ("a", 1))
-    assert contents(queue.take()) == [0, 2, 5], "what does not fit makes room for what does"
+    assert contents(queue.take()) == [0, 2, 5], "smaller jobs pass a job that does not fit"
     assert contents(queue.take()) == [1, 4]
     assert contents(queue.take()) == [3]
     assert len(queue) == 0
 
 
-def test_companions_that_come_at_once_are_waited_for():
+def test_take_waits_for_further_jobs():
     queue = BatchQueue(3, collect_seconds=30)
     jobs = make(("a", 1), ("a", 1), ("a", 1))
     batches = []
@@ -47,10 +47,10 @@ def test_companions_that_come_at_once_are_waited_for():
         queue.put(job)
         time.sleep(0.02)
     taker.join(10)
-    assert contents(batches[0]) == [0, 1, 2], "and the batch begins when it is full"
+    assert contents(batches[0]) == [0, 1, 2], "a full batch starts at once"
 
 
-def test_cancelled_jobs_are_not_given_out():
+def test_take_skips_cancelled_jobs():
     queue = BatchQueue(4)
     first, second = fill(queue, ("a", 1), ("a", 1))
     queue.cancel(first)
@@ -59,7 +59,7 @@ def test_cancelled_jobs_are_not_given_out():
     assert second.is_cancelled and len(queue) == 0
 
 
-def test_a_queue_whose_only_job_is_cancelled_waits_for_another():
+def test_take_waits_after_its_only_job_is_cancelled():
     queue = BatchQueue(4, collect_seconds=0.05)
     first, second = make(("a", 1), ("a", 1))
     batches = []
@@ -73,7 +73,7 @@ def test_a_queue_whose_only_job_is_cancelled_waits_for_another():
     assert batches == [[second]]
 
 
-def test_a_closed_queue_gives_nothing_and_takes_nothing():
+def test_closed_queue_returns_and_accepts_no_jobs():
     queue = BatchQueue(4)
     jobs = fill(queue, ("a", 1), ("b", 1))
     assert queue.close() == jobs and queue.take() == []
@@ -86,12 +86,12 @@ def test_a_closed_queue_gives_nothing_and_takes_nothing():
     assert not taker.is_alive()
 
 
-def test_a_job_that_no_batch_has_room_for_is_refused():
+def test_put_refuses_jobs_larger_than_a_batch():
     with pytest.raises(ValueError, match="5 rows, a batch has at most 4"):
         BatchQueue(4).put(make(("a", 5))[0])
 
 
-def test_results_come_in_order_from_another_thread_and_an_error_ends_them():
+def test_results_are_in_order_and_end_with_an_error():
     async def read() -> list[int]:
         job, seen = Job("a", 1, None), []
 
@@ -103,13 +103,13 @@ def test_results_come_in_order_from_another_thread_and_an_error_ends_them():
         threading.Thread(target=work).start()
         with pytest.raises(ValueError, match="no more"):
             async for result in job.results():
-                seen.append(result)  # noqa: PERF401 - what came before the error is wanted
+                seen.append(result)  # noqa: PERF401 - results before the error are needed
         return seen
 
     assert asyncio.run(read()) == [0, 1, 2]
 
 
-def test_a_job_whose_loop_is_gone_is_cancelled():
+def test_job_of_a_closed_loop_is_cancelled():
     [job] = make(("a", 1))
     job.emit("result")
     assert job.is_cancelled

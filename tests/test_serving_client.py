@@ -25,7 +25,7 @@ from evotok.serving.limits import Limits
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, a context of 512 tokens."""
     return build_chat_model()
 
 
@@ -35,7 +35,7 @@ def served(parts):
         yield server
 
 
-def test_a_conversation_is_that_with_the_model_itself(parts, served, capsys):
+def test_chat_through_a_server_equals_the_model(parts, served, capsys):
     here, there = Chat(*parts, 12), Chat(ServerClient(f"{served.url}/v1/", "secret"), None, 12)
     for chat in (here, there):
         chat.conversation.pending.append(noise())
@@ -46,7 +46,7 @@ def test_a_conversation_is_that_with_the_model_itself(parts, served, capsys):
     assert escape_controls(there.conversation.messages[1]["content"][0]["text"]) in said
 
 
-def test_an_image_is_generated_there_and_goes_with_the_next_question(parts, served):
+def test_generated_image_is_sent_with_the_next_question(parts, served):
     chat = Chat(ServerClient(served.url, "secret"), None, 4)
     image = chat.generate("a cat", seed=5)
     assert image.tobytes() == Chat(*parts).generate("a cat", seed=5).tobytes()
@@ -68,7 +68,7 @@ def test_chat_command_uses_a_server(served, tmp_path, monkeypatch, capsys):
     assert str(path) in said.out and "> [image] what is this?" in said.out and not said.err
 
 
-def test_what_the_server_refuses_is_one_line_and_leaves_the_conversation(served, monkeypatch, capsys):
+def test_refusal_of_the_server_is_one_line(served, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{'0xq7' * 400}\n/history\n"))
     assert main(["chat", "--server", served.url, "--api-key", "secret"]) == 0
     said = capsys.readouterr()
@@ -79,8 +79,8 @@ def test_what_the_server_refuses_is_one_line_and_leaves_the_conversation(served,
     assert said.out == "(nothing yet)\n"
 
 
-def test_photographs_are_sent_no_larger_than_models_read(parts):
-    """As PNG they would be over the limit of a request."""
+def test_large_images_are_resized_before_sending(parts):
+    """As PNG they would exceed the size limit of a request."""
     photograph = Image.linear_gradient("L").convert("RGB").resize((3000, 1500))
     with running(parts, Limits(pixels=1024 * 512)) as served:
         client = ServerClient(served.url)
@@ -103,7 +103,7 @@ MODELS = b'{"data": [{"id": "a"}]}'
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Answers what no server of OpenAI's interface does; the path says what."""
+    """Server with malformed responses; the path selects one."""
 
     def do_GET(self):
         answers = {
@@ -137,7 +137,7 @@ class Impostor(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def impostor():
         ("/bad", "HTTP status 500: this is no server"),
     ],
 )
-def test_address_of_no_server_is_reported_in_one_line(impostor, path, message, capsys):
+def test_wrong_address_is_reported_in_one_line(impostor, path, message, capsys):
     assert main(["chat", "--server", impostor + path, "--prompt", "hello"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("evotok chat: http://127.0.0.1:") and message in line
@@ -173,7 +173,7 @@ def test_address_of_no_server_is_reported_in_one_line(impostor, path, message, c
         ("error", "no server"),
     ],
 )
-def test_a_stream_that_does_not_end_as_it_should_is_no_answer(impostor, path, message):
+def test_malformed_stream_raises_an_error(impostor, path, message):
     pieces = ServerClient(f"{impostor}/{path}").chat([{"role": "user", "content": []}], 4)
     assert next(pieces) == "a"
     with pytest.raises(ValueError, match=message):
@@ -183,10 +183,10 @@ def test_a_stream_that_does_not_end_as_it_should_is_no_answer(impostor, path, me
 @pytest.mark.parametrize(
     ("path", "message"), [("none", "no server"), ("fewer", "0 images instead of 2"), ("letters", "no server")]
 )
-def test_missing_images_are_an_error(impostor, path, message):
+def test_missing_images_raise_an_error(impostor, path, message):
     with pytest.raises(ValueError, match=message) as error:
         ServerClient(f"{impostor}/{path}").generate_images("a cat", 1, 2)
-    assert not isinstance(error.value, BusyServerError), "to ask again would not help"
+    assert not isinstance(error.value, BusyServerError), "a retry would not help"
 
 
 def test_wrong_key_is_reported(served, capsys):
@@ -195,6 +195,6 @@ def test_wrong_key_is_reported(served, capsys):
 
 
 @pytest.mark.parametrize("words", [["chat"], ["chat", "mini", "--server", "http://127.0.0.1:9"]])
-def test_a_checkpoint_or_a_server_is_given_and_not_both(words, capsys):
+def test_chat_command_requires_a_checkpoint_or_a_server(words, capsys):
     assert main(words) == 2
     assert "give either a CHECKPOINT" in capsys.readouterr().err

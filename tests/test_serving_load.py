@@ -1,4 +1,4 @@
-"""A server under many clients: none of their requests is lost, and its memory stays level."""
+"""A server under many clients: all requests are answered, and its memory does not grow."""
 
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ LEVEL_BYTES = 24 * 2**20
 """Growth that the allocators of two hundred requests may leave; a request that stays open holds 1 MB and more."""
 
 
-def test_requests_of_many_clients_are_all_answered_and_memory_stays_level():
+def test_load_of_many_clients_is_served_in_bounded_memory():
     def ask_about_an_image(number: int) -> str:
         messages = ask("what is this?", noise(number))
         return client.chat.completions.create(model="tiny", messages=messages, max_tokens=4).choices[0].message.content

@@ -38,7 +38,7 @@ def served(parts):
 
 
 class Overloaded(BaseHTTPRequestHandler):
-    """Lists a model, and answers nothing else than that it is full."""
+    """Server that lists a model and responds to every request that it is overloaded."""
 
     image_size = 32
 
@@ -68,7 +68,7 @@ def overloaded():
         server.shutdown()
 
 
-def test_images_are_those_of_their_seeds_whoever_generates_them(parts, served, overloaded, monkeypatch):
+def test_pool_images_depend_on_their_seeds_only(parts, served, overloaded, monkeypatch):
     monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.05)
     pool = ServerPool([served.url, overloaded, f"{served.url}/v1"], at_once=2)
     assert pool.at_once == 6
@@ -79,7 +79,7 @@ def test_images_are_those_of_their_seeds_whoever_generates_them(parts, served, o
         assert abs(np.asarray(image).astype(int) - np.asarray(found[index])).max() <= 1, "where sums are rounded"
 
 
-def test_servers_that_never_answer_are_given_up(overloaded, monkeypatch):
+def test_unavailable_servers_raise_an_error(overloaded, monkeypatch):
     monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(BusyServerError, match="64 requests are open"):
@@ -87,7 +87,7 @@ def test_servers_that_never_answer_are_given_up(overloaded, monkeypatch):
 
 
 class Failing(Overloaded):
-    """Fails twice at the image of one prompt, first after a second, and generates the others at once."""
+    """Server that fails twice for one prompt, first after a second, and responds to the others at once."""
 
     failures = iter((1.0, 0.0))
 
@@ -103,8 +103,8 @@ class Failing(Overloaded):
         self.answer(200, {"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]})
 
 
-def test_patience_begins_with_a_failure(monkeypatch):
-    """Not with the last answer, which is long ago where other requests were waited for."""
+def test_patience_starts_at_the_first_failure(monkeypatch):
+    """It does not start at the last response, which is earlier if other requests were waited for."""
     monkeypatch.setattr(pool_module, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 0.6)
     with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
@@ -115,7 +115,7 @@ def test_patience_begins_with_a_failure(monkeypatch):
     assert found.keys() == {0, 1, 2}
 
 
-def test_what_a_server_refuses_ends_the_work(served):
+def test_refused_request_ends_the_generation(served):
     with pytest.raises(ValueError, match="guidance_scale"):
         list(ServerPool([served.url]).generate_images(ORDERS, guidance_scale=-1.0))
 

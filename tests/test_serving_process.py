@@ -1,4 +1,4 @@
-"""`evotok serve` as a process: the embedded model out of the box, a signal to end, a kill and another start."""
+"""`evotok serve` as a process: the embedded model, a signal to end, a kill and a restart."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ CLIENTS, EACH = 4, 40
 
 @contextmanager
 def process_of(checkpoint: str | Path, port: int) -> Iterator[subprocess.Popen]:
-    """`evotok serve` from its start until it listens, killed at the end."""
+    """Starts `evotok serve`, waits until it listens, and kills it at the end."""
     command = [sys.executable, "-m", "evotok.cli", "serve", str(checkpoint), "--port", str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -53,7 +53,7 @@ def client_of(port: int, **options) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120, **options)
 
 
-def test_server_of_the_embedded_model_answers_and_ends_at_a_signal():
+def test_server_answers_and_ends_at_sigterm():
     port = free_port()
     with process_of("mini", port) as process, client_of(port, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["mini"]
@@ -66,22 +66,22 @@ def test_server_of_the_embedded_model_answers_and_ends_at_a_signal():
             target=lambda: answers.append(client.images.generate(model="mini", prompt="a pizza", n=8))
         )
         work.start()
-        time.sleep(1)  # the request is there; its images take longer
+        time.sleep(1)  # the request has arrived; its images take longer
         process.send_signal(signal.SIGTERM)
         work.join(120)
-        assert len(decode(answers[0])) == 8, "what is open is answered"
+        assert len(decode(answers[0])) == 8, "open requests are answered"
         assert process.wait(60) in (0, -signal.SIGTERM)
         assert process.stdout.read() == ""
 
 
-def test_a_server_that_was_killed_is_started_again_and_clients_go_on(tmp_path):
+def test_clients_continue_after_a_killed_server_restarts(tmp_path):
     model, processor = build_chat_model()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     port, counts = free_port(), []
 
     def go_on() -> None:
-        """A client whose retries bridge the time without a server."""
+        """Sends requests with retries, which bridge the time without a server."""
         with client_of(port, max_retries=60) as client:
             for seed in range(EACH):
                 found = client.chat.completions.create(

@@ -1,4 +1,4 @@
-"""The results in `docs/results` are of what is shipped: the embedded weights, the options of the configuration."""
+"""The results in `docs/results` belong to the embedded weights and to the shipped configurations."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ OF_MINI = {  # folder -> suite, configuration
 
 
 def finished(folder: str, suite: str, config: str | None, dtype: str = "float32") -> dict:
-    """What was found, finished and with the options that are shipped."""
+    """Returns results after a check that they are finished and have the shipped options."""
     results = json.loads((ROOT / "docs/results" / folder / "results.json").read_text(encoding="utf-8"))
     options = suite_module(suite).Options
     assert results["suite"] == suite and results["finished"]
@@ -38,18 +38,18 @@ def test_results_are_of_the_embedded_weights(folder):
 
 
 @pytest.mark.parametrize(("name", "folder"), [("results.json", "mini"), ("understanding.json", "understanding-world")])
-def test_results_beside_the_checkpoint_are_the_shipped_ones(name, folder):
+def test_results_beside_the_checkpoint_equal_the_shipped_ones(name, folder):
     found = ROOT / "docs/results" / folder
     again = f"python -m evotok.cards.mini mini {found.relative_to(ROOT)}"
     assert (MINI / name).read_bytes() == (found / "results.json").read_bytes(), again
 
 
-def test_the_harness_names_its_version():
+def test_notes_have_the_version_of_the_harness():
     results = json.loads((MINI / "understanding.json").read_text(encoding="utf-8"))
     assert results["versions"]["lmms-eval"] in " ".join(results["notes"])
 
 
-def test_ablations_are_those_of_the_shipped_budget():
+def test_ablations_have_the_shipped_options():
     results = finished("ablations", "ablations", None, "bfloat16 autocast")
     runs = results["tables"]["runs"]
     seeds = {run["seed"] for run in runs}

@@ -1,4 +1,4 @@
-"""Sources: every converter on a tiny file of its data set's schema, and what is refused."""
+"""Sources: every converter on a tiny file of its data set's schema, and refused input."""
 
 import json
 import random
@@ -18,8 +18,8 @@ from evotok.processing.image_loading_evotok import load_image
 
 
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-TURNS = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "Red."}]
-TEXT_TURNS = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]
+MESSAGES = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "Red."}]
+TEXT_MESSAGES = [{"from": "human", "value": "Say hello."}, {"from": "gpt", "value": "Hello."}]
 
 
 def picture(color="red", suffix="png"):
@@ -40,7 +40,7 @@ def write_parquet(path, rows, features=None):
 
 
 def write_tar(path, samples):
-    """Samples of (key, {suffix: bytes})."""
+    """Writes a tar of samples (key, {suffix: bytes})."""
     with tarfile.open(path, "w") as tar:
         for key, files in samples:
             for suffix, data in files.items():
@@ -55,7 +55,7 @@ def write_json(path, rows):
 
 
 def texts(row):
-    """Question and answer of a row, an image as `<image>`."""
+    """Returns the question and answer of a row, with `<image>` for an image."""
     roles = [message["role"] for message in row["messages"]]
     assert roles == ["user", "assistant"]
     return tuple("".join(part["text"] or "<image>" for part in message["content"]) for message in row["messages"])
@@ -74,13 +74,13 @@ LLAVA = {
     "data_source": Value("string"),
 }
 LLAVA_ROWS = [
-    {"id": "a", "image": IMAGE, "conversations": TURNS, "data_source": "ai2d"},
-    {"id": "b", "image": None, "conversations": TEXT_TURNS, "data_source": "text"},
+    {"id": "a", "image": IMAGE, "conversations": MESSAGES, "data_source": "ai2d"},
+    {"id": "b", "image": None, "conversations": TEXT_MESSAGES, "data_source": "text"},
 ]
 CAMBRIAN_ROWS = [
-    {"id": 7, "image": "a.jpg", "conversations": TURNS, "source": "coco.json"},
-    {"id": "t", "conversations": TEXT_TURNS, "source": "text.json"},
-    {"image": "a.jpg", "conversations": TEXT_TURNS},  # without an image mark
+    {"id": 7, "image": "a.jpg", "conversations": MESSAGES, "source": "coco.json"},
+    {"id": "t", "conversations": TEXT_MESSAGES, "source": "text.json"},
+    {"image": "a.jpg", "conversations": TEXT_MESSAGES},  # without an image mark
 ]
 HONEYBEE_ROWS = [
     {"q_source": "Ours", "q_id": "1", "image_path": "a.jpg", "question": "How many?", "cot": "\\boxed{2}"},
@@ -154,13 +154,13 @@ def test_source_rows_have_ids_and_rejected_answers(tmp_path):
     assert SOURCES["imagenet-1k"].convert({"image": IMAGE, "label": 1}, None)["id"] == "n01440764_1.JPEG"
 
 
-def test_image_folder_takes_texts_from_files_or_names(tmp_path):
+def test_image_folder_reads_texts_from_files_or_names(tmp_path):
     write_images(tmp_path, "a/red-wall.png", "b.jpg")
     (tmp_path / "b.txt").write_text("a wall\n")
     assert {texts(row)[0] for row in converted("image-folder", tmp_path)} == {"red wall", "a wall"}
 
 
-def test_sources_have_the_figures_of_plans():
+def test_sources_have_licence_weight_and_sizes():
     assert set(FILES) | {"image-folder"} == set(SOURCES)
     for name, source in SOURCES.items():
         assert name == source.name and source.licence and source.weight > 0
@@ -168,14 +168,14 @@ def test_sources_have_the_figures_of_plans():
 
 
 def _overwritten(data):
-    """Data with noise in the middle, from the start of a block on."""
+    """Overwrites data with noise in the middle, from the start of a block on."""
     start = len(data) // 1024 * 512
     return data[:start] + b"\xff" * 1024 + data[start + 1024 :]
 
 
 @pytest.mark.parametrize("kind", ["webdataset-pairs", "parquet-pairs"])
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], _overwritten, lambda data: b"no file" * 999])
-def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
+def test_damaged_file_is_skipped_from_the_damage_on(kind, damage, tmp_path):
     for name in "abc":
         if kind == "webdataset-pairs":
             path = tmp_path / f"{name}.tar"
@@ -197,7 +197,7 @@ def test_damaged_file_costs_its_rest(kind, damage, tmp_path):
         source.convert(bad)
 
 
-def test_missing_file_is_not_a_damaged_one(tmp_path):
+def test_missing_file_raises_an_error(tmp_path):
     with pytest.raises(OSError, match="a.parquet: cannot be read .No such file or directory.: put it back"):
         list(Rows([str(tmp_path / "a.parquet")], read_parquet))
 
@@ -223,18 +223,18 @@ def test_source_on_the_hub_has_its_files_as_shards(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("llava-next", {"id": "1", "image": None, "conversations": []}, "at least one turn"),
-        ("llava-next", {"id": "1", "image": None, "conversations": TURNS}, "marks"),
+        ("llava-next", {"id": "1", "image": None, "conversations": []}, "at least one message"),
+        ("llava-next", {"id": "1", "image": None, "conversations": MESSAGES}, "marks"),
         ("blip3o-short", {"__key__": "1", "txt": b" ", "jpg": b"x"}, "no caption"),
         ("honeybee", HONEYBEE_ROWS[0] | {"question": None}, "full_data"),
         ("rlaif-v", RLAIF_ROW | {"rejected": None}, "nothing under rejected"),
         ("rlaif-v", RLAIF_ROW | {"image": None}, "nothing under image"),
         ("opengpt-4o-image", {"json": json.dumps(DRAWN | {"output_image": "../secret.png"})}, "outside"),
         ("parquet-pairs", {"image": IMAGE, "caption": "x" * 200_001}, "characters of text, over the limit of 200,000"),
-        ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_TURNS * 5001}, "10,002 turns, over the limit"),
+        ("llava-next", LLAVA_ROWS[1] | {"conversations": TEXT_MESSAGES * 5001}, "10,002 messages, over the limit"),
     ],
 )
-def test_source_refuses_rows_that_cannot_be_converted(name, row, message, tmp_path):
+def test_source_refuses_unusable_rows(name, row, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         SOURCES[name].convert(row, tmp_path)
 
@@ -259,7 +259,7 @@ def test_source_refuses_folders_without_its_files(name, path, message, tmp_path,
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with an image, beside another one that links lead to."""
+    """Creates a folder with an image, beside another one that links lead to."""
     write_images(tmp_path, "inside/a.png", "outside/b.png")
     (tmp_path / "outside" / "secret.txt").write_text("the secret")
     (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "outside" / "b.png")

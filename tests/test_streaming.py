@@ -1,4 +1,4 @@
-"""Trainings on streams: they resume exactly, count what they skip on all processes, and need an end."""
+"""Trainings on streams: they resume exactly, count skipped rows on all processes, and require an end."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from ports import free_port
-from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet
+from test_sources import MESSAGES, TEXT_MESSAGES, picture, write_images, write_parquet
 from test_training import ROOT, losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
@@ -22,7 +22,7 @@ from evotok.training.train import main
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Images with captions, one of them corrupt, and conversations, one in four of text alone."""
+    """Writes images with captions, one of them corrupt, and conversations, one in four of text alone."""
     folder = tmp_path_factory.mktemp("corpus")
     write_images(folder, *(f"pictures/{n}-red-wall.png" for n in range(24)))
     (folder / "pictures" / "bad.png").write_bytes(b"no picture")
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
         {
             "id": str(n),
             "image": {"bytes": picture("blue" if n % 2 else "red"), "path": None} if n % 4 else None,
-            "conversations": TURNS if n % 4 else TEXT_TURNS,
+            "conversations": MESSAGES if n % 4 else TEXT_MESSAGES,
             "data_source": "test",
         }
         for n in range(32)
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unified(recipes, corpus):  # noqa: F811
-    """The recipe of a stage that answers and generates in one run."""
+    """Returns the recipe of a stage that answers and generates in one run."""
     recipe = yaml.safe_load((recipes / "sft.yaml").read_text())
     sources = [
         {"source": "llava-next", "path": str(corpus / "next"), "weight": 2},
@@ -91,8 +91,8 @@ def test_folder_of_images_resumes_with_the_same_crops_and_counts_bad_images(reci
     assert max(entry.get("skipped_image", 0) for entry in history(whole)) >= 1
 
 
-def test_run_ends_where_its_images_are_gone(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """It does not continue with the last image that could be read."""
+def test_run_ends_after_its_images_are_removed(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """The last readable image is not repeated."""
     write_images(tmp_path, *(f"pictures/{n}.png" for n in range(12)))
     words = [str(recipes / "tokenizer.yaml"), "data.name=folder", f"data.path={tmp_path / 'pictures'}"]
     words += ["training.max_steps=500", "training.per_device_train_batch_size=1", "training.save_steps=2"]
@@ -151,7 +151,7 @@ def test_logs_have_terms_and_skipped_rows_of_all_processes(tmp_path):
     assert (one["skipped_image"], one["skipped_length"]) == (6, 2)
 
 
-def test_mixture_needs_an_end_and_sources(unified, tmp_path, capsys):
+def test_mixture_requires_max_steps_and_sources(unified, tmp_path, capsys):
     assert main([str(unified), f"training.output_dir={tmp_path}", "training.max_steps=-1"]) == 2
     assert "set training.max_steps" in capsys.readouterr().err
     assert main([str(unified), "data.name=world"]) == 2

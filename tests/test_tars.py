@@ -23,12 +23,12 @@ def padded(data):
 
 
 def zeros(megabytes):
-    """Gzipped zeros."""
+    """Returns gzipped zeros."""
     return gzip.compress(bytes(1_000_000)) * megabytes
 
 
 def sparse_gnu():
-    """A header of old GNU tars: 8 GB of holes."""
+    """Returns a header of old GNU tars: 8 GB of holes."""
     block = bytearray(header("a.png", 0, tarfile.GNUTYPE_SPARSE))
     block[483:495] = b"%011o\0" % 8_000_000_000
     block[148:156] = b" " * 8
@@ -37,7 +37,7 @@ def sparse_gnu():
 
 
 def pax(fields, kind=tarfile.XHDTYPE):
-    """An extended header with these fields."""
+    """Returns an extended header with these fields."""
     records = b""
     for name, value in fields.items():
         record = f" {name}={value}\n".encode()
@@ -107,8 +107,8 @@ def test_read_tar_groups_neighbouring_files_by_key(tmp_path, mode, form):
     assert found == [{"__key__": f"{long}{number}"} | files for number, files in enumerate(expected)]
 
 
-def test_read_tar_reads_files_that_are_as_large_on_the_disk(tmp_path, monkeypatch):
-    """Images do not compress, and what is not compressed does not expand."""
+def test_read_tar_reads_large_uncompressed_files(tmp_path, monkeypatch):
+    """Images do not compress, and uncompressed data do not expand."""
     monkeypatch.setattr("evotok.data.sources.shard_files.FREE", 320_000)
     data = random.Random(0).randbytes(300_000)
     for mode in ("w", "w:gz"):

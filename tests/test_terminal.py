@@ -1,4 +1,4 @@
-"""Images on a terminal: what is printed decodes to the image."""
+"""Images on a terminal: the printed text decodes to the image."""
 
 import io
 import re
@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def image():
-    """Noise, whose PNG has several chunks."""
+    """Returns noise, whose PNG has several chunks."""
     return Image.effect_noise((96, 96), 90).convert("RGB")
 
 
@@ -63,7 +63,7 @@ def test_encode_blocks_has_two_pixels_a_character():
         ({}, None),
     ],
 )
-def test_choose_protocol(environ, protocol):
+def test_choose_protocol_follows_the_environment(environ, protocol):
     assert choose_protocol(environ) == protocol
 
 

@@ -30,11 +30,11 @@ def test_decoding_restores_any_text(tokenizer):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_text_is_normalised_to_nfc(tokenizer):
+def test_text_is_normalized_to_nfc(tokenizer):
     assert tokenizer("Co\u0302te")["input_ids"] == tokenizer("C\u00f4te")["input_ids"]
 
 
-def test_special_tokens_are_those_of_qwen(tokenizer):
+def test_special_tokens_equal_those_of_qwen(tokenizer):
     ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     assert ids == list(range(len(tokenizer) - len(SPECIAL_TOKENS), len(tokenizer)))
     assert tokenizer("".join(SPECIAL_TOKENS))["input_ids"] == ids
@@ -50,14 +50,14 @@ def test_vocabulary_has_the_given_size(tokenizer):
         train_text_tokenizer(TEXTS, vocab_size=263)
 
 
-def test_order_of_texts_does_not_change_the_tokenizer(tokenizer):
+def test_tokenizer_is_independent_of_the_order_of_texts(tokenizer):
     texts = list(TEXTS)
     random.Random(0).shuffle(texts)
     again = train_text_tokenizer(iter(texts), vocab_size=512)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_saved_tokenizer_loads_as_the_same(tokenizer, tmp_path):
+def test_saved_tokenizer_loads_equal(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_vocab() == tokenizer.get_vocab() and again.pad_token_id == tokenizer.pad_token_id

@@ -16,18 +16,18 @@ from evotok.tokenizer_graphs import GRAPHS, export_programs
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """The trained tokenizer of the embedded model."""
+    """Returns the trained tokenizer of the embedded model."""
     return load_tokenizer("mini")[0].cpu()
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Scenes of the validation styles (5, 3, 64, 64)."""
+    """Returns scenes of the validation styles (5, 3, 64, 64)."""
     return scene_pixels(load_world(), held_out_scenes(load_world(), "val", 5))
 
 
 def expected(tokenizer, scenes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of each graph, by the model."""
+    """Returns the input and output of each graph, by the model."""
     codes = tokenizer.encode(scenes)
     with torch.no_grad():
         return {
@@ -37,7 +37,7 @@ def expected(tokenizer, scenes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         }
 
 
-def test_saved_programs_give_the_outputs_of_the_model_for_any_batch(tiny_model, pixels, tmp_path):
+def test_saved_programs_equal_the_model_for_any_batch(tiny_model, pixels, tmp_path):
     vq_model = tiny_model.model.vq_model
     codes = vq_model.encode(pixels)
     inputs = {"encoder": pixels, "pixel_decoder": codes[..., :2], "semantic_decoder": codes}
@@ -52,7 +52,7 @@ def test_saved_programs_give_the_outputs_of_the_model_for_any_batch(tiny_model, 
             torch.testing.assert_close(given, wanted, rtol=0, atol=0 if name == "encoder" else 1e-5)
 
 
-def test_onnx_files_give_the_outputs_of_the_model_for_any_batch(tokenizer, scenes, tmp_path, capsys):
+def test_onnx_files_equal_the_model_for_any_batch(tokenizer, scenes, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["export-onnx", "mini", "--out", str(tmp_path / "onnx"), "--json"]) == 0

@@ -38,7 +38,7 @@ def test_adaptive_weight_makes_both_gradients_equally_long():
     assert adaptive_weight(pixel, 0 * layer.sum(), layer, limit=50.0).item() == 50
 
 
-def test_hinge_losses_of_discriminator_and_generator():
+def test_hinge_losses_equal_known_values():
     real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0])
     assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.5))
     assert generator_loss(fake).item() == pytest.approx(1.0)

@@ -54,7 +54,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe with every option of the stage but teachers."""
+    """Writes a recipe with every option of the stage but teachers."""
     path = tmp_path_factory.mktemp("recipe") / "tokenizer.yaml"
     path.write_text(yaml.safe_dump(RECIPE))
     return path
@@ -62,7 +62,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
-    """The folder of an uninterrupted run."""
+    """Returns the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert main([str(recipe), f"training.output_dir={folder}"]) == 0
     return folder
@@ -92,7 +92,7 @@ def arguments(folder, **fields):
 
 
 def test_tokenizer_training_resumes_bit_equal(recipe, whole, tmp_path):
-    """Weights, EMA, codebooks, discriminator, both optimizers and both schedules."""
+    """Compared are weights, EMA, codebooks, discriminator, both optimizers and both schedules."""
     shutil.copytree(whole / "checkpoint-3", tmp_path / "checkpoint-3")
     assert main([str(recipe), f"training.output_dir={tmp_path}"]) == 0
     assert losses(tmp_path) == losses(whole)
@@ -106,7 +106,7 @@ def test_tokenizer_training_resumes_bit_equal(recipe, whole, tmp_path):
 
 
 def test_discriminator_schedule_counts_from_its_start_step(whole):
-    """It starts with step 3 of 6: one step of warm-up, then a cosine to zero, as the weights over all steps."""
+    """It starts at step 3 of 6: one step of warm-up, then a cosine to zero, as the weights over all steps."""
     rates = {}
     for step in (3, 6):
         folder = whole / f"checkpoint-{step}"
@@ -128,8 +128,8 @@ def test_ema_and_discriminator_start_in_a_resumed_run_without_them(recipe, tmp_p
     assert load_file(tmp_path / "checkpoint-6" / "average.safetensors")["n_averaged"] == 3
 
 
-def test_two_processes_train_as_one_on_the_same_global_batch(recipe, tmp_path):
-    """Losses, statistics of the codebooks, discriminator, EMA and validation."""
+def test_two_processes_equal_one_on_the_same_global_batch(recipe, tmp_path):
+    """Compared are losses, statistics of the codebooks, discriminator, EMA and validation."""
     # A restart samples vectors of the batch, different ones on two processes.
     steps = ["training.max_steps=4", "training.save_steps=4", "model.config.codebook_restart_threshold=0.0"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -233,7 +233,7 @@ def test_discriminator_takes_one_step_for_accumulated_batches(recipe, tmp_path):
 # --- data ----------------------------------------------------------------------------------------------------------
 
 
-def test_build_validation_needs_images(tmp_path):
+def test_build_validation_requires_images(tmp_path):
     recipe = Recipe("tokenizer")
     recipe.data.name = "mixture"
     with pytest.raises(ValueError, match=r"give data\.validation_path"):
@@ -292,7 +292,7 @@ def test_unknown_networks_are_refused():
 
 
 @pytest.mark.parametrize("name", ["mini", "paper"])
-def test_restart_warning_is_not_given_for_shipped_recipes(name):
+def test_restart_warning_is_absent_for_shipped_recipes(name):
     path = ROOT / "configs" / name / "tokenizer.yaml"
     recipe = read_recipe(path)
     config = EvoTokVQConfig(**tokenizer_fields(recipe, path))

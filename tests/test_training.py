@@ -1,4 +1,4 @@
-"""`evotok train` and `training/train.py`: small trainings of the stages, what they save, log and report."""
+"""`evotok train` and `training/train.py`: small trainings of the stages, with their files, logs and errors."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def zero3(folder):
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory):
-    """Tiny recipes of three stages, with a random tokenizer and a random language model to start from."""
+    """Writes tiny recipes of three stages, with a random tokenizer and a random language model to start from."""
     folder = tmp_path_factory.mktemp("recipes")
     torch.manual_seed(0)
     tokenizer = EvoTokVQModel(EvoTokVQConfig(**VQ))

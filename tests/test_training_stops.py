@@ -11,7 +11,7 @@ from test_training import losses, recipes  # noqa: F401 - a fixture
 from transformers import Trainer
 
 from evotok.training import trainer as trainer_module
-from evotok.training.resuming.checkpoints import atomic_directory, last_complete_checkpoint, name_full_disk
+from evotok.training.resuming.checkpoints import atomic_directory, last_complete_checkpoint, translate_disk_errors
 from evotok.training.train import main
 
 
@@ -40,8 +40,8 @@ def error_line(capsys):
         ("gen", "depth_decoder.classifiers.0.norm.weight", "image_loss, image_loss_level1"),
     ],
 )
-def test_training_stops_at_loss_that_is_not_finite(recipes, tmp_path, monkeypatch, capsys, stage, weight, terms):  # noqa: F811
-    """It is detected when the next checkpoint is due, and the message names the step where it began."""
+def test_training_stops_at_non_finite_loss(recipes, tmp_path, monkeypatch, capsys, stage, weight, terms):  # noqa: F811
+    """It is detected when the next checkpoint is due, and the message names its first step."""
     before_step(monkeypatch, 5, lambda model: model.get_parameter(weight).data.fill_(float("nan")))
     words = [str(recipes / f"{stage}.yaml"), f"training.output_dir={tmp_path}", "training.logging_steps=100"]
     assert main(words) == 2
@@ -51,7 +51,7 @@ def test_training_stops_at_loss_that_is_not_finite(recipes, tmp_path, monkeypatc
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_training_stops_at_gradient_that_is_not_finite(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_training_stops_at_non_finite_gradient(recipes, tmp_path, monkeypatch, capsys):  # noqa: F811
     """The loss of that step is still finite."""
 
     def spoil(model):
@@ -64,7 +64,7 @@ def test_training_stops_at_gradient_that_is_not_finite(recipes, tmp_path, monkey
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_finite_check_runs_only_where_something_is_logged_or_saved(recipes, tmp_path, monkeypatch):  # noqa: F811
+def test_finite_check_runs_at_logging_and_saving_only(recipes, tmp_path, monkeypatch):  # noqa: F811
     """No step synchronizes with the device because of it."""
     calls = []
     check, isnan = trainer_module.EvoTokTrainer._check_finite, torch.isnan
@@ -82,7 +82,7 @@ def test_finite_check_runs_only_where_something_is_logged_or_saved(recipes, tmp_
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
 def test_full_disk_keeps_the_last_checkpoint(recipes, tmp_path, monkeypatch, capsys, file):  # noqa: F811
-    """PyTorch gets the error of the system; safetensors, which writes a part file, has a message of its own."""
+    """PyTorch raises the error of the system; safetensors, which writes a part file, has a message of its own."""
     words = [str(recipes / "tokenizer.yaml"), f"training.output_dir={tmp_path}"]
     serialize = safetensors.torch.serialize_file
 
@@ -118,12 +118,12 @@ def test_full_disk_keeps_the_last_checkpoint(recipes, tmp_path, monkeypatch, cap
         lambda path: safetensors.torch.save_file({}, path),
     ],
 )
-def test_atomic_directory_names_a_folder_that_another_process_removed(tmp_path, write):
+def test_atomic_directory_reports_a_removed_folder(tmp_path, write):
     folder = tmp_path / "checkpoint-1"
     with pytest.raises(OSError, match="checkpoint-1: removed while .* another .* kept: none"), atomic_directory(folder):
         write(folder / "file")
 
 
-def test_name_full_disk_raises_other_errors_unchanged(tmp_path):
-    with pytest.raises(RuntimeError, match="out of memory"), name_full_disk(tmp_path / "checkpoint-1"):
+def test_translate_disk_errors_raises_other_errors_unchanged(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), translate_disk_errors(tmp_path / "checkpoint-1"):
         raise RuntimeError("out of memory")

@@ -17,7 +17,7 @@ from evotok.eval.suites.trajectory import Options, check
 
 pytest.importorskip("sklearn")
 
-PICTURES = ("trajectory.svg", "trajectory.png", "tsne.svg", "tsne.png", "clusters.png", "reconstructions.png")
+IMAGES = ("trajectory.svg", "trajectory.png", "tsne.svg", "tsne.png", "clusters.png", "reconstructions.png")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def save_images(folder, count):
     return str(folder)
 
 
-def test_scenes_of_held_out_styles_are_measured_at_every_depth(checkpoint, tmp_path):
+def test_held_out_scenes_are_measured_at_every_depth(checkpoint, tmp_path):
     results = evaluated(checkpoint, tmp_path, "images=40", "probe_scenes=40", "clusters=3")
     rows = results["tables"]["by_depth"]
     assert [row["depth"] for row in rows] == list(range(1, LEVELS + 1))
@@ -49,7 +49,7 @@ def test_scenes_of_held_out_styles_are_measured_at_every_depth(checkpoint, tmp_p
     clusters = results["tables"]["clusters"]
     assert [row["depth"] for row in clusters] == [1, 4]
     assert clusters[0].keys() == {"depth", "thing", "color", "background"}
-    for name in PICTURES:
+    for name in IMAGES:
         assert (tmp_path / name).stat().st_size > 3000, name
     with (tmp_path / "tsne.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 40 * LEVELS
@@ -58,7 +58,7 @@ def test_scenes_of_held_out_styles_are_measured_at_every_depth(checkpoint, tmp_p
     assert set(results["files"]) == {"checkpoint_settings", "teacher"}
 
 
-def test_a_folder_of_images_is_measured_without_a_probe(checkpoint, tmp_path):
+def test_image_folder_is_measured_without_a_probe(checkpoint, tmp_path):
     teacher = Path(checkpoint).parent / "vision"
     folder = save_images(tmp_path / "images", 8)
     results = evaluated(checkpoint, tmp_path / "out", f"data={folder}", f"teacher={teacher}", "clusters=2")
@@ -88,7 +88,7 @@ def test_check_refuses_bad_options(checkpoint, options, message):
         check(Options(**options), [checkpoint])
 
 
-def test_a_teacher_of_other_features_is_refused(checkpoint, tmp_path, capsys):
+def test_teacher_of_other_width_is_refused(checkpoint, tmp_path, capsys):
     save_tower(tmp_path / "wider", 32)
     words = [f"teacher={tmp_path / 'wider'}", "images=40", "--out", str(tmp_path / "out")]
     assert main(["eval", "trajectory", checkpoint, *words]) == 2

@@ -1,4 +1,4 @@
-"""The engine of `evotok serve` under load: the queue's limit, clients that leave, time limits, failures, shutdown."""
+"""The engine of `evotok serve` under load: queue limit, disconnected clients, time limits, failures, shutdown."""
 
 import json
 import socket
@@ -26,13 +26,13 @@ HELLO = [{"role": "user", "content": "a cat"}]
 
 @pytest.fixture(scope="module")
 def parts():
-    """Model and processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
+    """Returns a model and its processor: 32 px, 4 x 4 positions, a context of 512 tokens."""
     return build_chat_model()
 
 
 @pytest.fixture
 def slow(parts, monkeypatch):
-    """Makes every step of text and every position of an image wait for a permit; `release` gives all of them."""
+    """Makes every step of text and every position of an image wait for an event, which `set` releases."""
     gate, seen = threading.Event(), threading.Event()
     forward = parts[0].model.language_model.forward
 
@@ -47,7 +47,7 @@ def slow(parts, monkeypatch):
     gate.set()
 
 
-def test_requests_beyond_the_queue_are_refused_and_none_of_the_others_is_lost(parts, slow):
+def test_requests_beyond_the_queue_are_refused(parts, slow):
     def say(_):
         try:
             return served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).usage.total_tokens
@@ -62,11 +62,11 @@ def test_requests_beyond_the_queue_are_refused_and_none_of_the_others_is_lost(pa
         assert [result.result(60) for result in refused] == [None] * 5
         slow.set()
         assert None not in [result.result(60) for result in first]
-        assert say(0), "places are free again"
+        assert say(0), "places are released"
 
 
 def disconnect(served, path: str, body: dict) -> None:
-    """Sends a request and leaves when the model is at work on it."""
+    """Sends a request and disconnects while it is processed."""
     content = json.dumps(body).encode()
     with socket.create_connection(urlsplit(served.url).netloc.split(":"), timeout=60) as connection:
         lines = f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"
@@ -82,7 +82,7 @@ def disconnect(served, path: str, body: dict) -> None:
         (IMAGES, {"prompt": "a cat", "n": 2}),
     ],
 )
-def test_a_client_that_leaves_frees_its_place(parts, slow, path, body):
+def test_disconnected_client_releases_its_place(parts, slow, path, body):
     with running(parts, Limits(requests=1)) as served:
         disconnect(served, path, body)
         wait_for(lambda: served.count("evotok_aborted_requests_total") == 1)
@@ -93,7 +93,7 @@ def test_a_client_that_leaves_frees_its_place(parts, slow, path, body):
         assert served.count("evotok_generated_tokens_total") < 10 and served.count("evotok_generated_images_total") == 0
 
 
-def test_a_client_that_leaves_while_it_waits_is_never_worked_on(parts, slow):
+def test_disconnected_waiting_client_is_not_processed(parts, slow):
     with running(parts) as served, ThreadPoolExecutor(1) as pool:
         first = pool.submit(served.client.images.generate, model="tiny", prompt="a cat")
         wait_for(slow.begun.is_set)
@@ -120,7 +120,7 @@ def stuck(parts, monkeypatch):
     released.set()
 
 
-def test_a_client_that_leaves_a_stream_ends_the_answer(parts, stuck):
+def test_disconnected_stream_ends_the_answer(parts, stuck):
     with running(parts, Limits(requests=1)) as served:
         stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=450, stream=True)
         pieces = iter(stream)
@@ -134,7 +134,7 @@ def test_a_client_that_leaves_a_stream_ends_the_answer(parts, stuck):
         assert served.count("evotok_aborted_requests_total") == 1
 
 
-def test_a_request_that_waits_does_not_keep_its_images_as_text(parts, slow, monkeypatch):
+def test_waiting_request_releases_its_encoded_images(parts, slow, monkeypatch):
     bodies, to_request = [], ChatBody.to_request
 
     def watch(body, *args):
@@ -152,18 +152,18 @@ def test_a_request_that_waits_does_not_keep_its_images_as_text(parts, slow, monk
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_requests_that_take_too_long_end_with_an_error(parts, slow, stream):
+def test_timed_out_requests_end_with_an_error(parts, slow, stream):
     with running(parts, Limits(requests=1, seconds=0.5)) as served:
         with pytest.raises(openai.InternalServerError) as late:
             served.client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
         assert (late.value.status_code, late.value.code) == (504, "timeout")
         slow.set()
         wait_for(lambda: served.count("evotok_requests_running") == 0)
-        with pytest.raises(openai.NotFoundError):  # for want of a place it would be a RateLimitError
+        with pytest.raises(openai.NotFoundError):  # without a free place it would be a RateLimitError
             served.client.chat.completions.create(model="other", messages=HELLO)
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_event(parts, stuck):
+def test_timed_out_stream_ends_with_an_event(parts, stuck):
     with running(parts, Limits(seconds=5)) as served:
         stream = served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=400, stream=True)
         with pytest.raises(openai.APIError, match="No answer within 5 s"):
@@ -171,7 +171,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_event(parts, stuck):
         stuck.set()
 
 
-def test_a_batch_that_fails_fails_alone(parts, monkeypatch, caplog):
+def test_failed_batch_keeps_the_engine_running(parts, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
@@ -189,11 +189,11 @@ def test_a_batch_that_fails_fails_alone(parts, monkeypatch, caplog):
         assert served.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices
 
 
-def test_open_requests_are_answered_at_shutdown(parts, slow):
+def test_shutdown_answers_open_requests(parts, slow):
     with ThreadPoolExecutor(1) as pool:
         with running(parts) as served:
             found = pool.submit(served.client.chat.completions.create, model="tiny", messages=HELLO, max_tokens=3)
             wait_for(slow.begun.is_set)
             threading.Timer(0.5, slow.set).start()
-            served.client.close = lambda: None  # the client is used until its answer is there
+            served.client.close = lambda: None  # the client is used until its answer arrives
         assert found.result(60).usage.completion_tokens == 3

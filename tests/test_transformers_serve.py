@@ -1,4 +1,4 @@
-"""`transformers serve` of an exported checkpoint, by the code in it: the server does not import this package."""
+"""`transformers serve` of an exported checkpoint with its own code: the server does not import this package."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ START_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The folder of the exported embedded model, which is its name for the server, too."""
+    """Returns the folder of the exported embedded model, which is its name for the server, too."""
     folder = tmp_path_factory.mktemp("exported") / "mini"
     assert main(["export", "mini", "--out", str(folder)]) == 0
     return str(folder)
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, model):
-    """A client of `transformers serve` with the exported model."""
+    """Yields a client of `transformers serve` with the exported model."""
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "code")}
     environment.pop("PYTHONPATH", None)
@@ -68,7 +68,7 @@ def _wait_until_ready(client, process: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def expected():
-    """The greedy answer of this package to a question about an image."""
+    """Returns the greedy answer of this package to a question about an image."""
     mini, processor = load_multimodal("mini")
     content = [{"type": "image", "image": noise(side=64)}, {"type": "text", "text": "What is this?"}]
     prompt, _ = read_chat(mini, processor, [{"role": "user", "content": content}])

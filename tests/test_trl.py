@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with processor, collator and model as they are: its loss equals ours."""
+"""TRL's `SFTTrainer` with the unchanged processor, collator and model: its loss equals the model's."""
 
 import pytest
 import torch

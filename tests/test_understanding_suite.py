@@ -26,7 +26,7 @@ def paper():
     return read_options(Options, "understanding", str(ROOT / "configs/eval/understanding.yaml"), []).figures()
 
 
-def test_figures_of_benchmarks_have_the_papers_scale(paper):
+def test_figures_of_benchmarks_have_the_scale_of_the_paper(paper):
     assert figures_of(FOUND, paper) == {
         "GQA": 50.0,
         "GQA_paper": 61.8,
@@ -42,7 +42,7 @@ def test_figures_of_benchmarks_have_the_papers_scale(paper):
     }
 
 
-def test_figures_of_refuses_a_metric_that_the_task_lacks():
+def test_figures_of_refuses_a_missing_metric():
     options = Options(benchmarks={"GQA": {"task": "gqa", "metrics": ["accuracy"]}})
     with pytest.raises(ValueError, match="task gqa has no metric 'accuracy', but exact_match"):
         figures_of(FOUND, options.figures())
@@ -69,7 +69,7 @@ def test_check_names_the_missing_harness(monkeypatch):
 
 @pytest.fixture
 def harness(monkeypatch):
-    """lmms-eval counts as installed; tasks of the world need no more of it."""
+    """Makes lmms-eval count as installed; tasks of the world require no more of it."""
     monkeypatch.setattr(understanding, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
 
 

@@ -58,7 +58,7 @@ VALUES = st.recursive(
 
 @st.composite
 def damaged(draw, *contents: bytes) -> bytes:
-    """One of these files with some of its bytes changed, removed or inserted."""
+    """Returns one of these files with some of its bytes changed, removed or inserted."""
     content = bytearray(draw(st.sampled_from(contents)))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(content)))
@@ -70,19 +70,19 @@ def damaged(draw, *contents: bytes) -> bytes:
 
 
 def nearly(**known) -> st.SearchStrategy:
-    """A mapping like `known`: some keys left out, some values replaced."""
+    """Returns a mapping like `known`: some keys left out, some values replaced."""
     fields = {key: st.just(value) | VALUES for key, value in known.items()}
     return st.fixed_dictionaries({}, optional=fields) | st.fixed_dictionaries(fields)
 
 
 def pieces(*known: str) -> st.SearchStrategy[str]:
-    """Texts composed of these and of others."""
+    """Returns texts composed of these and of others."""
     return st.lists(st.sampled_from(known) | st.text(max_size=3), max_size=9).map("".join)
 
 
 def parquet(**options) -> bytes:
     rows = [
-        {"image": {"bytes": b"image" * n, "path": None}, "caption": f"{n} walls", "turns": [{"from": "human"}] * n}
+        {"image": {"bytes": b"image" * n, "path": None}, "caption": f"{n} walls", "messages": [{"from": "human"}] * n}
         for n in range(5)
     ]
     file = io.BytesIO()
@@ -223,7 +223,7 @@ PROPERTIES = {
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_generated_input(name, workspace, pytestconfig):
+def test_generated_input_is_accepted_or_refused(name, workspace, pytestconfig):
     check, strategy = PROPERTIES[name]
     if check is file_of_codes:
         strategy = damaged((workspace.path / codes_of(workspace, good_codes())).read_bytes())

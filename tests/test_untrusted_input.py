@@ -15,7 +15,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(name, workspace):
+def test_case_meets_its_requirements(name, workspace):
     run_case(*CASES[name], workspace, MONITOR)
 
 
@@ -23,5 +23,5 @@ def test_names_of_cases_are_unique():
     assert len(CASES) == sum(len(kind.cases) for group in GROUPS for kind in group.kinds) >= 200
 
 
-def test_table_is_that_of_the_catalogue():
+def test_table_equals_the_catalogue():
     assert TABLE.read_text(encoding="utf-8") == render_table(), "run: python tests/untrusted/table.py"

@@ -22,7 +22,7 @@ def event(session, address):
 
 @pytest.fixture
 def page(monkeypatch):
-    """A page, its visitors and their clock."""
+    """Returns a page, its visitors and their clock."""
     monkeypatch.setattr(visitors, "MAX_SESSIONS", 5)
     monkeypatch.setattr(visitors, "SESSIONS_OF_ADDRESS", 3)
     clock = Clock()

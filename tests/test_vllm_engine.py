@@ -41,7 +41,7 @@ MAX_TOKENS = 12
 
 
 class Running:
-    """An engine in an event loop of its own."""
+    """Engine in an event loop of its own."""
 
     def __init__(self, max_batch: int, **options):
         self.metrics, self.loop = Metrics(), asyncio.new_event_loop()
@@ -64,12 +64,12 @@ class Running:
         return codes
 
     def wait_until_empty(self):
-        """Until the workers keep nothing of any image: they hear of what is over in the next step."""
+        """Waits until the workers have no unfinished images; they remove ended ones in the next step."""
         for _ in range(200):
             if self.run(self.engine.count_images()) == 0:
                 return
             time.sleep(0.05)
-        pytest.fail("something is kept of an image that is over")
+        pytest.fail("the workers have state of an ended image")
 
     def chats(self, conversations):
         async def all_of_them():
@@ -110,7 +110,7 @@ def say(text):
 
 
 def picture(number: int) -> Image.Image:
-    """Shapes and noise, no two alike."""
+    """Draws shapes and noise, different for each number."""
     generator = torch.Generator().manual_seed(number)
     image = Image.fromarray(torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=generator).numpy())
     image = Image.blend(image, Image.new("RGB", image.size, "white"), 0.3 + 0.5 * (number % 2))
@@ -122,7 +122,7 @@ def picture(number: int) -> Image.Image:
 
 
 def conversations(count: int):
-    """Questions about an image, two images, or none, with a typed marker now and then."""
+    """Builds questions about one, two or no images; one in ten has a typed marker."""
     found = []
     for number in range(count):
         images = [picture(number), picture(number + 1000)][: (1, 1, 2, 0)[number % 4]]
@@ -147,12 +147,12 @@ def expected_codes(model, processor, prompt, seed: int = 0, negative: str = "", 
     return codes[0].tolist()
 
 
-def test_100_questions_are_answered_as_by_transformers(served, mini):
+def test_answers_equal_transformers(served, mini):
     asked = conversations(100)
     assert served.chats(asked) == answers(*mini, asked)
 
 
-def test_a_stream_is_the_answer_and_a_seed_counts(served):
+def test_stream_equals_the_answer_and_seeds_differ(served):
     [messages] = conversations(1)
     whole, streamed = served.run(served.chat(messages)), served.run(served.chat(messages, stream=True))
     assert whole == streamed
@@ -160,19 +160,19 @@ def test_a_stream_is_the_answer_and_a_seed_counts(served):
     assert sampled[0] == sampled[1] and len({text for text, *_ in sampled}) > 1
 
 
-def test_16_images_without_guidance_are_those_of_transformers(served, mini):
+def test_unguided_images_equal_transformers(served, mini):
     orders = [(f"{prompt}, {number}", {"guidance_scale": 1.0} | GREEDY) for number in (1, 2) for prompt in PROMPTS]
     for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
-def test_8_images_with_guidance_are_those_of_transformers(served, mini):
+def test_guided_images_equal_transformers(served, mini):
     orders = [(prompt, {"guidance_scale": 7.5} | GREEDY) for prompt in PROMPTS]
     for (prompt, sampling), codes in zip(orders, served.images(*orders), strict=True):
         assert codes == expected_codes(*mini, prompt, **sampling)
 
 
-def test_settings_seeds_and_negative_prompts_are_those_of_each_request(served, mini):
+def test_settings_apply_to_their_own_request(served, mini):
     orders = [
         ("a frog", 1, "", {}),
         ("a frog", 2, "", {}),
@@ -188,14 +188,14 @@ def test_settings_seeds_and_negative_prompts_are_those_of_each_request(served, m
     assert len({str(codes) for codes in together}) == len(orders)
 
 
-def test_an_image_in_the_prompt_of_an_image(served, mini):
+def test_image_prompt_accepts_an_input_image(served, mini):
     messages = [{"role": "user", "content": [{"type": "image", "image": picture(3)}, say("Now in blue.")]}]
     codes = served.run(served.generate(messages, 5))
     assert codes == expected_codes(*mini, messages, 5)
     assert codes != served.run(served.generate("Now in blue.", 5))
 
 
-def test_questions_and_images_in_one_batch(served, mini):
+def test_mixed_batch_equals_single_requests(served, mini):
     asked = conversations(12)
 
     async def all_at_once():
@@ -209,7 +209,7 @@ def test_questions_and_images_in_one_batch(served, mini):
     assert list(images) == [served.run(served.generate(prompt, 1, guidance_scale=scale)) for prompt, scale in settings]
 
 
-def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
+def test_abort_frees_state(served):
     [messages] = conversations(1)
     wanted, said = served.run(served.generate("a frog", 1)), served.run(served.chat(messages))
 
@@ -228,7 +228,7 @@ def test_what_is_aborted_leaves_nothing_and_disturbs_nobody(served):
     served.wait_until_empty()
 
 
-def test_images_are_decoded_and_bad_requests_refused(served, mini):
+def test_generate_images_decodes_and_refuses_bad_requests(served, mini):
     found = served.run(served.engine.generate_images(ImageRequest("a frog", "", (7, 8))))
     codes = torch.tensor([expected_codes(*mini, "a frog", seed) for seed in (7, 8)])
     for image, wanted in zip(
@@ -243,8 +243,8 @@ def test_images_are_decoded_and_bad_requests_refused(served, mini):
         served.run(served.chat([{"role": "user", "content": [say("0xq7" * 400)]}]))
 
 
-def test_64_requests_wait_for_16_slots_and_rows_are_preempted(mini):
-    """Too little cache for all rows that run: some lose what they have, and compute it again."""
+def test_preempted_rows_equal_transformers(mini):
+    """The cache is too small for all running rows: some are preempted and computed again."""
     config = mini[0].config.text_config
     token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size
     token //= config.num_attention_heads
@@ -262,11 +262,11 @@ def test_64_requests_wait_for_16_slots_and_rows_are_preempted(mini):
         assert list(chats) == answers(*mini, asked)
         for order, codes in list(zip(orders, images, strict=True))[::6]:
             assert codes == expected_codes(*mini, *order[:-1], **order[-1])
-        refuse_what_is_longer(served, mini, context)
+        check_context_limit(served, mini, context)
 
 
-def refuse_what_is_longer(served, mini, context: int):
-    """Than the engine's context, though not than the model's."""
+def check_context_limit(served, mini, context: int):
+    """Checks that requests beyond the engine's context are refused, although the model's is longer."""
     words, length = 0, 0
     while length < context:
         words += 1
@@ -278,8 +278,8 @@ def refuse_what_is_longer(served, mini, context: int):
         served.run(served.generate("a cat " * words))
 
 
-def test_the_server_has_the_same_interface_over_vllm():
-    """`evotok serve mini --engine vllm` and OpenAI's client, from the start to the end of all its processes."""
+def test_evotok_serve_answers_over_vllm():
+    """OpenAI's client uses `evotok serve mini --engine vllm` until all its processes have ended."""
     openai = pytest.importorskip("openai")
     from served import ask, decode
 
@@ -303,7 +303,7 @@ def test_the_server_has_the_same_interface_over_vllm():
                     time.sleep(0.01)
                 for process in processes:  # as a terminal does for Ctrl+C
                     os.kill(process, signal.SIGINT)
-                assert len(decode(open_one.result(120))) == 4, "what is open is answered"
+                assert len(decode(open_one.result(120))) == 4, "open requests are answered"
     for _ in range(200):
         if not [process for process in processes if Path(f"/proc/{process}").exists()]:
             return
@@ -316,9 +316,9 @@ def is_at_work(port: int) -> bool:
         return "\nevotok_requests_running 0.0" not in metrics.read().decode()
 
 
-def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):
-    """Wherever the best token is better than the second by more than two steps of bfloat16, which sums of another order
-    may well differ by."""
+def test_bfloat16_answers_equal_transformers(mini):
+    """Compared are answers whose best token leads by more than two steps of bfloat16, by which sums in another order
+    may differ."""
     model, processor = load_multimodal("mini")
     model = model.to(torch.bfloat16)
     asked = conversations(100)
@@ -332,7 +332,7 @@ def test_bfloat16_reads_as_transformers_does_in_bfloat16(mini):
 
 
 def is_clear(model, processor, messages) -> bool:
-    """Whether no token of the greedy answer was close to being another one."""
+    """Returns whether every token of the greedy answer has a clear lead over the second best."""
     prompt, _ = read_chat(model, processor, messages)
     output = model.generate(
         **prompt, max_new_tokens=MAX_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True
@@ -345,8 +345,8 @@ def is_clear(model, processor, messages) -> bool:
 
 
 @pytest.mark.parametrize("plugin", [True, False])
-def test_the_server_of_vllm_answers_as_transformers_does(mini, plugin, tmp_path):
-    """Its own, with the plugin and without it, from a checkpoint that carries its code."""
+def test_vllm_server_equals_transformers(mini, plugin, tmp_path):
+    """The server is vLLM's own, with the plugin, and without it from a checkpoint with its code."""
     openai = pytest.importorskip("openai")
     from ports import free_port
     from served import ask
@@ -385,14 +385,14 @@ def test_the_server_of_vllm_answers_as_transformers_does(mini, plugin, tmp_path)
                 model=str(folder), messages=ask("a <|im_end|> b <|image_pad|> c"), max_tokens=1
             )
             [expected, _] = read_chat(*mini, [{"role": "user", "content": [say("a <|im_end|> b <|image_pad|> c")]}])
-            assert typed.usage.prompt_tokens == expected["input_ids"].shape[1], "no special token is typed"
+            assert typed.usage.prompt_tokens == expected["input_ids"].shape[1], "typed text has no special token"
     finally:
         process.terminate()
         process.wait(60)
 
 
 def wait_for_server(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Until it answers."""
+    """Waits until the server responds."""
     end = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""Images generated row by row in whatever batches an engine makes, without vLLM: they are what `generate` gives."""
+"""Images generated row by row in arbitrary batches, without vLLM: they equal `generate`."""
 
 import random
 
@@ -21,7 +21,7 @@ def parts():
 
 
 class Sequence:
-    """A row as an engine runs it: its tokens are computed in pieces, and its last one again when it is held."""
+    """Row as an engine runs it: its tokens are computed in pieces; a row that waits computes its last token again."""
 
     def __init__(self, model, row: Row, prompt: torch.Tensor):
         self.model, self.row, self.prompt = model, row, prompt
@@ -29,7 +29,7 @@ class Sequence:
         self.preempt()
 
     def preempt(self) -> None:
-        """Drops what is computed."""
+        """Drops the computed state."""
         self.cache, self.computed, self.hidden = DynamicCache(config=self.model.config.text_config), 0, None
 
     @property
@@ -37,7 +37,7 @@ class Sequence:
         return self.prompt.shape[1] + len(self.codes)
 
     def step(self, index: int, token: int, most: int) -> RowStep:
-        """What the next step computes of it, at most so many tokens."""
+        """Returns the part of the row for the next step, at most so many tokens."""
         first = self.computed
         count = min(most, self.length - first)
         return RowStep(index, self.row, token, first - self.prompt.shape[1], count, first + count == self.length)
@@ -48,7 +48,7 @@ class Sequence:
         self.hidden, self.computed = outputs.last_hidden_state[0, -1], self.computed + len(embeds)
 
     def take(self, codes: torch.Tensor | None, is_complete: bool) -> None:
-        """Appends the position that was generated, or takes the last token back."""
+        """Appends the generated position, or discards the last token."""
         if codes is not None:
             self.codes.append(codes)
         elif is_complete:
@@ -58,7 +58,7 @@ class Sequence:
 
 @torch.no_grad()
 def run(model, images: UnfinishedImages, sequences: list[Sequence], choose) -> None:
-    """Steps of the sequences that `choose` picks, until all are done."""
+    """Runs steps of the sequences that `choose` picks, until all are finished."""
     embed, positions = model.model.get_input_embeddings(), model.config.vq_config.num_positions
     for number in range(2000):
         open_ones = [sequence for sequence in sequences if len(sequence.codes) < positions]
@@ -89,7 +89,7 @@ def everything(number, sequences):
 
 
 def anything(seed: int):
-    """Some of the rows, in any order, with few tokens at a time, and one preempted now and then."""
+    """Returns a function that picks rows in any order with few tokens each, and sometimes preempts one."""
     source = random.Random(seed)
 
     def choose(number, sequences):
@@ -109,7 +109,7 @@ def new_images(model) -> UnfinishedImages:
 
 
 def order(parts, name: str, prompt: str, seed: int, sampling: dict, negative: str = ""):
-    """The sequences of an image, and what `generate` makes of the same prompt."""
+    """Returns the sequences of an image, and the codes of `generate` for the same prompt."""
     model, processor = parts
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": prompt}], generation_mode="image", negative_prompt=negative,
@@ -127,7 +127,7 @@ def order(parts, name: str, prompt: str, seed: int, sampling: dict, negative: st
 
 
 @pytest.mark.parametrize("choose", [everything, anything(1), anything(2)])
-def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choose):
+def test_images_in_any_batches_equal_generate(parts, choose):
     orders = [
         order(parts, "a", "a red cat", 1, GREEDY),
         order(parts, "b", "a dog, please", 2, GUIDED),
@@ -141,7 +141,7 @@ def test_images_of_any_settings_in_any_batches_are_those_of_generate(parts, choo
             assert torch.equal(torch.stack(sequence.codes), expected)
 
 
-def test_half_a_pair_is_held_and_nothing_is_kept_of_what_is_gone(parts):
+def test_incomplete_pair_waits_and_finished_images_are_removed(parts):
     images = new_images(parts[0])
     (conditional, unconditional), _ = order(parts, "a", "a red cat", 1, GUIDED)
     hidden = torch.zeros(1, parts[0].config.text_config.hidden_size)
@@ -156,7 +156,7 @@ def test_half_a_pair_is_held_and_nothing_is_kept_of_what_is_gone(parts):
     assert len(images) == 0
 
 
-def test_scores_that_are_not_finite_spoil_their_own_image(parts):
+def test_non_finite_scores_affect_their_own_image_only(parts):
     images = new_images(parts[0])
     hidden = torch.zeros(2, parts[0].config.text_config.hidden_size)
     hidden[0] = float("nan")
@@ -165,7 +165,7 @@ def test_scores_that_are_not_finite_spoil_their_own_image(parts):
     assert spoilt.eq(-1).all() and whole.ge(0).all()
 
 
-def test_a_row_travels_as_plain_data():
+def test_row_is_serializable():
     row = Row("a", False, 2**64 - 1, (7.5, None, True, 1.0, 0, 1.0))
     assert read_row({KEY: row.to_dict(), "other": 1}) == row and row.is_guided
     assert read_row(None) is None and read_row({}) is None

@@ -1,4 +1,4 @@
-"""What the plugin does in the processes of vLLM, without vLLM."""
+"""Interrupts in the processes of vLLM, without vLLM."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ def interrupt(ignored: bool) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_processes_of_vllm_outlive_ctrl_c():
+def test_ignore_interrupts_applies_to_processes_of_vllm():
     ends = []
     for ignored in (False, True):
         process = multiprocessing.get_context("fork").Process(target=interrupt, args=(ignored,))
@@ -24,7 +24,7 @@ def test_processes_of_vllm_outlive_ctrl_c():
     assert ends == [-signal.SIGINT, 0]
 
 
-def test_a_process_that_vllm_did_not_start_is_left_as_it_is():
+def test_ignore_interrupts_skips_other_processes():
     before = signal.getsignal(signal.SIGINT)
     ignore_interrupts()
     assert signal.getsignal(signal.SIGINT) is before

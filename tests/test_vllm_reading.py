@@ -1,4 +1,4 @@
-"""What vLLM's backend for Transformers models asks of the model and the processor to read images, without vLLM."""
+"""Interface of the model and the processor for images in vLLM's backend for Transformers models, without vLLM."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from conftest import build_chat_model
 from PIL import Image
 
 
-PICTURES = [Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (50, 20), "red")]
+IMAGES = [Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (50, 20), "red")]
 TENSORS = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
 
 
@@ -17,18 +17,18 @@ def parts():
 
 @pytest.fixture(scope="module")
 def question(parts):
-    content = [*({"type": "image", "image": picture} for picture in PICTURES), {"type": "text", "text": "a dog?"}]
+    content = [*({"type": "image", "image": image} for image in IMAGES), {"type": "text", "text": "a dog?"}]
     return parts[1].apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, **TENSORS)
 
 
-def test_placeholders_are_counted_before_and_told_after(parts):
+def test_placeholders_are_counted_and_reported(parts):
     model, processor = parts
     positions = model.config.vq_config.num_positions
     assert processor.tokenizer.encode(processor.image_token, add_special_tokens=False) == [processor.image_token_id]
     counted = processor._get_num_multimodal_tokens(image_sizes=[[256, 256], [20, 50]])
     assert counted["num_image_tokens"] == [positions] * 2 and counted["num_image_patches"] == [1, 1]
     text = f"{processor.image_token} and {processor.image_token}"
-    inputs = processor(text=text, images=PICTURES, return_text_replacement_offsets=True)
+    inputs = processor(text=text, images=IMAGES, return_text_replacement_offsets=True)
     [offsets] = inputs["text_replacement_offsets"]
     assert [(entry["type"], entry["replacement"]) for entry in offsets] == [
         ("image", processor.image_token * positions)
@@ -37,7 +37,7 @@ def test_placeholders_are_counted_before_and_told_after(parts):
     assert (ids == processor.image_token_id).sum() == 2 * positions
 
 
-def test_features_at_the_placeholders_give_the_logits_of_forward(parts, question):
+def test_features_at_placeholders_equal_forward(parts, question):
     model, _ = parts
     features = model.model.get_image_features(question["pixel_values"]).pooler_output
     width = model.config.text_config.hidden_size

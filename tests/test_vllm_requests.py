@@ -1,4 +1,4 @@
-"""How requests reach vLLM and leave it, with a stand-in for its engine; in the environment of `make test-vllm`."""
+"""Requests to vLLM and their ends, with a stand-in for its engine; in the environment of `make test-vllm`."""
 
 import asyncio
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def output(text: str, finish_reason: str | None = None):
 
 
 class Engine:
-    """Gives the outputs of a script, raises what is an error of it, and never ends after None."""
+    """Engine that yields the outputs of a script, raises its errors, and waits forever at None."""
 
     errored = False
 
@@ -51,7 +51,7 @@ class Engine:
         self.aborted.append(name)
 
     def shutdown(self):
-        """Ends nothing."""
+        """Does nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def parts():
 
 @pytest.fixture
 def build(parts):
-    """Function: the engine of the server over outputs of vLLM."""
+    """Yields a function that builds the server's engine over outputs of vLLM."""
     built = []
 
     def build(*script):
@@ -76,7 +76,7 @@ def build(parts):
 
 
 def chat(engine, most: int = 10) -> list:
-    """Pieces of an answer, of which no more are read than `most`."""
+    """Returns the pieces of an answer, of which at most `most` are read."""
 
     async def read():
         pieces, found = engine.chat(HELLO), []
@@ -90,20 +90,20 @@ def chat(engine, most: int = 10) -> list:
     return asyncio.run(read())
 
 
-def test_an_answer_that_is_finished_is_not_aborted(build):
+def test_finished_answer_is_not_aborted(build):
     engine = build(output("a"), output("b", "stop"))
     assert [(piece.text, piece.completion_tokens) for piece in chat(engine)] == [("a", 1), ("b", 2)]
     assert engine._engine.aborted == [] and engine._open == 0
 
 
-def test_an_answer_that_is_left_is_aborted_at_once(build):
+def test_abandoned_answer_is_aborted(build):
     engine = build(output("a"), output("b"), output("c", "stop"))
     assert len(chat(engine, most=1)) == 1
     assert engine._engine.aborted == engine._engine.begun and engine._open == 0
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
-def test_an_answer_that_vllm_ends_is_an_error_and_not_a_short_answer(build, reason):
+def test_answer_ended_by_vllm_raises_an_error(build, reason):
     with pytest.raises(EngineError, match="ended this answer early"):
         chat(build(output("a"), output("", reason)))
 
@@ -116,12 +116,12 @@ def test_an_answer_that_vllm_ends_is_an_error_and_not_a_short_answer(build, reas
         (EngineGenerateError(), EngineError),
     ],
 )
-def test_errors_of_vllm_are_the_requests_or_the_engines(build, error, kind):
+def test_vllm_errors_are_mapped_to_request_and_engine_errors(build, error, kind):
     with pytest.raises(kind):
         chat(build(error))
 
 
-def test_both_rows_of_an_image_are_aborted_together(build):
+def test_rows_of_an_image_are_aborted_together(build):
     engine, counted = build(None), []
 
     async def leave():
@@ -134,7 +134,7 @@ def test_both_rows_of_an_image_are_aborted_together(build):
 
     asyncio.run(leave())
     assert sorted(engine._engine.aborted) == sorted(engine._engine.begun)
-    assert (counted, engine._open) == ([1], 0), "an image is one, whatever its rows"
+    assert (counted, engine._open) == ([1], 0), "an image counts once, with any number of rows"
 
 
 # --- the scheduler ----------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_both_rows_of_an_image_are_aborted_together(build):
 
 @pytest.fixture
 def scheduler(monkeypatch):
-    """The scheduler over a list in the place of vLLM's queue."""
+    """Returns the scheduler over a dict in place of vLLM's queue."""
     found = EvoTokScheduler.__new__(EvoTokScheduler)
     found._halves, found.requests = {}, {}
     monkeypatch.setattr(Scheduler, "add_request", lambda _, added: found.requests.update({added.request_id: added}))
@@ -162,7 +162,7 @@ def test_rows_of_an_image_enter_the_queue_together(parts, scheduler):
     scheduler.add_request(request(parts, "a1", "a"))
     scheduler.add_request(request(parts, "chat", None))
     scheduler.add_request(request(parts, "c", "c", scale=1.0))
-    assert list(scheduler.requests) == ["chat", "c"], "half an image would wait for ever in its place"
+    assert list(scheduler.requests) == ["chat", "c"], "half an image would occupy its place forever"
     scheduler.add_request(request(parts, "a2", "a", is_conditional=False))
     assert list(scheduler.requests) == ["chat", "c", "a1", "a2"] and not scheduler._halves
 

@@ -18,8 +18,8 @@ from evotok.data.world.scenes import SceneSampler
 ALL = dict.fromkeys(MIXTURE_KINDS, 1.0)
 
 
-def turns(row):
-    """(question, answer) pairs of text; `<image>` for an image."""
+def pairs(row):
+    """Returns (question, answer) pairs of text; `<image>` for an image."""
     texts = [
         "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
         for message in row["messages"]
@@ -35,15 +35,15 @@ def test_conversations_have_the_form_of_their_kind(world):
     for row in rows:
         if row["kind"].endswith("keywords"):
             continue
-        kind, [(question, answer), *more] = row["kind"], turns(row)
-        count = sum(text.count("<image>") for turn in turns(row) for text in turn)
+        kind, [(question, answer), *more] = row["kind"], pairs(row)
+        count = sum(text.count("<image>") for pair in pairs(row) for text in pair)
         assert count == len(row["images"]) == (not kind.startswith("text"))
         assert all(isinstance(i, Image.Image) and i.size == (64, 64) and i.mode == "RGB" for i in row["images"])
         assert question.startswith("<image>") == (kind in ("scene", "caption", "emoji"))
         assert (answer == "<image>") == (kind in GENERATING)
         assert bool(more) == (kind in ("scene", "text"))
-        assert kind not in ("scene", "text") or 6 <= len(turns(row)) <= 12
-        assert len({question for question, _ in turns(row)}) == len(turns(row))
+        assert kind not in ("scene", "text") or 6 <= len(pairs(row)) <= 12
+        assert len({question for question, _ in pairs(row)}) == len(pairs(row))
         assert kind != "emoji" or answer in names
         assert kind != "caption" or answer.endswith(" background")
         assert " at " in {"text": question, "text_t2i": answer}.get(kind, " at ")
@@ -64,16 +64,16 @@ def test_questions_in_keywords_follow_an_image_or_a_scene_as_text(world):
     assert {"color", "which", "where", "many", "is", "there", "background", "count"} <= words
 
 
-def test_conversations_ask_yes_and_no_first_in_half_of_the_rows(world, shown):
-    """Otherwise the answer to an earlier question would give some of them away."""
+def test_yes_and_no_questions_are_first_in_half_of_the_rows(world, shown):
+    """Otherwise the answer to an earlier question would determine some of theirs."""
     data, first = WorldConversations(world, 800, {"scene": 1.0}, seed=3), 0
     for index in range(800):
-        answers = [answer in ("yes", "no") for _, answer in turns(data[index])]
+        answers = [answer in ("yes", "no") for _, answer in pairs(data[index])]
         first += answers == sorted(answers, reverse=True)
     assert first / 800 > 0.5
 
 
-def test_conversations_depend_on_seed_and_index_alone(world):
+def test_conversations_depend_on_seed_and_index_only(world):
     first, longer = WorldConversations(world, 25, ALL, seed=7), WorldConversations(world, 900, ALL, seed=7)
     for index in reversed(range(25)):
         one, two = first[index], longer[index]
@@ -85,7 +85,7 @@ def test_conversations_depend_on_seed_and_index_alone(world):
         first[25]
 
 
-def test_conversations_are_those_that_checkpoints_were_trained_on(world, shown):
+def test_conversations_equal_the_training_data_of_checkpoints(world, shown):
     """Another order of random numbers, or another wording, would be another data set."""
     data = WorldConversations(world, 100, ALL, seed=1)
     rows = [data[index] for index in range(100)]
@@ -101,7 +101,7 @@ def test_blocks_of_conversations_have_one_form(world):
     assert all(len(block) == 1 for block in blocks) and 10 < sum(block == {True} for block in blocks) < 40
 
 
-def test_blocks_of_conversations_all_generate_or_all_answer(world, shown):
+def test_blocks_of_conversations_generate_or_answer(world, shown):
     data = WorldConversations(world, 400, {"t2i": 0.5, "t2i_emoji": 0.2, "scene": 0.3}, block=8)
     kinds = [data[index]["kind"] in GENERATING for index in range(400)]
     blocks = [set(kinds[start : start + 8]) for start in range(0, 400, 8)]

@@ -74,7 +74,7 @@ def test_labelled_pixels_have_the_things_of_their_scenes(world):
     assert torch.equal(found.pixels[:2], labelled_pixels(world, "test", 2, single=True).pixels)
 
 
-def test_write_tasks_has_the_same_questions(world, tmp_path):
+def test_write_tasks_has_the_questions_of_the_sets(world, tmp_path):
     write_tasks(tmp_path, 2)
     assert sorted(path.stem for path in tmp_path.glob("*.yaml")) == sorted(TASKS)
     for name in TASKS:

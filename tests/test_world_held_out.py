@@ -25,18 +25,18 @@ YES_NO_PAIRS = re.compile(rf"^(?:(?:Is|Are) the| is) (\w+) ({'|'.join(COLORS)})\
 
 
 def pairs_of(text):
-    """(colour, name) of all pairs in a text."""
+    """Returns (colour, name) of all pairs in a text."""
     return {*PAIRS.findall(text), *((color, name) for name, color in YES_NO_PAIRS.findall(text))}
 
 
 def texts_of(row):
-    """All texts of a conversation; none of an image alone."""
+    """Returns all texts of a conversation; none of an image alone."""
     texts = [part["text"] for message in row.get("messages", []) for part in message["content"] if "text" in part]
     return [*texts, row.get("rejected", "")]
 
 
 def keywords_of(row):
-    """All questions in keywords with their answers."""
+    """Returns all questions in keywords with their answers."""
     return [text for completion in row.get("completions", []) for text in completion]
 
 
@@ -46,7 +46,7 @@ def held_out_pairs(world):
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_training_data_has_nothing_held_out(world, shown, name):
+def test_training_data_excludes_held_out_content(world, shown, name):
     data = DATA[name](world)
     rows = map(data.__getitem__, range(ROWS))
     texts = [text for row in rows for text in (*texts_of(row), *keywords_of(row))]
@@ -58,7 +58,7 @@ def test_training_data_has_nothing_held_out(world, shown, name):
     assert not any(HELD_OUT_EMOJI_STYLE in text for text in texts)
 
 
-def test_corpus_has_all_words_and_nothing_held_out(world, shown):
+def test_corpus_has_all_words_and_excludes_held_out_content(world, shown):
     texts = corpus(world, 400)
     few = corpus(world, 10)
     assert texts[: len(few)] == few

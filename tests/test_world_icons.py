@@ -50,7 +50,7 @@ def test_world_masks_fill_their_square_and_are_read_only(world):
     assert world.masks.mean((1, 2)).min() > 5
 
 
-def test_world_masks_are_of_their_things(world):
+def test_world_masks_show_their_things(world):
     """A manifest that is shifted against the sheet would pass every count."""
     small = world.masks.reshape(-1, 8, 8, 8, 8).mean((2, 4)).reshape(-1, 64)
     things = np.array([icon.thing for icon in world.icons])

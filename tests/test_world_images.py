@@ -19,7 +19,7 @@ from evotok.data.world.palette import COLORS, PALETTE
 from evotok.data.world.scenes import PATCH, Scene, SceneObject, render_with_masks
 
 
-def test_world_images_depend_on_seed_and_index_alone(world):
+def test_world_images_depend_on_seed_and_index_only(world):
     first, longer = WorldImages(world, 10, seed=7), WorldImages(world, 500, seed=7)
     for index in (9, 0, 4):
         pixels = first[index]["pixel_values"]
@@ -83,7 +83,7 @@ def test_labelled_scenes_go_from_easy_to_hard(world, shown):
     assert {len(scene.objects) for scene in shown["scenes"]} == {1, 2, 3, 4}
 
 
-def test_patch_labels_are_of_the_object_that_covers_a_twelfth():
+def test_patch_labels_require_coverage_of_a_twelfth():
     scene = Scene("blue", (SceneObject(3, 0, "red", 16, 24, 32), SceneObject(5, 1, "white", 49, 0, 7)))
     labels = patch_labels(scene, [np.full((32, 32), 255, np.uint8), np.full((7, 7), 255, np.uint8)])
     expected = np.zeros((GRID, GRID), int)
@@ -123,7 +123,7 @@ def test_labelled_emoji_have_no_color_and_maybe_no_thing(world, shown):
     assert things[True] > 5 and things[False] > 5
 
 
-def test_held_out_scenes_are_of_their_split_and_fixed(world):
+def test_held_out_scenes_are_fixed_and_of_their_split(world):
     for split in ("val", "test"):
         scenes = held_out_scenes(world, split, 50)
         assert scenes == held_out_scenes(world, split, 50)

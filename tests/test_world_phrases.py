@@ -13,7 +13,7 @@ from evotok.data.world.phrases import (
 from evotok.data.world.scenes import Scene, SceneObject
 
 
-def test_articles_plurals_and_counts(world):
+def test_phrases_have_right_articles_plurals_and_counts(world):
     phrases = {"red heart": "a red heart", "eye": "an eye", "scissors": "scissors", "red glasses": "red glasses"}
     assert {words: with_article(words) for words in phrases} == phrases
     plurals = {"heart": "hearts", "leaf": "leaves", "flash": "flashes", "scissors": "scissors"}

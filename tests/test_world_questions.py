@@ -78,7 +78,7 @@ class Parser:
 
 @pytest.fixture(scope="module")
 def asked(world):
-    """(scene, question) of every kind that each scene allows, twice."""
+    """Returns (scene, question) of every kind that each scene allows, twice."""
     rng, sampler, questions = random.Random(0), SceneSampler(world, world.select("train")), QuestionSampler(world)
     scenes = [sampler.free(rng) if i % 3 else sampler.pair(rng) for i in range(SCENES)]
     return [(s, questions.sample(rng, s, kind)) for s in scenes for kind in questions.kinds(s) for _ in range(2)]

@@ -83,7 +83,7 @@ def test_relation_is_clear_within_34_degrees_of_an_axis():
         assert relation(item, other) == INVERSE.get(relation(other, item))
 
 
-def test_sampler_free_keeps_objects_apart_and_mixes_everything(sampler):
+def test_sampler_free_keeps_objects_apart(sampler):
     rng = random.Random(0)
     scenes = [sampler.free(rng) for _ in range(1500)]
     for scene in scenes:

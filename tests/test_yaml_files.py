@@ -16,7 +16,7 @@ from evotok.data.yaml_files import override, read_tree
         ("0o17", 15), ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
     ],
 )  # fmt: skip
-def test_plain_values_are_those_of_yaml_1_2(tmp_path, text, value):
+def test_plain_values_follow_yaml_1_2(tmp_path, text, value):
     (tmp_path / "a.yaml").write_text(f"a: {text}")
     tree = read_tree(tmp_path / "a.yaml")
     override(tree, f"b={text}")

@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evotok.eval.benchmarks.meters import resident_bytes, restart_peak
-from evotok.eval.benchmarks.report import keep_row
+from evotok.eval.benchmarks.report import save_row
 from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         worst = max(worst, abs(error))
         print(f"{name:26} plan {planned / 1e6:7.0f} MB   run {measured / 1e6:7.0f} MB   {error:+.1%}", flush=True)
         if options.json:
-            keep_row(options.json, {"name": name, "planned_bytes": round(planned), "measured_bytes": round(measured)})
+            save_row(options.json, {"name": name, "planned_bytes": round(planned), "measured_bytes": round(measured)})
     return int(worst > MARGIN)
 
 

@@ -26,7 +26,7 @@ from evotok.data.code_shards import ShardInfo, ShardWriter, code_row, open_codes
 from evotok.data.collators import EvoTokCollator
 from evotok.data.mixture import MixtureStream
 from evotok.data.stream_loader import open_source
-from evotok.eval.benchmarks.report import keep_row
+from evotok.eval.benchmarks.report import save_row
 from evotok.modeling_evotok.configuration_evotok import EvoTokVQConfig
 from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             rate = measure()
             if options.json:
                 figures = {"images_per_second": rate.images_per_second, "threads": threads}
-                keep_row(options.json, {"name": name} | rate._asdict() | figures)
+                save_row(options.json, {"name": name} | rate._asdict() | figures)
             print(f"{name:14} {rate.images_per_second:12,.1f} images/s   ({rate.images:,} in {rate.seconds:.1f} s)")
     return 0
 

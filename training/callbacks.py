@@ -32,7 +32,7 @@ class ThroughputBar(ProgressCallback):
         self.training_bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "images/s": f"{speed:.1f}"})
 
 
-class TimeBox(TrainerCallback, ExportableState):
+class TimeLimitCallback(TrainerCallback, ExportableState):
     """Ends training with a checkpoint after a number of minutes, and scales the learning rate to end by then.
 
     The learning rate is that of the step that would be reached by now if `max_steps` took all of the time, or of the
@@ -58,7 +58,8 @@ class TimeBox(TrainerCallback, ExportableState):
         return {"args": {"minutes": self.minutes}, "attributes": {"minutes_used": self.share * self.minutes}}
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        states = state.stateful_callbacks or {}
+        saved = states.get(type(self).__name__) or states.get("TimeBox")  # its name in older checkpoints
         self._before = 60 * saved["attributes"]["minutes_used"] if saved and state.global_step else 0.0
         self._start = time.monotonic()
         if isinstance(lr_scheduler, LambdaLR):
@@ -72,7 +73,7 @@ class TimeBox(TrainerCallback, ExportableState):
         return lambda step: factor(max(step, int(min(1.0, self.share) * max_steps)))
 
 
-def time_box(recipe: Recipe, arguments: TrainingArguments) -> list[TimeBox]:
+def time_limit_callbacks(recipe: Recipe, arguments: TrainingArguments) -> list[TimeLimitCallback]:
     """Returns the callbacks of a recipe with `max_minutes`, none without.
 
     Raises:
@@ -82,4 +83,4 @@ def time_box(recipe: Recipe, arguments: TrainingArguments) -> list[TimeBox]:
         return []
     if arguments.world_size > 1:
         raise ValueError("max_minutes: for one process only: leave it out, and set training.max_steps.")
-    return [TimeBox(recipe.max_minutes)]
+    return [TimeLimitCallback(recipe.max_minutes)]

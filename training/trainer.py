@@ -15,11 +15,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.mixture import MixtureStream
 from ..data.stream_loader import ResumableLoader
-from .callbacks import ThroughputBar, time_box
+from .callbacks import ThroughputBar, time_limit_callbacks
 from .deepspeed_setup import restore_param_groups
 from .optimizers import group_settings, keep_settings, optimizer_choice
 from .recipes import Recipe
-from .resuming.checkpoints import atomic_directory, describe_kept, name_full_disk, rotate_checkpoints
+from .resuming.checkpoints import atomic_directory, describe_kept, rotate_checkpoints, translate_disk_errors
 from .resuming.manifest import begin_manifest, discard, finish_manifest, hash_files, step_of
 from .resuming.recipe_changes import write_recipe
 
@@ -48,7 +48,7 @@ class EvoTokTrainer(Trainer):
 
     def __init__(self, *args, recipe: Recipe | None = None, **kwargs):
         if recipe is not None:
-            kwargs["callbacks"] = time_box(recipe, kwargs["args"])
+            kwargs["callbacks"] = time_limit_callbacks(recipe, kwargs["args"])
         super().__init__(*args, **kwargs)
         self.recipe = recipe
         if recipe is not None:
@@ -200,7 +200,7 @@ class EvoTokTrainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False):
         """Saves the finished model, or for a checkpoint the trained one; the error of a full disk names it."""
         folder = Path(output_dir or self.output_folder)
-        with name_full_disk(folder):
+        with translate_disk_errors(folder):
             if _internal_call or self.finished_model is None:
                 super().save_model(output_dir, _internal_call)
             elif self.args.should_save:

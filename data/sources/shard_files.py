@@ -9,7 +9,7 @@ import fsspec
 FREE = 64_000_000  # bytes that any file may expand to
 RATIO = 20  # times its size, beyond that: text compresses to a tenth at best, images hardly at all
 MAX_FILE = 256_000_000  # bytes of the files of one row
-MAX_LIST = 10_000  # elements in one row, such as turns of a conversation
+MAX_LIST = 10_000  # elements in one row, such as messages of a conversation
 MAX_HEADER = 8192  # bytes of a tar's long names: a path has 4,096 at most
 MAX_WIDTH = 1_000_000  # bytes of a value whose width the schema fixes
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub import HfFileSystem
 
-from ..conversations import check_length, convert_turns
+from ..conversations import check_length, convert_messages
 from ..errors import one_line
 from ..image_files import resolve_file
 from .parquet import read_parquet
@@ -126,13 +126,13 @@ def generation_row(name: Any, caption: Any, image: Any, input_images: tuple | li
     return {"id": str(name), "messages": messages, "images": [*input_images, image]}
 
 
-def conversation_row(name: Any, turns: Any, images: list) -> dict:
-    """Builds the row of a conversation in LLaVA's turns `[{"from", "value"}]`, about images or text alone.
+def conversation_row(name: Any, llava_messages: Any, images: list) -> dict:
+    """Builds the row of a conversation in LLaVA's messages `[{"from", "value"}]`, about images or text alone.
 
     Raises:
-        ValueError: as [`convert_turns`].
+        ValueError: as [`convert_messages`].
     """
-    return {"id": str(name), "messages": convert_turns(turns, len(images)), "images": images}
+    return {"id": str(name), "messages": convert_messages(llava_messages, len(images)), "images": images}
 
 
 def named_images(names: Any, folder: Path | None) -> list[str]:

@@ -33,8 +33,8 @@ def honeybee(row: dict, folder: Path | None) -> dict:
         raise ValueError("no question: merge the questions first with the data set's full_data.py")
     images = named_images(row["image_path"], folder)
     # Questions of ViRL have the image mark, generated ones do not.
-    turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["cot"]}]
-    return conversation_row(row["q_id"], turns, images)
+    llava_messages = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["cot"]}]
+    return conversation_row(row["q_id"], llava_messages, images)
 
 
 def rlaif_v(row: dict, folder: Path | None) -> dict:
@@ -43,10 +43,10 @@ def rlaif_v(row: dict, folder: Path | None) -> dict:
     for name in ("image", "question", "chosen", "rejected"):
         if not row[name]:  # no text alone: under ZeRO-3 the reference model must run the same modules on all processes
             raise ValueError(f"nothing under {name}")
-    turns = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["chosen"]}]
+    llava_messages = [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["chosen"]}]
     check_length(row["question"], row["chosen"], row["rejected"])
     images = [row_image(row["image"], folder)]
-    return conversation_row(row.get("idx", ""), turns, images) | {"rejected": row["rejected"]}
+    return conversation_row(row.get("idx", ""), llava_messages, images) | {"rejected": row["rejected"]}
 
 
 SOURCES = (

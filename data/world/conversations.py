@@ -31,17 +31,17 @@ _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     "background": 0.5,
     "yes_no_background": 0.5,
 }
-"""Relative frequency of each kind: those that are learnt last are the most frequent."""
+"""Relative frequency of each kind: those that are learned last are the most frequent."""
 _PROMPT_WEIGHTS = dict.fromkeys(PROMPT_KINDS, 1.0) | {"single_object": 0.6, "three": 1.5, "four": 1.5}
 _SINGLE_PROMPT_WEIGHTS = {"single_object": 1.0, "colors": 1.0, "counting": 0.5}
 
 
-def text_row(turns: list[tuple[str, str]], kind: str) -> dict[str, Any]:
-    """Builds the row of (user, assistant) turns of text."""
+def text_row(pairs: list[tuple[str, str]], kind: str) -> dict[str, Any]:
+    """Builds the row of pairs of texts: of the user, of the assistant."""
     messages = [
         {"role": role, "content": [{"type": "text", "text": text}]}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn, strict=True)
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     return {"messages": messages, "images": [], "kind": kind}
 
@@ -200,9 +200,9 @@ class WorldConversations(Dataset):
 
     def _text(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
-        turns = [(question.text, question.answer) for question in self._sample_questions(rng, scene)]
-        turns[0] = (f"{scene_as_text(self.world, scene)}\n{turns[0][0]}", turns[0][1])
-        return text_row(turns, "text")
+        pairs = [(question.text, question.answer) for question in self._sample_questions(rng, scene)]
+        pairs[0] = (f"{scene_as_text(self.world, scene)}\n{pairs[0][0]}", pairs[0][1])
+        return text_row(pairs, "text")
 
     def _text_t2i(self, rng: random.Random) -> dict[str, Any]:
         prompt = self.prompts.sample(rng, rng.choice(PROMPT_KINDS))

@@ -38,7 +38,7 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps(rows, indent=1) + "\n"
 
 
-def keep_row(path: str | Path, row: Row) -> None:
+def save_row(path: str | Path, row: Row) -> None:
     """Adds a row to a JSON file, in place of the row of the same name; creates the file if it is missing."""
     path = Path(path)
     rows = {kept["name"]: kept for kept in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}

@@ -71,12 +71,12 @@ class Composition:
     def measure(self, variant: Variant) -> Report:
         """Measures the share of right images of every task; writes verdicts and, with standard guidance, a sheet."""
         folder = self.evaluation.folder
-        prompts, pictures = self.prompts(variant.held_out), folder / "pictures" / variant.name
+        prompts, image_folder = self.prompts(variant.held_out), folder / "pictures" / variant.name
         generate_variant(self.evaluation, variant, [prompt.text for prompt in prompts])
 
         def judge(case: tuple[int, Prompt]) -> list[str]:
             index, prompt = case
-            return faults(self.world, prompt, self.detector(load_image(pictures / image_file(index))))
+            return faults(self.world, prompt, self.detector(load_image(image_folder / image_file(index))))
 
         found = self.workers.map(judge, list(enumerate(prompts)), f"judging {variant.name}")
         shares = _shares(prompts, [not fault for fault in found])
@@ -89,7 +89,7 @@ class Composition:
             verdicts = [[fault] for fault in found]
             write_verdicts(folder / f"verdicts_{variant.name}.jsonl", records, verdicts)
             if is_standard:
-                sheet = render_samples(pictures, records, verdicts, each=4)
+                sheet = render_samples(image_folder, records, verdicts, each=4)
                 sheet.quantize(256).save(folder / f"{variant.name}.png", optimize=True)
         return Report(figures, {"geneval": [_row(variant.name, shares)]})
 

@@ -42,7 +42,7 @@ def run(evaluation: Evaluation) -> Report:
         evaluation.folder.mkdir(parents=True, exist_ok=True)
         _plot(evaluation, names, found)
     figures = {f"{name} ({folder})": own[name] for name in names for folder, own in found.items()}
-    return Report(figures, {"comparison": rows}, pictures={"comparison.svg": "each figure, a bar for each folder"})
+    return Report(figures, {"comparison": rows}, images={"comparison.svg": "each figure, a bar for each folder"})
 
 
 def _common(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -97,7 +97,7 @@ def run(evaluation: Evaluation) -> Report:
             write_metadata(folder, records)
             write_verdicts(evaluation.folder / f"verdicts{suffix}.jsonl", records, faults)
             render_samples(folder, records, faults).save(evaluation.folder / f"sample{suffix}.png")
-        report.pictures[f"sample{suffix}.png"] = "two prompts of each task, the first image of each"
+        report.images[f"sample{suffix}.png"] = "two prompts of each task, the first image of each"
     return report
 
 

@@ -3,7 +3,7 @@
 Each part is kept when it is measured, so that an interrupted run is continued.
 
     evotok eval mini runs/mini/gen
-    evotok eval mini mini --config configs/eval/mini-quick.yaml     few samples of everything
+    evotok eval mini mini --config configs/eval/mini-quick.yaml     an estimate from few questions and prompts
 """
 
 import importlib.util
@@ -153,6 +153,6 @@ def _merge(evaluation: Evaluation, world: World, model: Any, reports: list[Repor
         with_targets(figures),
         tables,
         data={"world": sha256(*sorted(path for path in world.root.iterdir() if path.is_file()))},
-        pictures=sheets if "composition" in evaluation.options.parts else {},
+        images=sheets if "composition" in evaluation.options.parts else {},
         notes=[NOTES[name] for name in PARTS if name in evaluation.options.parts],
     )

@@ -253,7 +253,7 @@ def _save_sheet(
         row_labels=labels,
     )
     sheet.save(folder / "reconstructions.png")
-    report.pictures["reconstructions.png"] = "a few images, decoded from more and more levels"
+    report.images["reconstructions.png"] = "a few images, decoded from more and more levels"
 
 
 def _save_plot(folder: Path, report: Report, depths: list[int]) -> None:
@@ -264,4 +264,4 @@ def _save_plot(folder: Path, report: Report, depths: list[int]) -> None:
             axis.plot(depths, [report.figures[f"{name}_depth{depth}"] for depth in depths], marker="o")
             axis.set(title=title, xlabel="levels decoded", xticks=depths)
         save(canvas, folder / "depths.svg")
-    report.pictures["depths.svg"] = "the figures by depth"
+    report.images["depths.svg"] = "the figures by depth"

@@ -38,7 +38,7 @@ LABELS = {  # figure -> its name in a note
     "similarity_semantics": "The similarity of the decoded semantics to the teacher's",
     "probe": "The accuracy of the probe",
 }
-PICTURES = {
+IMAGES = {
     "trajectory.svg": "what pixels and semantics gain by each level",
     "tsne.svg": "t-SNE of the sums of entries: each position goes from blue to red",
     "clusters.png": "K-means of the sums of entries, images nearest to the centres",
@@ -153,7 +153,7 @@ def run(evaluation: Evaluation) -> Report:
     shown = sorted({1, config.num_pixel_codebooks, config.num_codebooks})
     figures = {f"{name}_depth{depth}": rows[depth - 1][name] for depth in shown for name in rows[0] if name != "depth"}
     tables = {"by_depth": rows} | ({"clusters": agreement} if agreement else {})
-    return Report(figures, tables, images.fingerprint, PICTURES, _notes(options, rows, agreement, config))
+    return Report(figures, tables, images.fingerprint, IMAGES, _notes(options, rows, agreement, config))
 
 
 def _images(options: Any, size: int) -> Images:

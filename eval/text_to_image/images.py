@@ -131,7 +131,7 @@ def _generate(evaluation: Evaluation, missing: Sequence[MissingImage], folders: 
         for folder in folders:
             note = _read_note(folder)
             _write_note(folder, note | {"dtypes": sorted({*note.get("dtypes", []), dtype})})
-    workers.map(generate, split_batches(missing, size), "pictures")
+    workers.map(generate, split_batches(missing, size), "images")
     workers.wait()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from evotok.commands import checkpoints
-from evotok.commands.files import check_folder, made_folder
+from evotok.commands.files import check_folder, create_folder
 from evotok.commands.options import Json, complete_checkpoint
 from evotok.commands.recipes import find_recipe
 from evotok.commands.terminal import print_results
@@ -208,7 +208,7 @@ def _unfinished(out: Path, provenance: dict[str, Any]) -> Iterator[None]:
     """Marks the results as unfinished; after an error the mark is removed, unless the folder has other files."""
     from evotok.eval.results import RESULTS, write_results
 
-    with made_folder(out):
+    with create_folder(out):
         write_results(out, provenance, None)
         try:
             yield

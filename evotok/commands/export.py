@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_multimodal
-from evotok.commands.files import check_folder, filled_folder
+from evotok.commands.files import add_files, check_folder
 from evotok.commands.options import Checkpoint, GuidanceMinP, Json, Temperature, TopK
 from evotok.commands.terminal import print_results, waiting
 
@@ -58,7 +58,7 @@ def run(
     values = {"guidance_min_p": guidance_min_p, "top_k": top_k, "temperature": temperature}
     EvoTokCodeSampler(**{name: value for name, value in values.items() if value is not None})  # refuses bad values
     sampling = {"guidance_min_p": guidance_min_p, "image_top_k": top_k, "image_temperature": temperature}
-    with filled_folder(target, OUTDATED) as part:
+    with add_files(target, OUTDATED) as part:
         model, processor = load_multimodal(checkpoint)
         _set_sampling(model.generation_config, processor, sampling)
         # The tokenizer is saved in half precision too, and computes in fp32 again when loaded. Its codebooks stay in

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
-from evotok.commands.files import check_folder, filled_folder
+from evotok.commands.files import add_files, check_folder
 from evotok.commands.options import Json, TokenizerCheckpoint
 from evotok.commands.terminal import print_results, waiting
 
@@ -27,7 +27,7 @@ def run(
     find_checkpoint(checkpoint)
     from evotok.tokenizer_graphs import GRAPHS, write_onnx
 
-    with filled_folder(out, [f"{name}.onnx.data" for name in GRAPHS]) as part:
+    with add_files(out, [f"{name}.onnx.data" for name in GRAPHS]) as part:
         model, image_processor = load_tokenizer(checkpoint)
         with waiting("Writing the graphs"):
             paths = write_onnx(model.float().cpu(), part)

@@ -77,7 +77,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
         parts[part] = final
         return part
 
-    with made_folder(folder):
+    with create_folder(folder):
         try:
             yield reserve
             for part, final in parts.items():
@@ -89,7 +89,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
 
 
 @contextmanager
-def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path]:
+def add_files(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path]:
     """Adds files to a folder together, at the end of a context; after an error the folder is as before.
 
     Args:
@@ -103,7 +103,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
         ValueError: `folder` is a file.
     """
     folder = check_folder(folder)
-    with made_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+    with create_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
         new = [path.name for path in Path(part).iterdir()]
         for path in {path for pattern in outdated for path in folder.glob(pattern)}:
@@ -114,7 +114,7 @@ def filled_folder(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def create_folder(folder: Path) -> Iterator[None]:
     """Creates a folder and its parents for a context; after an error, those of them that are empty are removed."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -158,7 +158,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     part = folder.with_name(folder.name + ".part")
     if part.exists():
         raise ValueError(f"{part}: this exists already, left by a run that was stopped: remove it.")
-    with made_folder(folder.parent):
+    with create_folder(folder.parent):
         part.mkdir()
         try:
             yield part

@@ -23,8 +23,8 @@ from evotok.conversion.key_maps import (
     PROJECTOR_RULES,
     TOKENIZER_RULES,
     add_prefix,
+    convert_to_reference,
     select_prefix,
-    to_theirs,
 )
 from evotok.conversion.language import APPENDED, EMBEDDING, LM_HEAD
 
@@ -75,12 +75,12 @@ def _write_models(
     torch.save(depth, out / "rqtransformer.bin")
     language = add_prefix("language_model.", select_prefix(weights, "model.language_model."))
     language |= {name: x for name, x in weights.items() if name == LM_HEAD}
-    language = to_theirs(LANGUAGE_RULES, language)
+    language = convert_to_reference(LANGUAGE_RULES, language)
     language, size, appended = _with_image_tokens_last(language, config, processor)
     for mode, name in (("understanding", "semantic_projector"), ("generation", "pixel_projector")):
         folder = out / mode
         folder.mkdir()
-        projector = to_theirs(PROJECTOR_RULES, select_prefix(weights, f"model.{name}."))
+        projector = convert_to_reference(PROJECTOR_RULES, select_prefix(weights, f"model.{name}."))
         torch.save(add_prefix(_PROJECTOR, projector), folder / "mm_projector.bin")
         tensors = language | add_prefix(_PROJECTOR, projector) | add_prefix(_TOWER, tower)
         tensors |= depth if mode == "generation" else {}
@@ -100,7 +100,7 @@ def _tokenizer(ours: dict[str, Tensor], config: EvoTokVQConfig) -> dict[str, Ten
         book = f"quantizer.codebooks.{level}."
         if not config.codebook_keeps_sums:
             ours[book + "vector_sum"] = ours[book + "weight"] * ours[book + "cluster_size"][:, None]
-    theirs = to_theirs(TOKENIZER_RULES, ours)
+    theirs = convert_to_reference(TOKENIZER_RULES, ours)
     for name, shape in _unused_encoder(config).items():
         theirs.setdefault(f"encoder_vqkd.{name}", torch.zeros(shape))
     theirs = {name.replace("encoder_vqkd.", "encoder_vqkd.vision_model.", 1): x for name, x in theirs.items()}
@@ -118,7 +118,7 @@ def _unused_encoder(config: EvoTokVQConfig) -> dict[str, torch.Size]:
 
 
 def _depth_decoder(ours: dict[str, Tensor], config: EvoTokConfig) -> dict[str, Tensor]:
-    theirs = to_theirs(DEPTH_RULES, ours)
+    theirs = convert_to_reference(DEPTH_RULES, ours)
     for level in range(config.vq_config.num_pixel_codebooks, config.vq_config.num_codebooks):
         for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
             theirs[f"classifiers.{level}.{name}"] = torch.zeros_like(theirs[f"classifiers.0.{name}"])

@@ -26,8 +26,8 @@ from evotok.conversion.key_maps import (
     PROJECTOR_RULES,
     TOKENIZER_RULES,
     add_prefix,
+    convert_from_reference,
     select_prefix,
-    to_ours,
 )
 from evotok.conversion.language import (
     EMBEDDING,
@@ -222,7 +222,7 @@ def _tokenizer_tensors(piece: Piece, ours: dict[str, Tensor]) -> dict[str, Tenso
     # The encoder's last layer is in no forward pass: the output of the layer before it is quantized.
     used = sum(name.startswith("vision_tower.encoder.layers.") and name.endswith("layer_norm1.bias") for name in ours)
     unused = rf"encoder_vqkd\.encoder\.layers\.{used}\..+"
-    found = to_ours("tokenizer", TOKENIZER_RULES, piece.tensors, ours, unused, piece.origin)
+    found = convert_from_reference("tokenizer", TOKENIZER_RULES, piece.tensors, ours, unused, piece.origin)
     return {
         name: tensor.to(ours[name].dtype if not tensor.is_floating_point() else torch.float32)
         for name, tensor in found.items()
@@ -232,7 +232,7 @@ def _tokenizer_tensors(piece: Piece, ours: dict[str, Tensor]) -> dict[str, Tenso
 def _language_tensors(piece: Piece, state: dict[str, Tensor], tied: bool) -> dict[str, Tensor]:
     ours = add_prefix("language_model.", select_prefix(state, "model.language_model."))
     ours |= {} if tied else {LM_HEAD: state[LM_HEAD]}
-    found = to_ours(
+    found = convert_from_reference(
         "language model", LANGUAGE_RULES, piece.tensors, ours, r"lm_head\.weight" if tied else "", piece.origin
     )
     return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in found.items()}
@@ -246,7 +246,7 @@ def _projector_tensors(
     for name, piece in projectors.items():
         wanted = select_prefix(state, f"model.{name}.")
         found = {key: tensor for key, tensor in piece.tensors.items() if key != EMBEDDING}
-        found = to_ours("projector", PROJECTOR_RULES, found, wanted, "", piece.origin)
+        found = convert_from_reference("projector", PROJECTOR_RULES, found, wanted, "", piece.origin)
         tensors |= add_prefix(f"model.{name}.", found)
     widths = {
         "semantic_projector": config.vq_config.semantic_feature_dim,
@@ -267,7 +267,7 @@ def _depth_tensors(
     # The release has a classifier for each level, and runs those of the pixel levels.
     dead = range(config.vq_config.num_pixel_codebooks, config.vq_config.num_codebooks)
     unused = "|".join(rf"classifiers\.{level}\.[01]\.(weight|bias)" for level in dead)
-    return to_ours("depth decoder", DEPTH_RULES, depth.tensors, ours, unused, depth.origin)
+    return convert_from_reference("depth decoder", DEPTH_RULES, depth.tensors, ours, unused, depth.origin)
 
 
 def _init_projector(config: EvoTokConfig, width: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from torch import Tensor
 class Layout(NamedTuple):
     """Conversion between tensors of ours and one of theirs."""
 
-    to_ours: Callable[[Tensor], tuple[Tensor, ...]]
-    to_theirs: Callable[..., Tensor]
+    from_reference: Callable[[Tensor], tuple[Tensor, ...]]
+    to_reference: Callable[..., Tensor]
 
 
 class Rule(NamedTuple):
@@ -162,7 +162,7 @@ def _fill(pattern: str, values: tuple[str, ...]) -> str:
     return pattern.replace("{*}", "{}").format(*values)
 
 
-def to_ours(
+def convert_from_reference(
     part: str, rules: tuple[Rule, ...], theirs: dict[str, Tensor], ours: dict[str, Tensor], unused: str, origin: object
 ) -> dict[str, Tensor]:
     """Converts their tensors into ours.
@@ -197,20 +197,20 @@ def to_ours(
         if name not in theirs:
             converted |= {our_name: torch.zeros_like(ours[our_name], device="cpu") for our_name in entry.ours}
             continue
-        shape = entry.layout.to_theirs(*(tensor.to("meta") for tensor in wanted)).shape
+        shape = entry.layout.to_reference(*(tensor.to("meta") for tensor in wanted)).shape
         if theirs[name].shape != shape:
             raise ValueError(
                 f"{origin}: the {part}'s {name} has shape {tuple(theirs[name].shape)} instead of {tuple(shape)}. "
                 "Copy it again."
             )
-        converted |= dict(zip(entry.ours, entry.layout.to_ours(theirs[name]), strict=True))
+        converted |= dict(zip(entry.ours, entry.layout.from_reference(theirs[name]), strict=True))
     return converted
 
 
-def to_theirs(rules: tuple[Rule, ...], ours: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert_to_reference(rules: tuple[Rule, ...], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Converts our tensors into theirs."""
     return {
-        name: entry.layout.to_theirs(*(ours[our_name] for our_name in entry.ours)).contiguous()
+        name: entry.layout.to_reference(*(ours[our_name] for our_name in entry.ours)).contiguous()
         for name, entry in reference_names(rules, ours).items()
     }
 

@@ -156,7 +156,7 @@ def run_command(_: Workspace, words: list[str]) -> str:
     return out.getvalue()
 
 
-# A message says what to do, or what is allowed.
+# A message has a correction, or the allowed values.
 _ADVICE = re.compile(
     r"\b(add|check|choose|clip|converts|copy|correct|crop|did you mean|download|encode|give|has|install|known keys|make"
     r"|merge|move|must|name|not one of|parts:|pass|put|remove|repair|resize|required|run|save|scale|see|shorten"

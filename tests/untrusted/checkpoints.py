@@ -61,7 +61,7 @@ def split_weights(change: Callable[[dict], Any]) -> Change:
 
 
 class Evil:
-    """Runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return (os.system, ("touch pickled",))

@@ -38,7 +38,7 @@ def written(codes: np.ndarray, names: list | None = None):
 
 
 def described(**metadata: str):
-    """Good codes with other metadata."""
+    """Writes valid codes with other metadata."""
 
     def make(workspace: Workspace) -> str:
         own = {"format": "evotok-codes-1", "tokenizer": workspace.materials.fingerprint, "names": '["a.png"]'}
@@ -49,7 +49,7 @@ def described(**metadata: str):
 
 
 def planted(name: str):
-    """Good codes of `a.png`, and a link to a file outside at `name`."""
+    """Writes valid codes of `a.png`, and a link to a file outside at `name`."""
     return lambda workspace: (workspace.link(name, workspace.outside / "canary.png"), codes_of(workspace, good_codes(), ["a.png"]))[1]
 
 

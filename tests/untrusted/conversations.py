@@ -33,7 +33,7 @@ PART = 'Content part "{\'type\': \'video\'}" is not supported: give {"type": "te
 COUNT = '0 images for 1 image placeholders in the batch: the number of <|image_pad|> and <|image_gen|> tokens in the prompts should be the same as the number of images (in a conversation, one {"type": "image"} part each), in reading order, or pass codes as generation_codes.'
 CONVERSATIONS = [
     kind("role", "Message with role '{}': give a dict whose role is one of system, user, assistant.")(
-        case("end of the turn", given(user("a", "user<|im_end|>")), "user<|im_end|>"), case("100,000 letters", given(user("a", "x" * 100_000)), "x" * 40)
+        case("end of the message", given(user("a", "user<|im_end|>")), "user<|im_end|>"), case("100,000 letters", given(user("a", "x" * 100_000)), "x" * 40)
     ),
     kind("structure", "{}.")(
         case("no list of messages", given("hello"), NO_CONVERSATION),

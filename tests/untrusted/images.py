@@ -149,7 +149,7 @@ LOADED = [
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Server on this machine that answers as its path says."""
+    """Server on this machine; the path selects the response."""
 
     def do_GET(self):
         self.send_response(404 if self.path == "/missing.png" else 200)

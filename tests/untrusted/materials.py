@@ -48,7 +48,7 @@ class Materials:
 
     @functools.cached_property
     def release(self) -> Path:
-        """Folder in the format of the paper's release: `last.pt`, a language model in two shards, a text tokenizer."""
+        """Writes a folder in the format of the release: `last.pt`, a language model in two shards, a text tokenizer."""
         folder = self.folder / "release"
         save_tokenizer(self.folder / "last.pt", make_tokenizer())
         config = {
@@ -66,7 +66,7 @@ class Materials:
 
     @functools.cached_property
     def trained(self) -> Path:
-        """Folder of a training of two steps: `recipe.yaml`, its `images`, and `run` with `checkpoint-2`."""
+        """Trains for two steps; the folder has `recipe.yaml`, its `images`, and `run` with `checkpoint-2`."""
         from evotok.training.recipes import read_recipe
         from evotok.training.train import train
 
@@ -91,7 +91,7 @@ class Materials:
 
     @functools.cached_property
     def visitor(self) -> Visitor:
-        """Visitor of the page of `model`, which is served from the first use until `close`."""
+        """Returns a visitor of the page of `model`, which is served from the first use until `close`."""
         pytest.importorskip("gradio", reason="the page needs the extra `app`")
         from evotok.app.server import serve
         from evotok.commands.app import listen

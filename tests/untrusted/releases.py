@@ -21,7 +21,7 @@ BIAS = "decoder.conv_out.bias"
 
 
 class OwnFunction:
-    """Calls a function of this package when it is unpickled."""
+    """Object that calls a function of this package when it is unpickled."""
 
     def __reduce__(self):
         from evotok.commands.files import check_folder

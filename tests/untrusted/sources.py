@@ -44,7 +44,7 @@ def read(_: Workspace, given: tuple[str, Callable | None]) -> list[Image.Image]:
 
 
 def row(image: Any, name: str = "parquet-pairs", **fields):
-    """A parquet file of one row, in a folder with an image and a link that leads out."""
+    """Returns a `make` of a parquet file of one row, in a folder with an image and a link that leads out."""
 
     def make(workspace: Workspace) -> tuple[str, None]:
         workspace.write("data/a.png", PICTURE)
@@ -57,7 +57,7 @@ def row(image: Any, name: str = "parquet-pairs", **fields):
 
 
 def parquet(build: Callable[[], dict], **options: Any):
-    """A parquet file of these columns."""
+    """Returns a `make` of a parquet file of these columns."""
 
     def make(workspace: Workspace) -> tuple[str, None]:
         (workspace.path / "data").mkdir()
@@ -118,7 +118,7 @@ def long_list() -> dict:
 
 
 def caption(text: str | None):
-    """An image and its text, or a link to a text outside."""
+    """Returns a `make` of an image and its text, or of a link to a text outside."""
 
     def make(workspace: Workspace) -> tuple[str, None]:
         workspace.write("data/a.png", PICTURE)
@@ -132,7 +132,7 @@ def caption(text: str | None):
 
 
 def removed_early(workspace: Workspace) -> tuple[str, Callable]:
-    """A file that is removed between the listing and the reading."""
+    """Removes a file between the listing and the reading."""
     kept = workspace.path.parent / "kept.tar"
     path = workspace.path / "data" / "a.tar"
     path.parent.mkdir()
@@ -147,13 +147,13 @@ def is_picture(images: list) -> None:
     assert [image.size for image in images] == [noise().size]
 
 
-TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+MESSAGES = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
 NOT_FETCHED = f"image '{ADDRESS}' is an address, which is not fetched: download it into …"
 OUTSIDE = "{} is outside of …: move it there, or set the image folder"
 SOURCE = [
     kind("address", NOT_FETCHED)(
         case("caption", row({"bytes": b"", "path": ADDRESS})),
-        case("conversation", row({"bytes": None, "path": ADDRESS}, "llava-onevision", id="1", conversations=TURNS)),
+        case("conversation", row({"bytes": None, "path": ADDRESS}, "llava-onevision", id="1", conversations=MESSAGES)),
     ),
     kind("file outside the folder", OUTSIDE)(
         case("absolute path", row({"bytes": None, "path": "/etc/passwd"}), "image '/etc/passwd'"),
@@ -237,7 +237,7 @@ def one_good_image(workspace: Workspace) -> list[dict]:
 
 
 def shard(**fields: Any):
-    """A code shard whose metadata have other fields, or are `text`."""
+    """Returns a `make` of a code shard whose metadata have other fields, or are `text`."""
 
     def make(workspace: Workspace) -> str:
         (workspace.path / "codes").mkdir()
@@ -250,7 +250,7 @@ def shard(**fields: Any):
 
 
 def escapes(workspace: Workspace) -> list[str]:
-    """A recipe whose data have a caption with escape sequences."""
+    """Writes a recipe whose data have a caption with escape sequences."""
     (workspace.path / "data").mkdir()
     row = {"image": {"bytes": PICTURE, "path": None}, "caption": "a\x1b[2J\x1b]0;title\x07 wall\x9b31m \u202edlrow"}
     pq.write_table(pa.Table.from_pylist([row]), workspace.path / "data" / "data.parquet")

@@ -166,7 +166,7 @@ def run(evaluation: Evaluation) -> Report:
             "runs": [{"row": name, "seed": seed} | found for (name, seed), found in zip(jobs, results, strict=True)],
         },
         data=data,
-        pictures={"ablations.svg": "each figure of each row: mean over seeds, and a dot for every seed"},
+        images={"ablations.svg": "each figure of each row: mean over seeds, and a dot for every seed"},
         notes=[
             *_notes(options, recipe, probes),
             *summarize(claims["table 4"], "Table 4"),

@@ -20,7 +20,7 @@ SPECIAL_TOKENS = (
     "<|image_gen|>",
 )
 
-# In every prompt, but perhaps in none of the texts: as single bytes they would be a tenth of a short sample.
+# In every prompt, but perhaps in none of the texts: as single bytes they would be a tenth of a short text.
 _ROLES = ("system\n", "user\n", "assistant\n")
 
 

@@ -76,8 +76,8 @@ class MultimodalTrainer(EvoTokTrainer):
             add_code_noise(self._inner(self.model).model.pixel_projector, code_noise)
         self.sample_prompts = list(sample_prompts)
         self.vq_model = self._inner(self.model).model.vq_model
-        self._hides_tokenizer = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self._hides_tokenizer:
+        self._excludes_tokenizer = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self._excludes_tokenizer:
             share_tokenizer(self._inner(self.model).model, self.vq_model.float().to(self.args.device))
 
     @staticmethod
@@ -143,7 +143,7 @@ class MultimodalTrainer(EvoTokTrainer):
         return super()._reduce_terms() | means
 
     def _save(self, output_dir=None, state_dict=None):
-        if self._hides_tokenizer and state_dict is not None:
+        if self._excludes_tokenizer and state_dict is not None:
             weights = self.vq_model.state_dict(prefix="model.vq_model.")
             state_dict = state_dict | {name: tensor.clone() for name, tensor in weights.items()}
         super()._save(output_dir, state_dict)

@@ -116,10 +116,10 @@ def atomic_directory(folder: Path) -> Iterator[None]:
     """Removes the checkpoint that is written inside after an error, unless it is complete already.
 
     Raises:
-        OSError: as [`name_full_disk`].
+        OSError: as [`translate_disk_errors`].
     """
     try:
-        with name_full_disk(folder):
+        with translate_disk_errors(folder):
             yield
     except BaseException:
         if find_damage(folder, contents=False) is not None:
@@ -128,7 +128,7 @@ def atomic_directory(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def name_full_disk(folder: Path) -> Iterator[None]:
+def translate_disk_errors(folder: Path) -> Iterator[None]:
     """Translates the errors of libraries that write to a folder inside, where the disk is full.
 
     Raises:
