@@ -617,7 +617,7 @@ def test_convert_refuses_bad_arguments(release, converted, tmp_path, capsys):
     last = tmp_path / "last.pt"
     save_tokenizer(last, release["tokenizer"])
     assert "no such file" in refuse(capsys, "nowhere", "--out", tmp_path / "x")
-    assert "there already" in refuse(capsys, last, "--out", tmp_path)
+    assert "exists already" in refuse(capsys, last, "--out", tmp_path)
     assert "--encoder-heads" in refuse(capsys, last, "--out", tmp_path / "x", "--encoder-heads", 5)
     assert "EvoTok already" in refuse(capsys, converted, "--out", tmp_path / "x")
     assert "--image-size 128" in refuse(capsys, last, "--out", tmp_path / "x", "--image-size", 128)

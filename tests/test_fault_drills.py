@@ -155,11 +155,16 @@ def drill(server, words, whole, folder, kills):
 
 
 def assert_close(one, other, *names):
-    """Checks that two checkpoints have the same names, dtypes and, up to rounding, values."""
+    """Checks that two checkpoints have the same names, dtypes and, up to rounding, values.
+
+    The gradient of a key's bias is zero but for rounding, which Adam scales up: those biases are not compared.
+    """
     for name in names:
         expected, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
+            if key.endswith("k_proj.bias"):
+                continue
             torch.testing.assert_close(found[key], tensor, atol=1e-4, rtol=1e-3, msg=f"{name}: {key}")
 
 

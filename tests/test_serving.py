@@ -274,7 +274,7 @@ REFUSED = {
     "an image without a URL": (
         CHAT, said([{"type": "image_url"}]), 400, "messages.0.content.0", "field",
     ),
-    "another model": (CHAT, {"messages": HELLO, "model": "gpt"}, 404, "model_not_found", "'tiny' alone"),
+    "another model": (CHAT, {"messages": HELLO, "model": "gpt"}, 404, "model_not_found", "has only the model 'tiny'"),
     "an unknown parameter": (CHAT, {"messages": HELLO, "stop": ["x"]}, 400, "unsupported_parameter", "leave it out"),
     "many answers": (CHAT, {"messages": HELLO, "n": 2}, 400, "unsupported_parameter", "n:"),
     "a parameter with a long name": (CHAT, {"messages": HELLO, "x" * 10**5: 1}, 400, "unsupported_parameter", "leave"),
@@ -310,7 +310,7 @@ REFUSED = {
     "a body that is too large": (CHAT, b'"' + b"x" * 2 * 10**6 + b'"', 413, "too_large", "larger than 1 MiB"),
     "no prompt": (IMAGES, {}, 400, "prompt", "Field required"),
     "an empty prompt": (IMAGES, {"prompt": "  "}, 400, "prompt", "empty"),
-    "another size": (IMAGES, {"prompt": "a", "size": "1024x1024"}, 400, "unsupported_size", "has 32x32 alone"),
+    "another size": (IMAGES, {"prompt": "a", "size": "1024x1024"}, 400, "unsupported_size", "has only 32x32"),
     "many images": (IMAGES, {"prompt": "a", "n": 4}, 400, "too_many_images", "the limit is 3"),
     "an address for the image": (IMAGES, {"prompt": "a", "response_format": "url"}, 400, "response_format", "b64_json"),
     "guidance beyond float32": (IMAGES, {"prompt": "a", "guidance_scale": 1e300}, 400, "guidance_scale", "1000"),
@@ -491,7 +491,10 @@ def test_foreign_host_names_are_refused(parts):
         (["--engine-option", "a b=1"], "give NAME=VALUE"),
         (["--engine-option", "a=[", "--engine", "vllm"], "give NAME=VALUE"),
         (["--engine-option", "dtype=float32"], "the engine transformers has none"),
-        (["--engine", "vllm", "--engine-option", "data_parallel_size=2"], "data_parallel_size: image generation needs"),
+        (
+            ["--engine", "vllm", "--engine-option", "data_parallel_size=2"],
+            "data_parallel_size: image generation requires",
+        ),
         (["--port", "70000"], "65535"),
     ],
 )
