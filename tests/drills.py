@@ -89,14 +89,17 @@ class Server:
             harm: what happens to one of them.
             watch: a folder for what every rank fed its model in every step, see `watched`.
         """
+        return self.call(_train, [str(word) for word in arguments], harm, watch, ranks=ranks)
+
+    def call(self, function: Callable, *arguments, ranks: int = 2) -> Ended:
+        """A function of a module, with these arguments, on this many processes of one group, which it may join."""
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
         self.groups += 1
         logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
-        words = [str(word) for word in arguments]
         group = [
-            self.context.Process(target=_train, args=(words, rank, ranks, port, logs[rank], harm, watch))
+            self.context.Process(target=_enter, args=(function, arguments, rank, ranks, port, logs[rank]))
             for rank in range(ranks)
         ]
         for process in group:
@@ -131,9 +134,7 @@ def _speak_into(log: Path) -> None:
         os.dup2(handle, terminal)
 
 
-def _train(
-    words: list[str], rank: int, ranks: int, port: int, log: Path, harm: Harm | None, watch: Path | None
-) -> None:
+def _enter(function: Callable, arguments: tuple, rank: int, ranks: int, port: int, log: Path) -> None:
     gc.freeze()  # all that was imported: to look through it for garbage takes a second of every start
     _speak_into(log)
     warnings.simplefilter("ignore")
@@ -143,13 +144,18 @@ def _train(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
     torch.set_num_threads(1)
+    sys.exit(function(*arguments))
+
+
+def _train(words: list[str], harm: Harm | None, watch: Path | None) -> int:
     from evotok.training.train import main
 
+    rank = int(os.environ.get("RANK", "0"))
     if harm is not None and harm.rank == rank:
         _prepare(harm)
     if watch is not None:
         _watch(watch, rank)
-    sys.exit(main(words))
+    return main(words)
 
 
 def _prepare(harm: Harm) -> None:

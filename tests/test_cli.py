@@ -15,11 +15,13 @@ from conftest import TINY_VQ, build_tiny_model, parse_command
 from PIL import Image
 
 from evotok import EvoTokConfig, EvoTokProcessor
-from evotok.cli import COMMANDS, main
+from evotok.cli import COMMANDS, Command, main, root
 from evotok.commands.checkpoints import load_tokenizer
 from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
+from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
+from evotok.commands.terminal import say
 from evotok.training.arguments import read_recipe
 from evotok.training.fingerprint import fingerprint
 from evotok.training.messages import visible
