@@ -5,9 +5,11 @@ not ten; what happens in it from there on is what `torchrun ... -m evotok.traini
 """
 
 import gc
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -60,7 +62,15 @@ class FullDisk(NamedTuple):
     room: int
 
 
-Harm = Kill | Spoil | FullDisk
+class Gone(NamedTuple):
+    """A folder is removed by this process in the middle of this step."""
+
+    rank: int
+    step: int
+    folder: Path
+
+
+Harm = Kill | Spoil | FullDisk | Gone
 
 
 class Ended(NamedTuple):
@@ -128,6 +138,32 @@ def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
     return [[torch.load(folder / f"{step}-{rank}.pt", weights_only=True) for rank in ranks] for step in steps]
 
 
+def find_starts(run: Path, report: Path) -> None:
+    """For `Server.call`: which checkpoint a group goes on from with each file of the newest one torn in turn. Every
+    process writes what it found to `report`, by the name of the file and how it was torn."""
+    from accelerate import PartialState
+    from test_manifest import spoil
+
+    from evotok.training.checkpoints import agreed_checkpoint
+
+    state, found = PartialState(cpu=True), {}
+    newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for path in sorted(path for path in newest.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for how in ("cut", "emptied", "flipped", "removed"):
+            state.wait_for_everyone()
+            if state.is_main_process:
+                spoil(path, how)
+            state.wait_for_everyone()
+            start = agreed_checkpoint(run, state.process_index, state.num_processes)
+            found[f"{path.relative_to(newest)}: {how}"] = Path(start).name
+            state.wait_for_everyone()
+            if state.is_main_process:
+                path.write_bytes(content)
+    (report / f"starts-{state.process_index}.json").write_text(json.dumps(found))
+    state.destroy_process_group()
+
+
 def _speak_into(log: Path) -> None:
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for terminal in (1, 2):
@@ -163,6 +199,8 @@ def _prepare(harm: Harm) -> None:
         _spoil_a_loss(harm)
     elif isinstance(harm, FullDisk):
         _in_the_middle_of(harm.step, lambda: _fill_the_disk(harm.room))
+    elif isinstance(harm, Gone):
+        _in_the_middle_of(harm.step, lambda: shutil.rmtree(harm.folder))
     elif harm.file is None:
         _in_the_middle_of(harm.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     else:
