@@ -431,6 +431,20 @@ def test_train_refuses_misspelled_keys(here, capsys):
     assert files(here) == ["red.png"]
 
 
+def test_training_says_that_it_loads_before_it_does(here, monkeypatch, capsys):
+    said = []
+
+    def train(recipe, restart):
+        said.append(capsys.readouterr().err)
+        return {"stage": "gen", "folder": "runs/gen", "step": 1, "train_loss": 1.0}
+
+    (here / "mine.yaml").write_text("stage: tokenizer\ntraining: {max_steps: 1}\n")
+    monkeypatch.setattr("evotok.training.train.train", train)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert evotok("train", "mine.yaml") == 0
+    assert "mine.yaml: loading the model and the data ..." in said[0]
+
+
 @pytest.mark.parametrize("command", ["chat", "generate", "encode", "decode"])
 @pytest.mark.parametrize(
     ("spoil", "message"),
