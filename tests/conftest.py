@@ -92,7 +92,7 @@ def build_tiny_model(config: EvoTokConfig | None = None, seed: int = 0) -> EvoTo
 
 
 def build_chat_model(image_size: int = 32):
-    """A tiny random model and a processor with a text tokenizer that go together; images of the world are of 64 px."""
+    """A tiny random model and a processor with a text tokenizer that go together; emoji are of 64 px."""
     tokenizer = train_text_tokenizer(["what is this? a cat, a dog, the red one"] * 4, vocab_size=300)
     positions = (image_size // TINY_VQ["encoder_config"]["patch_size"]) ** 2
     processor = EvoTokProcessor.from_parts(tokenizer, image_size=image_size, num_image_tokens=positions)

@@ -10,7 +10,6 @@ from conftest import build_chat_model
 from PIL import Image
 
 from evotok.app.draw import preview
-from evotok.app.examples import WORLD_PROMPTS
 from evotok.commands.app import listen
 
 
@@ -39,7 +38,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tiny_page():
-    """A page over a tiny random model of the world's image size, which answers at once and nonsense."""
+    """A page over a tiny random model of the emoji's size, which answers at once and nonsense."""
     with serve(*build_chat_model(64), listen("127.0.0.1", None)) as served:
         yield served
 
@@ -78,7 +77,7 @@ def test_chat_about_an_upload_in_several_turns(visit, tmp_path, size):
     page = visit("Chat", size)
     page.locator("#question input[type=file]").set_input_files(tmp_path / "red.png")
     expect(page.locator("#question img")).to_be_visible()
-    send(page, "What color is the background?")
+    send(page, "What color is the emoji?")
     expect(answers(page)).to_have_text(re.compile(r"\w"))
     expect(page.locator("#transcript .user img").first).to_be_visible()
     send(page, "What is this?")
@@ -123,7 +122,7 @@ def test_files_that_are_no_images_and_empty_prompts_are_told_in_a_line(visit, tm
 def test_draw_ask_about_it_and_look_inside_it(visit, size):
     page = visit("Draw", size)
     page.locator("#draw-examples button").first.click()
-    expect(page.locator("#prompt textarea")).to_have_value(WORLD_PROMPTS[0])
+    expect(page.locator("#prompt textarea")).to_have_value("a frog, noto style")
     page.locator("#count input[type=number]").fill("2")
     page.locator("#draw-go").click()
     expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ of 64 positions .* images/s .* seed \d+"))
@@ -142,7 +141,7 @@ def test_draw_ask_about_it_and_look_inside_it(visit, size):
 def test_seed_and_negative_prompt_are_heeded(visit):
     page = visit("Draw")
     expect(page.locator("#guidance input[type=number]")).to_have_value("7.5")
-    page.locator("#prompt textarea").fill(WORLD_PROMPTS[4])
+    page.locator("#prompt textarea").fill("a frog, noto style")
     page.locator("#count input[type=number]").fill("1")
     page.get_by_role("button", name="More").click()
     page.locator("#seed input").fill("7")
@@ -280,7 +279,7 @@ def test_messages_are_plain_text(visit, monkeypatch):
 
 def test_images_are_drawn_in_the_chat(visit):
     page = visit("Chat", of="tiny_page")
-    send(page, f"/draw {WORLD_PROMPTS[4]}")
+    send(page, "/draw a frog, noto style")
     expect(page.locator("#transcript .user img")).to_be_visible()
     send(page, "Who painted the Mona Lisa?")
     expect(answers(page)).to_contain_text("has not learned")

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 from strangers.page import API, ORDER, Visitor, check_harmless
 
-from evotok.app.examples import WORLD_PROMPTS
 from evotok.cli import main
 
 
 gradio = pytest.importorskip("gradio", reason="the page needs the extra `app`")
 pytest.importorskip("httpx")
 
-ROCKET = list((ORDER | {"prompt": WORLD_PROMPTS[4]}).values())
+FROG = list((ORDER | {"prompt": "a frog, noto style"}).values())
 EIGHT = list((ORDER | {"images": 8}).values())
 ROOT = str(Path(__file__).parents[1])
 
@@ -36,7 +35,7 @@ def visitor(app_page):
 
 def draws(visitor, session):
     """A drawing comes out whole."""
-    last = visitor.ask("draw-go", ROCKET, session=session)[-1]
+    last = visitor.ask("draw-go", FROG, session=session)[-1]
     return last["success"] and "64 of 64" in str(last["output"])
 
 
@@ -83,7 +82,7 @@ def test_a_fault_of_ours_is_told_without_a_traceback_and_the_page_serves_on(visi
 
     with monkeypatch.context() as patch:
         patch.setattr("evotok.app.draw.preview", fail)
-        last = visitor.ask("draw-go", ROCKET, session="unlucky")[-1]
+        last = visitor.ask("draw-go", FROG, session="unlucky")[-1]
     assert not last["success"]
     check_harmless(str(last))
     assert draws(visitor, "unlucky")

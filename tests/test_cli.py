@@ -33,7 +33,7 @@ ROOT = str(Path(__file__).parents[1])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A full checkpoint: 64 px (the size of the world's images), 8 x 8 positions, 4 levels, 2 of them for pixels."""
+    """A full checkpoint: 64 px (the size of the emoji), 8 x 8 positions, 4 levels, 2 of them for pixels."""
     texts = ["What is this? A frog, please draw two cats on a blue background, noto style: yes no left right."] * 2
     processor = EvoTokProcessor.from_parts(train_text_tokenizer(texts, 300), image_size=64, num_image_tokens=64)
     tokenizer = processor.tokenizer
