@@ -21,7 +21,6 @@ from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
 from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
-from evotok.commands.terminal import say
 from evotok.training.arguments import read_recipe
 from evotok.training.fingerprint import fingerprint
 from evotok.training.messages import visible
@@ -319,9 +318,7 @@ def _end():
 
 def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
     """As DeepSpeed's logger does, where it is installed."""
-    from evotok.cli import Command, root
     from evotok.commands import terminal
-    from evotok.commands.options import Json
 
     def run(as_json: Json = False) -> None:
         print("[INFO] a library is there")

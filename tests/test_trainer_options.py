@@ -23,8 +23,8 @@ def recipe(tmp_path, *words, stage="sft", data=None):
 
 REFUSED = [
     ("sft", None, "label_smoothing_factor=0.1", "plain cross-entropies"),
-    ("tokenizer", {"name": "world"}, "label_smoothing_factor=0.1", "plain cross-entropies"),
-    ("dpo", {"name": "world"}, "label_smoothing_factor=0.1", "plain cross-entropies"),
+    ("tokenizer", {"name": "emoji"}, "label_smoothing_factor=0.1", "plain cross-entropies"),
+    ("dpo", {"name": "emoji"}, "label_smoothing_factor=0.1", "plain cross-entropies"),
     ("sft", None, "use_liger_kernel=true", "no kernels"),
     ("gen", None, "torch_compile=true", "change their shape"),
     ("gen", None, "tf32=true", "all bits of float32"),
@@ -37,11 +37,11 @@ REFUSED = [
     ("sft", None, "eval_strategy=steps", "validates nothing"),
     ("sft", None, "load_best_model_at_end=true", "validates nothing"),
     ("sft", None, "save_strategy=best", "validates nothing"),
-    ("tokenizer", {"name": "world"}, "bf16_full_eval=true", "of images, not of logits"),
-    ("tokenizer", {"name": "world"}, "neftune_noise_alpha=5.0", "embeddings of text"),
-    ("tokenizer", {"name": "world"}, "lr_scheduler_type=reduce_lr_on_plateau", "no metric to follow"),
-    ("gen", {"name": "world"}, "num_train_epochs=2", "set training.max_steps"),
-    ("gen", {"name": "world"}, "max_steps=-1", "set training.max_steps"),
+    ("tokenizer", {"name": "emoji"}, "bf16_full_eval=true", "of images, not of logits"),
+    ("tokenizer", {"name": "emoji"}, "neftune_noise_alpha=5.0", "embeddings of text"),
+    ("tokenizer", {"name": "emoji"}, "lr_scheduler_type=reduce_lr_on_plateau", "no metric to follow"),
+    ("gen", {"name": "emoji"}, "num_train_epochs=2", "set training.max_steps"),
+    ("gen", {"name": "emoji"}, "max_steps=-1", "set training.max_steps"),
     ("gen", MIXTURE, "data_seed=3", "training.seed"),
     ("gen", MIXTURE, "train_sampling_strategy=group_by_length", "an order of its own"),
 ]
@@ -57,8 +57,8 @@ def test_what_would_have_no_effect_is_refused(tmp_path, stage, data, word, reaso
 @pytest.mark.parametrize(
     ("stage", "data", "word"),
     [
-        ("tokenizer", {"name": "world"}, "eval_strategy=steps"),
-        ("tokenizer", {"name": "world"}, "load_best_model_at_end=true"),
+        ("tokenizer", {"name": "emoji"}, "eval_strategy=steps"),
+        ("tokenizer", {"name": "emoji"}, "load_best_model_at_end=true"),
         ("sft", None, "num_train_epochs=2"),
         ("sft", None, "data_seed=3"),
         ("sft", None, "train_sampling_strategy=sequential"),
@@ -66,6 +66,7 @@ def test_what_would_have_no_effect_is_refused(tmp_path, stage, data, word, reaso
         ("sft", None, "label_smoothing_factor=0.0"),
         ("sft", None, "eval_strategy=no"),
         ("sft", None, "push_to_hub=false"),
+        ("tokenizer", {"name": "emoji", "distinct": 8}, "num_train_epochs=2"),
     ],
 )
 def test_what_has_an_effect_or_asks_for_nothing_is_taken(tmp_path, stage, data, word):
@@ -87,9 +88,9 @@ def test_the_tables_name_fields_that_exist():
 
 
 def test_a_training_without_end_says_how_long_it_is(tmp_path):
-    endless = recipe(tmp_path, data={"name": "world"})  # says nothing, which is -1
-    with pytest.raises(ValueError, match="samples of world never end: set training.max_steps"):
-        build_data(endless, training_arguments(endless))
+    endless = recipe(tmp_path, data={"name": "emoji"})  # says nothing, which is -1
+    with pytest.raises(ValueError, match="samples of emoji never end: set training.max_steps"):
+        build_data(endless, training_arguments(endless), None)
 
 
 # --- words of YAML 1.1 ------------------------------------------------------------------------------------------------
