@@ -16,13 +16,13 @@ pytest.importorskip("gradio", reason="the page needs the extra `app`")
 pytest.importorskip("httpx")
 
 from evotok.app.draw import Drawing
-from evotok.app.examples import WORLD_PROMPTS, WORLD_QUESTIONS
+from evotok.app.examples import EMOJI_PROMPTS, EMOJI_QUESTIONS
 from evotok.app.server import serve
 from evotok.commands.app import listen
 
 
 PLAIN = saved(Image.new("RGB", (64, 64), "white"))
-DRAW = list((ORDER | {"prompt": WORLD_PROMPTS[0]}).values())
+DRAW = list((ORDER | {"prompt": EMOJI_PROMPTS[0]}).values())
 
 
 def quick_draw(model, processor, order, seconds=0.0):
@@ -83,27 +83,27 @@ def test_a_question_is_shown_before_the_first_token(visitor, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr("evotok.app.chat.steps", lambda *_: (released.wait(60), iter(["a", " cat"]))[1])
     file = visitor.upload("a.png", PLAIN)
-    box = {"text": WORLD_QUESTIONS[0], "files": [file]}
+    box = {"text": EMOJI_QUESTIONS[0], "files": [file]}
     assert visitor.join("question", [box, None], "submit", "early").status_code == 200
     with visitor.messages("early") as messages:
         first = next(message for message in messages if message["msg"] == "process_generating")
         emptied, transcript, _ = first["output"]["data"]
-        assert not released.is_set() and emptied["value"]["text"] == "" and WORLD_QUESTIONS[0] in json.dumps(transcript)
+        assert not released.is_set() and emptied["value"]["text"] == "" and EMOJI_QUESTIONS[0] in json.dumps(transcript)
         released.set()
         last = [message for message in messages if message["msg"] == "process_completed"]
-    assert shown(last) == [("user", "image"), ("user", WORLD_QUESTIONS[0]), ("assistant", "a cat")]
+    assert shown(last) == [("user", "image"), ("user", EMOJI_QUESTIONS[0]), ("assistant", "a cat")]
 
 
 def test_a_message_is_answered_again_or_changed(visitor, says):
     says("a", " cat")
-    ask(visitor, "again", WORLD_QUESTIONS[0], visitor.upload("a.png", PLAIN))
+    ask(visitor, "again", EMOJI_QUESTIONS[0], visitor.upload("a.png", PLAIN))
     says("a", " dog")
     retried = visitor.ask("transcript", [None], "retry", "again", {"index": 2, "value": "a cat"})
-    assert shown(retried) == [("user", "image"), ("user", WORLD_QUESTIONS[0]), ("assistant", "a dog")]
+    assert shown(retried) == [("user", "image"), ("user", EMOJI_QUESTIONS[0]), ("assistant", "a dog")]
     says("white")
-    change = {"index": 1, "previous_value": WORLD_QUESTIONS[0], "value": WORLD_QUESTIONS[1]}
+    change = {"index": 1, "previous_value": EMOJI_QUESTIONS[0], "value": EMOJI_QUESTIONS[1]}
     changed = visitor.ask("transcript", [None], "edit", "again", change)
-    assert shown(changed) == [("user", "image"), ("user", WORLD_QUESTIONS[1]), ("assistant", "white")]
+    assert shown(changed) == [("user", "image"), ("user", EMOJI_QUESTIONS[1]), ("assistant", "white")]
     gone = visitor.ask("transcript", [None], "retry", "again", {"index": 9, "value": "a cat"})
     assert lines(gone) == ["This message is not part of the conversation any more: ask again."]
     transcript = component(visitor, "transcript")["props"]
@@ -113,16 +113,16 @@ def test_a_message_is_answered_again_or_changed(visitor, says):
 def test_answers_are_plain_text(visitor, says):
     """Markdown stays as it is, since it is not rendered (`test_gate.py`); what would be HTML is escaped."""
     says("![x](https://evil.example/x.png) <form action='https://evil.example'>")
-    said = shown(ask(visitor, "plain", WORLD_QUESTIONS[0], visitor.upload("a.png", PLAIN)))
+    said = shown(ask(visitor, "plain", EMOJI_QUESTIONS[0], visitor.upload("a.png", PLAIN)))
     assert said[-1][1] == "![x](https://evil.example/x.png) &lt;form action='https://evil.example'&gt;"
 
 
 def test_an_image_is_drawn_in_the_chat_and_goes_with_the_next_question(visitor, says):
-    drawn = ask(visitor, "painter", f"/draw {WORLD_PROMPTS[0]}")
+    drawn = ask(visitor, "painter", f"/draw {EMOJI_PROMPTS[0]}")
     assert shown(drawn) == [("user", "image")] and not lines(drawn)
     says("a heart")
-    asked = shown(ask(visitor, "painter", WORLD_QUESTIONS[0]))
-    assert asked == [("user", "image"), ("user", WORLD_QUESTIONS[0]), ("assistant", "a heart")]
+    asked = shown(ask(visitor, "painter", EMOJI_QUESTIONS[0]))
+    assert asked == [("user", "image"), ("user", EMOJI_QUESTIONS[0]), ("assistant", "a heart")]
     assert "Image of the conversation" in json.dumps(drawn), "images have a name for those who do not see them"
 
 
@@ -130,7 +130,7 @@ def test_an_image_is_drawn_in_the_chat_and_goes_with_the_next_question(visitor, 
     ("question", "with_image", "said"),
     [
         ("Who painted the Mona Lisa?", True, "has not learned “who”"),
-        (WORLD_QUESTIONS[0], False, "about images only"),
+        (EMOJI_QUESTIONS[0], False, "about images only"),
     ],
 )
 def test_what_the_model_cannot_know_gets_a_sentence_of_the_page(visitor, monkeypatch, question, with_image, said):
@@ -165,7 +165,7 @@ def test_nothing_can_be_asked_about_nothing(visitor):
         assert lines(visitor.ask(name, data, session="nothing")) == ["Draw something first."]
     drawn = visitor.ask("draw-go", DRAW, session="something")[-1]["output"]["data"]
     assert [button["interactive"] for button in drawn[-2:]] == [True, True]
-    assert drawn[0][0]["caption"] == f"{WORLD_PROMPTS[0]}, image 1", "what a gallery reads out"
+    assert drawn[0][0]["caption"] == f"{EMOJI_PROMPTS[0]}, image 1", "what a gallery reads out"
     asked = visitor.ask("ask", [None, None, None], session="something")[-1]["output"]["data"]
     assert [part["role"] for part in asked[2]] == ["user"] and read(asked[2][0]["content"]) == "image"
 
@@ -220,7 +220,7 @@ def bad_files():
 
 
 DOORS = {
-    "question": ("submit", lambda file: [{"text": WORLD_QUESTIONS[0], "files": [file]}, None]),
+    "question": ("submit", lambda file: [{"text": EMOJI_QUESTIONS[0], "files": [file]}, None]),
     "source": ("change", lambda file: [file, 2]),
     "other": ("change", lambda file: [file]),
 }
