@@ -15,11 +15,10 @@ from conftest import TINY_VQ, build_tiny_model, parse_command
 from PIL import Image
 
 from evotok import EvoTokConfig, EvoTokProcessor
-from evotok.cli import COMMANDS, Command, main, root
+from evotok.cli import COMMANDS, main
 from evotok.commands.checkpoints import load_tokenizer
 from evotok.commands.codes import Codes, read_codes, write_codes
 from evotok.commands.files import new_files, safe_name
-from evotok.commands.options import Json
 from evotok.commands.recipes import check_recipe, find_recipe
 from evotok.training.arguments import read_recipe
 from evotok.training.fingerprint import fingerprint
@@ -318,7 +317,9 @@ def _end():
 
 def test_what_libraries_print_is_not_beside_the_json(monkeypatch, capsys):
     """As DeepSpeed's logger does, where it is installed."""
+    from evotok.cli import Command, root
     from evotok.commands import terminal
+    from evotok.commands.options import Json
 
     def run(as_json: Json = False) -> None:
         print("[INFO] a library is there")
@@ -426,20 +427,6 @@ def test_train_refuses_misspelled_keys(here, capsys):
     assert "misspeld" in refuse(capsys, "train", "configs/mini/tokenizer.yaml", "misspeld.key=1")
     assert "no such recipe" in refuse(capsys, "train", "nowhere.yaml")
     assert files(here) == ["red.png"]
-
-
-def test_training_says_that_it_loads_before_it_does(here, monkeypatch, capsys):
-    said = []
-
-    def train(recipe, restart):
-        said.append(capsys.readouterr().err)
-        return {"stage": "gen", "folder": "runs/gen", "step": 1, "train_loss": 1.0}
-
-    (here / "mine.yaml").write_text("stage: tokenizer\ntraining: {max_steps: 1}\n")
-    monkeypatch.setattr("evotok.training.train.train", train)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert evotok("train", "mine.yaml") == 0
-    assert "mine.yaml: loading the model and the data ..." in said[0]
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "encode", "decode"])

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from evotok import EvoTokVQConfig
-from evotok.cli import main
 from evotok.modeling_evotok.quantization_evotok import EvoTokCodebook
 from evotok.training.arguments import read_recipe
 from evotok.training.codebook_restarts import restart_warning
-from evotok.training.train import train
 
 
 @pytest.mark.parametrize("name", ["mini", "paper"])
@@ -38,20 +36,3 @@ def test_most_entries_are_replaced_where_the_warning_says_so():
 
 def test_no_restarts_need_no_batch():
     assert restart_warning(EvoTokVQConfig(codebook_restart_threshold=0), 1) is None
-
-
-SMALL = "training.per_device_train_batch_size=1"
-
-
-def test_a_plan_and_a_training_say_so(tmp_path, monkeypatch, caplog, capsys):
-    assert main(["plan", "configs/mini/tokenizer.yaml", SMALL, "--gpus", "1"]) == 0
-    assert "most are replaced at every step" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr("evotok.training.tokenizer_stage.build_images", _stop)
-    words = [SMALL, "model.encoder_checkpoint=null", f"training.output_dir={tmp_path}"]
-    with pytest.raises(KeyError, match="as far as the data"):
-        train(read_recipe("configs/mini/tokenizer.yaml", words))
-    assert "most are replaced at every step" in caplog.text
-
-
-def _stop(*args):
-    raise KeyError("as far as the data")
