@@ -5,9 +5,11 @@ not ten; what happens in it from there on is what `torchrun ... -m evotok.traini
 """
 
 import gc
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -60,7 +62,15 @@ class FullDisk(NamedTuple):
     room: int
 
 
-Harm = Kill | Spoil | FullDisk
+class Gone(NamedTuple):
+    """A folder is removed by this process in the middle of this step."""
+
+    rank: int
+    step: int
+    folder: Path
+
+
+Harm = Kill | Spoil | FullDisk | Gone
 
 
 class Ended(NamedTuple):
@@ -89,14 +99,17 @@ class Server:
             harm: what happens to one of them.
             watch: a folder for what every rank fed its model in every step, see `watched`.
         """
+        return self.call(_train, [str(word) for word in arguments], harm, watch, ranks=ranks)
+
+    def call(self, function: Callable, *arguments, ranks: int = 2) -> Ended:
+        """A function of a module, with these arguments, on this many processes of one group, which it may join."""
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
         self.groups += 1
         logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
-        words = [str(word) for word in arguments]
         group = [
-            self.context.Process(target=_train, args=(words, rank, ranks, port, logs[rank], harm, watch))
+            self.context.Process(target=_enter, args=(function, arguments, rank, ranks, port, logs[rank]))
             for rank in range(ranks)
         ]
         for process in group:
@@ -125,15 +138,39 @@ def watched(folder: Path) -> list[list[dict[str, torch.Tensor]]]:
     return [[torch.load(folder / f"{step}-{rank}.pt", weights_only=True) for rank in ranks] for step in steps]
 
 
+def find_starts(run: Path, report: Path) -> None:
+    """For `Server.call`: which checkpoint a group goes on from with each file of the newest one torn in turn. Every
+    process writes what it found to `report`, by the name of the file and how it was torn."""
+    from accelerate import PartialState
+    from test_manifest import spoil
+
+    from evotok.training.checkpoints import agreed_checkpoint
+
+    state, found = PartialState(cpu=True), {}
+    newest = max(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for path in sorted(path for path in newest.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for how in ("cut", "emptied", "flipped", "removed"):
+            state.wait_for_everyone()
+            if state.is_main_process:
+                spoil(path, how)
+            state.wait_for_everyone()
+            start = agreed_checkpoint(run, state.process_index, state.num_processes)
+            found[f"{path.relative_to(newest)}: {how}"] = Path(start).name
+            state.wait_for_everyone()
+            if state.is_main_process:
+                path.write_bytes(content)
+    (report / f"starts-{state.process_index}.json").write_text(json.dumps(found))
+    state.destroy_process_group()
+
+
 def _speak_into(log: Path) -> None:
     handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for terminal in (1, 2):
         os.dup2(handle, terminal)
 
 
-def _train(
-    words: list[str], rank: int, ranks: int, port: int, log: Path, harm: Harm | None, watch: Path | None
-) -> None:
+def _enter(function: Callable, arguments: tuple, rank: int, ranks: int, port: int, log: Path) -> None:
     gc.freeze()  # all that was imported: to look through it for garbage takes a second of every start
     _speak_into(log)
     warnings.simplefilter("ignore")
@@ -143,13 +180,18 @@ def _train(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
     torch.set_num_threads(1)
+    sys.exit(function(*arguments))
+
+
+def _train(words: list[str], harm: Harm | None, watch: Path | None) -> int:
     from evotok.training.train import main
 
+    rank = int(os.environ.get("RANK", "0"))
     if harm is not None and harm.rank == rank:
         _prepare(harm)
     if watch is not None:
         _watch(watch, rank)
-    sys.exit(main(words))
+    return main(words)
 
 
 def _prepare(harm: Harm) -> None:
@@ -157,6 +199,8 @@ def _prepare(harm: Harm) -> None:
         _spoil_a_loss(harm)
     elif isinstance(harm, FullDisk):
         _in_the_middle_of(harm.step, lambda: _fill_the_disk(harm.room))
+    elif isinstance(harm, Gone):
+        _in_the_middle_of(harm.step, lambda: shutil.rmtree(harm.folder))
     elif harm.file is None:
         _in_the_middle_of(harm.step, lambda: os.kill(os.getpid(), signal.SIGKILL))
     else:

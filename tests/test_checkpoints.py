@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from test_manifest import spoil
+from test_streaming import torchrun
 from test_training import losses, recipes  # noqa: F401 - a fixture
 
 from evotok.training.checkpoints import agreed_checkpoint, last_complete_checkpoint, rotate_checkpoints
@@ -149,3 +150,36 @@ def test_a_power_cut_at_any_moment_leaves_a_whole_checkpoint(recipes, tmp_path, 
     assert before[-3:] == [("sync", "checkpoint-4"), ("sync", "."), ("sync", part)]
     assert after[:3] == [("sync", "checkpoint-4"), ("rename", "checkpoint-2"), ("rmtree", ".removed-checkpoint-2")]
     assert ("sync", "model.safetensors") in after[3:], "the finished model reaches the disk as well"
+
+
+def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):  # noqa: F811
+    words = [str(recipes / "tokenizer.yaml"), f"training.output_dir={tmp_path}", "training.save_steps=1"]
+    assert main([*words, "training.max_steps=2"]) == 0
+    assert main([*words, "training.max_steps=1", "--restart"]) == 0
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert {path.name for path in (tmp_path / "earlier-1").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert len(losses(tmp_path)) == 1
+
+
+# A node each, with a disk of its own.
+NODES = """
+import os, sys
+from evotok.training.train import main
+os.chdir(sys.argv[1] + os.environ["RANK"])
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(recipes, tmp_path):  # noqa: F811
+    """As on two nodes without common storage: the first has saved what the second has never seen."""
+    for rank in (0, 1):
+        (tmp_path / f"node{rank}").mkdir()
+    make_checkpoint(tmp_path / "node0/run", 2)
+    script = tmp_path / "nodes.py"
+    script.write_text(NODES)
+    ended = torchrun(script, tmp_path / "node", recipes / "sft.yaml", "training.output_dir=run")
+    assert ended.returncode != 0
+    said = (
+        "evotok train: run: the processes find different checkpoints to go on from: run/checkpoint-2 on rank 0; none on"
+    )
+    assert ended.stderr.count(f"{said} rank 1. Put training.output_dir on storage that all nodes share") == 2

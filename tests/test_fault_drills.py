@@ -7,30 +7,32 @@ Every stage is killed under every engine, at the moments of `IN_CI`; at all of `
 
 import functools
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
-from drills import FullDisk, Kill, Server, Spoil, watched
+from drills import FullDisk, Gone, Kill, Server, Spoil, find_starts, watched
 from safetensors.torch import load_file
-from test_checkpoints import make_checkpoint
 from test_manifest import spoil
-from test_streaming import corpus, torchrun, unified  # noqa: F401 - fixtures
+from test_streaming import corpus, unified  # noqa: F401 - fixtures
 from test_training import ROOT, losses, needs_deepspeed, recipes, zero3  # noqa: F401 - a fixture
 
 from evotok import EvoTokVQModel
 from evotok.training.arguments import read_recipe
 from evotok.training.checkpoints import check_engine, last_complete_checkpoint, prepare_engine
 from evotok.training.emoji.world import EmojiWorld
+from evotok.training.last_good import MAX_BARREN
 from evotok.training.manifest import MANIFEST, find_damage
 from evotok.training.multimodal_stages import build_multimodal
-from evotok.training.train import main
+from evotok.training.run_lock import locked
 
 
 STEPS = ["training.max_steps=6", "training.save_steps=2", "training.per_device_train_batch_size=2"]
@@ -70,6 +72,15 @@ MOMENTS = {pair: [*OF_ALL, *OF_STAGE.get(pair[0], []), *OF_ENGINE[pair[1]], WRIT
 # One in a step, one in what only this engine writes; for the stages that write more, one in that.
 IN_CI = {pair: [OF_ALL[0], *OF_STAGE.get(pair[0], [])[-1:], OF_ENGINE[pair[1]][-1]] for pair in PAIRS}
 IN_CI["tokenizer", "ddp"] += [WRITTEN]
+
+
+def engines(*marks):
+    """The three engines, of which those of DeepSpeed have more marks."""
+    sharded = [pytest.param(engine, marks=[needs_deepspeed, *marks]) for engine in ("zero2", "zero3")]
+    return ["ddp", *sharded]
+
+
+ENGINES, SLOW_BUT_DDP = engines(), engines(pytest.mark.slow)
 
 
 def cases(rows):
@@ -205,26 +216,63 @@ def test_no_torn_checkpoint_is_taken_for_a_whole_one(whole, tmp_path, stage, eng
     assert looked_through(torn) is None
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_processes_agree_whatever_is_torn(server, whole, tmp_path, engine):
+    """Each file of the newest checkpoint cut, emptied, flipped or removed, which one of them alone looks through."""
+    for step in (2, 4):
+        shutil.copytree(whole("unified", engine) / f"checkpoint-{step}", tmp_path / "run" / f"checkpoint-{step}")
+    ended = server.call(find_starts, tmp_path / "run", tmp_path)
+    assert ended.codes == [0, 0], ended.said[-3000:]
+    first, second = (json.loads((tmp_path / f"starts-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and set(first.values()) == {"checkpoint-2"}
+    assert {name.split(":")[0] for name in first} >= {"data_state_1.pt", "rng_state_1.pth", "trainer_state.json"}
+
+
 @pytest.mark.parametrize(
     "stage, engine, name, how",
     [
         ("unified", "ddp", "data_state_1.pt", "emptied"),
-        pytest.param("unified", "zero2", "global_step4/*_rank_1_*optim_states.pt", "flipped", marks=needs_deepspeed),
-        pytest.param("gen", "zero3", "global_step4/zero_pp_rank_1_*model_states.pt", "removed", marks=needs_deepspeed),
+        pytest.param("unified", "zero2", "global_step4/*_rank_1_*optim_states.pt", "removed", marks=needs_deepspeed),
+        pytest.param("gen", "zero3", "global_step4/zero_pp_rank_1_*model_states.pt", "flipped", marks=needs_deepspeed),
     ],
 )
 def test_from_a_torn_checkpoint_all_processes_go_on_from_the_one_before(
     server, words, whole, tmp_path, stage, engine, name, how
 ):
-    """Though one of them alone has seen what is wrong; and they end like the whole."""
+    """Though one of them alone has seen what is wrong, and the clock is an hour behind what was saved; they end like
+    the whole, and the newest checkpoint alone is kept."""
     for step in (2, 4):
         shutil.copytree(whole(stage, engine) / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+        os.utime(tmp_path / f"checkpoint-{step}", (time.time() + 3600,) * 2)
     [path] = (tmp_path / "checkpoint-4").glob(name)
     spoil(path, how)
-    ended = server.run(*words(stage, engine), f"training.output_dir={tmp_path}")
+    ended = server.run(*words(stage, engine), "training.save_total_limit=1", f"training.output_dir={tmp_path}")
     assert ended.codes == [0, 0], ended.said[-3000:]
     assert ended.said.count(": passed over, for the checkpoint before it.") == 1 and path.name in ended.said
     assert losses(tmp_path) == losses(whole(stage, engine)) and same_weights(tmp_path, whole(stage, engine))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize("engine", SLOW_BUT_DDP)
+def test_a_group_is_kept_out_of_the_folder_of_another_run(server, words, tmp_path, engine):
+    """All of its processes say so, though one alone asks for the lock, and none of them writes."""
+    with locked(tmp_path):
+        ended = server.run(*words("gen", engine), f"training.output_dir={tmp_path}")
+    assert ended.codes == [2, 2] and ended.said.count("another run is training into this folder") == 2
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_group_whose_pictures_are_gone_does_not_go_on_with_the_last_ones(server, words, corpus, tmp_path, engine):  # noqa: F811
+    """In the middle of a step; none of its processes ends as if it had trained to the end."""
+    shutil.copytree(corpus / "pictures", tmp_path / "pictures")
+    sources = f"data.sources=[{{source: image-folder, path: {tmp_path / 'pictures'}}}]"
+    told = [*words("unified", engine), sources, "training.max_steps=200", "training.save_steps=10"]
+    ended = server.run(*told, f"training.output_dir={tmp_path / 'run'}", harm=Gone(1, 3, tmp_path / "pictures"))
+    assert 0 not in ended.codes and 2 in ended.codes, ended.said[-3000:]
+    assert f"evotok train: Nothing in the last {MAX_BARREN} batches can be used" in ended.said
+    assert len(losses(tmp_path / "run")) < 60
 
 
 def rates(folder):
@@ -233,10 +281,7 @@ def rates(folder):
     return [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [pytest.param(engine, marks=() if engine == "ddp" else needs_deepspeed) for engine in ("ddp", "zero2", "zero3")],
-)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_another_learning_rate_counts_under_every_engine(server, words, whole, tmp_path, engine):
     """From the very next step on."""
     told = [*words("gen", engine), "training.learning_rate=1e-5", "training.weight_decay=0.25"]
@@ -354,24 +399,6 @@ def test_its_codebooks_learn_in_fp32_in_a_bf16_run_too(server, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, said",
-    [
-        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights, .*zero2.json, or leave it"),
-        ("training.deepspeed=configs/deepspeed/zero2.json training.fp16=true", "training.fp16: .* give bf16"),
-        (
-            "training.deepspeed=configs/deepspeed/zero2.json loss.adversarial_adaptive=true",
-            "loss.adversarial_adaptive: not under DeepSpeed",
-        ),
-        ("training.deepspeed=nowhere.json", "nowhere.json: no DeepSpeed configuration"),
-    ],
-)
-def test_the_tokenizer_stage_refuses_what_would_harm_its_codebooks(recipes, capsys, words, said):  # noqa: F811
-    assert main([str(recipes / "tokenizer.yaml"), *words.split()]) == 2
-    error = capsys.readouterr().err
-    assert re.search(said, error) and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     "engine",
     [
         "ddp",
@@ -410,36 +437,3 @@ def test_a_full_disk_ends_all_processes_and_leaves_the_last_checkpoint(
     ended = server.run(*words)
     assert ended.codes == [0, 0], ended.said[-3000:]
     assert same_weights(tmp_path, whole(stage, engine))
-
-
-def test_a_run_begun_anew_does_not_go_on_from_the_one_before(recipes, tmp_path):  # noqa: F811
-    words = [str(recipes / "tokenizer.yaml"), f"training.output_dir={tmp_path}", "training.save_steps=1"]
-    assert main([*words, "training.max_steps=2"]) == 0
-    assert main([*words, "training.max_steps=1", "--restart"]) == 0
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1"}
-    assert {path.name for path in (tmp_path / "earlier-1").iterdir()} == {"checkpoint-1", "checkpoint-2"}
-    assert len(losses(tmp_path)) == 1
-
-
-# A node each, with a disk of its own.
-NODES = """
-import os, sys
-from evotok.training.train import main
-os.chdir(sys.argv[1] + os.environ["RANK"])
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def test_processes_that_find_different_checkpoints_do_not_begin(recipes, tmp_path):  # noqa: F811
-    """As on two nodes without common storage: the first has saved what the second has never seen."""
-    for rank in (0, 1):
-        (tmp_path / f"node{rank}").mkdir()
-    make_checkpoint(tmp_path / "node0/run", 2)
-    script = tmp_path / "nodes.py"
-    script.write_text(NODES)
-    ended = torchrun(script, tmp_path / "node", recipes / "sft.yaml", "training.output_dir=run")
-    assert ended.returncode != 0
-    said = (
-        "evotok train: run: the processes find different checkpoints to go on from: run/checkpoint-2 on rank 0; none on"
-    )
-    assert ended.stderr.count(f"{said} rank 1. Put training.output_dir on storage that all nodes share") == 2

@@ -278,6 +278,12 @@ def test_only_padding_before_a_prompt_is_masked(tiny_model):
     ]
 
 
+def test_an_image_is_opened_where_no_prompt_does_it(tiny_model):
+    """As the prompts of pipelines are, which are made for text; where some do, it is a mistake: see `BAD_CALLS`."""
+    expected = tiny_model.generate(PROMPTS, attention_mask=MASK, **GREEDY)
+    assert torch.equal(tiny_model.generate(PROMPTS[:, :-1], attention_mask=MASK[:, :-1], **GREEDY), expected)
+
+
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
 def test_images_are_generated_in_evaluation_mode(tiny_model, fresh_model, cache):
     """Samples in the middle of a training, by a trainer of one's own."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -184,3 +185,21 @@ def test_a_mistake_in_a_recipe_is_one_line_and_exit_code_2(recipes, capsys):
     assert main([str(recipes / "sft.yaml"), "data.max_lenght=3"]) == 2
     error = capsys.readouterr().err
     assert "Did you mean 'max_length'?" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("training.deepspeed=configs/deepspeed/zero3.json", "ZeRO-3, which shards weights, .*zero2.json, or leave it"),
+        ("training.deepspeed=configs/deepspeed/zero2.json training.fp16=true", "training.fp16: .* give bf16"),
+        (
+            "training.deepspeed=configs/deepspeed/zero2.json loss.adversarial_adaptive=true",
+            "loss.adversarial_adaptive: not under DeepSpeed",
+        ),
+        ("training.deepspeed=nowhere.json", "nowhere.json: no DeepSpeed configuration"),
+    ],
+)
+def test_the_tokenizer_stage_refuses_what_would_harm_its_codebooks(recipes, capsys, words, said):
+    assert main([str(recipes / "tokenizer.yaml"), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1

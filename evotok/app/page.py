@@ -36,7 +36,7 @@ DECODING = {
     "show_progress": "hidden",
 }
 # Files of untrusted input are opened by the project's own loader: these handlers get the place of a file, and Gradio,
-# which would open it to convert it, does not touch it.
+# which would open it to convert it, or refuse it for its name, does not touch it.
 FILES = {"preprocess": False}
 # Without the queue Gradio shows no warnings: for handlers that cannot fail.
 AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
@@ -143,8 +143,9 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
     if rows:
         gr.Examples(rows, box, label="Try one", elem_id="chat-examples")
 
-    def reply(sent: dict[str, Any], state: Conversation | None) -> Iterator[tuple]:
-        images = [open_upload(path, box.GRADIO_CACHE) for path in sent.get("files") or []]
+    def reply(sent: dict[str, Any] | None, state: Conversation | None) -> Iterator[tuple]:
+        sent = sent or {}
+        images = [open_upload(file["path"], box.GRADIO_CACHE) for file in sent.get("files") or []]
         yield from say(sent.get("text") or "", state or Conversation(), images)
 
     def again(state: Conversation | None, event: gr.RetryData) -> Iterator[tuple]:
@@ -172,7 +173,7 @@ def _chat_tab(model, processor, examples: Examples) -> tuple[gr.State, gr.Chatbo
     outputs = [box, transcript, conversation]
     progress = {"show_progress": "minimal", "show_progress_on": transcript}
     asked = [
-        box.submit(_friendly(reply), [box, conversation], outputs, **progress, **GENERATION),
+        box.submit(_friendly(reply), [box, conversation], outputs, **progress, **FILES, **GENERATION),
         transcript.retry(_friendly(again), conversation, outputs, **progress, **GENERATION),
         transcript.edit(_friendly(change), conversation, outputs, **progress, **GENERATION),
     ]

@@ -45,10 +45,16 @@ class Visitor:
             if any(names.get(target) == element and name == event for target, name in dependency["targets"])
         )
 
-    def join(self, element: str, data: list, event: str = "click", session: str = "stranger"):
-        """The answer of the queue to one event."""
-        body = {"data": data, "fn_index": self.handler(element, event), "session_hash": session}
+    def join(self, element: str, data: list, event: str = "click", session: str = "stranger", about: Any = None):
+        """The answer of the queue to one event; `about` is what the event itself says, such as which message it is of."""
+        body = {"data": data, "fn_index": self.handler(element, event), "session_hash": session, "event_data": about}
         return self.client.post(f"{API}/queue/join", json=body)
+
+    def upload(self, name: str, content: bytes) -> dict[str, Any]:
+        """Uploads a file; returns it as the page's own forms name it."""
+        answer = self.client.post(f"{API}/upload", files={"files": (name, content)})
+        assert answer.status_code == 200, answer.text
+        return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
     @contextmanager
     def messages(self, session: str = "stranger") -> Iterator[Iterator[dict[str, Any]]]:
@@ -56,9 +62,11 @@ class Visitor:
         with self.client.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as stream:
             yield (json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:"))
 
-    def ask(self, element: str, data: list, event: str = "click", session: str = "stranger") -> list[dict[str, Any]]:
+    def ask(
+        self, element: str, data: list, event: str = "click", session: str = "stranger", about: Any = None
+    ) -> list[dict[str, Any]]:
         """All that the page says to one event."""
-        joined = self.join(element, data, event, session)
+        joined = self.join(element, data, event, session, about)
         assert joined.status_code == 200, joined.text
         said = []
         with self.messages(session) as messages:
@@ -315,7 +323,7 @@ ORDERS = [
     drawn("prompt that is a number", "drawn as its digits", is_whole, prompt=7),
     drawn("prompt that is an object", "drawn as text, and no file is read", is_whole, prompt={"path": "/etc/passwd"}),
     case("order of two values", "Error", lambda place: ("draw-go", "click", ["a frog", ""])),
-    asked("question that is missing", "Error", None),
+    asked("question that is missing", "Write a question first.", None),
     asked("question that is a number", "Error", 7),
     asked("question of no words", "Write a question first.", {"text": "  ", "files": []}),
     asked("question whose text is a number", "Error", {"text": 5, "files": []}),

@@ -16,6 +16,7 @@ from strangers import (  # noqa: E402
     codes,
     commands,
     conversations,
+    crowds,
     evaluations,
     images,
     page,
@@ -44,6 +45,7 @@ GROUPS: list[Group] = [
         commands,
         evaluations,
         page,
+        crowds,
     )
     for group in module.GROUPS
 ]

@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,6 +67,28 @@ def other_data(state: object) -> Callable[[Path], None]:
     return lambda folder: torch.save(state, folder / "data_state_0.pt")
 
 
+def zeros(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+
+
+def goes_on(given: str, gets: str, spoil: Callable[[Path], object] | None, *words: str) -> Case:
+    """A run that goes on for a third step, by words that say more."""
+    case = run(given, gets, spoil, "training.max_steps=3", "training.save_steps=1", *words)
+    return replace(case, good=reached_the_third_step, removes="run/")
+
+
+def reached_the_third_step(said: str) -> None:
+    assert "run: step 3, mean loss" in said
+    state = json.loads(Path("run/checkpoint-3/trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+
+
+def ahead(folder: Path) -> None:
+    """A clock that was set back an hour after this was written."""
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (path.stat().st_mtime + 3600,) * 2)
+
+
 def held(place: Place) -> list[str]:
     """The lock of another run, which lasts as long as the place."""
     shutil.copytree(place.materials.trained, place.path, dirs_exist_ok=True)
@@ -78,6 +102,9 @@ CASES = [
     run("schedule that is missing", RUN.format("scheduler.pt is missing"), remove("scheduler.pt")),
     run("weights with one bit flipped", RUN.format("model.safetensors is damaged"), flip("model.safetensors")),
     run("weights of zeros", RUN.format("model.safetensors …"), zeroed),
+    run(
+        "optimizer of zeros, as a power cut may leave it", RUN.format("optimizer.pt is damaged"), zeros("optimizer.pt")
+    ),
     run("optimizer with one bit flipped", RUN.format("optimizer.pt is damaged"), flip("optimizer.pt")),
     run(
         "optimizer that is cut",
@@ -119,6 +146,19 @@ CASES = [
         "an engine that the checkpoint is not of",
         "evotok train: run/checkpoint-2: written under DeepSpeed without ZeRO-3, but this run is under no engine: give the training.deepspeed of before, another training.output_dir, or --restart.",
         lambda folder: (folder / "latest").write_text("global_step2"),
+    ),
+    goes_on(
+        "another learning rate and decay",
+        "they count from the checkpoint on, and are named",
+        None,
+        "training.learning_rate=0.5",
+        "training.weight_decay=0.25",
+    ),
+    goes_on(
+        "checkpoint that is newer by its dates than all that follow",
+        "the last step is kept, not the last date",
+        ahead,
+        "training.save_total_limit=1",
     ),
     Case(
         "folder that another run trains into",
