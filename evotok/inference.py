@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import BatchFeature
 
-MAX_SEED = 2**64 - 1
-
 
 class TextSampling(NamedTuple):
     """How one answer of a batch is sampled.

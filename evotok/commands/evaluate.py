@@ -1,10 +1,9 @@
 """`evotok eval`: a suite of measurements on a checkpoint, into a folder of its own."""
 
 import importlib
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,8 +74,7 @@ def run(
         find_checkpoint(names[0])
     _read_tree(suite, config, words)
     folder = check_folder(out or Path("results") / _default_name(suite, names))
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where DeepSpeed says that it is there
-        results, lines = _measure(suite, names, words, config, folder, restart)
+    results, lines = _measure(suite, names, words, config, folder, restart)
     if results is not None:
         say(as_json, results, lines)
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +56,7 @@ def run(
     if is_first and sys.stderr.isatty():  # a line that stands still: the Trainer's own bars follow
         print(f"{recipe}: loading the model and the data ...", file=sys.stderr, flush=True)
     before = None if restart else last_complete_checkpoint(content.training.get("output_dir") or "trainer_output")
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # where Trainer prints
-        facts = train(content, restart)
+    facts = train(content, restart)
     if is_first:
         facts["already_finished"] = before is not None and Path(before).name == f"checkpoint-{facts['step']}"
         say(as_json, facts, [_report(facts)])

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evotok.inference import MAX_SEED
+from evotok.commands.options import MAX_SEED
 from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 from evotok.serving.engine import ChatRequest, GeneratedImages, ImageRequest, TextPiece
 from evotok.serving.errors import ApiError
