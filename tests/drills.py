@@ -11,7 +11,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from ports import free_port
 
 
 # What cannot be imported, because an extra is not there, is passed over.
@@ -103,9 +103,7 @@ class Server:
 
     def call(self, function: Callable, *arguments, ranks: int = 2) -> Ended:
         """A function of a module, with these arguments, on this many processes of one group, which it may join."""
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
+        port = free_port()
         self.groups += 1
         logs = [self.folder / f"{self.groups}-{rank}.log" for rank in range(ranks)]
         group = [

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,17 +17,12 @@ from conftest import build_chat_model
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 openai = pytest.importorskip("openai")
 
+from ports import free_port  # noqa: E402
 from served import ask, decode  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 180
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

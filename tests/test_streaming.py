@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from ports import free_port
 from test_sources import TEXT_TURNS, TURNS, picture, write_images, write_parquet, write_tar
 from test_training import KILLED, ROOT, losses, recipes, run  # noqa: F401 - a fixture
 from transformers import Trainer
@@ -61,10 +61,7 @@ def unified(recipes, corpus):  # noqa: F811
 
 def torchrun(script, *arguments):
     """A script of ours on two ranks; it may fail."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command += [str(word) for word in (script, *arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY_DEPTH, TINY_TEXT, TINY_VQ
+from ports import free_port
 
 from evotok import EvoTokForConditionalGeneration, EvoTokProcessor, EvoTokVQConfig, EvoTokVQModel
 from evotok.cli import main as cli
@@ -55,9 +55,7 @@ main(sys.argv[1:])
 def run(arguments, nproc=None, code=None, check=True):
     command = [sys.executable]
     if nproc:
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
+        port = free_port()
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={nproc}", f"--master-port={port}"]
     command += ["-c", code] if code else ["-m", "evotok.training.train"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port if nproc else 0)}
