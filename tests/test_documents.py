@@ -43,7 +43,7 @@ def name(path: Path) -> str:
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch):
     """Creates a folder like a checkout, and a home folder of its own."""
     for folder in ("assets", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -53,7 +53,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_code_blocks_run(path, workplace, monkeypatch):
+def test_code_blocks_run(path, workspace, monkeypatch):
     namespace: dict = {"__name__": "__main__"}
     checks = {
         "python": lambda code: exec(compile(code, name(path), "exec"), namespace),  # noqa: S102 - our own pages
