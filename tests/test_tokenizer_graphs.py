@@ -71,10 +71,28 @@ def test_onnx_files_equal_the_model_for_any_batch(tokenizer, scenes, tmp_path, c
         assert metadata["tokenizer"] == tokenizer_hash(tokenizer) and metadata["image_size"] == "64"
         for batch in (5, 1):
             result = torch.from_numpy(session.run(None, {given.name: inputs[:batch].numpy()})[0])
-            if name == "encoder":  # a residual about as near to two entries is rounded to one or the other
-                assert (result == outputs[:batch]).float().mean() > 0.995
+            if name == "encoder":
+                assert_equal_but_for_ties(tokenizer, inputs[:batch], result, outputs[:batch])
             else:
                 torch.testing.assert_close(result, outputs[:batch], rtol=0, atol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def assert_equal_but_for_ties(tokenizer, pixels, codes, wanted):
+    """Checks that codes (B, N, D) differ at most where two entries are equally near, up to rounding of the residual."""
+    differs = codes != wanted
+    positions = differs.any(-1).nonzero()
+    assert len(positions) <= 0.01 * differs[..., 0].numel()
+    latents, _ = tokenizer._encode_features(pixels)
+    for image, position in positions.tolist():
+        found, other = codes[image, position], wanted[image, position]
+        level = differs[image, position].nonzero()[0].item()
+        residual = latents[image, position]
+        if level:
+            residual = residual - tokenizer.quantizer.decode_codes(found[:level])
+        entries = tokenizer.quantizer.codebooks[level](torch.stack([found[level], other[level]]))
+        near, far = (entries - residual).square().sum(-1)
+        torch.testing.assert_close(near, far, rtol=1e-4, atol=0)
 
 
 def test_export_without_its_packages_names_the_extra(tmp_path, monkeypatch, capsys):
