@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import parse_command
 from page_client import API, ORDER, Visitor
+from ports import free_port
 
 from evotok.cli import main
 from evotok.commands.app import listen
@@ -28,7 +29,7 @@ evotok.commands.app.load_multimodal = lambda name: build_chat_model()
 preview = evotok.app.generate.preview_images
 evotok.app.generate.preview_images = lambda *args: (time.sleep(1), preview(*args))[1]
 from evotok.cli import main
-sys.exit(main(["app"]))
+sys.exit(main(["app", "--port", "{port}"]))
 """
 
 
@@ -66,7 +67,7 @@ def test_app_killed_during_generation_releases_port_and_uploads(kill, code, last
     environment = os.environ | {"PYTHONPATH": str(tests.parent), "TMPDIR": str(tmp_path)}
     environment |= dict.fromkeys(("HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9") | {"NO_PROXY": "", "no_proxy": ""}
     process = subprocess.Popen(
-        [sys.executable, "-c", START.format(tests=str(tests))],
+        [sys.executable, "-c", START.format(tests=str(tests), port=free_port())],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
