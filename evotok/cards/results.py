@@ -103,7 +103,7 @@ def _questions(figures: dict[str, float]) -> str:
 {markdown_table(header, rows)}
 
 Scenes in held-out styles, but where the table says otherwise. Greedy answers, exact match but for case, space and
-punctuation. *Continuous features*: the same model with the features of the encoder before quantization."""
+punctuation. *Continuous features*: the same model with the vision tower's features in place of those of the codes."""
 
 
 def _harness(suites: dict[str, dict[str, Any]]) -> str:
