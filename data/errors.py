@@ -43,6 +43,11 @@ def reason(error: BaseException, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def image_reason(error: BaseException) -> str:
+    """Shortens the message of a bad image for the client of a server, who cannot raise the limit of pixels."""
+    return str(error).removeprefix("image: ").replace(", or raise max_pixels", "")
+
+
 def row_reason(error: BaseException) -> str:
     """Formats why a row could not be converted; a `KeyError` is a missing column."""
     return f"no column {printable(str(error))}" if isinstance(error, KeyError) else one_line(error)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from evotok.commands.terminal import print_results
-from evotok.data.errors import escape_controls, escape_controls_json, one_line, reason, row_reason
+from evotok.data.errors import escape_controls, escape_controls_json, image_reason, one_line, reason, row_reason
 from evotok.inference import VisibleStreamer
 
 
@@ -46,6 +46,7 @@ def test_one_line_escapes_and_names_files():
     assert one_line(FileNotFoundError(2, "No such file", "a.tar")) == "a.tar: no such file: check the path."
     assert one_line(ValueError()) == reason(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 9000))) < 500 and reason(ValueError("a\n b"), 2) == "a "
+    assert image_reason(ValueError("image: too large: crop it, or raise max_pixels.")) == "too large: crop it."
     assert row_reason(KeyError("key")) == "no column 'key'" and row_reason(ValueError("x")) == "x"
 
 
