@@ -126,6 +126,7 @@ def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "I
     """Lays out images above their reconstructions at depth 1, 2, ..., with the mean PSNR."""
     import torch
 
+    from evotok.data.image_files import to_unit_range
     from evotok.eval.metrics import psnr
     from evotok.eval.plotting.sheets import Cell, draw_sheet
 
@@ -136,7 +137,7 @@ def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "I
         codes = tokenizer.encode(pixels)
         for depth in range(1, tokenizer.config.num_pixel_codebooks + 1):
             decoded = tokenizer.decode_pixels(codes, depth=depth)
-            quality = psnr((decoded + 1) / 2, (pixels + 1) / 2).mean()
+            quality = psnr(to_unit_range(decoded), to_unit_range(pixels)).mean()
             rows.append(processor.post_process_image_generation(decoded))
             labels.append((f"depth {depth}", f"{quality:.1f} dB"))
     return draw_sheet(
