@@ -170,7 +170,7 @@ mini: MINI := mini$(if $(filter cuda,$(DEVICE)),-cuda)
 mini: $(VENV)/.ready-dev
 	$(BIN)/python -m evotok.training.chain $(subst -,/,configs/$(MINI)) $(if $(RESULTS),--results '$(RESULTS)')
 	cp runs/$(MINI)/vision/config.json runs/$(MINI)/vision/model.safetensors assets/vision-mini/
-	$(BIN)/evotok export runs/$(MINI)/gen --out assets/evotok-mini --guidance-min-p 0.3 --no-code
+	$(BIN)/evotok export runs/$(MINI)/gen-counts --out assets/evotok-mini --guidance-min-p 0.3 --no-code
 	$(BIN)/evotok eval mini mini --out docs/results/mini --restart
 	$(BIN)/python -m evotok.cards.mini mini docs/results/mini
 	$(BIN)/evotok eval trajectory mini --out docs/results/trajectory --restart

@@ -19,7 +19,7 @@ def sync(path: str | Path) -> None:
     """
     if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what can be written
     try:
         os.fsync(handle)
     except OSError as error:

@@ -1,6 +1,8 @@
 """Error messages as single lines, and text without the control characters that a terminal would act on."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 _WORKER = re.compile(r"Caught [\w.]+ in DataLoader worker process \d+\.\nOriginal Traceback")
@@ -41,6 +43,22 @@ def one_line(error: BaseException) -> str:
 def reason(error: BaseException, limit: int = 200) -> str:
     """Shortens the message of a library's error, for use inside of another message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@contextmanager
+def explain_errors(subject: str, problem: str, correction: str) -> Iterator[None]:
+    """Converts any error within a context into a ValueError: `{subject}: {problem} (reason){correction}`."""
+    try:
+        yield
+    except Exception as error:  # untrusted files raise nearly any type
+        start = f"{subject}: "
+        found = reason(error, 200 + len(start)).removeprefix(start)
+        raise ValueError(f"{subject}: {problem} ({found}){correction}") from error
+
+
+def image_reason(error: BaseException) -> str:
+    """Shortens the message of a bad image for the client of a server, who cannot raise the limit of pixels."""
+    return str(error).removeprefix("image: ").replace(", or raise max_pixels", "")
 
 
 def row_reason(error: BaseException) -> str:

@@ -45,12 +45,22 @@ def crop_square(image: Image.Image, size: int, place: tuple[float, float] = (0.5
 
 def to_pixels(image: Image.Image | np.ndarray) -> torch.Tensor:
     """Converts an RGB image, (H, W, 3) uint8 as an array, to (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))).float() / 127.5 - 1
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))))
+
+
+def from_uint8(values: torch.Tensor) -> torch.Tensor:
+    """Converts uint8, of any shape, to float32 pixels in [-1, 1]."""
+    return values.float() / 127.5 - 1
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """Converts pixels in [-1, 1], of any shape and type, to uint8; what is outside is clamped."""
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Converts pixels in [-1, 1], of any shape and type, to [0, 1]; what is outside is not clamped."""
+    return (pixels + 1) / 2
 
 
 def folder_pixels(folder: str | Path, size: int, limit: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from .arguments import DataArguments, SourceArguments
 from .code_shards import ShardInfo, check_tokenizer, code_row, open_codes
-from .errors import one_line
+from .errors import reason
 from .mixture import MixtureSource, MixtureStream
 from .sources import SOURCES
 
@@ -159,7 +159,7 @@ class ResumableLoader:
         except FileNotFoundError:  # written by fewer processes
             state = {"layout": None, "loader": None}
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: damaged ({one_line(error)}): give the run another checkpoint.") from None
+            raise ValueError(f"{path}: damaged ({reason(error)}): give the run another checkpoint.") from None
         if not isinstance(state, dict) or not {"layout", "loader"} <= state.keys():
             raise ValueError(f"{path}: no state of data: give the run another checkpoint.")
         if state["layout"] == self.layout:

@@ -61,13 +61,15 @@ def remaining_tokens(length: int, config) -> int:
 def read_image_prompt(
     model: EvoTokForConditionalGeneration,
     processor: EvoTokProcessor,
-    prompt: str | Conversation,
+    prompt: str | Conversation | Sequence[Conversation],
     negative_prompt: str = "",
 ) -> BatchFeature:
-    """Reads a prompt and its negative prompt into the arguments of `generate(generation_mode="image")`.
+    """Reads a prompt, or a batch of them, and the negative prompt into the arguments of
+    `generate(generation_mode="image")`.
 
     Args:
-        prompt: text, or a conversation, which may hold input images.
+        prompt: text, or a conversation, which may hold input images, or a batch of conversations.
+        negative_prompt: of all prompts of a batch.
 
     Raises:
         ValueError: one of them leaves no room for the image in the model's context.
@@ -81,10 +83,11 @@ def read_image_prompt(
         return_tensors="pt",
     ).to(model.device)
     limit = model.config.text_config.max_position_embeddings - model.config.vq_config.num_positions
-    for name, ids in (("prompt", inputs["input_ids"]), ("negative prompt", inputs["negative_prompt_ids"])):
-        if ids.shape[1] > limit:
+    for name, mask in (("prompt", "attention_mask"), ("negative prompt", "negative_prompt_attention_mask")):
+        length = int(inputs[mask].sum(-1).max())
+        if length > limit:
             raise ValueError(
-                f"The {name} has {ids.shape[1]} tokens, this model reads at most {limit} before an image: shorten it."
+                f"The {name} has {length} tokens, this model reads at most {limit} before an image: shorten it."
             )
     return inputs
 
@@ -206,13 +209,8 @@ def generate_images(
         batch = slice(start, start + batch_size)
         if seeds is not None:
             generator = [torch.Generator(model.device).manual_seed(one) for one in seeds[batch]]
-        inputs = processor.apply_chat_template(
-            [[{"role": "user", "content": prompt}] for prompt in prompts[batch]],
-            generation_mode="image",
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(model.device)
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts[batch]]
+        inputs = read_image_prompt(model, processor, conversations)
         codes = model.generate(**inputs, generation_mode="image", generator=generator, **sampling)
         images += processor.post_process_image_generation(model.decode_image_tokens(codes))
     return images

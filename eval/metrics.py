@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..data.image_files import to_uint8
+from ..data.image_files import from_uint8, to_uint8
 
 
 def psnr(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def round_pixels(pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 of the same shape, in [-1, 1].
     """
-    return to_uint8(pixels).float() / 127.5 - 1
+    return from_uint8(to_uint8(pixels))
 
 
 class AnswerScores(NamedTuple):

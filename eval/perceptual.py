@@ -4,15 +4,14 @@ Nothing is downloaded, and a file of weights runs no code: only tensors are read
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from ..data.errors import one_line
+from ..data.errors import explain_errors, reason
 from ..data.image_files import to_uint8
 from .pickle_scan import scan_torch_file
 
@@ -51,7 +50,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         scan_torch_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - an untrusted file raises nearly every type
-        raise ValueError(f"{path}: no file of weights ({one_line(error)}): fetch it again.") from None
+        raise ValueError(f"{path}: no file of weights ({reason(error)}): fetch it again.") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: holds something else than tensors by name: fetch it again.")
     return weights
@@ -68,7 +67,7 @@ def load_inception(path: str | Path, device: torch.device) -> Callable[[torch.Te
     weights = BytesIO()
     torch.save(read_weights(path), weights)  # torch-fidelity would unpickle the file itself
     weights.seek(0)
-    with _loading(path, INCEPTION):
+    with explain_errors(f"{path}", "cannot be used", f": give {INCEPTION}."):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3(
@@ -89,7 +88,7 @@ def load_lpips(path: str | Path, device: torch.device) -> Callable[[torch.Tensor
         ValueError: the file holds other weights, or torchvision cannot be imported.
     """
     trunk = read_weights(path)
-    with _loading(path, LPIPS):
+    with explain_errors(f"{path}", "cannot be used", f": give {LPIPS}."):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         network = _LPIPS(net="vgg", pnet_rand=True)
@@ -97,12 +96,3 @@ def load_lpips(path: str | Path, device: torch.device) -> Callable[[torch.Tensor
             part.load_state_dict({name: trunk[f"features.{name}"] for name in part.state_dict()})
     network.to(device).eval()
     return lambda images, references: network(images.clamp(-1, 1), references).flatten()
-
-
-@contextmanager
-def _loading(path: str | Path, wanted: str) -> Iterator[None]:
-    """Turns any error of building a network into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be used ({one_line(error)}): give {wanted}.") from error

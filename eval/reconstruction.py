@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from ..data.image_files import to_unit_range
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..modeling_evotok.quantization_evotok import codebook_usage
 from .metrics import count_codes, feature_cosine, psnr, ssim
@@ -41,9 +42,9 @@ def evaluate_reconstruction(
     for pixels in batches:
         codes = model.encode(pixels)
         counts += count_codes(codes, config.codebook_size)
-        reference = (pixels + 1) / 2
+        reference = to_unit_range(pixels)
         for depth in range(1, config.num_pixel_codebooks + 1):
-            decoded = (model.decode_pixels(codes, depth=depth) + 1) / 2
+            decoded = to_unit_range(model.decode_pixels(codes, depth=depth))
             scores.setdefault(f"psnr_depth{depth}", []).append(psnr(decoded, reference))
             if with_ssim:
                 scores.setdefault(f"ssim_depth{depth}", []).append(ssim(decoded, reference))

@@ -17,6 +17,19 @@ from .suite import Report
 RESULTS = "results.json"
 
 
+def load_results(path: Path) -> dict[str, Any] | None:
+    """Loads a file of results; None if it has other content.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return results if isinstance(results, dict) and {"suite", "figures", "finished"} <= results.keys() else None
+
+
 def read_results(folder: str | Path) -> dict[str, Any]:
     """Reads `results.json` of a folder.
 
@@ -25,14 +38,12 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RESULTS
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict) and {"suite", "figures", "finished"} <= results.keys():
-            return results
+        results = load_results(path)
     except FileNotFoundError:
         raise ValueError(f"{folder}: no {RESULTS}: give a folder that `evotok eval` wrote.") from None
-    except (ValueError, RecursionError):
-        pass
-    raise ValueError(f"{path}: holds no results of `evotok eval`: remove it, or give another folder.")
+    if results is None:
+        raise ValueError(f"{path}: holds no results of `evotok eval`: remove it, or give another folder.")
+    return results
 
 
 def find_finished(folder: Path, provenance: dict[str, Any], restart: bool) -> dict[str, Any] | None:

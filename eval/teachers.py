@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
 
+from ..data.image_files import to_unit_range
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 
 
@@ -144,7 +145,7 @@ class EfficientNetTeacher(nn.Module):
         x = pixel_values.float()
         if x.shape[-1] != size:
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
-        x = ((x + 1) / 2 - self.pixel_mean) / self.pixel_std
+        x = (to_unit_range(x) - self.pixel_mean) / self.pixel_std
         x = net._swish(net._bn0(net._conv_stem(x)))
         maps = []
         for index, block in enumerate(net._blocks[: max(wanted) + 1]):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evotok.data.world.scenes import Scene
 
 EXAMPLES = """  evotok demo
-  evotok demo --checkpoint runs/mini/gen --out demo-gen --seed 1"""
+  evotok demo --checkpoint runs/mini/gen-counts --out demo-gen --seed 1"""
 
 QUESTIONS = ("name", "name", "name", "which", "color", "background", "count", "count_kind", "place", "relation")
 QUESTIONS = (*QUESTIONS, "yes_no_color", "yes_no_relation")
@@ -126,6 +126,7 @@ def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "I
     """Lays out images above their reconstructions at depth 1, 2, ..., with the mean PSNR."""
     import torch
 
+    from evotok.data.image_files import to_unit_range
     from evotok.eval.metrics import psnr
     from evotok.eval.plotting.sheets import Cell, draw_sheet
 
@@ -136,7 +137,7 @@ def reconstruction_sheet(model, processor, originals: list["Image.Image"]) -> "I
         codes = tokenizer.encode(pixels)
         for depth in range(1, tokenizer.config.num_pixel_codebooks + 1):
             decoded = tokenizer.decode_pixels(codes, depth=depth)
-            quality = psnr((decoded + 1) / 2, (pixels + 1) / 2).mean()
+            quality = psnr(to_unit_range(decoded), to_unit_range(pixels)).mean()
             rows.append(processor.post_process_image_generation(decoded))
             labels.append((f"depth {depth}", f"{quality:.1f} dB"))
     return draw_sheet(

@@ -159,7 +159,8 @@ class EvoTokImageGenerator:
         self.mask = F.pad(mask, (0, self.positions), value=1)  # (R, T + N); the causal mask hides later positions
         self.depth_cache = model.depth_decoder.new_cache(rows, mask.device)
         device = self.depth_cache.positions.device
-        self.codebooks = self._stack_codebooks(mask.device).to(device)  # (L, K, C)
+        levels = model.config.depth_decoder_config.num_codebooks
+        self.codebooks = model.model.vq_model.quantizer.stack_codebooks(levels, mask.device).to(device)  # (L, K, C)
         sampler.failed = torch.zeros((), dtype=torch.bool, device=device)
         noise_shape = (self.images, self.codebooks.shape[1]) if sampler.do_sample else (0, 0)
         self.noise = torch.empty(len(self.codebooks), *noise_shape, device=device)
@@ -225,12 +226,6 @@ class EvoTokImageGenerator:
         if implementation == "dynamic":
             return DynamicCache(config=config)
         raise ValueError(f"cache_implementation={implementation!r} must be 'static' or 'dynamic' for images.")
-
-    def _stack_codebooks(self, device: torch.device) -> torch.Tensor:
-        """Stacks the entries of the generated levels into one contiguous tensor (L, K, C), for N x L lookups."""
-        config = self.model.config.depth_decoder_config
-        codes = torch.arange(config.codebook_size, device=device)[:, None].expand(-1, config.num_codebooks)
-        return self.model.model.vq_model.quantizer.embed(codes).transpose(0, 1).contiguous()
 
 
 __all__ = ["EvoTokCudaGraph", "EvoTokImageGenerator"]

@@ -264,6 +264,16 @@ class EvoTokResidualVectorQuantizer(nn.Module):
         self._check_codes(codes)
         return torch.stack([self.codebooks[level](codes[..., level]) for level in range(codes.shape[-1])], dim=-2)
 
+    @torch.no_grad()
+    def stack_codebooks(self, levels: int, device: torch.device) -> torch.Tensor:
+        """Stacks the entries of the first `levels` levels into one contiguous tensor (levels, K, C).
+
+        Args:
+            device: of the codes to look up; weights that Accelerate offloads are on `meta` between calls.
+        """
+        codes = torch.arange(self.codebook_size, device=device)[:, None].expand(-1, levels)
+        return self.embed(codes).transpose(0, 1).contiguous()
+
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Sums the entries of codes, Eq. 4: (..., d) int64 -> (..., C), at any depth d <= D."""
         self._check_codes(codes)

@@ -90,8 +90,9 @@ def test_equality_checks_find_a_wrong_path(monkeypatch):
     prompt = torch.tensor([[5, model.config.vision_start_token_id]])
     assert generation.same_codes(model, prompt)
     decoder, hidden = model.depth_decoder, torch.randn(2, 32)
-    assert depth.same_logits(decoder, hidden, generation.image_codebooks(model))
+    codebooks = model.model.vq_model.quantizer.stack_codebooks(4, torch.device("cpu"))
+    assert depth.same_logits(decoder, hidden, codebooks)
     step = decoder.step
     monkeypatch.setattr(decoder, "step", lambda inputs, level, cache: step(inputs, level, decoder.new_cache(2)))
-    assert not depth.same_logits(decoder, hidden, generation.image_codebooks(model))
+    assert not depth.same_logits(decoder, hidden, codebooks)
     assert not generation.same_codes(model, prompt)

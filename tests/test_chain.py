@@ -42,6 +42,7 @@ def tiny(tmp_path, monkeypatch):
         "sft-places": {"checkpoint": "sft"},
         "gen-single": {"checkpoint": "sft-places"},
         "gen": {"checkpoint": "gen-single"},
+        "gen-counts": {"checkpoint": "gen"},
     }
     models["pretrain"]["config"] = {"depth_decoder_config": TINY_DEPTH | {"hidden_dropout": 0.0}}
     (tmp_path / "recipes").mkdir()
@@ -59,13 +60,15 @@ def test_chain_trains_every_stage_and_resumes(tiny):
     assert {path.name for path in results.iterdir()} == set(ORDER)
     for folder in results.iterdir():
         assert (folder / "config.json").is_file() and not list(folder.glob("checkpoint-*"))
-    assert isinstance(EvoTokForConditionalGeneration.from_pretrained(results / "gen"), EvoTokForConditionalGeneration)
-    assert EvoTokProcessor.from_pretrained(results / "gen").image_processor.size["height"] == 64
+    last = results / ORDER[-1]
+    assert isinstance(EvoTokForConditionalGeneration.from_pretrained(last), EvoTokForConditionalGeneration)
+    assert EvoTokProcessor.from_pretrained(last).image_processor.size["height"] == 64
     for name in ORDER[:-1]:
         (tiny / "recipes" / f"{name}.yaml").unlink()
-    ended = Path(last_complete_checkpoint(tiny / "runs/gen")).stat().st_mtime_ns
+    run = tiny / "runs" / ORDER[-1]
+    ended = Path(last_complete_checkpoint(run)).stat().st_mtime_ns
     assert main([str(tiny / "recipes"), *SHORT]) == 0
-    assert Path(last_complete_checkpoint(tiny / "runs/gen")).stat().st_mtime_ns == ended, "a finished stage is kept"
+    assert Path(last_complete_checkpoint(run)).stat().st_mtime_ns == ended, "a finished stage is kept"
 
 
 def test_recipes_for_gpu_and_cpu_differ_in_speed_only():

@@ -9,7 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from evotok.commands.terminal import print_results
-from evotok.data.errors import escape_controls, escape_controls_json, one_line, reason, row_reason
+from evotok.data.errors import (
+    escape_controls,
+    escape_controls_json,
+    explain_errors,
+    image_reason,
+    one_line,
+    reason,
+    row_reason,
+)
 from evotok.inference import VisibleStreamer
 
 
@@ -46,7 +54,17 @@ def test_one_line_escapes_and_names_files():
     assert one_line(FileNotFoundError(2, "No such file", "a.tar")) == "a.tar: no such file: check the path."
     assert one_line(ValueError()) == reason(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 9000))) < 500 and reason(ValueError("a\n b"), 2) == "a "
+    assert image_reason(ValueError("image: too large: crop it, or raise max_pixels.")) == "too large: crop it."
     assert row_reason(KeyError("key")) == "no column 'key'" and row_reason(ValueError("x")) == "x"
+
+
+def test_explain_errors_adds_the_correction_and_names_the_subject_once():
+    for message in ("two\n lines", "a.pt: two lines"):
+        with (
+            pytest.raises(ValueError, match=r"^a\.pt: cannot be read \(two lines\): copy it\.$"),
+            explain_errors("a.pt", "cannot be read", ": copy it."),
+        ):
+            raise RuntimeError(message)
 
 
 ODD = "a\x1b[2Jb\x9b31m\x07 \u202edlrow \u200e\ud83d\u2028 end"

@@ -6,7 +6,7 @@ import torch
 from bombs import little_memory
 from PIL import Image
 
-from evotok.data.image_files import crop_square, folder_pixels, resolve_file, to_pixels, to_uint8
+from evotok.data.image_files import crop_square, folder_pixels, resolve_file, to_pixels, to_uint8, to_unit_range
 from evotok.data.sequences import pick_evenly
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
@@ -33,6 +33,10 @@ def test_to_pixels_and_to_uint8_are_inverse():
     assert torch.equal(pixels, to_pixels(Image.fromarray(image)))
     assert (to_uint8(pixels).permute(1, 2, 0).numpy() == image).all()
     assert to_uint8(torch.tensor([-3.0, 0.0, 7.0])).tolist() == [0, 128, 255]
+
+
+def test_to_unit_range_keeps_what_is_outside():
+    assert to_unit_range(torch.tensor([-1.5, -1.0, 0.0, 1.0])).tolist() == [-0.25, 0.0, 0.5, 1.0]
 
 
 def test_folder_pixels_are_shared_evenly(tmp_path):

@@ -182,6 +182,8 @@ def test_prompts_beyond_the_context_are_refused(parts):
         read_chat(model, processor, [{"role": "user", "content": "0xq7" * 400}])
     with pytest.raises(ValueError, match="The negative prompt has .* at most 496"):
         read_image_prompt(model, processor, "a cat", "0xq7" * 480)
+    with pytest.raises(ValueError, match="The prompt has .* at most 496"):
+        generate_images(model, processor, ["a cat", "0xq7" * 480])
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

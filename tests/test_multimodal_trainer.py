@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import build_chat_model
 from drills import Server
 from test_losses_evotok import ROWS, build_learner, inputs_of
 from test_training import ROOT, needs_deepspeed
@@ -141,6 +142,27 @@ def test_evaluate_has_the_loss_of_the_model(tmp_path, pixels):
         own = build_learner().eval()(**inputs_of([0, 1, 2, 3], pixels)).loss.item()
     found = evaluate_rows("ours", [0, 1, 2, 3], tmp_path, pixels, 4)
     assert found["losses"] == pytest.approx([own, own], rel=1e-4)
+
+
+def test_samples_at_checkpoints_do_not_change_the_training(tmp_path):
+    sums = []
+    for prompts in ([], ["a cat", "the red one, a cat"]):
+        model, processor = build_chat_model()
+        chat = [{"role": "user", "content": "what is this?"}, {"role": "assistant", "content": "a cat"}]
+        batch = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+        arguments = TrainingArguments(
+            str(tmp_path / f"{len(prompts)}"), max_steps=2, save_steps=1, learning_rate=1e-3, report_to="none",
+            disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
+        )  # fmt: skip
+        learner = MultimodalTrainer(
+            model, arguments, lambda rows, batch=batch: {**batch, "labels": batch["input_ids"]}, train_dataset=[0] * 16,
+            processing_class=processor, sample_prompts=prompts,
+        )  # fmt: skip
+        learner.train()
+        sums.append({name: tensor.double().sum().item() for name, tensor in model.state_dict().items()})
+    assert sums[0] == sums[1]
+    sheets = sorted(path.name for path in (tmp_path / "2/samples").iterdir())
+    assert sheets == ["step-0000001.png", "step-0000002.png"] and not (tmp_path / "0/samples").exists()
 
 
 def test_code_noise_changes_positions_in_training_only():

@@ -43,6 +43,9 @@ def test_levels_quantize_the_residual():
     torch.testing.assert_close(output.semantic_features, quantizer.decode_codes(output.codes))
     torch.testing.assert_close(output.pixel_features, quantizer.decode_codes(output.codes[..., :2]))
     torch.testing.assert_close(quantizer.embed(output.codes).sum(-2), output.semantic_features)
+    stacked = quantizer.stack_codebooks(3, features.device)
+    assert torch.equal(stacked, torch.stack([codebook.weight for codebook in quantizer.codebooks[:3]]))
+    assert stacked.is_contiguous()
     assert torch.equal(quantizer.encode(features), output.codes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(quantizer(features).codes, output.codes)

@@ -102,9 +102,8 @@ def anything(seed: int):
 
 
 def new_images(model) -> UnfinishedImages:
-    levels, size = model.config.depth_decoder_config.num_codebooks, model.config.vq_config.codebook_size
-    every = torch.arange(size)[:, None].expand(-1, levels)
-    codebooks = model.model.vq_model.quantizer.embed(every).transpose(0, 1).contiguous()
+    levels = model.config.depth_decoder_config.num_codebooks
+    codebooks = model.model.vq_model.quantizer.stack_codebooks(levels, torch.device("cpu"))
     return UnfinishedImages(model.depth_decoder, codebooks, model.config.vq_config.num_positions)
 
 

@@ -122,7 +122,7 @@ _ALL = (
     Stage(
         "gen",
         ("pixel projector, depth decoder, language model", "prompts and their images"),
-        chain=("gen-single", "gen"),
+        chain=("gen-single", "gen", "gen-counts"),
         trainable=_DEPTH_DECODER + _LANGUAGE_MODEL,
         tasks={"generation": 1.0},
         next_step=_EXPORT,

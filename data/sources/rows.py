@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from ..conversations import cached_rows, read_json_rows
-from ..errors import one_line
+from ..errors import reason
 
 
 DAMAGED = "__damaged__"
@@ -53,7 +53,7 @@ class Rows:
             if not isinstance(error, _DAMAGES) and (type(error) is not OSError or error.errno is not None):
                 message = error.strerror or error
                 raise OSError(f"{shard}: cannot be read ({message}): put it back, or leave it out.") from error
-            yield {DAMAGED: f"{shard}: damaged, the rest is skipped ({one_line(error)}): copy it again"}
+            yield {DAMAGED: f"{shard}: damaged, the rest is skipped ({reason(error)}): copy it again"}
 
     def __iter__(self) -> Iterator[dict]:
         for number in range(len(self.shards)):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub import HfFileSystem
 
 from ..conversations import check_length, convert_messages
-from ..errors import one_line
+from ..errors import reason
 from ..image_files import resolve_file
 from .parquet import read_parquet
 from .rows import Rows, image_rows, json_rows
@@ -91,7 +91,7 @@ class Source:
             found = {name for pattern in self.files for name in files.glob(f"datasets/{path}/{pattern}")}
         except Exception as error:  # noqa: BLE001 - offline, unknown, gated: the correction is the same
             raise ValueError(
-                f"{self.name}: no folder {path!r}, and it cannot be listed on the Hub ({one_line(error)}): "
+                f"{self.name}: no folder {path!r}, and it cannot be listed on the Hub ({reason(error)}): "
                 "set `path` to a folder."
             ) from None
         return [f"hf://{name}" for name in sorted(found)]

@@ -22,12 +22,14 @@ _FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji
 """Kinds whose rows are of similar length."""
 MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
 _NUM_QUESTIONS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
+_MIN_QUESTIONS = 6  # fewest different ones
 _NUM_KEYWORDS = 14  # questions in keywords about one image
 _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     "place": 3.0,
     "relation": 4.0,
     "yes_no_relation": 2.0,
-    "count_kind": 2.0,
+    "count": 2.0,
+    "count_kind": 6.0,
     "background": 0.5,
     "yes_no_background": 0.5,
 }
@@ -72,10 +74,6 @@ def _to_pil(image: np.ndarray | Image.Image) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def _sample_kinds(rng: random.Random, kinds: list[str], count: int) -> list[str]:
-    return rng.choices(kinds, [_QUESTION_WEIGHTS[kind] for kind in kinds], k=count)
-
-
 def sample_scene(rng: random.Random, scenes: SceneSampler, prompts: PromptSampler) -> Scene:
     """Samples a scene to ask questions about: placed freely, or one that a prompt determines."""
     chance = rng.random()
@@ -84,7 +82,7 @@ def sample_scene(rng: random.Random, scenes: SceneSampler, prompts: PromptSample
     if chance < 0.45:
         return scenes.pair(rng)
     if chance < 0.85:
-        return scenes.free(rng, rng.randint(2, 4))
+        return scenes.free(rng, rng.randint(2, 4), same=0.5)
     return prompts.sample(rng, rng.choice(PROMPT_KINDS)).scene
 
 
@@ -138,28 +136,36 @@ class WorldConversations(Dataset):
     def _sample_scene(self, rng: random.Random) -> Scene:
         return sample_scene(rng, self.scenes, self.prompts)
 
-    def _sample_questions(self, rng: random.Random, scene: Scene) -> list[Question]:
-        """Samples several questions, none twice; in half of the rows those with yes or no come first, where no other
-        answer gives theirs away."""
-        chosen = _sample_kinds(rng, self.questions.kinds(scene), rng.randint(*_NUM_QUESTIONS))
+    def _sample_questions(
+        self, rng: random.Random, scene: Scene, kinds: list[str], count: int, keywords: bool = False
+    ) -> list[Question]:
+        """Samples `count` questions and leaves out repeated ones; rare kinds fill up what is missing of the fewest."""
+        chosen = rng.choices(kinds, [_QUESTION_WEIGHTS[kind] for kind in kinds], k=count)
+        questions: dict[str, Question] = {}
+        while chosen or len(questions) < _MIN_QUESTIONS:
+            kind = chosen.pop(0) if chosen else rng.choice(kinds)
+            question = self.questions.sample(rng, scene, kind, keywords=keywords)
+            questions[question.text] = question
+        return list(questions.values())
+
+    def _sample_sentences(self, rng: random.Random, scene: Scene) -> list[Question]:
+        """Samples questions; in half of the rows those with yes or no come first, where no other answer gives theirs
+        away."""
+        questions = self._sample_questions(rng, scene, self.questions.kinds(scene), rng.randint(*_NUM_QUESTIONS))
         if rng.random() < 0.5:
-            chosen.sort(key=lambda kind: kind not in YES_NO)
-        questions = [self.questions.sample(rng, scene, kind) for kind in chosen]
-        return list({question.text: question for question in questions}.values())
+            questions.sort(key=lambda question: question.kind not in YES_NO)
+        return questions
 
     def _scene(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
-        questions = self._sample_questions(rng, scene)
+        questions = self._sample_sentences(rng, scene)
         return question_row(render(self.world, scene), questions, "scene")
 
     def _sample_keywords(self, rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-        """Samples (question, answer) pairs in keywords, each a line; no question occurs twice."""
+        """Samples (question, answer) pairs in keywords, each a line."""
         kinds = [kind for kind in self.questions.kinds(scene) if kind in KEYWORDS]
-        pairs = {}
-        for kind in _sample_kinds(rng, kinds, _NUM_KEYWORDS):
-            question = self.questions.sample(rng, scene, kind, keywords=True)
-            pairs[f" {question.text}"] = f"{question.answer}\n"
-        return list(pairs.items())
+        questions = self._sample_questions(rng, scene, kinds, _NUM_KEYWORDS, keywords=True)
+        return [(f" {question.text}", f"{question.answer}\n") for question in questions]
 
     def _keywords(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
@@ -200,7 +206,7 @@ class WorldConversations(Dataset):
 
     def _text(self, rng: random.Random) -> dict[str, Any]:
         scene = self._sample_scene(rng)
-        pairs = [(question.text, question.answer) for question in self._sample_questions(rng, scene)]
+        pairs = [(question.text, question.answer) for question in self._sample_sentences(rng, scene)]
         pairs[0] = (f"{scene_as_text(self.world, scene)}\n{pairs[0][0]}", pairs[0][1])
         return text_row(pairs, "text")
 

@@ -118,12 +118,6 @@ def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
     return read + depth.weight_bytes(model.depth_decoder)
 
 
-def image_codebooks(model: EvoTokForConditionalGeneration) -> torch.Tensor:
-    """Returns the entries of the pixel levels, (L, K, C)."""
-    levels = model.config.vq_config.num_pixel_codebooks
-    return torch.stack([codebook.weight for codebook in model.model.vq_model.quantizer.codebooks[:levels]])
-
-
 @torch.no_grad()
 def generate_uncached(
     model: EvoTokForConditionalGeneration, prompts: torch.Tensor, positions: int, codes: torch.Tensor | None = None
@@ -140,7 +134,8 @@ def generate_uncached(
     Returns:
         Codes (B, n, L) and guided logits (B, n, L, K).
     """
-    codebooks = image_codebooks(model)
+    levels = model.config.vq_config.num_pixel_codebooks
+    codebooks = model.model.vq_model.quantizer.stack_codebooks(levels, prompts.device)  # (L, K, C)
     rows = [model.get_input_embeddings()(ids) for ids in (prompts, prompts[:, -1:])]
     caches = [DynamicCache(config=model.config.text_config) for _ in rows]
     chosen, every = [], []

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.atomic_files import atomic_file
+
 
 Row = dict[str, Any]
 
@@ -42,8 +44,8 @@ def save_row(path: str | Path, row: Row) -> None:
     """Adds a row to a JSON file, in place of the row of the same name; creates the file if it is missing."""
     path = Path(path)
     rows = {kept["name"]: kept for kept in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json([*(rows | {row["name"]: row}).values()]), encoding="utf-8")
+    with atomic_file(path) as part:
+        part.write_text(to_json([*(rows | {row["name"]: row}).values()]), encoding="utf-8")
 
 
 def to_text(rows: Sequence[Row]) -> str:

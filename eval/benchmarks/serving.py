@@ -2,6 +2,9 @@
 
 Each is a server of its own, `evotok serve mini` in another process, which is warmed up, measured and stopped before the
 next one starts. All get the same requests in the same order, from as many threads as there are requests.
+
+An exception to the layers: this module needs the command line of `evotok/`, but starts it in a process and imports
+nothing of it.
 """
 
 import base64

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...data.image_files import to_unit_range
 from ...data.processes import Workers
 from ...data.world.evaluation import labelled_pixels
 from ...data.world.icons import World
@@ -87,8 +88,9 @@ def _measure(
     config, pixels = tokenizer.config, pixels.to(tokenizer.device)
     target = teacher(pixels).float().cpu()
     codes = tokenizer.encode(pixels)
+    reference = to_unit_range(pixels)
     scores = {
-        f"psnr_new_style_depth{depth}": psnr((tokenizer.decode_pixels(codes, depth) + 1) / 2, (pixels + 1) / 2).cpu()
+        f"psnr_new_style_depth{depth}": psnr(to_unit_range(tokenizer.decode_pixels(codes, depth)), reference).cpu()
         for depth in range(1, config.num_pixel_codebooks + 1)
     }
     decoded = {

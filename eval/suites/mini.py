@@ -2,7 +2,7 @@
 
 Each part is kept when it is measured, so that an interrupted run is continued.
 
-    evotok eval mini runs/mini/gen
+    evotok eval mini runs/mini/gen-counts
     evotok eval mini mini --config configs/eval/mini-quick.yaml     an estimate from few questions and prompts
 """
 

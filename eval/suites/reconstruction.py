@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...data.image_files import to_unit_range
 from ...data.image_sets import ImageSet, ReadableImages, check_images, open_images
 from ...data.sequences import pick_evenly
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -143,7 +144,7 @@ def run(evaluation: Evaluation) -> Report:
 
 def image_scores(images: torch.Tensor, references: torch.Tensor) -> dict[str, torch.Tensor]:
     """Computes `psnr`, `ssim` and `ssim_range2` (data range 2, as some papers): (B, 3, H, W) in [-1, 1] -> (B,)."""
-    images, references = (images + 1) / 2, (references + 1) / 2
+    images, references = to_unit_range(images), to_unit_range(references)
     return {
         "psnr": psnr(images, references),
         "ssim": ssim(images, references),

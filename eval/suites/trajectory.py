@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ...data.image_files import image_files
+from ...data.image_files import image_files, to_unit_range
 from ...data.image_sets import ImageSet, check_images, folder_images
 from ...data.processes import Workers
 from ...data.sequences import pick_evenly
@@ -191,7 +191,7 @@ def _measure(
     for depth in range(1, model.config.num_codebooks + 1):
         decoded, semantics = model.decode_pixels(codes, depth).clamp(-1, 1), model.decode_semantics(codes, depth)
         measured = {
-            "psnr": psnr((decoded + 1) / 2, (pixels + 1) / 2),
+            "psnr": psnr(to_unit_range(decoded), to_unit_range(pixels)),
             "embedding": teacher(decoded).mean(1),
             "cosine": feature_cosine(semantics, target),
             "latents": model.quantizer.decode_codes(codes[..., :depth]),

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...data.errors import one_line
+from ...data.errors import reason
 from ...data.world.lmms_tasks import TASKS as WORLD_TASKS
 from ...data.world.lmms_tasks import write_tasks
 from ...data.yaml_files import build_section
@@ -188,8 +188,8 @@ def _ask(evaluation: Evaluation, folder: str | None) -> dict[str, Any]:
                 cli_args=SimpleNamespace(output_path=str(evaluation.folder), process_with_media=False),
             )
         except RetryError as error:  # data that cannot be fetched, or answers that cannot be scored
-            reason = one_line(error.last_attempt.exception())
-            raise ValueError(f"lmms-eval failed on one of {', '.join(tasks)}: {reason}") from error
+            found = reason(error.last_attempt.exception())
+            raise ValueError(f"lmms-eval failed on one of {', '.join(tasks)}: {found}") from error
 
 
 def _task_manager(folder: str | None) -> Any:

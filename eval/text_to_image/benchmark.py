@@ -1,8 +1,6 @@
 """Options of the suites of text-to-image benchmarks, and checks of the checkpoints that judge the images."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...data.errors import one_line
+from ...data.errors import explain_errors
 from ..suite import require_at_least
 from .images import GenerationOptions
 
@@ -50,7 +48,7 @@ def check_model(folder: str | None, option: str, such_as: str) -> PreTrainedConf
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{option}={folder}: no weights (*.safetensors) there: {correction}")
     index = path / "model.safetensors.index.json"
-    with _reading(option, folder):
+    with explain_errors(f"{option}={folder}", "cannot be read", ": copy the checkpoint again."):
         config = AutoConfig.from_pretrained(folder)
         shards = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
         for file in sorted({*path.glob("*.safetensors"), *(path / shard for shard in shards)}):
@@ -65,15 +63,5 @@ def read_processor(cls: Any, folder: str, option: str) -> Any:
     Raises:
         ValueError: it is damaged, or missing.
     """
-    with _reading(option, folder):
+    with explain_errors(f"{option}={folder}", "cannot be read", ": copy the checkpoint again."):
         return cls.from_pretrained(folder)
-
-
-@contextmanager
-def _reading(option: str, folder: str) -> Iterator[None]:
-    """Turns any error of reading untrusted files into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = one_line(error)
-        raise ValueError(f"{option}={folder}: cannot be read ({reason}): copy the checkpoint again.") from error

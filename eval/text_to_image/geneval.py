@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.errors import one_line
+from ...data.errors import reason
 from ...data.sequences import pick_evenly
 
 
@@ -71,8 +71,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             _check_record(record)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            reason = one_line(error)
-            raise ValueError(f"{path}, line {number}: no prompt of GenEval ({reason}): copy the file again.") from None
+            raise ValueError(
+                f"{path}, line {number}: no prompt of GenEval ({reason(error)}): copy the file again."
+            ) from None
         records.append(record)
     for task, wanted in TASKS.items():
         there = sum(record["tag"] == task for record in records)

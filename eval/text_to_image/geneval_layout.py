@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...data.atomic_files import atomic_file
 from ...processing.image_loading_evotok import load_image
 from ..plotting.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
 from ..results import write_json_lines
@@ -32,9 +33,8 @@ def plan_images(prompts: Sequence[str], images: int) -> list[PlannedImage]:
 def write_metadata(folder: Path, records: Sequence[dict[str, Any]]) -> None:
     """Writes `00000/metadata.jsonl` and so on, for scorers that read GenEval's layout."""
     for index, record in enumerate(records):
-        path = folder / f"{index:05d}" / "metadata.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        with atomic_file(folder / f"{index:05d}" / "metadata.jsonl") as part:
+            part.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def write_verdicts(path: Path, records: Sequence[dict[str, Any]], faults: Faults) -> None:

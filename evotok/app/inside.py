@@ -15,6 +15,7 @@ from PIL import Image
 from evotok.app.events import DECODING, FILES, IMMEDIATE, enlarge, input_image, show_errors
 from evotok.app.examples import Examples
 from evotok.app.limits import STATE_SECONDS, open_upload
+from evotok.data.image_files import to_unit_range
 from evotok.eval.metrics import feature_cosine, psnr
 
 
@@ -55,7 +56,7 @@ def inspect(model, processor, image: Image.Image) -> Inspection:
     return Inspection(
         codes=codes[0].cpu(),
         images=[processor.post_process_image_generation(decoded_pixels)[0] for decoded_pixels in decoded],
-        psnr=[psnr((decoded_pixels + 1) / 2, (pixels + 1) / 2).item() for decoded_pixels in decoded],
+        psnr=[psnr(to_unit_range(decoded_pixels), to_unit_range(pixels)).item() for decoded_pixels in decoded],
         similarity=[feature_cosine(features, semantics[-1]).item() for features in semantics],
         maps=map_codes(tokenizer, codes[0]),
     )

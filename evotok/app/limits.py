@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from evotok.data.errors import image_reason
 from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 
 
@@ -81,7 +82,6 @@ def open_upload(path: str, folder: str) -> Image.Image:
     try:
         image = load_image(Path(path).read_bytes(), max_pixels=MAX_PIXELS)
     except EvoTokImageError as error:
-        reason = str(error).removeprefix("image: ").replace(", or raise max_pixels", "")
-        raise ValueError(f"{name}: {reason}") from None
+        raise ValueError(f"{name}: {image_reason(error)}") from None
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return image

@@ -69,9 +69,10 @@ The recipes are in `configs/mini/`; `make mini` runs them in this order.
    Qwen2.5.
 3. `tokenizer.yaml`: the image tokenizer. Its encoder starts from the vision tower, and a frozen copy of the tower is
    the teacher of the decoded semantics.
-4. `pretrain.yaml`, `sft-keywords.yaml`, `sft.yaml`, `sft-places.yaml`, `gen-single.yaml`, `gen.yaml`: the multimodal
-   model, from the tokenizer and the language model: first the semantic projector alone, then questions in keywords and
-   in sentences, then text to image, one kind of thing before scenes, beside questions.
+4. `pretrain.yaml`, `sft-keywords.yaml`, `sft.yaml`, `sft-places.yaml`, `gen-single.yaml`, `gen.yaml`,
+   `gen-counts.yaml`: the multimodal model, from the tokenizer and the language model: first the semantic projector
+   alone, then questions in keywords and in sentences, then text to image, one kind of thing before scenes, beside
+   questions, at last with more questions about counts.
 
 ## Results
 

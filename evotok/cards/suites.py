@@ -3,9 +3,10 @@
 `results.json` is that of the suite `mini`, `understanding.json` that of the suite `understanding`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from evotok.eval.results import load_results
 
 
 MINI, HARNESS = "mini", "understanding"
@@ -24,14 +25,13 @@ def read_suite(path: Path, suite: str) -> dict[str, Any]:
     """
     again = f"run `{COMMANDS[suite]}`, then `python -m evotok.cards.mini CHECKPOINT RESULTS`"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if (found["suite"], found["finished"]) == (suite, True) and found["checkpoint_sha256"] and found["figures"]:
-            return found
+        found = load_results(path) or {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: {again}.") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass
-    raise ValueError(f"{path}: no finished results of `{COMMANDS[suite]}`: delete it, or {again}.")
+    is_finished = found.get("suite") == suite and found["finished"] is True
+    if not (is_finished and found.get("checkpoint_sha256") and found["figures"]):
+        raise ValueError(f"{path}: no finished results of `{COMMANDS[suite]}`: delete it, or {again}.")
+    return found
 
 
 def read_suites(folder: Path, checkpoint_sha256: str) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from evotok.commands.options import CHECKPOINT, ApiKey, Server
 
 
 EXAMPLES = """  evotok app
-  evotok app runs/mini/gen --port 8080
+  evotok app runs/mini/gen-counts --port 8080
   evotok app --server http://127.0.0.1:8000
   evotok app --host 0.0.0.0          for everybody in the network"""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -361,11 +361,8 @@ def _check_complete(name: str, missing: Collection[str], unexpected: Collection[
             )
 
 
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Converts any error of loading a checkpoint, within a context, into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:  # untrusted files raise nearly any type
-        reason = " ".join(str(error).split()).removeprefix(f"{name}: ")[:200] or type(error).__name__
-        raise ValueError(f"{name}: cannot be loaded ({reason}). Copy or save the checkpoint again.") from error
+def _loading(name: str) -> AbstractContextManager[None]:
+    """Returns a context of loading a checkpoint, whose errors become ValueErrors of one line."""
+    from evotok.data.errors import explain_errors
+
+    return explain_errors(name, "cannot be loaded", ". Copy or save the checkpoint again.")

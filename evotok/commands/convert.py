@@ -64,6 +64,7 @@ def run(
     from huggingface_hub.errors import StrictDataclassError
 
     from evotok.conversion.sizes import Choices
+    from evotok.data.errors import reason
 
     quiet_libraries()
     try:
@@ -79,7 +80,7 @@ def run(
             )
             _import(sources, choices, language_model, out, as_json)
     except StrictDataclassError as error:
-        raise ValueError(f"{sources[0]}: sizes that make no model ({' '.join(str(error).split())}).") from None
+        raise ValueError(f"{sources[0]}: sizes that make no model ({reason(error, 400)}).") from None
 
 
 def _import(sources: list[str], choices: "Choices", language_model: str | None, out: str, as_json: bool) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evotok.serving.pool import ServerPool
 
 EXAMPLES = """  evotok eval reconstruction mini
-  evotok eval trajectory runs/mini/gen --out results/trajectory
+  evotok eval trajectory runs/mini/gen-counts --out results/trajectory
   evotok eval compare results/reconstruction-a results/reconstruction-b
   evotok eval geneval evotok-7b prompts=evaluation_metadata.jsonl ... engine=http://a:8000,http://b:8000
   torchrun --nproc-per-node 2 -m evotok.cli eval reconstruction mini batch_size=64"""

@@ -61,6 +61,8 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     Raises:
         ValueError: `folder` is a file.
     """
+    from evotok.data.atomic_files import move_synced
+
     folder = check_folder(folder)
     parts: dict[Path, Path] = {}
     taken: set[Path] = set()
@@ -81,7 +83,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
         try:
             yield reserve
             for part, final in parts.items():
-                part.replace(final)
+                move_synced(part, final)
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -102,6 +104,8 @@ def add_files(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path
     Raises:
         ValueError: `folder` is a file.
     """
+    from evotok.data.atomic_files import move_synced
+
     folder = check_folder(folder)
     with create_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
@@ -110,7 +114,7 @@ def add_files(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path
             if path.name not in new:
                 path.unlink()
         for name in new:
-            (Path(part) / name).replace(folder / name)
+            move_synced(Path(part) / name, folder / name)
 
 
 @contextmanager

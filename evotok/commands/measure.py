@@ -10,7 +10,7 @@ from evotok.commands.options import Json, complete_checkpoint
 
 
 EXAMPLES = """  evotok measure                                       the embedded mini model
-  evotok measure runs/mini/gen --config configs/eval/mini-quick.yaml"""
+  evotok measure runs/mini/gen-counts --config configs/eval/mini-quick.yaml"""
 
 
 def run(

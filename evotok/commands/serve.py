@@ -12,7 +12,7 @@ from evotok.commands.options import Checkpoint
 
 
 EXAMPLES = """  evotok serve mini
-  evotok serve runs/mini/gen --port 8080 --max-batch 32
+  evotok serve runs/mini/gen-counts --port 8080 --max-batch 32
   evotok serve evotok-7b --engine vllm --max-batch 64 --engine-option tensor_parallel_size=2
   EVOTOK_API_KEY=... evotok serve evotok-7b --host 0.0.0.0
   evotok chat --server http://127.0.0.1:8000"""

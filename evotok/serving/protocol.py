@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from evotok.commands.options import MAX_SEED
+from evotok.data.errors import image_reason
 from evotok.processing.image_loading_evotok import EvoTokImageError, load_image
 from evotok.serving.engine import ChatRequest, GeneratedImages, ImageRequest, TextPiece
 from evotok.serving.errors import ApiError
@@ -251,8 +252,7 @@ def read_image(url: str, limits: Limits, where: str) -> Image.Image:
     try:
         return load_image(source, max_pixels=limits.pixels)
     except EvoTokImageError as error:
-        reason = str(error).removeprefix("image: ").replace(", or raise max_pixels", "")
-        raise ApiError(400, f"The image cannot be used: {reason}", "invalid_image", where) from None
+        raise ApiError(400, f"The image cannot be used: {image_reason(error)}", "invalid_image", where) from None
 
 
 def _host(url: str) -> str | None:

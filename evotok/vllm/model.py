@@ -56,11 +56,8 @@ class EvoTokForConditionalGeneration(MultiModalMixin, CausalMixin):
     def images(self) -> UnfinishedImages:
         """Returns the unfinished images."""
         if self._images is None:  # the weights of the codebooks are loaded after the constructor
-            depth, quantizer = self.config.depth_decoder_config, self.model.vq_model.quantizer
-            device = self.device_config.device
-            every = torch.arange(depth.codebook_size, device=device)[:, None].expand(-1, depth.num_codebooks)
-            with torch.no_grad():
-                codebooks = quantizer.embed(every).transpose(0, 1).contiguous()  # (L, K, C)
+            levels, quantizer = self.config.depth_decoder_config.num_codebooks, self.model.vq_model.quantizer
+            codebooks = quantizer.stack_codebooks(levels, self.device_config.device)  # (L, K, C)
             self._images = UnfinishedImages(self.depth_decoder, codebooks, self.config.vq_config.num_positions)
         return self._images
 

@@ -112,8 +112,7 @@ class LabelGenerator(nn.Module):
         config, colors = tokenizer.config, len(COLORS)
         self.num_positions = config.num_positions
         quantizer = getattr(tokenizer, "pixel_quantizer", tokenizer.quantizer)
-        codebooks = torch.stack([codebook.weight for codebook in quantizer.codebooks[:levels]])
-        self.register_buffer("codebooks", codebooks.detach().clone())
+        self.register_buffer("codebooks", quantizer.stack_codebooks(levels, tokenizer.device))
         self.shape_embed = nn.Embedding(num_things * self.num_positions, _WIDTH)
         self.color_embed, self.background_embed = nn.Embedding(colors, _WIDTH), nn.Embedding(colors, _WIDTH)
         for table in (self.shape_embed, self.color_embed, self.background_embed):

@@ -2,6 +2,7 @@
 
 import torch
 
+from ...data.image_files import to_unit_range
 from ...data.world.icons import load_world
 from ...data.world.images import held_out_scenes
 from ...eval.frechet import FeatureStatistics, frechet_distance
@@ -68,7 +69,7 @@ class Probes:
             semantics[name] = self._batched(model.decode_semantics, codes).cpu()
             if name == "test":
                 fake = self._batched(model.decode_pixels, codes).cpu().clamp(-1, 1)
-                unit = (fake + 1) / 2, (pixels + 1) / 2
+                unit = to_unit_range(fake), to_unit_range(pixels)
                 found["psnr"] = psnr(*unit).mean().item()
                 found["ssim"] = ssim(*unit).mean().item()
                 pooled = self._batched(self.teacher, fake).mean(1)

@@ -282,7 +282,8 @@ def _line(name: str, runs: list[dict[str, float]], strategy: str = "") -> dict[s
 def _write_recipes(options: Options, path: Path) -> None:
     """Writes the five recipes with bases and overrides applied."""
     recipes = {name: asdict(_recipe(options, name, options.seed)) for name in ROWS}
-    path.write_text(yaml.safe_dump(recipes, sort_keys=False), encoding="utf-8")
+    with atomic_file(path) as part:
+        part.write_text(yaml.safe_dump(recipes, sort_keys=False), encoding="utf-8")
 
 
 def _notes(options: Options, recipe: Recipe, probes: Probes) -> list[str]:

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers.modeling_utils import unwrap_model
 
+from ...eval.inference import generate_images
 from ...eval.plotting.sheets import Cell, Line, draw_sheet
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -154,19 +155,8 @@ class MultimodalTrainer(EvoTokTrainer):
             self._save_samples(self.output_folder / "samples" / f"step-{self.state.global_step:07d}.png")
 
     def _save_samples(self, path: Path) -> None:
-        model, processor = self._inner(self.model), self.processing_class
-        conversations = [[{"role": "user", "content": prompt}] for prompt in self.sample_prompts]
-        inputs = processor.apply_chat_template(
-            conversations,
-            generation_mode="image",
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        ).to(self.args.device)
-        generator = torch.Generator(self.args.device).manual_seed(self.args.seed)
-        codes = model.generate(**inputs, generation_mode="image", generator=generator)
-        images = processor.post_process_image_generation(model.decode_image_tokens(codes))
+        model, prompts = self._inner(self.model), self.sample_prompts
+        images = generate_images(model, self.processing_class, prompts, batch_size=len(prompts), seed=self.args.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, self.sample_prompts, strict=True)]
+        cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, prompts, strict=True)]
         draw_sheet(cells, columns=4, title=f"Step {self.state.global_step:,}").save(path)
