@@ -73,7 +73,7 @@ def test_chain_trains_every_stage_and_resumes(tiny):
 
 def test_recipes_for_gpu_and_cpu_differ_in_speed_only():
     cpu, cuda = read_chain(CONFIGS), read_chain(CONFIGS / "cuda")
-    stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "sft", "gen", "gen"]
+    stages = ["vision", "vision", "language", "tokenizer", "pretrain", "sft", "sft", "sft", "gen", "gen", "gen"]
     assert [recipe.stage for recipe in cuda] == stages
     for recipe, other in zip(cuda, cpu, strict=True):
         assert recipe.model.config == other.model.config and recipe.optimizer == other.optimizer
