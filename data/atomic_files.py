@@ -1,4 +1,4 @@
-"""Atomic writes: after a power cut, too, a file has its old content or all of the new."""
+"""Writes files atomically: even after a power cut, a file has its old content or all of its new content."""
 
 import errno
 import os

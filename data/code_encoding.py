@@ -78,8 +78,8 @@ class CorpusEncoder:
             info = ShardInfo.read(path)
             if (info.origin, info.source) != (self.info.origin, self.info.source):
                 raise ValueError(
-                    f"{path}: by the tokenizer {info.tokenizer[:12]} from {info.source}, not by "
-                    f"{self.info.tokenizer[:12]} from {self.info.source}, or of images prepared in another way: give "
+                    f"{path}: written by the tokenizer {info.tokenizer[:12]} from {info.source}, not by "
+                    f"{self.info.tokenizer[:12]} from {self.info.source}, or from images prepared in another way: give "
                     "another folder."
                 )
             if not path.stem.endswith(f"-of-{self.total:05d}"):
@@ -124,7 +124,7 @@ class CorpusEncoder:
         if len(bad) >= MAX_EMPTY_BATCHES and not images:
             raise ValueError(
                 f"{self.source.name}: none of the {len(bad)} images of shard {index} can be used, such as {bad[0].key} "
-                f"({bad[0].reason}): check the data set, and give the command again: it goes on from there."
+                f"({bad[0].reason}): check the data set, and run the command again: it resumes with this shard."
             )
         if bad:
             lines = [json.dumps({"key": i.key, "reason": i.reason}, ensure_ascii=False) for i in bad]

@@ -87,12 +87,12 @@ class ShardInfo:
         except pa.ArrowException:
             metadata = None
         if metadata is not None and metadata.get(b"format") != FORMAT.encode():
-            raise ValueError(f"{path}: not a shard of codes. `evotok encode-dataset` writes them.")
+            raise ValueError(f"{path}: not a code shard: give a folder that `evotok encode-dataset` wrote.")
         try:
             info = cls(**json.loads((metadata or {})[b"info"]))
             check_types(vars(info), get_type_hints(cls), str(path))
         except (KeyError, TypeError, ValueError, RecursionError):
-            raise ValueError(f"{path}: incomplete or damaged shard of codes: remove it and encode again.") from None
+            raise ValueError(f"{path}: incomplete or damaged code shard: remove it and encode again.") from None
         return info
 
 
@@ -145,14 +145,14 @@ def open_codes(folder: str | Path) -> tuple[Rows, ShardInfo]:
     """
     paths = sorted(Path(folder).glob("*.parquet"))
     if not paths:
-        raise ValueError(f"{folder}: no shards of codes (*.parquet). `evotok encode-dataset` writes them.")
+        raise ValueError(f"{folder}: no code shards (*.parquet): give a folder that `evotok encode-dataset` wrote.")
     infos = [ShardInfo.read(path) for path in paths]
     first = infos[0]
     for path, info in zip(paths, infos, strict=True):
         if info.origin != first.origin:
             raise ValueError(
-                f"{path}: by another tokenizer than {paths[0].name}, or of images prepared in another way: keep a "
-                "folder for each."
+                f"{path}: written by another tokenizer than {paths[0].name}, or from images prepared in another "
+                "way: use one folder for each."
             )
     return Rows([str(path) for path in paths], read_parquet), first
 

@@ -60,8 +60,8 @@ class EmptyBatchFallback(Generic[T]):
         self.empty += 1
         if self.empty >= self.limit:
             raise ValueError(
-                f"Nothing in the last {self.empty} batches can be used, {dict(skipped)} so far: check the data set, "
-                "whose files may be gone, and give the command again: it goes on from the last checkpoint."
+                f"Nothing in the last {self.empty} batches can be used, {dict(skipped)} so far: check that "
+                "the files of the data set exist, and run the command again: it resumes from the last checkpoint."
             )
         return [self.last]
 

@@ -179,10 +179,10 @@ def _convert(row: Any, folder: Path) -> dict:
 
 
 def check_modalities(row: dict) -> None:
-    """Raises ValueError for a row with video or audio, whose marks would be learned as text."""
+    """Raises ValueError for a row with video or audio, whose placeholders would be trained on as text."""
     for key in ("video", "videos", "audio"):
         if row.get(key):
-            raise ValueError(f'"{key}": only text and images are learned: leave the row out')
+            raise ValueError(f'"{key}": only text and images are supported: leave the row out')
 
 
 def convert_messages(llava_messages: Any, num_images: int) -> list[dict]:
@@ -232,7 +232,7 @@ def _convert_message(message: Any) -> dict:
     if _SURROGATE.search(value):
         raise ValueError('"value" holds half of a surrogate pair, which is no text: remove it')
     if "<video>" in value:
-        raise ValueError('"value" holds <video>, but only text and images are learned: leave the row out')
+        raise ValueError('"value" holds <video>, but only text and images are supported: leave the row out')
     content = []
     for index, text in enumerate(_IMAGE_MARK.split(value)):
         if index:

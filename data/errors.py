@@ -40,9 +40,10 @@ def one_line(error: BaseException) -> str:
     return printable(_without_traceback(str(error))) or type(error).__name__
 
 
-def reason(error: BaseException, limit: int = 200) -> str:
-    """Shortens the message of a library's error, for use inside of another message."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+def reason(error: BaseException, limit: int = 200, prefix: str = "") -> str:
+    """Shortens the message of a library's error, without `prefix`, for use inside of another message."""
+    line = " ".join(str(error).split()).removeprefix(prefix)
+    return (line if len(line) <= limit else f"{line[: limit - 4]} ...") or type(error).__name__
 
 
 @contextmanager
@@ -51,8 +52,7 @@ def explain_errors(subject: str, problem: str, correction: str) -> Iterator[None
     try:
         yield
     except Exception as error:  # untrusted files raise nearly any type
-        start = f"{subject}: "
-        found = reason(error, 200 + len(start)).removeprefix(start)
+        found = reason(error, prefix=f"{subject}: ")
         raise ValueError(f"{subject}: {problem} ({found}){correction}") from error
 
 

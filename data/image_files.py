@@ -35,7 +35,9 @@ def crop_square(image: Image.Image, size: int, place: tuple[float, float] = (0.5
         EvoTokImageError: an aspect ratio over `MAX_ASPECT`.
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise EvoTokImageError(f"{image.width} x {image.height} is too long a strip to crop a square from: crop it.")
+        raise EvoTokImageError(
+            f"{image.width} x {image.height} pixels: the aspect ratio is limited to {MAX_ASPECT}: crop it."
+        )
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (round(share * (side - size)) for share, side in zip(place, (width, height), strict=True))

@@ -155,7 +155,9 @@ def check_images(images: ImageSet, size: int, workers: Workers) -> ReadableImage
     found = list(chain(*workers.map(lambda block: [check(index) for index in block], blocks, "reading images")))
     unreadable = {images.names[index]: why for index, (digest, why) in enumerate(found) if not digest}
     if len(unreadable) == len(found):
-        raise ValueError(f"{images.name}: none of its {len(found)} images can be read ({found[0][1]})")
+        raise ValueError(
+            f"{images.name}: none of its {len(found)} images can be read ({found[0][1]}): give other images."
+        )
     readable = [index for index, (digest, _) in enumerate(found) if digest]
     content = "\n".join([str(size), *(digest for digest, _ in found if digest)])
     return ReadableImages(readable, unreadable, hashlib.sha256(content.encode()).hexdigest())

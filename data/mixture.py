@@ -3,8 +3,8 @@
 Every worker of every process is a reader with its own share of each source: whole shards where there are enough, else
 every n-th row of one; each epoch has another order of shards. A reader is determined by the seed, its number and a
 count: it fills a pool, shuffles it, splits it into batches of similar length, and starts again. Its state is the
-position in the sources at which the pool began and the number of its batches that are out: no buffer is saved, and no
-row is lost.
+position in the sources at which the pool began and the number of batches that were returned from it: no buffer is
+saved, and no row is lost.
 """
 
 from collections import Counter

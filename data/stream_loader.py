@@ -60,7 +60,7 @@ def open_mixture(
     has_codes = any(source.source == CODES for source in data.sources)
     if has_codes:
         if vq_model is None:
-            raise ValueError("data.sources: the tokenizer stage learns from images, not from codes.")
+            raise ValueError("data.sources: the stage tokenizer is trained on images: remove the source codes.")
         expected = ShardInfo.of(vq_model, image_processor)
         for source, (_, info) in zip(data.sources, opened, strict=True):
             if info is not None:

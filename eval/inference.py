@@ -52,7 +52,7 @@ def remaining_tokens(length: int, config) -> int:
     limit = config.text_config.max_position_embeddings
     if length >= limit:
         raise ValueError(
-            f"The conversation has {length} tokens, the model reads fewer than {limit}: shorten the question, show "
+            f"The conversation has {length} tokens; the limit is {limit - 1}: shorten the question, use "
             "fewer images, or start a new conversation."
         )
     return limit - length
@@ -84,11 +84,12 @@ def read_image_prompt(
     ).to(model.device)
     limit = model.config.text_config.max_position_embeddings - model.config.vq_config.num_positions
     for name, mask in (("prompt", "attention_mask"), ("negative prompt", "negative_prompt_attention_mask")):
-        length = int(inputs[mask].sum(-1).max())
-        if length > limit:
-            raise ValueError(
-                f"The {name} has {length} tokens, this model reads at most {limit} before an image: shorten it."
-            )
+        lengths = inputs[mask].sum(-1).tolist()
+        if max(lengths) > limit:
+            subject = f"The {name}"
+            if name == "prompt" and len(lengths) > 1:
+                subject = f"Prompt {lengths.index(max(lengths)) + 1} of {len(lengths)}"
+            raise ValueError(f"{subject} has {max(lengths)} tokens; the limit before an image is {limit}: shorten it.")
     return inputs
 
 
@@ -190,7 +191,7 @@ def generate_images(
     """Generates one image for each prompt.
 
     Args:
-        model: in evaluation mode.
+        model: in either mode; it runs in evaluation mode.
         seed: of one generator for all batches; equal images need an equal `batch_size`, too.
         seeds: of each image, which then depends neither on the others nor on `batch_size`; instead of `seed`.
         sampling: more arguments of `generate(generation_mode="image")`, such as `guidance_min_p` or `callback`; the

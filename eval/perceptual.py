@@ -67,7 +67,7 @@ def load_inception(path: str | Path, device: torch.device) -> Callable[[torch.Te
     weights = BytesIO()
     torch.save(read_weights(path), weights)  # torch-fidelity would unpickle the file itself
     weights.seek(0)
-    with explain_errors(f"{path}", "cannot be used", f": give {INCEPTION}."):
+    with explain_errors(str(path), "cannot be used", f": give {INCEPTION}."):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3(
@@ -88,7 +88,7 @@ def load_lpips(path: str | Path, device: torch.device) -> Callable[[torch.Tensor
         ValueError: the file holds other weights, or torchvision cannot be imported.
     """
     trunk = read_weights(path)
-    with explain_errors(f"{path}", "cannot be used", f": give {LPIPS}."):
+    with explain_errors(str(path), "cannot be used", f": give {LPIPS}."):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         network = _LPIPS(net="vgg", pnet_rand=True)

@@ -65,16 +65,16 @@ def find_finished(folder: Path, provenance: dict[str, Any], restart: bool) -> di
         raise ValueError(f"{folder}: has results of another suite ({_short(before['suite'])}): give a new --out.")
     if restart:
         return None
-    mend = "give a new folder with --out, or measure again with --restart."
+    correction = "give a new folder with --out, or measure again with --restart."
     if before.get("checkpoint_sha256") != provenance["checkpoint_sha256"]:
         other = _short(before.get("checkpoint_sha256"))
-        raise ValueError(f"{folder}: has results of another checkpoint ({other}): {mend}")
+        raise ValueError(f"{folder}: has results of another checkpoint ({other}): {correction}")
     for key in ("options", "files"):
         earlier, now = before.get(key, {}), provenance[key]
         names = sorted({*earlier, *now} - {"engine"})  # images do not depend on the engine that generated them
         changed = [name for name in names if earlier.get(name) != now.get(name)]
         if changed:
-            raise ValueError(f"{folder}: has results of other {key} ({', '.join(changed)}): {mend}")
+            raise ValueError(f"{folder}: has results of other {key} ({', '.join(changed)}): {correction}")
     return before if before["finished"] else None
 
 

@@ -59,7 +59,7 @@ def run(
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="of images, questions and prompts")] = 0,
     as_json: Json = False,
 ) -> None:
-    """See what the embedded mini model can do: images, questions and answers."""
+    """Run the embedded mini model: reconstruct images, answer questions and generate images."""
     out = check_folder(folder)
     find_checkpoint(checkpoint)
     from rich.console import Console

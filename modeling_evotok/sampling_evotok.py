@@ -123,7 +123,7 @@ def read_settings(own: GenerationConfig, given: GenerationConfig | None, kwargs:
         kwargs.pop(name, None)
     unknown = sorted(name for name, value in kwargs.items() if not _is_neutral(name, value))
     if unknown:
-        raise ValueError(f"generate(generation_mode='image') takes no {', '.join(unknown)}.")
+        raise ValueError(f"generate(generation_mode='image') does not accept {', '.join(unknown)}: remove it.")
     return settings
 
 

@@ -1,5 +1,6 @@
 """The command line on a tiny random checkpoint: the results of each command, and one line for every mistake."""
 
+import errno
 import json
 import os
 import re
@@ -426,6 +427,16 @@ def test_new_files_writes_all_files_or_none(tmp_path):
             reserve("one.txt").write_text("1")
             reserve("one.txt").write_text("2")
     assert files(tmp_path / "a") == ["one-2.txt", "one-3.txt", "one-4.txt", "one.txt"]
+
+
+def test_new_files_writes_nothing_on_a_full_disk(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with pytest.raises(OSError, match="full"), new_files(tmp_path / "a") as reserve:
+        reserve("one.txt").write_text("1")
+        monkeypatch.setattr(os, "fsync", fail)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

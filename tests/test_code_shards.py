@@ -127,7 +127,7 @@ def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes
     other.to_latent.linear_2.weight.data.add_(1.0)
     other_processor.image_processor.image_mean = [0.4, 0.5, 0.6]
     for pair in ((other_model, processor), (model, other_processor)):
-        with pytest.raises(ValueError, match="or of images prepared in another way: give another folder"):
+        with pytest.raises(ValueError, match="or from images prepared in another way: give another folder"):
             encoder(pair, tars, codes)
     data = DataArguments(name="mixture", sources=[SourceArguments("codes", str(codes))])
     [opened] = open_mixture(data, vq_model, processor.image_processor)
@@ -135,7 +135,7 @@ def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes
     for given, message in (
         ((other, processor.image_processor), "but this model's is"),
         ((vq_model, other_processor.image_processor), r'prepared with \{"image_mean": .0.5.*\}, .* are with .*0.6'),
-        ((), "tokenizer stage learns from images"),
+        ((), "stage tokenizer is trained on images"),
     ):
         with pytest.raises(ValueError, match=message):
             open_mixture(data, *given)
@@ -148,16 +148,16 @@ def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes
     shutil.copy(codes / "codes-00000-of-00002.parquet", tmp_path)
     writer = ShardWriter(tmp_path / "other.parquet", replace(info, tokenizer="another"))
     writer.close(skipped=0)
-    with pytest.raises(ValueError, match="keep a folder for each"):
+    with pytest.raises(ValueError, match="use one folder for each"):
         open_codes(tmp_path)
 
 
 def test_open_codes_refuses_damaged_and_other_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match="incomplete or damaged shard"):
+    with pytest.raises(ValueError, match="incomplete or damaged code shard"):
         open_codes(tmp_path)
     Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="not a shard of codes"):
+    with pytest.raises(ValueError, match="not a code shard"):
         open_codes(tmp_path)
 
 

@@ -47,7 +47,7 @@ def test_check_engine_refuses_checkpoints_of_another_engine(tmp_path, before, no
     if before == now:
         check_engine(arguments, str(tmp_path))
         return
-    with pytest.raises(ValueError, match=f"written under {before}, but this run is under {now}: give"):
+    with pytest.raises(ValueError, match=f"written under {before}, but this run is under {now}: restore the former"):
         check_engine(arguments, str(tmp_path))
 
 

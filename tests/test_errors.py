@@ -53,7 +53,7 @@ def test_one_line_escapes_and_names_files():
     assert one_line(ValueError("a\x1b[2Jb\nc")) == "a\\x1b[2Jb c"
     assert one_line(FileNotFoundError(2, "No such file", "a.tar")) == "a.tar: no such file: check the path."
     assert one_line(ValueError()) == reason(ValueError()) == "ValueError"
-    assert len(one_line(ValueError("x" * 9000))) < 500 and reason(ValueError("a\n b"), 2) == "a "
+    assert len(one_line(ValueError("x" * 9000))) < 500 and reason(ValueError("a\n b" * 9), 9) == "a ba  ..."
     assert image_reason(ValueError("image: too large: crop it, or raise max_pixels.")) == "too large: crop it."
     assert row_reason(KeyError("key")) == "no column 'key'" and row_reason(ValueError("x")) == "x"
 

@@ -1,6 +1,8 @@
 """`evotok export`: a folder for the Hub, without files of an older export."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +117,17 @@ def test_add_files_adds_all_files_or_none(tmp_path):
     with add_files(tmp_path, ["*.txt"]) as part:
         (part / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_add_files_changes_nothing_on_a_full_disk(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(OSError, match="full"), add_files(tmp_path, ["*.txt"]) as part:
+        (part / "new.txt").write_text("new")
+        monkeypatch.setattr(os, "fsync", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
 
 
 def test_push_to_hub_uploads_the_whole_folder(trained, tmp_path, monkeypatch):

@@ -288,7 +288,7 @@ BAD_CALLS = {
     "no prompt": ({"inputs": None}, "input_ids must be token ids"),
     "negative prompt": ({"negative_prompt_ids": torch.tensor([[3, PAD]])}, "negative_prompt_ids must end"),
     "negative rows": ({"negative_prompt_ids": torch.tensor([[START]] * 3)}, "3 rows and input_ids 1"),
-    "unknown argument": ({"temprature": 1.0}, "takes no temprature"),
+    "unknown argument": ({"temprature": 1.0}, "does not accept temprature"),
     "images per prompt": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5 must be a whole number"),
     "cache": ({"cache_implementation": "hybrid"}, "must be 'static' or 'dynamic'"),
     "compiled cache": (

@@ -14,7 +14,7 @@ from evotok.eval.text_to_image.geneval import (
     CONFIDENCE,
     COUNTING_CONFIDENCE,
     TASKS,
-    Thing,
+    DetectedObject,
     box_of,
     judge,
     pick_records,
@@ -28,7 +28,7 @@ SIDE = 128
 
 
 def thing(label, x, y, size=20, score=0.95):
-    return Thing(label, score, (x, y, x + size, y + size))
+    return DetectedObject(label, score, (x, y, x + size, y + size))
 
 
 def clause(label, count=1, **more):
@@ -45,7 +45,7 @@ class Scene:
             ImageDraw.Draw(mask).ellipse((x, y, x + 30, y + 30), fill=1)
             self.image.paste(Image.new("RGB", (SIDE, SIDE), color), mask=mask)
             mask = np.array(mask)
-            self.things.append(Thing(label, 0.95, box_of(mask), mask))
+            self.things.append(DetectedObject(label, 0.95, box_of(mask), mask))
 
     def colors_of(self, things):
         """Returns the colours that are nearest to the middle of each crop."""

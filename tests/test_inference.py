@@ -178,11 +178,11 @@ def test_generate_images_refuses_bad_arguments(parts, prompts, sampling, message
 
 def test_prompts_beyond_the_context_are_refused(parts):
     model, processor = parts
-    with pytest.raises(ValueError, match="the model reads fewer than 512"):
+    with pytest.raises(ValueError, match="the limit is 511"):
         read_chat(model, processor, [{"role": "user", "content": "0xq7" * 400}])
-    with pytest.raises(ValueError, match="The negative prompt has .* at most 496"):
+    with pytest.raises(ValueError, match="The negative prompt has .* the limit before an image is 496"):
         read_image_prompt(model, processor, "a cat", "0xq7" * 480)
-    with pytest.raises(ValueError, match="The prompt has .* at most 496"):
+    with pytest.raises(ValueError, match="Prompt 2 of 2 has .* the limit before an image is 496"):
         generate_images(model, processor, ["a cat", "0xq7" * 480])
 
 

@@ -228,7 +228,7 @@ def test_loader_keeps_the_state_of_the_generator(workers, tmp_path):
     [
         ({"source": "llava-nxt"}, "'llava-nxt' is not one of cc12m"),
         ({"source": "codes"}, "codes need `path`"),
-        ({"source": "codes", "path": "."}, "no shards of codes"),
+        ({"source": "codes", "path": "."}, "no code shards"),
         ({"source": "opengpt-4o-image", "path": "."}, "no rows in it"),
     ],
 )

@@ -204,7 +204,7 @@ def test_plan_command_prints_a_plan(capsys):
     words = ["optimizer.average_decay=0.999", "model.config.codebook_restart_threshold=1000"]
     assert main(["plan", recipe, *words, "--gpus", "4", "--gpu", "a10"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "A step has 128 rows here, but 32 in the recipe, which its steps" in out
+    assert "A step has 128 rows here, but 32 in the recipe, for which its steps" in out
     assert "most are replaced at every step" in out
     assert main(["plan", recipe, "--gpu", "abacus"]) == 2
     assert "not one of h200" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def recipe(tmp_path, *words, stage="sft", data=None):
         ("gen", WORLD, "training.max_steps=-1", "set training.max_steps"),
         ("gen", MIXTURE, "training.data_seed=3", "training.seed"),
         ("gen", MIXTURE, "training.train_sampling_strategy=group_by_length", "an order of its own"),
-        ("sft", None, "training.optim=adafactor optimizer.name=muon", "optimizer.name muon is another one"),
+        ("sft", None, "training.optim=adafactor optimizer.name=muon", "optimizer.name muon selects the optimizer"),
     ],
 )
 def test_fields_without_effect_are_refused(tmp_path, stage, data, words, reason):

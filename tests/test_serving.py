@@ -304,7 +304,7 @@ REFUSED = {
     "an image of the assistant": (CHAT, shown(data_url(noise()), role="assistant"), 400, None, "send it as the user's"),
     "too much text": (CHAT, said("x" * 5001), 400, "text_too_long", "is 5000"),
     "more than the context": (
-        CHAT, said("0xq7" * 400), 400, "context_length_exceeded", "fewer than 512",
+        CHAT, said("0xq7" * 400), 400, "context_length_exceeded", "the limit is 511",
     ),
     "too many messages": (CHAT, {"messages": HELLO * 257}, 400, None, "257 messages, the limit is 256"),
     "a body that is too large": (CHAT, b'"' + b"x" * 2 * 10**6 + b'"', 413, "too_large", "larger than 1 MiB"),

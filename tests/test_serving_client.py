@@ -74,7 +74,7 @@ def test_refusal_of_the_server_is_one_line(served, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.err.startswith(f"evotok chat: {served.url}: The conversation has ") and said.err.count("\n") == 1
     assert said.err.endswith(
-        " the model reads fewer than 512: shorten the question, show fewer images, or start a new conversation.\n"
+        " the limit is 511: shorten the question, use fewer images, or start a new conversation.\n"
     )
     assert said.out == "(nothing yet)\n"
 

@@ -85,8 +85,8 @@ def test_conversations_depend_on_seed_and_index_only(world):
         first[25]
 
 
-def test_conversations_equal_the_training_data_of_checkpoints(world, shown):
-    """Another order of random numbers, or another wording, would be another data set."""
+def test_conversations_do_not_change(world, shown):
+    """Another order of random numbers, or another wording, would be another data set: docs/train.md must state it."""
     data = WorldConversations(world, 100, ALL, seed=1)
     rows = [data[index] for index in range(100)]
     texts = json.dumps([[row["messages"], row.get("completions"), row["kind"]] for row in rows])

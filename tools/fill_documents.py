@@ -25,7 +25,7 @@ LABELS = {
     "qa_color": "names the color of a thing",
     "qa_yes_no": "answers yes or no",
     "qa_count": "counts, 1 to 4",
-    "qa_position": "names the position of a thing",
+    "qa_position": "names the place of a thing",
     "geneval_overall": "GenEval's tasks in the world, seen pairs, CFG 7.5",
     "geneval_overall_held": "GenEval's tasks in the world, held-out pairs, CFG 7.5",
     "geneval_detector": "the detector on real scenes",

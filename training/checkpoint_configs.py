@@ -119,7 +119,8 @@ def check_checkpoint(name: str | None, key: str) -> None:
         key: of the recipe, for the message.
 
     Raises:
-        ValueError: neither; Transformers would try again and again to download it. Or as [`check_configs`].
+        ValueError: no such folder or model on the Hub, which Transformers would retry to download; or as
+            [`check_configs`].
     """
     if name is None:
         return

@@ -104,8 +104,8 @@ def check_engine(arguments: TrainingArguments, checkpoint: str) -> None:
         now = "ZeRO-3" if arguments.hf_deepspeed_config.is_zero3() else "DeepSpeed without ZeRO-3"
     if before != now:
         raise ValueError(
-            f"{folder}: written under {before}, but this run is under {now}: give the training.deepspeed of before, "
-            "another training.output_dir, or --restart."
+            f"{folder}: written under {before}, but this run is under {now}: restore the former training.deepspeed, "
+            "or give another training.output_dir, or --restart."
         )
 
 

@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for the rest, as one optimizer for `Trainer`; and settings that outlast a checkpoint."""
+"""One optimizer for `Trainer`: Muon for matrices, AdamW for the rest; loading a checkpoint keeps its settings."""
 
 import functools
 from collections.abc import Iterator

@@ -87,7 +87,7 @@ _IMAGES = dict.fromkeys(_LOGITS, "validation is of images, not of logits") | {
 _MULTIMODAL = dict.fromkeys((*_LOGITS, *_VALIDATION), _NO_VALIDATION)
 _ENDLESS = {
     "num_train_epochs": "rows never end: set training.max_steps",
-    "data_seed": "training.seed is the data's, too",
+    "data_seed": "training.seed also seeds the data",
 }
 _STREAM = {
     "train_sampling_strategy": "a mixture has an order of its own, of rows of similar length",
@@ -96,7 +96,7 @@ _STREAM = {
     "dataloader_in_order": "a mixture has a loader of its own",
     "accelerator_config": "a mixture has a loader of its own",
 }
-_MUON = dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "optimizer.name muon is another one")
+_MUON = dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "optimizer.name muon selects the optimizer")
 _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 
 # PEFT takes most names of modules for regular expressions. These match in linear time.

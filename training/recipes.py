@@ -1,4 +1,4 @@
-"""Recipes: a YAML file per stage, checked against the dataclasses below, changed by `section.key=value` words.
+"""Recipes: a YAML file per stage, checked against the dataclasses below, with overrides `section.key=value`.
 
 stage: tokenizer            # a name of `training/stages.py`
 gpus: 16                    # that batch and steps are meant for
@@ -137,7 +137,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Args:
         path: YAML file.
-        overrides: words like `training.max_steps=10`; the value is read as YAML.
+        overrides: such as `training.max_steps=10`; the value is read as YAML.
 
     Raises:
         ValueError: no such file, not YAML, unknown key or stage, or a value that has no effect or is out of range.

@@ -21,9 +21,9 @@ GENERATING = ("t2i", "t2i_single", "t2i_emoji")
 _FORMS = (GENERATING, ("keywords", "text_keywords"), ("caption", "scene", "emoji", "text", "text_t2i"))
 """Kinds whose rows are of similar length."""
 MIXTURE_KINDS = tuple(kind for form in _FORMS for kind in form)
-_NUM_QUESTIONS = (9, 12)  # fewest and most questions about one image: more answers than image tokens to learn them from
-_MIN_QUESTIONS = 6  # fewest different ones
-_NUM_KEYWORDS = 14  # questions in keywords about one image
+_NUM_QUESTIONS = (9, 12)  # fewest and most about one image, repeated ones included: many answers for few image tokens
+_MIN_QUESTIONS = 6  # fewest different questions of a row
+_NUM_KEYWORDS = 14  # questions in keywords about one image, repeated ones included
 _QUESTION_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     "place": 3.0,
     "relation": 4.0,
@@ -139,7 +139,8 @@ class WorldConversations(Dataset):
     def _sample_questions(
         self, rng: random.Random, scene: Scene, kinds: list[str], count: int, keywords: bool = False
     ) -> list[Question]:
-        """Samples `count` questions and leaves out repeated ones; rare kinds fill up what is missing of the fewest."""
+        """Samples `count` questions and leaves out repeated ones; where fewer than `_MIN_QUESTIONS` differ, more are
+        sampled, of all kinds equally often."""
         chosen = rng.choices(kinds, [_QUESTION_WEIGHTS[kind] for kind in kinds], k=count)
         questions: dict[str, Question] = {}
         while chosen or len(questions) < _MIN_QUESTIONS:
@@ -149,8 +150,8 @@ class WorldConversations(Dataset):
         return list(questions.values())
 
     def _sample_sentences(self, rng: random.Random, scene: Scene) -> list[Question]:
-        """Samples questions; in half of the rows those with yes or no come first, where no other answer gives theirs
-        away."""
+        """Samples questions; in half of the rows those with yes or no are first, so that no earlier answer determines
+        theirs."""
         questions = self._sample_questions(rng, scene, self.questions.kinds(scene), rng.randint(*_NUM_QUESTIONS))
         if rng.random() < 0.5:
             questions.sort(key=lambda question: question.kind not in YES_NO)

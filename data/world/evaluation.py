@@ -30,26 +30,28 @@ class QuestionSet:
     """Kinds of [`QuestionSampler`], in turn."""
     split: str = "test"
     """Of the icons."""
-    asks: str = ""
+    description: str = ""
     """Description for reports."""
 
 
 QUESTION_SETS = {  # figure -> questions
-    "qa_name_new_style": QuestionSet(("name",), asks="name of one thing, held-out styles"),
+    "qa_name_new_style": QuestionSet(("name",), description="name of one thing, held-out styles"),
     "qa_name_seen_style": QuestionSet(("name",), "train", "name of one thing, styles of the training set"),
-    "qa_which": QuestionSet(("which",), asks="which thing has a given color"),
-    "qa_color": QuestionSet(("color",), asks="color of a thing"),
-    "qa_background": QuestionSet(("background",), asks="color of the background"),
-    "qa_count": QuestionSet(("count", "count_kind"), asks="number of all things, and of one kind"),
-    "qa_position": QuestionSet(("relation", "place"), asks="where a thing is, relative to another and in the image"),
-    "qa_yes_no": QuestionSet(YES_NO, asks="yes or no: name, color, background, relation, number"),
+    "qa_which": QuestionSet(("which",), description="which thing has a given color"),
+    "qa_color": QuestionSet(("color",), description="color of a thing"),
+    "qa_background": QuestionSet(("background",), description="color of the background"),
+    "qa_count": QuestionSet(("count", "count_kind"), description="number of all things, and of one kind"),
+    "qa_position": QuestionSet(
+        ("relation", "place"), description="where a thing is, relative to another and in the image"
+    ),
+    "qa_yes_no": QuestionSet(YES_NO, description="yes or no: name, color, background, relation, number"),
 }
 
 
 def question_set(world: World, figure: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Samples rows of one question each with an extra key `answer`, the same number of each kind.
 
-    Half of the answers of every yes/no kind are yes; the number of objects takes turns from 1 to 4.
+    Half of the answers of every yes/no kind are yes; the number of objects cycles through 1 to 4.
 
     Args:
         world: the icons.
@@ -115,8 +117,7 @@ class EmojiPrompt:
 
 
 def emoji_prompt_set(world: World, count: int) -> list[EmojiPrompt]:
-    """Builds prompts for emoji images of the styles trained on, all things and styles in turn, from the beginning after
-    all of them."""
+    """Builds prompts for emoji images of the styles trained on, cycling through all things and styles."""
     things = [(thing.index, thing.emoji) for thing in world.things if thing.emoji is not None]
     prompts = []
     for index in range(count):

@@ -17,7 +17,7 @@ from .questions import KINDS, Question, QuestionSampler
 from .scenes import RELATIONS, Scene, SceneSampler, has_held_out_pair, is_held_out_color, relation, render
 
 
-_NEAR = 0.5  # share of wrong answers that are right of something else in the scene, where there is any
+_NEAR = 0.5  # share of wrong answers that are correct for another object of the scene, where there is one
 _OPPOSITES = {"top": "bottom", "left": "right"} | {"bottom": "top", "right": "left"}
 
 
@@ -86,7 +86,7 @@ def wrong_answer(rng: random.Random, world: World, scene: Scene, question: Quest
 
 
 def _other(rng: random.Random, answer: str, answers: list[str] | tuple[str, ...], shown: list[str]) -> str:
-    """Samples another answer, in `_NEAR` of the cases one that is right of something else in the scene."""
+    """Samples another answer, in `_NEAR` of the cases one that is correct for another object of the scene."""
     near = [other for other in shown if other != answer and other in answers]
     if near and rng.random() < _NEAR:
         return rng.choice(near)

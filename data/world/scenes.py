@@ -68,7 +68,7 @@ class Scene:
 
 
 def relation(first: SceneObject, second: SceneObject) -> str | None:
-    """Returns the position of the first object relative to the second, of `RELATIONS`; None where it is not clear."""
+    """Returns the relation of the first object to the second, one of `RELATIONS`; None where it is not clear."""
     dx, dy = (a - b for a, b in zip(first.center, second.center, strict=True))
     if max(abs(dx), abs(dy)) < _CLEAR * min(abs(dx), abs(dy)):
         return None

@@ -11,8 +11,8 @@ from .report import Row, comparison
 # images, positions, levels, codes, width
 SIZES = {"full": (16, 256, 16, 32768, 32), "tiny": (2, 16, 3, 64, 8)}
 SHRINKAGE = 0.8  # of the residual's deviation from level to level, at the paper's size
-# How often each code is chosen in a step of the paper's 256 images: enough that no code restarts in the first steps.
-# Restarted codes are vectors of the batch, whose search would find exact copies, as in no training.
+# How often each entry is chosen in a step of the paper's 256 images: enough that no entry restarts in the first steps.
+# Restarted entries are vectors of the batch, whose search would find exact copies, as in no training.
 CHOSEN = 2
 
 

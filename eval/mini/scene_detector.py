@@ -22,15 +22,15 @@ from ...data.world.scenes import CANVAS, PATCH, TIDY_SIZE, Scene, SceneObject, r
 BLURS = (0.0, 0.8, 1.6)
 """Standard deviations, in pixels, of Gaussian blurs of the icons: image tokenizers blur edges."""
 PRESENT = 0.3
-"""Least share of the energy that a thing would have in a perfect image,"""
+"""Smallest share of a thing's energy in a perfect image at which it is detected."""
 EXPLAINED = 0.5
-"""and least share of the difference from the background in its window, that a detected thing explains."""
+"""Smallest share of the difference from the background in its window that a detected thing explains."""
 SMALLEST_BACKGROUND = 0.08
-"""Least share of the pixels that a background has; four things leave more than this."""
+"""Smallest share of the pixels that a background has; four things leave more than this."""
 OFF = 90.0
-"""Least distance of 8-bit colours at which a pixel is unexplained,"""
+"""Smallest distance of 8-bit colours at which a pixel is unexplained."""
 STRAY = 5
-"""and side, in pixels, of the smallest square of such pixels that counts as something else."""
+"""Side, in pixels, of the smallest square of unexplained pixels that counts as another object."""
 
 
 @dataclass(frozen=True)

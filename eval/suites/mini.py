@@ -1,4 +1,4 @@
-"""Everything that EvoTok-mini should show, on its world: tokenizer, questions, text to image.
+"""The suite `mini`: image tokenizer, questions and text to image of a model of the embedded world.
 
 Each part is kept when it is measured, so that an interrupted run is continued.
 

@@ -89,7 +89,9 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
             "give the whole set, or correct count=."
         )
     if len(images) < 2:
-        raise ValueError(f"{options.data}: only {len(images)} image: a distance between sets needs two.")
+        raise ValueError(
+            f"{options.data}: only {len(images)} image: a distance between sets needs at least 2: give more images."
+        )
     return fingerprints(options, "data", "inception_weights", "lpips_weights")
 
 
@@ -102,11 +104,14 @@ def run(evaluation: Evaluation) -> Report:
     config = tokenizer.config
     depths = sorted(set(options.depths)) or list(range(1, config.num_pixel_codebooks + 1))
     if depths[-1] > config.num_codebooks:
-        raise ValueError(f"depths={depths}: the codes of this tokenizer have {config.num_codebooks} levels.")
+        levels = config.num_codebooks
+        raise ValueError(f"depths={depths}: the codes of this tokenizer have {levels} levels: give 1 to {levels}.")
     images = open_images(options.data, options.split, options.column).limited(options.limit)
     found = check_images(images, config.image_size, workers)
     if len(found.indices) < 2:
-        raise ValueError(f"{options.data}: only one image can be read: a distance between sets needs two.")
+        raise ValueError(
+            f"{options.data}: only one image can be read: a distance between sets needs at least 2: give more images."
+        )
     meters = _meters(evaluation, tokenizer.device, found, depths)
     lpips = load_lpips(options.lpips_weights, tokenizer.device) if options.lpips_weights else None
     counts = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.long)

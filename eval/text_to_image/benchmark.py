@@ -1,6 +1,7 @@
 """Options of the suites of text-to-image benchmarks, and checks of the checkpoints that judge the images."""
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def check_model(folder: str | None, option: str, such_as: str) -> PreTrainedConf
     if not any(path.glob("*.safetensors")):
         raise ValueError(f"{option}={folder}: no weights (*.safetensors) there: {correction}")
     index = path / "model.safetensors.index.json"
-    with explain_errors(f"{option}={folder}", "cannot be read", ": copy the checkpoint again."):
+    with _reading(option, folder):
         config = AutoConfig.from_pretrained(folder)
         shards = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
         for file in sorted({*path.glob("*.safetensors"), *(path / shard for shard in shards)}):
@@ -63,5 +64,10 @@ def read_processor(cls: Any, folder: str, option: str) -> Any:
     Raises:
         ValueError: it is damaged, or missing.
     """
-    with explain_errors(f"{option}={folder}", "cannot be read", ": copy the checkpoint again."):
+    with _reading(option, folder):
         return cls.from_pretrained(folder)
+
+
+def _reading(option: str, folder: str) -> AbstractContextManager[None]:
+    """Returns a context of reading a checkpoint, whose errors become ValueErrors of one line."""
+    return explain_errors(f"{option}={folder}", "cannot be read", ": copy the checkpoint again.")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation, AutoProcessor
 
-from .geneval import COLORS, CONFIDENCE, Thing, box_of
+from .geneval import COLORS, CONFIDENCE, DetectedObject, box_of
 
 
 GENEVAL_NAMES = {
@@ -53,7 +53,7 @@ class InstanceDetector:
         self.names = benchmark_names(self.model.config.id2label)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image]) -> list[list[Thing]]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[list[DetectedObject]]:
         """Returns the things of each image with a score of at least `CONFIDENCE`."""
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
         found = self.processor.post_process_instance_segmentation(
@@ -64,11 +64,11 @@ class InstanceDetector:
         )
         return [self._things(one) for one in found]
 
-    def _things(self, found: dict) -> list[Thing]:
+    def _things(self, found: dict) -> list[DetectedObject]:
         things = []
         if found["segments_info"]:  # otherwise the map holds no instances
             for mask, about in zip(found["segmentation"].bool().cpu().numpy(), found["segments_info"], strict=True):
-                things.append(Thing(self.names[about["label_id"]], about["score"], box_of(mask), mask))
+                things.append(DetectedObject(self.names[about["label_id"]], about["score"], box_of(mask), mask))
         return things
 
 
@@ -86,7 +86,7 @@ class ColorClassifier:
         self.length = self.model.config.text_config.max_position_embeddings
         self.embedded: dict[str, torch.Tensor] = {}
 
-    def __call__(self, image: Image.Image, things: Sequence[Thing]) -> list[str]:
+    def __call__(self, image: Image.Image, things: Sequence[DetectedObject]) -> list[str]:
         """Returns one of `COLORS` for each of one or more things of one class."""
         return self.classify([crop_thing(image, thing) for thing in things], things[0].label)
 
@@ -114,7 +114,7 @@ def _pooled(output) -> torch.Tensor:
     return getattr(output, "pooler_output", output)
 
 
-def crop_thing(image: Image.Image, thing: Thing) -> Image.Image:
+def crop_thing(image: Image.Image, thing: DetectedObject) -> Image.Image:
     """Crops an image to the box of a thing; all outside its mask is covered with `BACKGROUND`."""
     if thing.mask is not None:
         image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), Image.fromarray(thing.mask))

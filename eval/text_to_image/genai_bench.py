@@ -55,7 +55,7 @@ def read_skills(path: str | Path, prompts: dict[str, str]) -> dict[str, list[str
         strange = next((number for number in numbers if number not in of_number), None)
         if strange is not None:
             raise ValueError(
-                f"{path}: {skill!r} has prompt {strange}, which `prompts` has not: give files of one size."
+                f"{path}: {skill!r} has prompt {strange}, which is not in `prompts`: give files of one size."
             )
         skills[skill] = [of_number[number] for number in numbers]
     for skill in HEADLINES:

@@ -29,18 +29,18 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 
 CONFIDENCE = 0.3
-"""Least score of a thing,"""
+"""Smallest score of a detected object."""
 COUNTING_CONFIDENCE = 0.9
-"""and where things are counted, since the detector finds the same thing twice."""
+"""Smallest score where objects are counted, since the detector finds some of them twice."""
 MOST = 16
-"""Most things of a class, those with the highest scores."""
+"""Largest number of objects of a class, those with the highest scores."""
 APART = 0.1
-"""Least distance of two centres in a direction, as a share of both sizes."""
+"""Smallest distance of two centres in a direction, as a share of both sizes."""
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Thing detected in an image."""
+class DetectedObject:
+    """Object detected in an image."""
 
     label: str
     score: float
@@ -104,16 +104,16 @@ def pick_records(records: Sequence[dict[str, Any]], limit: int | None) -> list[d
     return [record for task in tasks for record in pick_evenly([one for one in records if one["tag"] == task], limit)]
 
 
-def select(things: Sequence[Thing], least: float = 0.0) -> dict[str, list[Thing]]:
+def select(things: Sequence[DetectedObject], least: float = 0.0) -> dict[str, list[DetectedObject]]:
     """Groups things with a score above `least` by label: the `MOST` of the highest scores, in descending order."""
-    found: dict[str, list[Thing]] = {}
+    found: dict[str, list[DetectedObject]] = {}
     for thing in sorted(things, key=lambda thing: -thing.score):
         if thing.score > least and len(found.setdefault(thing.label, [])) < MOST:
             found[thing.label].append(thing)
     return found
 
 
-def relations(thing: Thing, other: Thing) -> set[str]:
+def relations(thing: DetectedObject, other: DetectedObject) -> set[str]:
     """Returns the relations of a thing to another, of `RELATIONS`: two on a diagonal, none where they overlap much.
 
     In a direction, the offset of the centres less `APART` of both sizes must be more than half of their distance.
@@ -129,10 +129,10 @@ def relations(thing: Thing, other: Thing) -> set[str]:
     return {relation for relation, true in zip(RELATIONS, holds, strict=True) if true}
 
 
-ColorsOf = Callable[[Sequence[Thing]], list[str]]
+ColorsOf = Callable[[Sequence[DetectedObject]], list[str]]
 
 
-def judge(record: dict[str, Any], found: dict[str, list[Thing]], colors_of: ColorsOf) -> list[str]:
+def judge(record: dict[str, Any], found: dict[str, list[DetectedObject]], colors_of: ColorsOf) -> list[str]:
     """Returns what is wrong with an image, in words; nothing for a right one.
 
     All clauses of `include` must hold, and none of `exclude`. Of each class only the `count` things with the highest
@@ -155,7 +155,7 @@ def judge(record: dict[str, Any], found: dict[str, list[Thing]], colors_of: Colo
     return faults
 
 
-def _fault(clause: dict[str, Any], things: list[Thing], groups: list, colors_of: ColorsOf) -> str:
+def _fault(clause: dict[str, Any], things: list[DetectedObject], groups: list, colors_of: ColorsOf) -> str:
     """Returns what a clause lacks, or ""; `groups` are the things of the clauses before it, None where they failed."""
     label, count = clause["class"], clause["count"]
     if len(things) < count:

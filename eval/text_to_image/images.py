@@ -56,7 +56,7 @@ class GenerationOptions(SuiteOptions):
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """Image that a folder shall hold."""
+    """Image that is planned for a folder."""
 
     prompt: str
     file: str

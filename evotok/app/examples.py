@@ -170,7 +170,7 @@ def world_scope(world) -> Scope:
         "a an and on are draw has have does many number relative top bottom",
     ]
     return Scope(
-        chat=f"Trained on {len(names)} things in {len(COLORS)} colors: their names, colors, numbers and positions. Ask "
+        chat=f"Trained on {len(names)} things in {len(COLORS)} colors: their names, colors, numbers and places. Ask "
         f"“{WORLD_QUESTIONS[0]}”, or type “/draw {WORLD_PROMPTS[0]}”.",
         generate=f"Trained on {len(names)} things in {len(COLORS)} colors, one to four on a background, and emoji of "
         f"them in four styles. An example is “{WORLD_PROMPTS[0]}”.",

@@ -89,7 +89,7 @@ cosine of the teacher's mean features is {_value(figures, "semantic_cosine_basel
 
 def _questions(figures: dict[str, float]) -> str:
     rows = [
-        [asked.asks, f"{figures[f'{name}_n']:,}", _value(figures, name), *_judged(figures, name)]
+        [asked.description, f"{figures[f'{name}_n']:,}", _value(figures, name), *_judged(figures, name)]
         + [_value(figures, f"{name}_continuous"), _value(figures, f"{name}_baseline")]
         for name, asked in QUESTION_SETS.items()
         if f"{name}_n" in figures
@@ -102,7 +102,7 @@ def _questions(figures: dict[str, float]) -> str:
 
 {markdown_table(header, rows)}
 
-Scenes in held-out styles, but where the table says otherwise. Greedy answers, exact match but for case, space and
+Scenes in held-out styles, unless the table states another one. Greedy answers, exact match but for case, space and
 punctuation. *Continuous features*: the same model with the vision tower's features in place of those of the codes."""
 
 
@@ -112,7 +112,7 @@ def _harness(suites: dict[str, dict[str, Any]]) -> str:
         return ""
     figures, version = suites[HARNESS]["figures"], suites[HARNESS]["versions"]["lmms-eval"]
     rows = [
-        [asked.asks, f"{figures[f'{name}_n']:,}", f"{figures[name]:.3f}"]
+        [asked.description, f"{figures[f'{name}_n']:,}", f"{figures[name]:.3f}"]
         for name, asked in QUESTION_SETS.items()
         if name in figures
     ]

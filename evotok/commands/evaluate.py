@@ -180,7 +180,7 @@ def _servers(options: Any) -> "ServerPool | None":
 
 
 def read_options(cls: type, suite: str, config: str | None, words: list[str]) -> Any:
-    """Reads the options of a suite from its YAML file, changed by words like `seed=1`.
+    """Reads the options of a suite from its YAML file, with overrides such as `seed=1`.
 
     Raises:
         ValueError: no such file, an unknown option, or a value of the wrong type.

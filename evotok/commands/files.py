@@ -61,7 +61,7 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     Raises:
         ValueError: `folder` is a file.
     """
-    from evotok.data.atomic_files import move_synced
+    from evotok.data.atomic_files import sync
 
     folder = check_folder(folder)
     parts: dict[Path, Path] = {}
@@ -82,8 +82,11 @@ def new_files(folder: str | Path, overwrite: bool = False) -> Iterator[Callable[
     with create_folder(folder):
         try:
             yield reserve
+            for part in parts:
+                sync(part)  # a full disk is noticed here, before a file has its name
             for part, final in parts.items():
-                move_synced(part, final)
+                part.replace(final)
+            sync(folder)
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -104,17 +107,20 @@ def add_files(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path
     Raises:
         ValueError: `folder` is a file.
     """
-    from evotok.data.atomic_files import move_synced
+    from evotok.data.atomic_files import sync
 
     folder = check_folder(folder)
     with create_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
         new = [path.name for path in Path(part).iterdir()]
+        for name in new:
+            sync(Path(part) / name)  # a full disk is noticed here, before the folder changes
         for path in {path for pattern in outdated for path in folder.glob(pattern)}:
             if path.name not in new:
                 path.unlink()
         for name in new:
-            move_synced(Path(part) / name, folder / name)
+            (Path(part) / name).replace(folder / name)
+        sync(folder)
 
 
 @contextmanager

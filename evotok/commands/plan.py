@@ -214,7 +214,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
     if facts["samples_a_step"] != facts["samples_a_step_of_recipe"]:
         console.print(
             f"A step has {facts['samples_a_step']:,} rows here, but {facts['samples_a_step_of_recipe']:,} in the "
-            "recipe, which its steps and learning rate are\nfor. Change training.per_device_train_batch_size, "
+            "recipe, for which its steps and learning\nrate were chosen. Change training.per_device_train_batch_size, "
             "training.gradient_accumulation_steps or training.max_steps.\n"
         )
     if facts["warning"]:

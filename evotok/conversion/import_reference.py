@@ -176,7 +176,7 @@ def _projectors(pieces: list[Piece], vq_config: EvoTokVQConfig) -> dict[str, Pie
         if not names:
             raise ValueError(
                 f"{piece.origin}: a projector of inputs {width} wide, where semantics have "
-                f"{widths['semantic_projector']} and codes {widths['pixel_projector']}."
+                f"{widths['semantic_projector']} and codes {widths['pixel_projector']}: give the files of one model."
             )
         if len(names) == 2:
             names = names[1:] if _is_for_generation(pieces, _folder(piece)) else names[:1]

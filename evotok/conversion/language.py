@@ -109,7 +109,7 @@ def _with_trained_rows(tensors: dict[str, Tensor], pieces: list[Piece]) -> dict[
     if table.ndim != 2 or table.shape[1] != tensors[EMBEDDING].shape[1]:
         raise ValueError(
             f"{trained[0].origin}: {EMBEDDING} has shape {tuple(table.shape)}, but the language model's is "
-            f"{tuple(tensors[EMBEDDING].shape)}."
+            f"{tuple(tensors[EMBEDDING].shape)}: give the files of one model."
         )
     tensors = tensors | {EMBEDDING: table.to(tensors[EMBEDDING].dtype)}
     if LM_HEAD in tensors:

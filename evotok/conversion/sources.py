@@ -171,7 +171,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         name = _WRAPPERS.sub("", str(name))
         _check_tensor(path, name, tensor)
         if name in tensors:
-            raise ValueError(f"{path}: {name} is there twice, with and without a wrapper's prefix.")
+            raise ValueError(f"{path}: {name} occurs with and without a wrapper's prefix: remove one of them.")
         tensors[name] = tensor.detach()
     facts = vars(facts) if isinstance(facts, argparse.Namespace) else facts
     return tensors, facts if isinstance(facts, dict) else {}
@@ -204,7 +204,7 @@ def _pieces_of(origin: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
             )
         rest = rest.replace("encoder_vqkd.vision_model.", "encoder_vqkd.", 1)  # Transformers 4
         if parts.setdefault(part, {}).setdefault(rest, tensor) is not tensor:
-            raise ValueError(f"{origin}: {name} is there twice under two prefixes.")
+            raise ValueError(f"{origin}: {name} occurs under two prefixes: remove one of them.")
     if PROJECTOR in parts and parts.get(LANGUAGE_MODEL, {}).keys() == {_EMBEDDING}:  # mm_projector.bin
         parts[PROJECTOR] |= parts.pop(LANGUAGE_MODEL)
     return [Piece(part, origin, tensors, facts) for part, tensors in parts.items()]

@@ -24,7 +24,7 @@ _SCANNED_BYTES = 2**24
 
 
 class StandIn:
-    """Stands for an enum member or a path in the arguments of a training."""
+    """Placeholder for an enum member or a path in the arguments of a training."""
 
     def __init__(self, *values: Any):
         self.values = values

@@ -276,7 +276,9 @@ class VllmEngine(Engine):
             outputs = await _gather(work)
         codes = outputs[0]
         if len(codes) != self._config.vq_config.num_positions or min(map(min, codes)) < 0:
-            raise EngineError("The model's scores of codes are NaN or infinite, so no image was generated.")
+            raise EngineError(
+                "The model's scores of codes are NaN or infinite, so no image was generated: check the weights."
+            )
         return codes
 
     async def _generate_row(self, row: Row, prompt: dict[str, Any]) -> list[list[int]]:

@@ -34,7 +34,7 @@ def generate(words: str):
     return line(f"generate model --out out {words}")
 
 
-LENGTH = "The conversation has 193 tokens, the model reads fewer than 128: shorten the question, show fewer images, or start a new conversation"
+LENGTH = "The conversation has 193 tokens; the limit is 127: shorten the question, use fewer images, or start a new conversation"
 COMMANDS = [
     kind("word that is misspelled, missing or surplus", "{}")(
         case("command", line("mesure"), "No such command 'mesure'. Did you mean 'measure'? (see evotok --help)"),
@@ -59,7 +59,7 @@ COMMANDS = [
     ),
     kind("prompt", "{}.", limit="`max_position_embeddings`")(
         case("with images", line("chat model --prompt hello" + " --image a.png" * 10), LENGTH),
-        case("for an image", generate(f"--prompt {'frog_' * 200}frog"), "The prompt has 1013 tokens, this model reads at most 112 before an image: shorten it"),
+        case("for an image", generate(f"--prompt {'frog_' * 200}frog"), "The prompt has 1013 tokens; the limit before an image is 112: shorten it"),
         case("half of a surrogate pair", generate(f"--prompt {HALF}"), "Text holds half of a surrogate pair, which is no character: remove it"),
     ),
     kind("output that cannot be written", "{}.")(

@@ -128,8 +128,8 @@ EVENTS = [
         case("empty", draw(prompt=" \n "), "Write a prompt first"),
         case("characters of a prompt", draw(prompt="a" * 5000), "The prompt has 5000 characters, at most 2000 are read: shorten it"),
         case("characters of a question", ask("a" * 5000), "The question has 5000 characters, at most 2000 are read: shorten it"),
-        case("tokens of a prompt", draw(negative="0xq7" * 400), "The negative prompt has … tokens, this model reads at most 112 before an image: shorten it"),
-        case("tokens of a question", ask("0xq7" * 400), "The conversation has … tokens, the model reads fewer than 128: shorten the question, …"),
+        case("tokens of a prompt", draw(negative="0xq7" * 400), "The negative prompt has … tokens; the limit before an image is 112: shorten it"),
+        case("tokens of a question", ask("0xq7" * 400), "The conversation has … tokens; the limit is 127: shorten the question, …"),
     ),
     kind("range of a number", "{}", limit="of the field")(
         case("guidance", draw(guidance=1e9), "Value 1000000000.0 is greater than maximum value 15."),

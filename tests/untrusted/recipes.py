@@ -148,8 +148,8 @@ def locked(workspace: Workspace) -> list[str]:
 
 OUTSIDE = {"format": 1, "step": 2, "finished": True, "files": {"../../../outside/canary.png": [1, "a"]}}
 DAMAGED = "run: all checkpoints to resume from are damaged (checkpoint-2: {}): put the files back, or start again with --restart, which moves them aside."
-OTHER_RECIPE = "as trained by another recipe (model.config.codebook_size: 32 -> 64), which does not match this one: give the value of before"
-OTHER_ENGINE = "ritten under DeepSpeed without ZeRO-3, but this run is under no engine: give the training.deepspeed of before"
+OTHER_RECIPE = "as trained by another recipe (model.config.codebook_size: 32 -> 64), which does not match this one: restore the former value"
+OTHER_ENGINE = "ritten under DeepSpeed without ZeRO-3, but this run is under no engine: restore the former training.deepspeed"
 RESUMED = [
     kind("damaged checkpoint, and no older one", DAMAGED, limit="sizes and hashes of the manifest")(
         case("missing file", resumed(remove("optimizer.pt")), "optimizer.pt is missing"),
@@ -161,7 +161,7 @@ RESUMED = [
         case("manifest nested deeply", resumed(write("manifest.json", DEEP)), "manifest.json is damaged"),
         case("files outside", resumed(write("manifest.json", json.dumps(OUTSIDE))), "manifest.json is damaged"),
     ),
-    kind("checkpoint of another recipe or engine", "run/checkpoint-2: w{}, another training.output_dir, or --restart.")(
+    kind("checkpoint of another recipe or engine", "run/checkpoint-2: w{}, or give another training.output_dir, or --restart.")(
         case("codebooks", resumed(None, "model.config.codebook_size=64"), OTHER_RECIPE), case("engine", resumed(write("latest", "global_step2")), OTHER_ENGINE)
     ),
     kind("folder of another training", "run: another run is training into this folder: wait until it ends, or give another training.output_dir.")(locked),

@@ -264,19 +264,19 @@ def moves_no_cursor(printed: str) -> None:
 
 
 STRIPS = [
-    kind("strip to be cropped to a square", "60000 x 1 is too long a strip to crop a square from: crop it.", limit=f"aspect ratio {MAX_ASPECT}")(
+    kind("strip to be cropped to a square", "60000 x 1 pixels: the aspect ratio is limited to 20: crop it.", limit=f"aspect ratio {MAX_ASPECT}")(
         lambda workspace: (workspace.write("data/a.png", saved(Image.new("L", (60_000, 1)))), "data")[1]
     )
 ]
 BARREN = [
     kind(
         "batches without a usable image",
-        "Nothing in the last 32 batches can be used, {'image': 32} so far: check the data set, whose files may be gone, and give the command again: it goes on from the last checkpoint.",
+        "Nothing in the last 32 batches can be used, {'image': 32} so far: check that the files of the data set exist, and run the command again: it resumes from the last checkpoint.",
         limit="32 batches in a row",
     )(one_good_image)
 ]
 SHARDS = [
-    kind("metadata of a shard", "codes/a.parquet: incomplete or damaged shard of codes: remove it and encode again.")(
+    kind("metadata of a shard", "codes/a.parquet: incomplete or damaged code shard: remove it and encode again.")(
         case("nested deeply", shard(text=DEEP)), case("another type", shard(positions="many"))
     )
 ]

@@ -1,7 +1,7 @@
 """The stage dpo: preference optimization by TRL's `DPOTrainer` (Rafailov et al., 2023).
 
-It starts from a model that answers, and compares it all along with that start. The reference is a second model in
-memory, but for the image tokenizer, which both share; with adapters (`lora`) it is the model itself without them.
+Training starts from a model that answers questions, and a frozen copy of it is the reference: a second model in memory
+that shares the image tokenizer. With adapters (`lora`) the reference is the same model without them.
 """
 
 from typing import Any

@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 _NAME = re.compile(r"checkpoint-\d+")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Messages of PyTorch's writer, which keeps the reason to itself, and of safetensors.
+# Messages of PyTorch's writer, which do not contain the cause, and of safetensors.
 _WRITER_FAILED = ("PytorchStreamWriter", "inline_container", "No space left", "quota exceeded", "File too large")
 # Messages of PyTorch and safetensors for a folder that is missing; in other libraries it is a FileNotFoundError.
 _NO_FOLDER = ("Parent directory", "No such file")
@@ -71,7 +71,7 @@ def find_resumable_checkpoint(output_dir: str | Path, rank: int = 0, world_size:
         if damage is None:
             return str(folder)
         if rank == 0:
-            logger.warning(f"{folder}: {damage}: skipped, for the checkpoint before it.")
+            logger.warning(f"{folder}: {damage}: skipped; the previous checkpoint is tried.")
         if damage != UNFINISHED:
             damages.append(f"{folder.name}: {damage}")
     if damages:

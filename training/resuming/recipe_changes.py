@@ -59,8 +59,8 @@ def compare_recipe(recipe: Recipe, checkpoint: str | Path) -> list[str]:
         difference = printable(f"{key}: {reprlib.repr(old)} -> {reprlib.repr(new)}")
         if any(key == name or key.startswith(f"{name}.") for name in fixed):
             raise ValueError(
-                f"{checkpoint}: was trained by another recipe ({difference}), which does not match this one: give the "
-                "value of before, another training.output_dir, or --restart."
+                f"{checkpoint}: was trained by another recipe ({difference}), which does not match this one: restore "
+                "the former value, or give another training.output_dir, or --restart."
             )
         changed.append(difference)
     return changed

@@ -15,8 +15,8 @@ class TokenizerEMA(AveragedModel):
 
     Codebooks are averaged like the other weights. An entry is a mean of recent encoder outputs, so the mean of the
     outputs of the averaged encoder is, to first order, the EMA of the entries; the current entries would be ahead of an
-    averaged encoder and averaged decoders. An entry that was restarted has jumped, and values in between mean nothing:
-    its EMA starts again at the new place. Counts of uses are those of the model.
+    averaged encoder and averaged decoders. The values between a restarted entry and its former value have no
+    meaning, so its EMA restarts from the new value. Counts of uses are those of the model.
 
     Args:
         model: the tokenizer to average.

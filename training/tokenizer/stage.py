@@ -150,8 +150,8 @@ def restart_warning(config: EvoTokVQConfig, images: int) -> str | None:
         return None
     enough = -(-threshold * size // config.num_positions)
     return (
-        f"{images} images a step use each of the {size:,} codes {uses:.2g} times on average, less than "
-        f"codebook_restart_threshold={threshold:g}: most are replaced at every step, and none is learned. Give "
+        f"{images} images a step use each of the {size:,} codebook entries {uses:.2g} times on average, less than "
+        f"codebook_restart_threshold={threshold:g}: most are replaced at every step and are not trained. Give "
         f"training.per_device_train_batch_size for {enough:,.0f} images on all processes, or a lower threshold."
     )
 
