@@ -273,9 +273,9 @@ def check_context_limit(served, mini, context: int):
         words += 1
         messages = [{"role": "user", "content": [say("a cat " * words)]}]
         length = read_chat(*mini, messages)[0]["input_ids"].shape[1]
-    with pytest.raises(RequestError, match=f"fewer than {context}"):
+    with pytest.raises(RequestError, match=f"the limit is {context - 1}:"):
         served.run(served.chat(messages))
-    with pytest.raises(RequestError, match=f"at most {context - mini[0].config.vq_config.num_positions} before"):
+    with pytest.raises(RequestError, match=f"before an image is {context - mini[0].config.vq_config.num_positions}:"):
         served.run(served.generate("a cat " * words))
 
 
