@@ -34,7 +34,7 @@ RECONSTRUCTED = 8
 EMOJI = 8
 
 
-class Answer(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """A question about an image, the answer of the model and the right answer."""
 
     image: "Image.Image"
@@ -169,7 +169,7 @@ def choose_questions(world: "World", seed: int) -> list[tuple["Scene", str, str]
     return chosen
 
 
-def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
+def ask_questions(model, processor, world: "World", seed: int) -> list[AnsweredQuestion]:
     """Answers the questions of `choose_questions` in one batch."""
     from evotok.data.world.conversations import question_row
     from evotok.data.world.questions import Question
@@ -178,15 +178,18 @@ def ask_questions(model, processor, world: "World", seed: int) -> list[Answer]:
     chosen = [(render_image(world, scene), text, right) for scene, text, right in choose_questions(world, seed)]
     rows = [question_row(image, [Question("question", text, right)], "question") for image, text, right in chosen]
     answers = answer_questions(model, processor, rows)
-    return [Answer(image, text, answer, right) for (image, text, right), answer in zip(chosen, answers, strict=True)]
+    return [
+        AnsweredQuestion(image, text, answer, right)
+        for (image, text, right), answer in zip(chosen, answers, strict=True)
+    ]
 
 
-def score(answers: list[Answer]) -> str:
+def score(answers: list[AnsweredQuestion]) -> str:
     """Returns `9 of 12 right`."""
     return f"{sum(answer.is_correct for answer in answers)} of {len(answers)} right"
 
 
-def question_sheet(answers: list[Answer]) -> "Image.Image":
+def question_sheet(answers: list[AnsweredQuestion]) -> "Image.Image":
     """Lays out the images with question, answer and, where it is wrong, the right answer."""
     from evotok.eval.plotting.sheets import GREEN, GREY, RED, Cell, Line, draw_sheet
 
@@ -205,7 +208,7 @@ def question_sheet(answers: list[Answer]) -> "Image.Image":
     )
 
 
-def markdown(answers: list[Answer]) -> str:
+def markdown(answers: list[AnsweredQuestion]) -> str:
     """Renders the answers as a table in Markdown."""
     rows = [
         f"| {number} | {a.question} | {_cell(a.answer)} | {a.right} | {'yes' if a.is_correct else 'no'} |"
@@ -220,7 +223,7 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def table(answers: list[Answer]):
+def table(answers: list[AnsweredQuestion]):
     """Renders the answers as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text

@@ -29,7 +29,7 @@ from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from evotok.training.deepspeed_setup import unsharded_weights
 from evotok.training.multimodal.stages import freeze_all_but
 from evotok.training.planning.memory import Sharding, estimate
-from evotok.training.planning.profile import ATTENTION, Rows, profile_step, run_multimodal, run_tokenizer
+from evotok.training.planning.profile import ATTENTION, BatchShape, profile_step, run_multimodal, run_tokenizer
 from evotok.training.stages import STAGES
 
 
@@ -60,7 +60,7 @@ CASES = {
     "tokenizer-zero2-bf16": Case(2, False, half=True, processes=2, tokenizer=True),
 }
 IMAGES = 8
-ROWS = Rows(batch=4, length=200, labels=64, input_images=2, generated_images=2)
+ROWS = BatchShape(batch=4, length=200, labels=64, input_images=2, generated_images=2)
 MARGIN = 0.15
 
 

@@ -80,7 +80,7 @@ def run(evaluation: Evaluation) -> Report:
         f"pictures{suffix}": [
             PlannedImage(text, file)
             for name, text in zip(prompts, texts, strict=True)
-            for file in image_files(name, options.images)
+            for file in prompt_image_files(name, options.images)
         ]
         for suffix, texts in wordings.items()
     }
@@ -108,7 +108,7 @@ def run(evaluation: Evaluation) -> Report:
     return report
 
 
-def image_files(name: str, images: int) -> list[str]:
+def prompt_image_files(name: str, images: int) -> list[str]:
     """Returns the names of a prompt's images: the benchmark's, and numbered ones where there are more."""
     return [f"{name}.jpeg", *(f"{name}-{copy}.jpeg" for copy in range(2, images + 1))]
 
@@ -116,7 +116,7 @@ def image_files(name: str, images: int) -> list[str]:
 def _score(evaluation: Evaluation, scorer: VQAScorer, prompts: dict[str, str], folder: Path) -> dict[str, list[float]]:
     """Scores each image by the benchmark's prompt, whatever a rewriter made of it: id -> scores of its images."""
     count = evaluation.options.images
-    pairs = [(text, folder / file) for name, text in prompts.items() for file in image_files(name, count)]
+    pairs = [(text, folder / file) for name, text in prompts.items() for file in prompt_image_files(name, count)]
 
     def score(batch: Sequence[tuple[str, Path]]) -> list[float]:
         return scorer([load_image(path) for _, path in batch], [text for text, _ in batch])

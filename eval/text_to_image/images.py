@@ -94,7 +94,7 @@ def generate_missing(evaluation: Evaluation, planned: Mapping[str, Sequence[Plan
     workers.wait()
     missing = []
     for folder, images in folders.items():
-        check_images(folder / image.file for image in images if (folder / image.file).exists())
+        check_generated_images(folder / image.file for image in images if (folder / image.file).exists())
         for index, image in enumerate(images):
             if not (folder / image.file).exists():
                 missing.append(MissingImage(image.prompt, image_seed(options.seed, index), folder / image.file))
@@ -146,7 +146,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(part, **_FORMATS[path.suffix])
 
 
-def check_images(paths: Iterable[Path]) -> None:
+def check_generated_images(paths: Iterable[Path]) -> None:
     """Raises ValueError for the first file that cannot be read as an image."""
     for path in paths:
         try:

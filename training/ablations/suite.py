@@ -29,7 +29,7 @@ from .probes import Probes
 TAKES = ""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of the tables: one tokenizer."""
 
     label: str
@@ -40,11 +40,11 @@ class Row(NamedTuple):
 
 
 ROWS = {  # name of its recipe
-    "entangled": Row("entangled (4, 4)", 4, 4, "no decoupling"),
-    "semantic-to-pixel": Row("semantic to pixel (16, 4)", 16, 4, ""),
-    "pixel-to-semantic": Row("pixel to semantic (4, 16)", 4, 16, "pixel to semantic (the method)"),
-    "layers": Row("different layers", 4, 12, "different layers of one encoder"),
-    "branches": Row("different branches", 4, 12, "different branches, two encoders"),
+    "entangled": TableRow("entangled (4, 4)", 4, 4, "no decoupling"),
+    "semantic-to-pixel": TableRow("semantic to pixel (16, 4)", 16, 4, ""),
+    "pixel-to-semantic": TableRow("pixel to semantic (4, 16)", 4, 16, "pixel to semantic (the method)"),
+    "layers": TableRow("different layers", 4, 12, "different layers of one encoder"),
+    "branches": TableRow("different branches", 4, 12, "different branches, two encoders"),
 }
 METHOD = "pixel-to-semantic"
 TABLE_4 = ("entangled", "semantic-to-pixel", "pixel-to-semantic")

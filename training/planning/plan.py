@@ -19,7 +19,16 @@ from ..tokenizer.stage import restart_warning
 from .configs import find_config, tokenizer_fields
 from .gpus import GPUS_A_NODE, Gpu
 from .memory import Memory, Sharding, checkpoint_bytes, communication, estimate
-from .profile import ATTENTION, Profile, Rows, count_flops, encoding_flops, profile_step, run_multimodal, run_tokenizer
+from .profile import (
+    ATTENTION,
+    BatchShape,
+    Profile,
+    count_flops,
+    encoding_flops,
+    profile_step,
+    run_multimodal,
+    run_tokenizer,
+)
 
 
 # Average tokens of a row, beside its images, and how many of them are targets.
@@ -252,7 +261,7 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     flops_a_row = tokens_a_row = 0.0
     for task, share in shares.items():
         text, labels = TEXT_TOKENS[task]
-        rows = Rows(1, positions + text, labels, int(task == "understanding"), int(task == "generation"))
+        rows = BatchShape(1, positions + text, labels, int(task == "understanding"), int(task == "generation"))
         flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
         if answers == 2:  # the reference evaluates both answers, too
             flops += count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows), backward=False)
@@ -266,7 +275,7 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     # for preferences, since TRL computes the scores by tiles of the vocabulary.
     length, batch = max(recipe.data.max_length, positions + 2), answers * batch
     largest = [
-        Rows(batch, length, length - positions if task == "understanding" else 2, inputs, batch - inputs)
+        BatchShape(batch, length, length - positions if task == "understanding" else 2, inputs, batch - inputs)
         for task, inputs in (("understanding", batch), ("generation", 0))
         if task in shares
     ]

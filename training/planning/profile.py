@@ -23,7 +23,7 @@ from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 ATTENTION = "evotok_plan"
 
 
-class Rows(NamedTuple):
+class BatchShape(NamedTuple):
     """One batch of one process.
 
     Args:
@@ -149,7 +149,7 @@ def _free(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def run_multimodal(model: EvoTokForConditionalGeneration, rows: Rows) -> torch.Tensor:
+def run_multimodal(model: EvoTokForConditionalGeneration, rows: BatchShape) -> torch.Tensor:
     """Returns the loss of one batch. Tensors on meta have no values to find image positions by, so that the parts of
     `forward` are called here: images and text side by side, then both heads."""
     inner, config = model.model, model.config
