@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +45,13 @@ class SuiteOptions:
 
     def __post_init__(self):
         require_at_least(self, 1, "batch_size")
+
+
+def require_packages(*names: str) -> None:
+    """Raises ValueError for a missing package of the extra `eval`."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"the package {name} is missing: pip install 'evotok[eval]'")
 
 
 def require_at_least(options: Any, least: float, *names: str) -> None:

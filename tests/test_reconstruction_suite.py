@@ -12,6 +12,7 @@ from PIL import Image
 
 from evotok.cli import main
 from evotok.data.image_sets import open_images
+from evotok.eval import suite
 from evotok.eval.metrics import psnr, round_pixels, ssim
 from evotok.eval.suites import reconstruction
 
@@ -126,6 +127,6 @@ def test_run_refuses_other_depths_and_unreadable_images(place, tmp_path, capsys)
 
 
 def test_missing_extras_are_named(monkeypatch):
-    monkeypatch.setattr(reconstruction.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(suite, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'evotok\[eval\]'"):
         reconstruction.check(reconstruction.Options(), [])

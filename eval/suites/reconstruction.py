@@ -1,6 +1,5 @@
 """Reconstruction of images by a tokenizer, by depth: PSNR, SSIM, LPIPS, Frechet distances, and use of the codebooks."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..perceptual import INCEPTION, LPIPS, check_weights, load_inception, load_l
 from ..plotting.sheets import Cell, draw_sheet
 from ..plotting.style import figure, save
 from ..sequences import split_batches
-from ..suite import Evaluation, Report, SuiteOptions, fingerprints
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_packages
 from ..teachers import EfficientNetTeacher
 
 
@@ -77,8 +76,7 @@ class Options(SuiteOptions):
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where images, files of weights, or packages for them are missing."""
-    if importlib.util.find_spec("torchmetrics") is None or importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("SSIM and the plots need the extra `eval`: pip install 'evotok[eval]'.")
+    require_packages("torchmetrics", "matplotlib")
     for option in ("inception_weights", "lpips_weights"):
         if path := getattr(options, option):
             check_weights(option, path)

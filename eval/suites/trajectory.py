@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from ..mini.tokenizer import fit_probe
 from ..plotting.trajectory import cluster_sheet, plot_depths, plot_paths, reconstruction_sheet
 from ..probes import PatchProbe
 from ..results import write_csv
-from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_at_least, sha256
+from ..suite import Evaluation, Report, SuiteOptions, fingerprints, require_at_least, require_packages, sha256
 from ..teachers import SiglipTeacher, check_teacher, find_teacher, teacher_files
 
 
@@ -87,9 +86,7 @@ class Images(NamedTuple):
 
 def check(options: Options, inputs: list[str]) -> dict[str, str]:
     """Raises ValueError where images, vision tower or packages are missing, or an image cannot be read."""
-    for package in ("sklearn", "matplotlib"):
-        if find_spec(package) is None:
-            raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
+    require_packages("sklearn", "matplotlib")
     if options.data is not None:
         _check_images(_open_folder(options), options.clusters)
     files = teacher_files(find_teacher(options.teacher, inputs[0]))

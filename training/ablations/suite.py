@@ -6,7 +6,6 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ...data.atomic_files import atomic_file
 from ...data.world.icons import load_world
 from ...eval.plotting.sheets import BLUE, RED
 from ...eval.plotting.style import figure, save
-from ...eval.suite import Evaluation, Report, SuiteOptions, require_at_least, sha256
+from ...eval.suite import Evaluation, Report, SuiteOptions, require_at_least, require_packages, sha256
 from ..recipes import Recipe, read_recipe
 from ..tokenizer.stage import model_class
 from ..train import train
@@ -125,9 +124,7 @@ def check(options: Options, inputs: list[str]) -> dict[str, str]:
         raise ValueError(
             f"encoder={encoder}: no vision tower there: give the folder of one, such as assets/vision-mini."
         )
-    for package in ("torchmetrics", "matplotlib"):
-        if find_spec(package) is None:
-            raise ValueError(f"the package {package} is missing: pip install 'evotok[eval]'")
+    require_packages("torchmetrics", "matplotlib")
     return {"recipes": _digest({name: asdict(recipe) for name, recipe in recipes.items()})}
 
 
