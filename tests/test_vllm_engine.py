@@ -318,8 +318,11 @@ def is_at_work(port: int) -> bool:
 
 
 def test_bfloat16_answers_equal_transformers(mini):
-    """Compared are answers whose best token leads by more than eight steps of bfloat16: sums in another order differ by
-    as much after all layers."""
+    """Answers are equal whose best token leads by more than eight steps of bfloat16, and nearly all of the others.
+
+    Codes, decoded semantics and image features are equal in all bits; vLLM's layers of the language model round in
+    other places than those of Transformers.
+    """
     model, processor = load_multimodal("mini")
     model = model.to(torch.bfloat16)
     asked = conversations(100)
@@ -328,6 +331,7 @@ def test_bfloat16_answers_equal_transformers(mini):
     with running(16, dtype="bfloat16") as served:
         found, wanted = served.chats(asked), answers(model, processor, asked)
         assert [found[number] for number in clear] == [wanted[number] for number in clear]
+        assert sum(answer == other for answer, other in zip(found, wanted, strict=True)) >= 95
         codes = served.run(served.generate("a frog", guidance_scale=7.5, **GREEDY))
         assert len(codes) == model.config.vq_config.num_positions and min(map(min, codes)) >= 0
 

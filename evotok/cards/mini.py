@@ -71,9 +71,9 @@ The recipes are in `configs/mini/`; `make mini` runs them in this order.
    the teacher of the decoded semantics.
 4. `pretrain.yaml`, `sft-keywords.yaml`, `sft.yaml`, `sft-places.yaml`, `gen-single.yaml`, `gen.yaml`,
    `gen-counts.yaml`: the multimodal model, from the tokenizer and the language model: first the semantic projector
-   alone, then questions in keywords and in sentences, then text to image beside questions: first one
-   kind of thing, then scenes. More than half of the rows of the last recipe are questions in keywords, for counts.
-   The shipped weights were trained in more runs than there are recipes; `docs/train.md` has the differences.
+   alone, then questions in keywords and in sentences, then text to image beside questions: first one kind of thing,
+   then scenes. More than half of the rows of the last recipe are questions in keywords, for counts. The shipped weights
+   were trained in more runs than there are recipes; `docs/train.md` has the differences.
 
 ## Results
 

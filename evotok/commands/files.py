@@ -107,14 +107,13 @@ def add_files(folder: str | Path, outdated: Iterable[str] = ()) -> Iterator[Path
     Raises:
         ValueError: `folder` is a file.
     """
-    from evotok.data.atomic_files import sync
+    from evotok.data.atomic_files import sync, sync_files
 
     folder = check_folder(folder)
     with create_folder(folder), tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         yield Path(part)
+        sync_files(part)  # a full disk is noticed here, before the folder changes
         new = [path.name for path in Path(part).iterdir()]
-        for name in new:
-            sync(Path(part) / name)  # a full disk is noticed here, before the folder changes
         for path in {path for pattern in outdated for path in folder.glob(pattern)}:
             if path.name not in new:
                 path.unlink()
