@@ -137,6 +137,7 @@ def collate(rows):
 trainer = Noting(torch.nn.Linear(1, 1), arguments, train_dataset=list(range(8)), data_collator=collate)
 trainer.train()
 Path(sys.argv[1], f"logged-{rank}.json").write_text(json.dumps(trainer.state.log_history[0]))
+torch.distributed.barrier()  # as in `train`: a group that is destroyed while the other process uses it aborts
 torch.distributed.destroy_process_group()
 """
 
