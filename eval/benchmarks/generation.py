@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def run(setting: Setting) -> list[Row]:
+def run(setting: Setting) -> Iterator[Row]:
     """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, `eight_prompts` and
     `compiled`."""
     model = build_model(setting)
@@ -74,8 +75,9 @@ def run(setting: Setting) -> list[Row]:
     row["bandwidth_gb_per_s"] = bandwidth / 1e9
     row["bandwidth_share"] = floor / one
     row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1, disable_compile=True)) / positions
-    rows = [row, {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}]
-    return [*rows, _compiled(generate, one, floor, setting)]
+    yield row
+    yield {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}
+    yield _compiled(generate, one, floor, setting)
 
 
 def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) -> Row:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from evotok.commands.files import check_file, new_files
+from evotok.commands.files import check_file
 from evotok.commands.options import Json
 from evotok.commands.terminal import print_results
 
@@ -48,11 +48,10 @@ def run(
     """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
         raise ValueError(f"{file}: the rows are written to a file as JSON only: add --json.")
-    if size == "paper" and benchmark != "generate":
-        raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
     import torch
 
+    from evotok.data.atomic_files import atomic_file
     from evotok.eval.benchmarks.meters import Setting, machine
     from evotok.eval.benchmarks.report import to_json, to_text
 
@@ -61,14 +60,20 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[benchmark]}")
+    if size not in module.SIZES:
+        raise ValueError(f"--size {size}: {benchmark} takes {' or '.join(module.SIZES)}.")
     setting = Setting(device, getattr(torch, dtype), size, repeats)
     if sys.stderr.isatty():  # one line: a progress bar would be measured as well
         print(f"measuring {benchmark}, {repeats} times ...", file=sys.stderr)
-    rows = module.run(setting)
     common = {"threads": torch.get_num_threads(), "dtype": dtype, "device": device}
     common |= {"size": size, "machine": machine(device)}
-    rows = [row | common for row in rows]
-    print_results(as_json and path is None, rows, [to_text(rows)])
-    if path is not None:
-        with new_files(path.parent, overwrite=True) as reserve:
-            reserve(path.name).write_text(to_json(rows), encoding="utf-8")
+    rows = []
+    for row in module.run(setting):
+        rows.append(row | common)
+        if path is not None:  # each row at once: a run that is stopped keeps those before
+            with atomic_file(path) as part:
+                part.write_text(to_json(rows), encoding="utf-8")
+        if path is not None or not as_json:
+            print_results(False, rows[-1:], [to_text(rows[-1:]), ""])
+    if as_json and path is None:
+        print_results(True, rows, ())
