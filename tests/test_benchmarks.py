@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,11 @@ READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
 STEP = {"seconds", "floor_multiple", "matmul_gflops"}
 ROWS = {
-    "quantizer": {"search": COMPARISON | {"matmul_gflops"}, "train_step": {"over_search"}, "residual_vq": set()},
+    "quantizer": {
+        "search": COMPARISON | {"matmul_gflops"},
+        "train_step": COMPARISON | {"over_search"},
+        "residual_vq": set(),
+    },
     "depth": {"position": READING},
     "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": set()},
     "loss": {"image": LOSS, "text": LOSS},
@@ -43,6 +48,21 @@ def test_rows_are_printed_as_text_and_written_as_json(benchmark, tmp_path, capsy
         assert all(value > 0 for key, value in row.items() if key.endswith("seconds"))
 
 
+def test_rows_are_written_as_they_are_measured(monkeypatch, tmp_path):
+    path = tmp_path / "rows.json"
+
+    def run(setting):
+        yield {"name": "first", "seconds": 1.0}
+        assert [row["name"] for row in json.loads(path.read_text())] == ["first"]
+        yield {"name": "second", "seconds": 2.0}
+        raise MemoryError("of the third row")
+
+    monkeypatch.setattr(quantizer, "run", run)
+    with pytest.raises(MemoryError):
+        main(["bench", "quantizer", "--size", "tiny", "--json", str(path)])
+    assert [row["name"] for row in json.loads(path.read_text())] == ["first", "second"]
+
+
 def test_serving_measures_one_server(monkeypatch):
     pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
     monkeypatch.setattr(serving, "ENGINES", {"transformers_batch": serving.ENGINES["transformers_batch"]})
@@ -62,8 +82,19 @@ def test_bad_arguments_are_refused_in_one_line(tmp_path, capsys):
 
 def test_quantizer_notes_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    row = quantizer.run(TINY)[1]
+    row = list(quantizer.run(TINY))[1]
     assert row["name"] == "residual_vq" and "pip install vector-quantize-pytorch" in row["note"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_quantizer_replays_its_step_where_it_can_be_captured(waits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    monkeypatch.setattr(quantizer, "waits_for_device", lambda step: waits)
+    monkeypatch.setattr(quantizer, "_captured", lambda step: step)
+    rows = {row["name"]: row for row in quantizer.run(replace(TINY, device="cpu:0"))}  # in the place of a GPU
+    assert rows["train_step"]["synchronizes"] is waits
+    graph = rows["train_step_graph"]
+    assert "note" in graph if waits else graph["equal"] and COMPARISON | {"over_search"} <= set(graph)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not measured")
@@ -83,6 +114,28 @@ def test_is_nearest_finds_a_wrong_code():
     assert quantizer.is_nearest(levels, features, codes)
     codes[1, 3, 2] = (codes[1, 3, 2] + 1) % 64
     assert not quantizer.is_nearest(levels, features, codes)
+
+
+def test_updates_entries_finds_a_wrong_step():
+    levels, features = quantizer._quantizer(3, 64, 8).train(), torch.randn(2, 16, 8)
+    assert quantizer.updates_entries(levels, features, lambda: levels(features))
+    assert not quantizer.updates_entries(levels, features, lambda: None)
+    assert not quantizer.updates_entries(levels, features, lambda: [levels(features), levels(features)])
+
+
+def test_waits_for_device_notices_only_synchronization(monkeypatch):
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def fail(message):
+        raise RuntimeError(message)
+
+    assert not meters.waits_for_device(lambda: None)
+    assert meters.waits_for_device(lambda: fail("called a synchronizing CUDA operation"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        meters.waits_for_device(lambda: fail("CUDA out of memory"))
+    assert modes == ["default", *3 * ["error", "default"]]
 
 
 def test_equality_checks_find_a_wrong_path(monkeypatch):

@@ -71,6 +71,22 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def waits_for_device(function: Callable[[], Any]) -> bool:
+    """Returns whether a function, which ran before, waits for the GPU, as far as PyTorch knows: a copy to the CPU, for
+    example. Such a function cannot be captured as a CUDA graph."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        function()
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
 def peak_extra_mib(function: Callable[[], Any], device: str) -> float | None:
     """Measures the peak memory of a run beyond the memory before it, in MiB, its result included.
 
