@@ -6,6 +6,8 @@
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; after a stop it resumes from the last checkpoint
 #              DEVICE=cuda: on a GPU, 12 minutes of training; RESULTS=FOLDER: copy the result of every stage there
+# make bench-gpu  measure on one NVIDIA GPU, at most MINUTES (9), into docs/results/engine or RESULTS=FOLDER
+#              WHEELS=FOLDER: install from there, without network; make gpu-wheels WHEELS=FOLDER fills it
 # make clean   remove what these targets made, trainings in runs/ excepted
 #
 # make test-hf      Transformers' own common tests on every class, fetched from its source distribution
@@ -21,6 +23,8 @@ PYTHON ?= python3
 SECONDS ?= 300
 DEVICE ?= cpu
 RESULTS ?=
+MINUTES ?= 9
+WHEELS ?=
 WORKERS ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -36,12 +40,18 @@ LMMS_EVAL := 0.7.3
 VLLM := 0.32.0
 TORCH_FIDELITY := 0.4.0
 TRITON := 3.9.0
+# What `make bench-gpu` needs beside PyTorch, and in the second line what these require. Wheels are for a machine whose
+# Python has PyTorch for CUDA, and with it the usual packages, such as NumPy. DeepSpeed has no wheel.
+GPU_PACKAGES := accelerate datasets peft rich torchdata transformers typer vector-quantize-pytorch \
+	charset-normalizer dill einx frozendict loguru multiprocess requests torch-einops-utils
+GPU_PYTHON ?= 3.12
 # The `tests` folder of a checkout of Transformers; without it, what the source distribution has of them.
 HF_TESTS_FROM ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-vllm test-fid test-triton lint format docs mini clean
+.PHONY: help demo test fuzz drills test-hf test-matrix test-lmms test-vllm test-fid test-triton lint format docs mini \
+	bench-gpu gpu-wheels clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -178,6 +188,38 @@ mini: $(VENV)/.ready-dev
 	cp demo/text_to_image.png demo/reconstructions.png assets/evotok-mini/
 	$(BIN)/python -m tools.fill_documents
 
+bench-gpu: .venv-gpu/.ready
+	@.venv-gpu/bin/python -m tools.measure_engine --minutes $(MINUTES) $(if $(RESULTS),--out '$(RESULTS)')
+
+# Uses PyTorch of PYTHON where that finds a GPU, with all else that is there; otherwise PyTorch is installed, too. The
+# folders of packages are named one by one, because PYTHON may itself be of an environment, which another one skips.
+.venv-gpu/.ready: $(MADE_FROM)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "EvoTok needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@rm -rf $(@D)
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		$(PYTHON) -m venv --without-pip $(@D); \
+		$(PYTHON) -c 'import sys; print("import site; list(map(site.addsitedir, %r))" \
+			% [path for path in sys.path if path.endswith("-packages")])' \
+			> $$($(@D)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/shared.pth; \
+	else \
+		echo "Installing PyTorch (a few minutes, once) ..."; \
+		$(PYTHON) -m venv --without-pip $(@D) && $(GPU_PIP) $(shell grep '^torch==' constraints.txt); \
+	fi
+	@$(GPU_PIP) $(GPU_PINS) jinja2 pillow
+	@$(if $(WHEELS),,$(GPU_PIP) $(shell grep '^deepspeed==' constraints.txt))
+	@touch $@
+
+# PYTHON's own pip, which installs into the environment: some systems have no pip to put into one.
+.venv-gpu/.ready: GPU_PIP = $(PYTHON) -m pip --python $(@D) install --quiet --disable-pip-version-check \
+	$(if $(WHEELS),--no-index --find-links '$(WHEELS)')
+.venv-gpu/.ready gpu-wheels: GPU_PINS = $(foreach name,$(GPU_PACKAGES),$(shell grep '^$(name)==' constraints.txt))
+
+gpu-wheels:
+	@test -n '$(WHEELS)' || { echo "Name a folder: make gpu-wheels WHEELS=wheels" >&2; exit 2; }
+	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--python-version $(GPU_PYTHON) --dest '$(WHEELS)' $(GPU_PINS)
+
 clean:
-	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-vllm .venv-fid .venv-triton .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .venv-lmms .venv-vllm .venv-fid .venv-triton .venv-gpu .hf-tests demo site build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from tools.fill_documents import (
     blocks,
     clusters_table,
     depths_table,
+    engine_table,
     fill,
     folders,
 )
@@ -110,6 +111,25 @@ def test_trajectory_tables_have_the_shares_of_the_gain():
     )
     clusters = [{"depth": 1, "background": 0.3, "thing": 0.125, "color": 0.2}]
     assert clusters_table({"tables": {"clusters": clusters}}).splitlines()[-1] == "| 1 | 0.12 | 0.20 | 0.30 |"
+
+
+# --- docs/performance.md ----------------------------------------------------------------------------------------------
+
+
+def test_engine_table_leaves_out_rows_without_a_time(tmp_path):
+    where = {"device": "cuda", "size": "paper", "machine": "NVIDIA H100"}
+    rows = [
+        {"name": "train_step_graph", "seconds": 0.004, "over_search": 1.25, "floor_multiple": 1.5},
+        {"name": "compiled", "note": "not measured"},
+        {"name": "generate", "note": "stopped after 240 seconds"},
+    ]
+    (tmp_path / "h100-a.json").write_text(json.dumps([row | where for row in rows]))
+    step = {"name": "sft_lora", "seconds": 2, "mfu": 0.4, "rows_a_step": 16}
+    (tmp_path / "h100-train-paper.json").write_text(json.dumps([step | where]))
+    assert engine_table(tmp_path).splitlines()[2:] == [
+        "| NVIDIA H100 | the same, as a CUDA graph | 4 ms | the search alone | 0.8 | 1.50 |",
+        "| NVIDIA H100 | training step `sft_lora`, 16 rows | 2 s |  |  | 2.50 |",
+    ]
 
 
 # --- docs/train.md, docs/data.md --------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "search": ("16 codes of 4,096 vectors among 32,768", "", lambda row: row["ratio"]),
     "residual_vq": ("the same", "", lambda row: row["ratio"]),
     "train_step": ("the same, with codebook updates", "the search alone", lambda row: 1 / row["over_search"]),
+    "train_step_graph": ("the same, as a CUDA graph", "the search alone", lambda row: 1 / row["over_search"]),
     "position": ("4 codes of 16 rows, depth decoder 2,560 wide", "", lambda row: row["ratio"]),
     "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
@@ -196,25 +197,29 @@ def rates_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def engine_table() -> str:
-    """Renders what `evotok bench` measured, by machine and work, as Markdown."""
+def engine_table(folder: Path = ROOT / "docs" / "results" / "engine") -> str:
+    """Renders what `evotok bench` measured, by machine and work, as Markdown; rows without a time are left out."""
     heading = ["machine", "operation", "time", "compared with", "times faster", "times the floor"]
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
-    for path in sorted((ROOT / "docs" / "results" / "engine").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            lines += [_engine_line(row)] if row["name"] in ENGINE else []
+            shown = "seconds" in row and (row["name"] in ENGINE or "mfu" in row)
+            lines += [_engine_line(row)] if shown else []
     return "\n".join(lines)
 
 
 def _engine_line(row: dict[str, Any]) -> str:
-    work, reference, faster = ENGINE[row["name"]]
-    work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")
+    floor = f"{row['floor_multiple']:.2f}" if "floor_multiple" in row else ""
+    if "mfu" in row:  # the floor of a training step is the time of the model's operations
+        cells, floor = [f"training step `{row['name']}`, {row['rows_a_step']} rows", "", ""], f"{1 / row['mfu']:.2f}"
+    else:
+        work, reference, faster = ENGINE[row["name"]]
+        work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")
+        cells = [work, reference or row["reference"], f"{faster(row):.3g}"]
     machine = row["machine"] if row["device"] == "cuda" else f"{row['threads']} cores of {row['machine']}"
     seconds = row["seconds"]
     takes = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-    floor = f"{row['floor_multiple']:.2f}" if "floor_multiple" in row else ""
-    cells = [machine, work, takes, reference or row["reference"], f"{faster(row):.3g}", floor]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([machine, cells[0], takes, *cells[1:], floor])} |"
 
 
 def sources_table() -> str:
