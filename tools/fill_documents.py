@@ -52,6 +52,7 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "position": ("4 codes of 16 rows, depth decoder 2,560 wide", "", lambda row: row["ratio"]),
     "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
+    "int8": ("an image, guided, by {}, weights in int8", "", lambda row: row["ratio"]),
     "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
     "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
     "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
@@ -215,6 +216,8 @@ def _engine_line(row: dict[str, Any]) -> str:
     else:
         work, reference, faster = ENGINE[row["name"]]
         work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")
+        if "cold_seconds" in row:
+            work += f", the first after {row['cold_seconds']:.0f} s, {row['warm_seconds']:.0f} s from the cache"
         cells = [work, reference or row["reference"], f"{faster(row):.3g}"]
     machine = row["machine"] if row["device"] == "cuda" else f"{row['threads']} cores of {row['machine']}"
     seconds = row["seconds"]

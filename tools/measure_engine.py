@@ -36,13 +36,13 @@ class Work(NamedTuple):
     share: float
 
 
-# In order of value. The shares are seconds of ten minutes; time that one leaves is shared by those after it.
+# In order of value. Of time that one leaves, the others have the same shares: the first cannot starve the last.
 PLAN = (
     Work("quantizer", "full", 5, 60),
-    Work("depth", "full", 5, 45),
-    Work("generate", "paper", 2, 240),
-    Work("train", "full", 2, 150),
-    Work("loss", "full", 3, 45),
+    Work("depth", "full", 5, 40),
+    Work("generate", "paper", 2, 190),
+    Work("train", "full", 5, 230),
+    Work("loss", "full", 3, 30),
 )
 
 
