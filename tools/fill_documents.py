@@ -54,6 +54,7 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
     "int8": ("an image, guided, by {}, weights in int8", "", lambda row: row["ratio"]),
     "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
+    "corpus": ("image files to code shards", "", lambda row: row["ratio"]),
     "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
     "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
 }
