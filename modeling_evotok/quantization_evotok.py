@@ -24,13 +24,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .codebook_update_evotok import update_codebooks
 from .configuration_evotok import EvoTokVQConfig
-from .nearest_code_evotok import find_nearest_codes, is_finite
+from .nearest_code_evotok import find_nearest_codes
 
 
 def disable_autocast(device_type: str) -> AbstractContextManager:
@@ -62,12 +62,6 @@ def codebook_usage(counts: torch.Tensor) -> dict[str, torch.Tensor]:
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum(1)
     return {"usage": (counts > 0).float().mean(1), "perplexity": entropy.exp()}
-
-
-def _all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 @dataclass
@@ -122,63 +116,6 @@ class EvoTokCodebook(nn.Module):
             return find_nearest_codes(inputs, self.weight)
         return F.embedding(inputs, self.weight)
 
-    @torch.no_grad()
-    def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Updates the EMA with the global batch, then restarts unused entries.
-
-        The sums of vectors need no buffer: but for the smoothing they are `weight * cluster_size`; a buffer of a
-        converted checkpoint is updated all the same. Before `warmup_steps` only restarts change entries.
-
-        An entry is the mean of its vectors even if fewer than one a step are assigned to it, which happens where
-        restarts are off or have a low threshold. The paper's release divides by at least one there, so that such
-        entries shrink towards the origin and are chosen ever less.
-
-        Args:
-            vectors: (M, C) float32, residuals of this process; those that are not finite are ignored.
-            codes: (M,) int64, the entries they are assigned to.
-        """
-        size, dim = self.weight.shape
-        learned = is_finite(vectors) & (codes >= 0)
-        statistics = vectors.new_zeros(size, dim + 1)  # sums and counts, reduced in one message
-        counted = F.pad(vectors, (0, 1), value=1.0).masked_fill(~learned[:, None], 0.0)
-        statistics.index_add_(0, codes.clamp(min=0), counted)
-        sums, counts = _all_reduce(statistics).split([dim, 1], dim=1)
-        old_size = self.cluster_size[:, None]
-        new_size = self.decay * old_size + (1 - self.decay) * counts  # (K, 1)
-        old_sum = old_size * self.weight if self.vector_sum is None else self.vector_sum
-        new_sum = self.decay * old_sum + (1 - self.decay) * sums  # (K, C)
-        total = new_size.sum()
-        smoothed = (new_size + self.epsilon) / (total + size * self.epsilon) * total
-        # An entry that was never chosen has no mean.
-        moves = (new_size > 0) & (self.step >= self.warmup_steps)
-        weight = torch.where(moves, new_sum / smoothed.clamp(min=self.epsilon), self.weight)
-        if self.restart_threshold:
-            samples = self._sample(vectors)
-            unused = (new_size < self.restart_threshold) & is_finite(samples)[:, None]
-            weight = torch.where(unused, samples, weight)
-            new_size = new_size.masked_fill(unused, self.restart_threshold)
-            moves = moves & ~unused
-        if self.vector_sum is not None:
-            self.vector_sum.copy_(torch.where(moves, new_sum, weight * new_size))
-        self.weight.copy_(weight)
-        self.cluster_size.copy_(new_size.squeeze(1))
-        self.step.add_(1)
-
-    def _sample(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Samples K vectors of the global batch, the same on every process: process r fills rows r, r + world, ..."""
-        size = self.weight.shape[0]
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        rank = dist.get_rank() if world > 1 else 0
-        rows = torch.arange(rank, size, world, device=vectors.device)
-        if rows.numel() <= vectors.shape[0]:
-            chosen = torch.randperm(vectors.shape[0], device=vectors.device)[: rows.numel()]
-        else:
-            chosen = torch.randint(vectors.shape[0], (rows.numel(),), device=vectors.device)
-        if world == 1:
-            return vectors[chosen]
-        candidates = vectors.new_zeros(size, vectors.shape[1]).index_copy_(0, rows, vectors[chosen])
-        return _all_reduce(candidates)
-
 
 def _refuse_missing(codes: torch.Tensor) -> None:
     """Raises ValueError for code -1, that of features that are not finite."""
@@ -220,24 +157,25 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             target = features.float()
             residual = target.detach()
             approximation = torch.zeros_like(residual)
-            codes, errors, pixel_features = [], [], approximation
+            vectors, codes, errors, pixel_features = [], [], [], approximation
             for level, codebook in enumerate(self.codebooks, start=1):
                 flat = residual.flatten(0, 1)  # (M, C)
                 chosen = codebook(flat)
-                entries = codebook(chosen.clamp(min=0)).view_as(residual)  # before the update, as decoded below
-                if self.training:
-                    codebook.update(flat, chosen)
+                entries = codebook(chosen.clamp(min=0)).view_as(residual)
                 approximation = approximation + entries
                 residual = residual - entries
                 errors.append((target - approximation).square().mean((0, 1)))  # (C,)
-                codes.append(chosen.view(features.shape[:2]))
+                vectors.append(flat)
+                codes.append(chosen)
                 if level == self.num_pixel_codebooks:
                     pixel_features = approximation
-            if not self.training:
+            if self.training:
+                update_codebooks(self.codebooks, torch.stack(vectors), torch.stack(codes))
+            else:
                 _refuse_missing(codes[0])
             errors = torch.stack(errors)  # (D, C)
             return EvoTokQuantizerOutput(
-                codes=torch.stack(codes, dim=-1),
+                codes=torch.stack(codes, dim=-1).view(*features.shape[:2], -1),
                 pixel_features=target + (pixel_features - target).detach(),
                 semantic_features=target + (approximation - target).detach(),
                 loss=errors.mean() if self.loss_reduction == "mean" else errors.sum(),

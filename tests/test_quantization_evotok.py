@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from evotok import EvoTokVQConfig
+from evotok.modeling_evotok.codebook_update_evotok import _LEVELS_AT_ONCE, update_codebooks
 from evotok.modeling_evotok.quantization_evotok import (
     EvoTokCodebook,
     EvoTokResidualVectorQuantizer,
@@ -75,9 +77,56 @@ def test_update_moves_entries_to_the_means_of_their_vectors():
     codebook = codebook_of_two(codebook_warmup_steps=0, codebook_decay=0.9)
     vectors = torch.cat([torch.full((30, 8), 1.0), torch.full((10, 8), 9.0)])
     for _ in range(100):
-        codebook.update(vectors, codebook(vectors))
+        update_codebooks([codebook], vectors[None], codebook(vectors)[None])
     torch.testing.assert_close(codebook.weight.data, torch.tensor([[1.0] * 8, [9.0] * 8]), atol=1e-2, rtol=0)
     torch.testing.assert_close(codebook.cluster_size, torch.tensor([30.0, 10.0]), atol=1e-1, rtol=0)
+
+
+def one_level_after(codebook: EvoTokCodebook, vectors, codes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns entries and sizes (K, C), (K,) after a step without restarts, by loops over entries."""
+    sizes = torch.stack([0.99 * size + (1 - 0.99) * (codes == k).sum() for k, size in enumerate(codebook.cluster_size)])
+    smoothed = (sizes + codebook.epsilon) / (sizes.sum() + len(sizes) * codebook.epsilon) * sizes.sum()
+    weight = codebook.weight.clone()
+    for k in (sizes > 0).nonzero().flatten():
+        old_sum = codebook.cluster_size[k] * weight[k]
+        weight[k] = (0.99 * old_sum + (1 - 0.99) * vectors[codes == k].sum(0)) / smoothed[k]
+    return weight, sizes
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4])
+def test_update_of_all_levels_is_that_of_each(at_once, monkeypatch):
+    monkeypatch.setitem(_LEVELS_AT_ONCE, "cpu", at_once)
+    quantizer = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0)
+    vectors, codes = torch.randn(4, 40, 8), torch.randint(64, (4, 40))
+    for codebook in quantizer.codebooks:
+        codebook.cluster_size.copy_(torch.rand(64) + 0.5)
+    expected = [one_level_after(*level) for level in zip(quantizer.codebooks, vectors, codes, strict=True)]
+    update_codebooks(quantizer.codebooks, vectors, codes)
+    for codebook, (weight, sizes) in zip(quantizer.codebooks, expected, strict=True):
+        torch.testing.assert_close(codebook.weight.data, weight)
+        torch.testing.assert_close(codebook.cluster_size, sizes)
+        assert codebook.step == 1
+
+
+def test_update_sends_one_message(monkeypatch):
+    """The other process has had the same batch, and has sampled nothing."""
+    messages = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    def all_reduce(message):
+        messages.append(tuple(message.shape))
+        message[..., :9] *= 2
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    quantizer, vectors = filled_quantizer(codebook_restart_threshold=1.0), torch.randn(4, 40, 8)
+    update_codebooks(quantizer.codebooks, vectors, torch.full((4, 40), 2))
+    assert messages == [(4, 64, 9 + 8)]
+    for codebook, own in zip(quantizer.codebooks, vectors, strict=True):
+        assert codebook.cluster_size[2] == 1  # 1 % of 80 is below the threshold
+        sampled = (codebook.weight.data[:, None] == own).all(-1).any(1)
+        assert sampled[1::2].all() and not sampled[0::2].any()
 
 
 def test_update_continues_the_sums_of_a_converted_codebook():
@@ -90,7 +139,7 @@ def test_update_continues_the_sums_of_a_converted_codebook():
     sums, sizes = codebook.vector_sum.clone(), codebook.cluster_size.clone()
     sizes[5] = codebook.cluster_size[5] = 0.5  # is restarted
     vectors, codes = torch.randn(40, 8), torch.randint(6, 64, (40,))
-    codebook.update(vectors, codes)
+    update_codebooks([codebook], vectors[None], codes[None])
     for code in range(6, 64):
         sums[code] = 0.99 * sums[code] + 0.01 * vectors[codes == code].sum(0)
         sizes[code] = 0.99 * sizes[code] + 0.01 * (codes == code).sum()
@@ -105,9 +154,9 @@ def test_update_keeps_entries_during_the_warmup():
     codebook, vectors = codebook_of_two(codebook_warmup_steps=3), torch.ones(20, 8)
     before = codebook.weight.clone()
     for _ in range(3):
-        codebook.update(vectors, codebook(vectors))
+        update_codebooks([codebook], vectors[None], codebook(vectors)[None])
         assert torch.equal(codebook.weight, before)
-    codebook.update(vectors, codebook(vectors))
+    update_codebooks([codebook], vectors[None], codebook(vectors)[None])
     assert not torch.equal(codebook.weight[0], before[0])
     assert torch.equal(codebook.weight[1], before[1]), "an entry that was never chosen has no mean"
 
@@ -117,7 +166,7 @@ def test_update_restarts_unused_entries_from_the_batch():
     codebook.weight.data.fill_(1e6)
     codebook.weight.data[0] = 0
     vectors = torch.randn(640, 8)
-    codebook.update(vectors, codebook(vectors))
+    update_codebooks([codebook], vectors[None], codebook(vectors)[None])
     assert (torch.cdist(codebook.weight[1:].double(), vectors.double()).amin(1) < 1e-6).all()
     assert codebook_usage(torch.bincount(codebook(vectors), minlength=64)[None])["usage"].item() > 0.9
 
@@ -158,5 +207,5 @@ def test_non_finite_features_have_no_code_and_no_update(value):
         torch.testing.assert_close(codebook.cluster_size[used], other.cluster_size[used])
     codebook = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=1.0).codebooks[0]
     before = codebook.weight.clone()
-    codebook.update(torch.full((32, 8), value), torch.zeros(32, dtype=torch.long))
+    update_codebooks([codebook], torch.full((1, 32, 8), value), torch.zeros(1, 32, dtype=torch.long))
     assert torch.equal(codebook.weight, before) and (codebook.cluster_size == 0).all()

@@ -16,6 +16,7 @@ from evotok import EvoTokVQConfig, EvoTokVQModel
 from evotok.data.world.icons import load_world
 from evotok.data.world.images import held_out_scenes, scene_pixels
 from evotok.eval.reconstruction import evaluate_reconstruction
+from evotok.modeling_evotok.codebook_update_evotok import update_codebooks
 from evotok.modeling_evotok.quantization_evotok import EvoTokCodebook
 from evotok.training.planning.configs import tokenizer_fields
 from evotok.training.recipes import Recipe, read_recipe
@@ -182,7 +183,7 @@ def test_ema_of_a_restarted_entry_starts_at_its_new_vector():
     before = averaged.weight.clone()
     vectors = torch.full((8, codebook.weight.shape[1]), 5.0)
     codebook.cluster_size[7] = 0.1  # not chosen by any vector below
-    codebook.update(vectors, torch.zeros(8, dtype=torch.long))
+    update_codebooks([codebook], vectors[None], torch.zeros(1, 8, dtype=torch.long))
     ema.copy_restarts(model)
     assert torch.equal(averaged.weight[7], vectors[0])
     assert torch.equal(averaged.weight[:7], before[:7])
@@ -313,7 +314,7 @@ def test_restart_warning_matches_the_restarts_of_a_codebook():
     for _ in range(300):
         vectors = torch.randn(64, 4)
         before = codebook.weight.clone()
-        codebook.update(vectors, codebook(vectors))
+        update_codebooks([codebook], vectors[None], codebook(vectors)[None])
     assert (codebook.cluster_size == 0.5).float().mean() > 0.5
     assert (codebook.weight != before).any(1).float().mean() > 0.5
 
