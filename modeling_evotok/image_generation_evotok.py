@@ -16,8 +16,8 @@
     prompt -> language model -> hidden state -> depth decoder -> codes of position 0
     codes  -> pixel projector -> language model -> hidden state -> depth decoder -> codes of position 1, and so on
 
-The second line is one function of tensors, `generate_position`: it compiles as one graph, and on a GPU it is captured
-as a CUDA graph. Nothing in the loop waits for the device.
+The second line is one function of tensors, `generate_position`: it compiles, by regions or as one graph, and on a GPU
+it is captured as a CUDA graph. Nothing in the loop waits for the device.
 
 Shapes: M images, R = M rows or, guided, 2M [conditional; unconditional], T prompt length, S length of the cache, N
 positions, L levels, H width of the language model, K codebook size, C codebook width.
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CompileConfig, DynamicCache, StaticCache
 
+from .compilation_evotok import EvoTokPositionModules, compile_options, compile_regions
 from .modeling_evotok_depth import EvoTokDepthCache
 from .sampling_evotok import EvoTokCodeSampler
 
@@ -41,7 +42,7 @@ class EvoTokCudaGraph:
     """Function of tensors that is called as it is at first, then captured as a CUDA graph and replayed from there on.
 
     A position is some thousand small kernels, which Python launches more slowly than a GPU runs them; a graph launches
-    them at once. `torch.compile` fuses them as well, but takes a minute; a capture takes as long as the position.
+    them at once. `torch.compile` fuses them as well, but takes longer; a capture takes as long as the position.
 
     Args:
         function: takes and returns tensors on one GPU, and may change others in place. It must not wait for the device;
@@ -90,9 +91,8 @@ class EvoTokCudaGraph:
         return graph
 
 
-def run_language_model(model, embeds, mask, position_ids, cache) -> torch.Tensor:
+def run_language_model(language_model, embeds, mask, position_ids, cache) -> torch.Tensor:
     """Runs the language model without its head: (R, t, H) -> last hidden states (R, H)."""
-    language_model = model.model.language_model
     outputs = language_model(
         inputs_embeds=embeds.to(language_model.dtype),
         attention_mask=mask,
@@ -104,7 +104,7 @@ def run_language_model(model, embeds, mask, position_ids, cache) -> torch.Tensor
 
 
 def generate_position(
-    model,
+    modules: EvoTokPositionModules,
     features: torch.Tensor,
     position_ids: torch.Tensor,
     mask: torch.Tensor,
@@ -116,9 +116,9 @@ def generate_position(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generates a position from the one before it: features (R, C), position ids (R, 1), mask (R, S), noise (L, M, K)
     -> codes (R, L), features (R, C)."""
-    embeds = model.model.pixel_projector(features)[:, None]
-    hidden = run_language_model(model, embeds, mask, position_ids, cache)
-    return model.depth_decoder.generate_codes(hidden, codebooks, sampler, depth_cache, noise)
+    embeds = modules.pixel_projector(features)[:, None]
+    hidden = run_language_model(modules.language_model, embeds, mask, position_ids, cache)
+    return modules.depth_decoder.generate_codes(hidden, codebooks, sampler, depth_cache, noise)
 
 
 class EvoTokImageGenerator:
@@ -130,7 +130,7 @@ class EvoTokImageGenerator:
         mask: (R, T) int64.
         sampler: samples the codes.
         cache_implementation: `"static"`, `"dynamic"`, or None for the former where it works.
-        compile_config: compiles `generate_position`.
+        compile_config: compiles the layers and the sampler of `generate_position`, or with `fullgraph` all of it.
         disable_compile: captures no CUDA graph.
 
     Raises:
@@ -148,6 +148,9 @@ class EvoTokImageGenerator:
         disable_compile: bool = False,
     ):
         self.model, self.embeds, self.sampler = model, embeds, sampler
+        self.modules = EvoTokPositionModules(
+            model.model.pixel_projector, model.model.language_model, model.depth_decoder
+        )
         (rows, self.length), self.positions = mask.shape, model.config.vq_config.num_positions
         self.images = rows // 2 if sampler.guided else rows
         self.cache = self._new_cache(cache_implementation, mask.device)
@@ -171,9 +174,13 @@ class EvoTokImageGenerator:
         return self.mask.new_empty(self.images, self.positions, len(self.codebooks))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        hidden = run_language_model(self.model, self.embeds, self.mask[:, : self.length], self.prompt_ids, self.cache)
-        codes, features = self.model.depth_decoder.generate_codes(
-            hidden, self.codebooks, self.sampler, self.depth_cache, self.sampler.fill_noise(self.noise)
+        prompt = self.embeds, self.mask[:, : self.length], self.prompt_ids, self.cache
+        codes, features = self.modules.depth_decoder.generate_codes(
+            run_language_model(self.modules.language_model, *prompt),
+            self.codebooks,
+            self.sampler,
+            self.depth_cache,
+            self.sampler.fill_noise(self.noise),
         )
         yield codes[: self.images]
         for position in range(1, self.positions):
@@ -185,26 +192,22 @@ class EvoTokImageGenerator:
     def _compile(self, compile_config: CompileConfig | None, disable_compile: bool) -> Callable:
         """Returns `generate_position` as a function of what changes between positions, compiled and captured where
         possible."""
-        function = generate_position
-        if compile_config is not None:
-            options = compile_config.to_dict()
-            # CUDA graphs of these modes cannot be captured within ours.
-            options["mode"] = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}.get(
-                options["mode"], options["mode"]
-            )
-            function = torch.compile(function, **options)
+        function, modules = generate_position, self.modules
+        if compile_config is not None and compile_config.fullgraph:
+            function = torch.compile(function, **compile_options(compile_config))
+        elif compile_config is not None:
+            modules = compile_regions(modules, self.cache, self.sampler, compile_options(compile_config))
 
         def generate_next(features, ids, mask, noise):
             fixed = (self.codebooks, self.cache, self.depth_cache, self.sampler)
-            return function(self.model, features, ids, mask, noise, *fixed)
+            return function(modules, features, ids, mask, noise, *fixed)
 
         return EvoTokCudaGraph(generate_next) if self._can_capture() and not disable_compile else generate_next
 
     def _can_capture(self) -> bool:
         """Returns whether all tensors of a position are on one GPU and none of its modules is known to use the host."""
         model, quantizer = self.model, getattr(self.model, "hf_quantizer", None)
-        parts = (model.model.language_model, model.model.pixel_projector, model.depth_decoder)
-        devices = {parameter.device for part in parts for parameter in part.parameters()}
+        devices = {parameter.device for module in self.modules for parameter in module.parameters()}
         return (
             devices == {self.mask.device}
             and self.mask.is_cuda

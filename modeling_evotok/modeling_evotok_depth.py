@@ -64,24 +64,6 @@ class EvoTokDepthDecoderOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class EvoTokDepthCache(NamedTuple):
-    """Cache of keys and values of every layer and level, each (layers, M, heads, L, head_dim), allocated once, with the
-    position embeddings (L, E).
-
-    A level overwrites its own slot and reads no later one, so that the next position needs no reset.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    positions: torch.Tensor
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, level: int) -> tuple[torch.Tensor, ...]:
-        """Stores a level (M, heads, 1, head_dim) and returns all levels so far, (M, heads, level + 1, head_dim)."""
-        self.keys[layer, :, :, level : level + 1] = key
-        self.values[layer, :, :, level : level + 1] = value
-        return self.keys[layer, :, :, : level + 1], self.values[layer, :, :, : level + 1]
-
-
 class EvoTokDepthLinear(nn.Linear):
     """Linear layer that multiplies a few rows in bfloat16 on a CPU as weight times rows, the order of its memory.
 
@@ -98,13 +80,36 @@ class EvoTokDepthLinear(nn.Linear):
         return product.add_(self.bias).unflatten(0, states.shape[:-1])
 
 
+class EvoTokDepthLayerCache(NamedTuple):
+    """Cache of one layer: keys and values of every level, each (M, heads, L, head_dim), and its fused projections.
+
+    A level overwrites its own slot and reads no later one, so that the next position needs no reset.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    projections: EvoTokDepthLinear | None
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores a level (M, heads, 1, head_dim) and returns all levels so far, (M, heads, level + 1, head_dim)."""
+        self.keys[:, :, level : level + 1] = key
+        self.values[:, :, level : level + 1] = value
+        return self.keys[:, :, : level + 1], self.values[:, :, : level + 1]
+
+
+class EvoTokDepthCache(NamedTuple):
+    """Cache of every layer, allocated once, with the position embeddings (L, E)."""
+
+    layers: tuple[EvoTokDepthLayerCache, ...]
+    positions: torch.Tensor
+
+
 class EvoTokDepthAttention(nn.Module):
     """Multi-head causal attention over levels; all projections have a bias."""
 
-    def __init__(self, config: EvoTokDepthDecoderConfig, layer_idx: int):
+    def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
         self.config = config
-        self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
@@ -118,15 +123,17 @@ class EvoTokDepthAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        cache: EvoTokDepthCache | None = None,
+        cache: EvoTokDepthLayerCache | None = None,
         level: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (M, heads, T, head_dim)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if cache is None or cache.projections is None:
+            projected = [projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        else:
+            projected = cache.projections(hidden_states).chunk(3, dim=-1)
+        query, key, value = (states.view(shape).transpose(1, 2) for states in projected)  # (M, heads, T, head_dim)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx, level)
+            key, value = cache.update(key, value, level)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation,  # pyright: ignore[reportArgumentType]  # None is accepted, too
             eager_attention_forward,
@@ -136,6 +143,32 @@ class EvoTokDepthAttention(nn.Module):
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling
         )
         return self.out_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def fuse_projections(self) -> EvoTokDepthLinear | None:
+        """Builds one layer (..., E) -> (..., 3E) of copies of the weights of `q_proj`, `k_proj` and `v_proj`, which is
+        faster for a few rows; None unless all are plain: not replaced, quantized, sharded, offloaded or hooked."""
+        projections, width = (self.q_proj, self.k_proj, self.v_proj), self.config.hidden_size
+        if not all(_is_plain(projection, width) for projection in projections):
+            return None
+        if len({(projection.weight.device, projection.weight.dtype) for projection in projections}) > 1:
+            return None
+        with torch.device("meta"):
+            fused = EvoTokDepthLinear(width, 3 * width)
+        for name in ("weight", "bias"):
+            parts = [getattr(projection, name).detach() for projection in projections]
+            setattr(fused, name, nn.Parameter(torch.cat(parts), requires_grad=False))
+        return fused
+
+
+def _is_plain(linear: nn.Module, width: int) -> bool:
+    """Returns whether a layer computes the product with its weight (width, width) and nothing else."""
+    return (
+        type(linear) is EvoTokDepthLinear
+        and all(type(each) is nn.Parameter and not each.is_meta for each in (linear.weight, linear.bias))
+        and linear.weight.shape == (width, width)
+        and not (linear._forward_hooks or linear._forward_pre_hooks)
+        and "forward" not in vars(linear)  # Accelerate replaces it to load offloaded weights
+    )
 
 
 class EvoTokDepthMLP(nn.Module):
@@ -154,10 +187,10 @@ class EvoTokDepthMLP(nn.Module):
 class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer; dropout after the attention's projection and after the MLP."""
 
-    def __init__(self, config: EvoTokDepthDecoderConfig, layer_idx: int):
+    def __init__(self, config: EvoTokDepthDecoderConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = EvoTokDepthAttention(config, layer_idx)
+        self.self_attn = EvoTokDepthAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = EvoTokDepthMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -166,7 +199,7 @@ class EvoTokDepthDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        cache: EvoTokDepthCache | None = None,
+        cache: EvoTokDepthLayerCache | None = None,
         level: int = 0,
     ) -> torch.Tensor:
         mixed, _ = self.self_attn(self.norm1(hidden_states), attention_mask, cache, level)
@@ -237,7 +270,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
         self.backbone_projection = nn.Linear(config.backbone_hidden_size, config.hidden_size)
         self.code_projection = nn.Linear(config.codebook_dim, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.num_codebooks, config.hidden_size)
-        self.layers = nn.ModuleList(EvoTokDepthDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(EvoTokDepthDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.classifiers = nn.ModuleList(EvoTokCodeClassifier(config) for _ in range(config.num_codebooks))
         self.post_init()
 
@@ -299,17 +332,27 @@ class EvoTokDepthDecoder(PreTrainedModel):
         level_losses = torch.stack(sums) / (codes.shape[0] if num_positions is None else num_positions)
         return EvoTokDepthLoss(level_losses.mean(), level_losses.detach())
 
-    def new_cache(self, batch_size: int, device: torch.device | None = None) -> EvoTokDepthCache:
-        """Allocates a cache for `step`, which serves any number of positions.
+    def new_cache(
+        self, batch_size: int, device: torch.device | None = None, fuse_projections: bool = True
+    ) -> EvoTokDepthCache:
+        """Allocates a cache for `step`, which serves any number of positions, until weights change.
 
-        `device` is used where Accelerate has offloaded the weights, so that they have none of their own.
+        Args:
+            batch_size: M.
+            device: used where Accelerate has offloaded the weights, so that they have none of their own.
+            fuse_projections: copies the weights of queries, keys and values, 3E x E for each layer, where
+                `EvoTokDepthAttention.fuse_projections` can; not worth it for one position.
         """
         config, embeddings = self.config, self.position_embeddings
         device = device if embeddings.weight.is_meta else embeddings.weight.device
         positions = embeddings(torch.arange(config.num_codebooks, device=device))  # (L, E)
         head_dim = config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, batch_size, config.num_attention_heads, config.num_codebooks, head_dim)
-        return EvoTokDepthCache(positions.new_zeros(shape), positions.new_zeros(shape), positions)
+        shape = (batch_size, config.num_attention_heads, config.num_codebooks, head_dim)
+        layers = []
+        for layer in self.layers:
+            fused = layer.self_attn.fuse_projections() if fuse_projections else None
+            layers.append(EvoTokDepthLayerCache(positions.new_zeros(shape), positions.new_zeros(shape), fused))
+        return EvoTokDepthCache(tuple(layers), positions)
 
     @torch.no_grad()
     def step(self, inputs: torch.Tensor, level: int, cache: EvoTokDepthCache) -> torch.Tensor:
@@ -324,8 +367,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
         projection = self.code_projection if level else self.backbone_projection
         state = projection(inputs.to(cache.positions)) + cache.positions[level]
         state = state[:, None]  # (M, 1, E)
-        for layer in self.layers:
-            state = layer(state, None, cache, level)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            state = layer(state, None, layer_cache, level)
         return self.classifiers[level](state[:, 0])
 
     @torch.no_grad()
@@ -349,7 +392,8 @@ class EvoTokDepthDecoder(PreTrainedModel):
         Returns:
             codes (M, L) int64 and the sum of their entries (M, C).
         """
-        cache = self.new_cache(hidden_states.shape[0], hidden_states.device) if cache is None else cache
+        if cache is None:
+            cache = self.new_cache(hidden_states.shape[0], hidden_states.device, fuse_projections=False)
         inputs, codes = hidden_states, []
         for level in range(self.config.num_codebooks):
             logits = self.step(inputs, level, cache)

@@ -32,7 +32,7 @@ Shapes: M images, R = M or, guided, 2M rows [conditional; unconditional], L leve
 import math
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -144,6 +144,15 @@ def _is_neutral(name: str, value: Any) -> bool:
     return value is None or (known and (value is False or (name in _NEUTRAL and value == _NEUTRAL[name])))
 
 
+class EvoTokSampledCodes(NamedTuple):
+    """Codes (R,) int64 of one level, their scores (M, K) after guidance and warping, and whether any was not finite,
+    () bool."""
+
+    codes: torch.Tensor
+    scores: torch.Tensor
+    failed: torch.Tensor
+
+
 @dataclass
 class EvoTokCodeSampler:
     """Sampler of one code per image from the logits of one level.
@@ -224,6 +233,23 @@ class EvoTokCodeSampler:
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Samples codes: logits (R, K) -> (R,) int64, the same code in both rows of an image. Without `noise` (M, K) it
         is generated here."""
+        if noise is None and self.do_sample:
+            images = len(logits) // 2 if self.guided else len(logits)
+            noise = self._fill_level(logits.new_empty(images, logits.shape[-1], dtype=torch.float32))
+        sampled = self.sample(logits, noise)
+        if self.failed is not None:
+            self.failed.logical_or_(sampled.failed)
+        if self.scores is not None:
+            self.scores.append(sampled.scores)
+        return sampled.codes
+
+    def sample(self, logits: torch.Tensor, noise: torch.Tensor | None) -> EvoTokSampledCodes:
+        """Samples codes as a function of tensors alone, which compiles as one graph for all levels and positions.
+
+        Args:
+            logits: (R, K).
+            noise: (M, K) exponential, float32; not read without `do_sample`.
+        """
         conditional = scores = logits.float()
         if self.guided:
             conditional, unconditional = scores.chunk(2)  # (M, K)
@@ -235,16 +261,12 @@ class EvoTokCodeSampler:
             scores = self.warp(scores)
             # As torch.multinomial samples, without its checks, for which the host would wait for the device.
             probabilities = scores.softmax(-1)
-            if noise is None:
-                noise = self._fill_level(torch.empty_like(probabilities))
             codes = (probabilities / noise).argmax(-1)
         else:
             probabilities, codes = scores, scores.argmax(-1)
-        if self.failed is not None:  # a value that is not finite makes the row NaN, or is selected as the largest
-            self.failed.logical_or_(~probabilities.gather(-1, codes[:, None]).isfinite().all())
-        if self.scores is not None:
-            self.scores.append(scores)
-        return codes.repeat(2) if self.guided else codes
+        # A value that is not finite makes the row NaN, or is selected as the largest.
+        failed = ~probabilities.gather(-1, codes[:, None]).isfinite().all()
+        return EvoTokSampledCodes(codes.repeat(2) if self.guided else codes, scores, failed)
 
     def check_scores(self) -> None:
         """Checks the scores of all calls so far, waiting for the device.

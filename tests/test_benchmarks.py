@@ -1,6 +1,7 @@
 """`evotok bench` at tiny sizes: names and keys of the rows, and their checks of equality."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ COMPARISON = FIGURES | {"reference"}
 READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
 STEP = {"seconds", "floor_multiple", "matmul_gflops"}
+COMPILED = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
+COMPILED = COMPILED if shutil.which("g++") else {"note"}
 ROWS = {
     "quantizer": {
         "search": COMPARISON | {"matmul_gflops"},
@@ -25,7 +28,7 @@ ROWS = {
         "residual_vq": set(),
     },
     "depth": {"position": READING},
-    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": set()},
+    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": COMPILED},
     "loss": {"image": LOSS, "text": LOSS},
     "train": {"tokenizer_step": STEP, "gen_step": STEP},
 }

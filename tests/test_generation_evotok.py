@@ -221,13 +221,43 @@ def test_position_is_traced_as_one_graph(fresh_model, tiny_model):
     assert len(graphs) == 1
 
 
+def test_layers_of_a_kind_are_traced_as_one_graph():
+    """One of the language model, one of the depth decoder for each level, one of the sampler."""
+    config = tiny_config({"num_hidden_layers": 3})
+    config.depth_decoder_config.num_hidden_layers = 2
+    model, graphs = build_tiny_model(config), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()  # graphs of other tests count towards the limit of graphs
+    arguments = SAMPLED | SCORES | {"guidance_min_p": 0.1}
+    expected = model.generate(PROMPT, **arguments, generator=seeded())
+    config = CompileConfig(dynamic=False, backend=backend, mode=None)
+    for _ in range(2):  # the second image has new caches of the same shapes
+        output = model.generate(PROMPT, **arguments, generator=seeded(), compile_config=config)
+        assert torch.equal(output.codes, expected.codes)
+        torch.testing.assert_close(output.scores, expected.scores)
+    assert len(graphs) == 1 + 2 + 1
+    assert all("forward" not in vars(module) for module in model.modules()), "the model itself is not changed"
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
-def test_compiled_position_equals_eager():
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["regions", "whole"])
+def test_compiled_position_equals_eager(fullgraph):
     config = tiny_config({"num_hidden_layers": 1})
     config.depth_decoder_config.num_hidden_layers = 1
     model = build_tiny_model(config)
     expected = model.generate(PROMPT, **GREEDY)
-    assert torch.equal(model.generate(PROMPT, **GREEDY, compile_config=CompileConfig(fullgraph=True)), expected)
+    compiled = model.generate(PROMPT, **GREEDY, compile_config=CompileConfig(fullgraph=fullgraph))
+    assert torch.equal(compiled, expected)
+
+
+def test_regions_need_the_layers_of_the_language_model(fresh_model):
+    del fresh_model.model.language_model.layers[0]
+    with pytest.raises(ValueError, match=r"1 `layers` and its cache 2.*fullgraph=True"):
+        fresh_model.generate(PROMPT, **GREEDY, compile_config=CompileConfig())
 
 
 @needs_gpu

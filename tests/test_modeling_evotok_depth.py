@@ -56,6 +56,57 @@ def test_step_equals_the_teacher_forced_logits(batch, attention, dtype, toleranc
             inputs = embeddings[:, : level + 1].sum(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_projections_equal_the_separate(batch, dtype):
+    hidden, codebooks, _, _ = batch
+    model, tolerance = tiny_depth_decoder().to(dtype), 8 * torch.finfo(dtype).eps
+    names = set(model.state_dict())
+
+    def logits(cache) -> torch.Tensor:
+        levels = []
+        model.generate_codes(hidden, codebooks, lambda row: levels.append(row) or row.argmax(-1), cache)
+        return torch.stack(levels)
+
+    for _ in range(2):
+        fused = model.new_cache(POSITIONS)
+        separate = model.new_cache(POSITIONS, fuse_projections=False)
+        assert all(layer.projections is not None for layer in fused.layers)
+        assert all(layer.projections is None for layer in separate.layers)
+        torch.testing.assert_close(logits(fused), logits(separate), atol=tolerance, rtol=tolerance)
+        before = logits(separate)
+        with torch.no_grad():  # a step of training, after which a new cache has the new weights
+            model.layers[0].self_attn.k_proj.weight.normal_()
+            model.layers[1].self_attn.v_proj.bias.normal_()
+        assert not torch.equal(logits(separate), before)
+    assert set(model.state_dict()) == names
+
+
+def quantize(attention) -> None:
+    attention.k_proj.weight = torch.nn.Parameter(attention.k_proj.weight.to(torch.int8), requires_grad=False)
+
+
+def adapt(attention) -> None:
+    attention.v_proj = torch.nn.Sequential(attention.v_proj)
+
+
+SEPARATE = {
+    "adapter": adapt,
+    "quantized": quantize,
+    "hook": lambda attention: attention.q_proj.register_forward_pre_hook(lambda *_: None),
+    "offloaded": lambda attention: attention.q_proj.to("meta"),
+    "replaced forward": lambda attention: setattr(attention.q_proj, "forward", attention.q_proj.forward),
+    "sharded": lambda attention: setattr(attention.q_proj.weight, "data", torch.empty(0)),
+}
+
+
+@pytest.mark.parametrize("change", SEPARATE.values(), ids=SEPARATE)
+def test_only_plain_projections_are_fused(change):
+    model = tiny_depth_decoder()
+    change(model.layers[0].self_attn)
+    first, second = model.new_cache(POSITIONS).layers
+    assert first.projections is None and second.projections is not None
+
+
 def test_forward_is_causal_over_levels(batch):
     hidden, _, _, embeddings = batch
     model = tiny_depth_decoder()

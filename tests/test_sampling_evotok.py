@@ -131,6 +131,26 @@ def test_guided_sampler_assigns_both_rows_one_code():
     assert torch.equal(greedy[:4], (logits[4:] + 2 * (logits[:4] - logits[4:])).argmax(-1))
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_sampling_is_one_graph_for_all_levels(do_sample):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    sampler = EvoTokCodeSampler(guidance_scale=3.0, guidance_min_p=0.1, do_sample=do_sample, top_k=10, temperature=0.8)
+    compiled = torch.compile(sampler.sample, fullgraph=True, backend=backend)
+    for seed in range(4):
+        logits = 3 * torch.randn(8, 50, generator=seeded(seed))
+        logits[0, 7] = float("nan") if seed == 3 else 0.0
+        noise = torch.empty(4, 50).exponential_(generator=seeded(seed))
+        sampled, expected = compiled(logits, noise), sampler.sample(logits, noise)
+        assert torch.equal(sampled.codes, expected.codes) and bool(sampled.failed) == (seed == 3)
+        torch.testing.assert_close(sampled.scores, expected.scores, rtol=0, atol=0, equal_nan=True)
+    assert len(graphs) == 1
+
+
 def test_generators_per_image_make_rows_independent():
     logits = 3 * torch.randn(4, 50, generator=seeded())
     alone = [EvoTokCodeSampler(guidance_scale=1, generator=seeded(seed))(logits[seed, None]) for seed in range(4)]

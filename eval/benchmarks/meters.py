@@ -51,14 +51,15 @@ def best_seconds(*functions: Callable[[], Any], setting: Setting) -> list[float]
     """Measures the least wall time of each function after a warm-up; they alternate, so that other load affects all."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
-        _timed(function, setting.device)
+        timed(function, setting.device)
     for _ in range(setting.repeats):
         for function, seconds in zip(functions, times, strict=True):
-            seconds.append(_timed(function, setting.device))
+            seconds.append(timed(function, setting.device))
     return [min(seconds) for seconds in times]
 
 
-def _timed(function: Callable[[], Any], device: str) -> float:
+def timed(function: Callable[[], Any], device: str) -> float:
+    """Measures the wall time of one run in seconds, until the device is done."""
     _wait(device)
     start = time.perf_counter()
     function()
