@@ -16,13 +16,15 @@ EXAMPLES = """  evotok bench quantizer --threads 2
   evotok bench loss --size tiny
   evotok bench serve --repeats 1        # with vLLM where it is installed"""
 BENCHMARKS = {  # name -> module
-    "quantizer": "quantizer",
-    "depth": "depth",
-    "generate": "generation",
-    "loss": "losses",
-    "serve": "serving",
-    "train": "training",
+    "quantizer": "eval.benchmarks.quantizer",
+    "depth": "eval.benchmarks.depth",
+    "generate": "eval.benchmarks.generation",
+    "loss": "eval.benchmarks.losses",
+    "serve": "eval.benchmarks.serving",
+    "train": "training.throughput.benchmark",
 }
+PAPER = ("generate", "train")
+"""Benchmarks with the paper's sizes."""
 
 
 def run(
@@ -40,7 +42,9 @@ def run(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to run")] = "cpu",
     size: Annotated[
         Literal["full", "tiny", "paper"],
-        typer.Option(help="tiny: a quick trial; paper: generate with the 7B model's shapes, on a GPU of 40 GB"),
+        typer.Option(
+            help="tiny: a quick trial; paper: the 7B model's shapes, to generate on a GPU of 40 GB, to train of 80 GB"
+        ),
     ] = "full",
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="the best of N runs counts")] = 5,
     as_json: Json = False,
@@ -48,7 +52,7 @@ def run(
     """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
         raise ValueError(f"{file}: the rows are written to a file as JSON only: add --json.")
-    if size == "paper" and benchmark != "generate":
+    if size == "paper" and benchmark not in PAPER:
         raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
     import torch
@@ -60,7 +64,7 @@ def run(
         raise ValueError("--device cuda: torch finds no such device, use cpu.")
     if threads is not None:
         torch.set_num_threads(threads)
-    module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[benchmark]}")
+    module = importlib.import_module(f"evotok.{BENCHMARKS[benchmark]}")
     setting = Setting(device, getattr(torch, dtype), size, repeats)
     if sys.stderr.isatty():  # one line: a progress bar would be measured as well
         print(f"measuring {benchmark}, {repeats} times ...", file=sys.stderr)
