@@ -53,6 +53,11 @@ def test_a_row_that_fails_leaves_the_others(monkeypatch):
     assert second == {"name": "tokenizer_compiled"}
 
 
+def test_unknown_rows_are_refused():
+    with pytest.raises(ValueError, match="paint: no row of the size tiny: give some of tokenizer, "):
+        next(benchmark.run(TINY, ["paint"]))
+
+
 def test_mean_shape_leaves_out_padding():
     def batch(tokens, targets, generated):
         return benchmark._Batch(

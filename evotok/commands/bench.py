@@ -46,7 +46,9 @@ def run(
             help="tiny: a quick trial; paper: the 7B model's shapes, to generate on a GPU of 40 GB, to train of 80 GB"
         ),
     ] = "full",
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="the best of N runs counts")] = 5,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="the best of N runs counts, of train the median of N steps")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory against a plain reference and the limits of the machine."""

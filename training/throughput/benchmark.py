@@ -85,8 +85,13 @@ def run(setting: Setting, names: Collection[str] = ()) -> Iterator[Row]:
 
     Args:
         names: rows to measure; all of the size when empty.
+
+    Raises:
+        ValueError: a name that is no row of the size.
     """
-    shapes = materials.SHAPES[setting.size]
+    shapes, known = materials.SHAPES[setting.size], [case.name for case in CASES[setting.size]]
+    if unknown := set(names) - set(known):
+        raise ValueError(f"{min(unknown)}: no row of the size {setting.size}: give some of {', '.join(known)}.")
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         materials.write_images(workspace / "images", shapes)
@@ -126,6 +131,7 @@ def _row(case: Case, workspace: Path, processor: EvoTokProcessor, setting: Setti
     peak = peak_extra_mib(train, setting.device)
     if peak is None:  # not measured on this system, and not run
         train()
+    torch.compiler.reset()  # graphs keep the model
     gc.collect()
     if setting.device == "cuda":
         torch.cuda.empty_cache()

@@ -56,8 +56,8 @@ _PAPER = (
     Case("tokenizer", "paper/tokenizer.yaml", (32, 64), "images", _TOKENIZER),
     Case("tokenizer_compiled", "paper/tokenizer.yaml", (32, 64), "images", (*_TOKENIZER, _COMPILED)),
     Case("pretrain_checkpointing", "paper/pretrain.yaml", (16, 32), "conversations", _CHECKPOINTED),
-    Case("sft_lora", _SFT, (4, 16), "conversations", _SAVED),
-    Case("sft_lora_compiled", _SFT, (4, 16), "conversations", (*_SAVED, _COMPILED)),
+    Case("sft_lora", _SFT, (8, 16), "conversations", _SAVED),
+    Case("sft_lora_compiled", _SFT, (8, 16), "conversations", (*_SAVED, _COMPILED)),
     Case("sft_lora_checkpointing", _SFT, (16, 32), "conversations", _CHECKPOINTED),
     Case("gen_lora", _GEN, (2, 16), "images", _SAVED),
     Case("gen_lora_codes", _GEN, (2, 16), "codes", _SAVED),
@@ -151,12 +151,8 @@ def codes_folder(case: Case, workspace: Path) -> Path:
 
 def missing(case: Case, setting: Setting, workspace: Path) -> str | None:
     """Returns what this machine lacks for a row, or None."""
-    if (
-        setting.size != "tiny"
-        and setting.device == "cpu"
-        and _COMPILED in case.overrides
-        and shutil.which("g++") is None
-    ):
+    needs_compiler = _COMPILED in case.overrides and setting.size != "tiny" and setting.device == "cpu"
+    if needs_compiler and shutil.which("g++") is None:
         return "torch.compile needs g++ for code on CPUs"
     if case.overrides != _OFFLOADED:
         return None
