@@ -12,13 +12,14 @@ from evotok.cli import main
 from evotok.commands.bench import BENCHMARKS
 from evotok.eval.benchmarks import depth, generation, meters, quantizer, serving
 from evotok.eval.benchmarks.meters import Setting
+from evotok.training.throughput.cases import CASES
 
 
 FIGURES = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_multiple", "peak_extra_mib", "equal"}
 COMPARISON = FIGURES | {"reference"}
 READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
-STEP = {"seconds", "floor_multiple", "matmul_gflops"}
+STEP = {"seconds", "data_seconds", "tokens_per_second", "images_per_second", "mfu", "peak_extra_mib", "planned_mib"}
 COMPILED = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
 COMPILED = COMPILED if shutil.which("g++") else {"note"}
 ROWS = {
@@ -30,7 +31,7 @@ ROWS = {
     "depth": {"position": READING},
     "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": COMPILED},
     "loss": {"image": LOSS, "text": LOSS},
-    "train": {"tokenizer_step": STEP, "gen_step": STEP},
+    "train": dict.fromkeys((case.name for case in CASES["tiny"]), STEP) | {"sft_offload_checkpointing": {"note"}},
 }
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 
@@ -38,7 +39,7 @@ TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 @pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "serve"])
 def test_rows_are_printed_as_text_and_written_as_json(benchmark, tmp_path, capsys):
     path = tmp_path / "new" / "rows.json"
-    dtype = "float32" if benchmark in ("generate", "depth") else "bfloat16"
+    dtype = "float32" if benchmark in ("generate", "depth", "train") else "bfloat16"
     words = f"{benchmark} --size tiny --repeats 1 --threads 1 --dtype {dtype} --json {path}"
     assert main(["bench", *words.split()]) == 0
     printed, rows = capsys.readouterr().out, json.loads(path.read_text())

@@ -82,6 +82,39 @@ def test_trained_adapters_load_and_merge_to_the_same_model(base, batch, tmp_path
         torch.testing.assert_close(outputs(merged, batch), found, atol=1e-4, rtol=1e-4)
 
 
+def test_rounded_frozen_matrices_train_the_same_adapters_and_generate_samples(base, tmp_path, monkeypatch):
+    from evotok.training.multimodal import lora
+
+    found = {}
+    for name in ("plain", "rounded"):
+        if name == "plain":
+            monkeypatch.setattr(lora, "round_frozen_matrices", lambda model: None)
+        recipe = tmp_path / f"{name}.yaml"
+        sections = {"model": {"checkpoint": str(base)}, "lora": {"r": 4}}
+        sections["data"] = {"mixture": MIXTURES["gen"], "sample_prompts": ["a red heart"]}
+        training = TRAINING | {"max_steps": 2, "save_steps": 2, "learning_rate": 0.05, "bf16": True}
+        training["output_dir"] = str(tmp_path / name)
+        recipe.write_text(yaml.safe_dump({"stage": "gen", "training": training} | sections))
+        assert main([str(recipe)]) == 0
+        monkeypatch.undo()
+        assert (tmp_path / name / "samples" / "step-0000002.png").is_file()
+        found[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+    assert found["plain"].keys() == found["rounded"].keys()
+    assert all(torch.equal(tensor, found["rounded"][name]) for name, tensor in found["plain"].items())
+
+
+def test_frozen_matrices_are_those_of_the_language_model_below_the_adapters(base):
+    from evotok.training.multimodal.lora import add_adapters, round_frozen_matrices
+
+    model = EvoTokForConditionalGeneration.from_pretrained(base)
+    adapted = add_adapters(model.requires_grad_(False), {"r": 4}, ["pixel_projector", "language_model"])
+    round_frozen_matrices(adapted)
+    half = {name for name, p in adapted.named_parameters() if p.dtype == torch.bfloat16}
+    assert half and all("language_model" in name and "base_layer" in name for name in half)
+    # 7 matrices in each of 2 layers, and the biases of q, k and v.
+    assert sum(name.endswith("weight") for name in half) == 14 and len(half) == 20
+
+
 @pytest.fixture(scope="module")
 def sft(base, tmp_path_factory):
     """Returns adapters that a second stage starts from."""

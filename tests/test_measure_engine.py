@@ -24,7 +24,7 @@ def read(path):
 def test_plan_has_benchmarks_of_the_command_with_their_sizes():
     assert len({(work.benchmark, work.size) for work in PLAN}) == len(PLAN)
     for work in PLAN:
-        module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[work.benchmark]}")
+        module = importlib.import_module(f"evotok.{BENCHMARKS[work.benchmark]}")
         assert work.size in module.SIZES and work.repeats > 1 and work.share > 0
 
 

@@ -116,6 +116,24 @@ def test_plan_of_the_paper_equals_hand_computed_values():
     assert found.days(32) < found.days(16)
 
 
+def test_plan_of_adapters_without_an_engine_counts_rounded_matrices_once():
+    words = ["training.deepspeed=null", "training.gradient_checkpointing=true"]
+    found = plan("paper/low-memory/gen.yaml", *words)
+    # 28 layers of Qwen2.5: q, k, v with biases, o, gate, up and down.
+    layer = 3584 * (3584 + 512 + 512) + 3584 + 2 * 512 + 3584 * 3584 + 3 * 3584 * 18944
+    assert found.model.rounded == 28 * layer
+    others = found.parameters - 28 * layer
+    assert found.memory[True, None].weights == pytest.approx(2 * 28 * layer + 6 * others)
+
+
+def test_plan_of_the_image_tokenizer_equals_hand_computed_values():
+    found = plan("paper/tokenizer.yaml", gpus=1).model
+    encoder = 2 * 256 * 290e6 + 23 * 4 * 256**2 * 1024
+    search = 2 * 256 * 32768 * 32 * 16
+    decoders = found.flops_a_row - search - 4 * encoder  # encoder and its gradients, and the teacher
+    assert 0.5e12 < decoders < 0.8e12
+
+
 def test_plan_of_preferences_counts_two_answers_and_the_reference():
     batch = "training.per_device_train_batch_size=4"
     sft, dpo = (plan(f"paper/{name}.yaml", batch, gpus=16) for name in ("sft", "dpo"))

@@ -85,6 +85,7 @@ FOLDERS = {  # in the order of reading
     "training/tokenizer": "the stage of the image tokenizer: losses, discriminator, EMA, trainer",
     "training/multimodal": "the stages of the multimodal model: trainer, LoRA, preferences",
     "training/resuming": "checkpoints of a training: manifest, lock, changes of the recipe",
+    "training/throughput": "the benchmark of training, `evotok bench train`",
     "training/ablations": "the suite `ablations`, which trains other arrangements of the tokenizer",
     "training/planning": "estimates of memory, time and data for a recipe",
     "eval": "metrics as pure functions, and code that suites share",

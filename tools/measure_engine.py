@@ -41,7 +41,7 @@ PLAN = (
     Work("quantizer", "full", 5, 60),
     Work("depth", "full", 5, 40),
     Work("generate", "paper", 2, 190),
-    Work("train", "full", 5, 230),
+    Work("train", "paper", 5, 230),
     Work("loss", "full", 3, 30),
 )
 

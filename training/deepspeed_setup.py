@@ -65,11 +65,17 @@ def start_process_group() -> None:
 
     # Otherwise every process tries the compiler on all operators of DeepSpeed, of which training builds none.
     ops.__compatible_ops__ = {}
+    name_single_process()
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+
+
+def name_single_process() -> None:
+    """Sets what DeepSpeed reads of a process group in the environment, for one process without torchrun; what is set
+    already stays."""
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    PartialState(backend="gloo")
 
 
 @contextlib.contextmanager

@@ -43,9 +43,6 @@ _ANYWHERE = {
     "label_smoothing_factor": "the losses are plain cross-entropies",
     "use_liger_kernel": "Liger has no kernels for this model",
     "liger_kernel_config": "Liger has no kernels for this model",
-    "torch_compile": "batches change their shape from step to step",
-    "torch_compile_backend": "batches change their shape from step to step",
-    "torch_compile_mode": "batches change their shape from step to step",
     "fsdp": "give training.deepspeed, which shards, too",
     "fsdp_config": "give training.deepspeed, which shards, too",
     "parallelism_config": "give training.deepspeed, which shards, too",
@@ -99,6 +96,9 @@ _STREAM = {
 _MUON = dict.fromkeys(("optim", "optim_args", "optim_target_modules"), "optimizer.name muon selects the optimizer")
 _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 
+COMPILE_FIELDS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Fields of `TrainingArguments` that are read by `training/compilation.py` in place of the Trainer."""
+
 # PEFT takes most names of modules for regular expressions. These match in linear time.
 _MODULE_NAME = re.compile(r"[\w.]{1,500}")
 _MODULE_PATTERN = re.compile(r"(?:\.\*|\\\.|\w|\((?:\w+\|)*\w+\))+")
@@ -143,6 +143,16 @@ def check_options(recipe: Any, where: str) -> None:
             raise ValueError(f"{where}: training.{name} has no effect: {reason}. Remove it.")
     if "max_steps" in given:
         check_max_steps(recipe, given["max_steps"], where)
+    if given.get("deepspeed") and is_compiled(given):
+        raise ValueError(
+            f"{where}: training.torch_compile: not under DeepSpeed, which changes the modules that would be compiled: "
+            "leave one of them out."
+        )
+
+
+def is_compiled(training: Mapping[str, Any]) -> bool:
+    """Returns whether a section `training` asks for compiled blocks; a backend or a mode does so as well."""
+    return any(training.get(name) for name in COMPILE_FIELDS)
 
 
 def _ignored_fields(recipe: Any) -> Iterator[tuple[str, str]]:

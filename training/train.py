@@ -21,7 +21,7 @@ from ..data.atomic_files import sync_files
 from ..data.errors import one_line
 from .checkpoint_configs import check_checkpoint
 from .deepspeed_setup import check_engine, prepare_engine, start_process_group
-from .recipe_checks import check_data, check_max_steps
+from .recipe_checks import COMPILE_FIELDS, check_data, check_max_steps
 from .recipes import Recipe, read_recipe
 from .resuming.checkpoints import find_resumable_checkpoint, move_aside
 from .resuming.recipe_changes import compare_recipe
@@ -38,7 +38,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         ValueError: values that TrainingArguments or the stage refuse.
     """
-    fields, on_cpu = dict(recipe.training), not torch.accelerator.is_available()
+    fields = {name: value for name, value in recipe.training.items() if name not in COMPILE_FIELDS}
+    on_cpu = not torch.accelerator.is_available()
     if fields.get("deepspeed") and on_cpu:
         start_process_group()
     if on_cpu:

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..data.mixture import MixtureStream
 from ..data.stream_loader import ResumableLoader
 from .callbacks import ThroughputBar, time_limit_callbacks
+from .compilation import compile_blocks
 from .deepspeed_setup import restore_param_groups
 from .optimizers import group_settings, keep_settings, optimizer_choice
 from .recipes import Recipe
@@ -52,6 +53,7 @@ class EvoTokTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.recipe = recipe
         if recipe is not None:
+            compile_blocks(self.model, recipe.training)
             self.optimizer_cls_and_kwargs = optimizer_choice(recipe.optimizer, self.args)
         self._terms: dict[str, list[tuple[int, torch.Tensor]]] = {}
         self._groups: list[dict[str, Any]] = []

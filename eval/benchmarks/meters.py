@@ -132,7 +132,7 @@ def resident_bytes(peak: bool = False) -> int:
 
 def peak_flops(dtype: torch.dtype, setting: Setting) -> float:
     """Measures the floating-point operations a second of a large square matmul."""
-    side = 256 if setting.size == "tiny" else 2048
+    side = 256 if setting.size == "tiny" else 8192 if setting.device == "cuda" else 2048
     left, right = (torch.randn(side, side, device=setting.device).to(dtype) for _ in range(2))
     [seconds] = best_seconds(lambda: left @ right, setting=setting)
     return 2 * side**3 / seconds

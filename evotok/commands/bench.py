@@ -16,12 +16,12 @@ EXAMPLES = """  evotok bench quantizer --threads 2
   evotok bench loss --size tiny
   evotok bench serve --repeats 1        # with vLLM where it is installed"""
 BENCHMARKS = {  # name -> module
-    "quantizer": "quantizer",
-    "depth": "depth",
-    "generate": "generation",
-    "loss": "losses",
-    "serve": "serving",
-    "train": "training",
+    "quantizer": "eval.benchmarks.quantizer",
+    "depth": "eval.benchmarks.depth",
+    "generate": "eval.benchmarks.generation",
+    "loss": "eval.benchmarks.losses",
+    "serve": "eval.benchmarks.serving",
+    "train": "training.throughput.benchmark",
 }
 
 
@@ -40,9 +40,13 @@ def run(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to run")] = "cpu",
     size: Annotated[
         Literal["full", "tiny", "paper"],
-        typer.Option(help="tiny: a quick trial; paper: generate with the 7B model's shapes, on a GPU of 40 GB"),
+        typer.Option(
+            help="tiny: a quick trial; paper: the 7B model's shapes, to generate on a GPU of 40 GB, to train of 80 GB"
+        ),
     ] = "full",
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="the best of N runs counts")] = 5,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="the best of N runs counts, of train the median of N steps")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure time and memory against a plain reference and the limits of the machine."""
@@ -59,7 +63,7 @@ def run(
         raise ValueError("--device cuda: torch finds no such device, use cpu.")
     if threads is not None:
         torch.set_num_threads(threads)
-    module = importlib.import_module(f"evotok.eval.benchmarks.{BENCHMARKS[benchmark]}")
+    module = importlib.import_module(f"evotok.{BENCHMARKS[benchmark]}")
     if size not in module.SIZES:
         raise ValueError(f"--size {size}: {benchmark} takes {' or '.join(module.SIZES)}.")
     setting = Setting(device, getattr(torch, dtype), size, repeats)

@@ -5,7 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import safe_open
+from torch import nn
 
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ..checkpoint_configs import anything, is_bool, number, read_config
@@ -51,6 +53,27 @@ def adapter_config(lora: dict[str, Any], parts: list[str]) -> LoraConfig:
 def add_adapters(model: EvoTokForConditionalGeneration, lora: dict[str, Any], parts: list[str]) -> PeftModel:
     """Adds the adapters of [`adapter_config`] to a model."""
     return get_peft_model(model, adapter_config(lora, parts))
+
+
+def frozen_matrices(model: nn.Module) -> list[nn.Linear]:
+    """Returns the frozen linear layers of the language model, those that adapters are added to."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if "language_model" in name.split(".")
+        and isinstance(module, nn.Linear)
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    ]
+
+
+def round_frozen_matrices(model: nn.Module) -> None:
+    """Stores the frozen matrices of the language model in bfloat16.
+
+    Autocast would round them to the same values in every step, and keep both. Neither adapters nor the weights they are
+    merged into change by it.
+    """
+    for module in frozen_matrices(model):
+        module.to(torch.bfloat16)
 
 
 def _check_config(folder: Path) -> LoraConfig:

@@ -152,13 +152,22 @@ def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> MultimodalTra
     """Builds the trainer of pretrain, sft, gen and unified."""
     with unsharded_weights(arguments):
         model, processor = build_multimodal(recipe)
+    return assemble_trainer(recipe, arguments, model, processor)
+
+
+def assemble_trainer(
+    recipe: Recipe, arguments: TrainingArguments, model: EvoTokForConditionalGeneration, processor: EvoTokProcessor
+) -> MultimodalTrainer:
+    """Builds the trainer around a model, which is frozen or extended by adapters as the recipe states."""
     prepare_model(model, recipe)
     collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
     data = build_dataset(recipe, arguments, collator, model.model.vq_model)
     if recipe.lora:
-        from .lora import add_adapters
+        from .lora import add_adapters, round_frozen_matrices
 
         model = add_adapters(model, recipe.lora, trainable_parts(recipe))
+        if arguments.bf16 and not arguments.deepspeed:  # which rounds everything itself
+            round_frozen_matrices(model)
     return MultimodalTrainer(
         model=model,
         args=arguments,

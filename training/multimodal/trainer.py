@@ -156,7 +156,12 @@ class MultimodalTrainer(EvoTokTrainer):
 
     def _save_samples(self, path: Path) -> None:
         model, prompts = self._inner(self.model), self.sample_prompts
-        images = generate_images(model, self.processing_class, prompts, batch_size=len(prompts), seed=self.args.seed)
+        # Matrices that are rounded to half precision (LoRA) work under autocast only.
+        rounded = any(p.dtype == torch.bfloat16 for p in model.model.language_model.parameters())
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=rounded, cache_enabled=False):
+            images = generate_images(
+                model, self.processing_class, prompts, batch_size=len(prompts), seed=self.args.seed
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = [Cell(image, [Line(prompt)]) for image, prompt in zip(images, prompts, strict=True)]
         draw_sheet(cells, columns=4, title=f"Step {self.state.global_step:,}").save(path)

@@ -28,6 +28,7 @@ from .profile import (
     profile_step,
     run_multimodal,
     run_tokenizer,
+    search_flops,
 )
 
 
@@ -58,6 +59,8 @@ class ModelPlan(NamedTuple):
     """Stages of ZeRO that can train the model, None for none."""
     autocast: bool = False
     """Whether weights stay in fp32 under DeepSpeed."""
+    rounded: int = 0
+    """Parameters that are kept in half precision without an engine, beside adapters."""
     warning: str | None = None
     """What would prevent learning."""
 
@@ -118,6 +121,8 @@ class Plan:
         sharding = self._sharding(gpus, stage)
         memory = estimate(sharding, self.model.profiles[checkpointing])
         outside = 4.0 * self._outside(stage)
+        if stage is None:  # they are neither in fp32 nor copied
+            outside -= 4.0 * self.model.rounded
         if STAGES[self.recipe.stage].compares_answers and not self.recipe.lora:  # the reference, which shares it
             tokenizer, _ = self.model.parts[_TOKENIZER]
             width = 4 if stage is None else sharding.width
@@ -151,11 +156,19 @@ class Plan:
         return self.steps * self.gpus / gpus * max(self.seconds_a_step(gpus, self.stage)) / 86400
 
 
-def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu, mfu: float) -> Plan:
+def make_plan(
+    path: str | Path,
+    overrides: list[str],
+    gpus: int | None,
+    gpu: Gpu,
+    mfu: float,
+    measured: BatchShape | None = None,
+) -> Plan:
     """Plans a recipe.
 
     Args:
         gpus: number of GPUs; that of the recipe when None.
+        measured: as in [`plan_multimodal`], of a multimodal stage.
 
     Raises:
         ValueError: as [`read_recipe`]; a stage that is not planned; a checkpoint to start from that is neither there
@@ -173,7 +186,7 @@ def make_plan(path: str | Path, overrides: list[str], gpus: int | None, gpu: Gpu
     batch = training.get("per_device_train_batch_size", 8)
     return Plan(
         recipe,
-        stage.load("plan")(recipe, Path(path), batch, gpus),
+        stage.load("plan")(recipe, Path(path), batch, gpus, **({} if measured is None else {"measured": measured})),
         gpu,
         gpus,
         mfu,
@@ -219,7 +232,11 @@ def plan_tokenizer(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelPl
     return ModelPlan(
         parts={name: _count(model.get_submodule(part)) for name, part in _TOKENIZER_PARTS.items()},
         profiles={on: profile_step(model, lambda _: run_tokenizer(model, batch), on) for on in (False, True)},
-        flops_a_row=count_flops(model, lambda _: run_tokenizer(model, 1)) + encoding_flops(model) * (1 + teacher),
+        flops_a_row=(
+            count_flops(model, lambda _: run_tokenizer(model, 1))
+            + search_flops(model.config)
+            + teacher * encoding_flops(model, with_search=False)
+        ),
         tokens_a_row=model.config.num_positions,
         hidden_size=model.config.hidden_size,
         vq_config=model.config,
@@ -229,15 +246,16 @@ def plan_tokenizer(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelPl
     )
 
 
-def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelPlan:
+def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int, measured: BatchShape | None = None) -> ModelPlan:
     """Plans a multimodal stage.
 
     Args:
         path: of the recipe, beside which the recipes of other stages are.
         batch: rows of one GPU in a forward pass.
         gpus: not used: a row's plan does not depend on their number.
+        measured: a batch whose operations and tokens are counted, in place of average rows of each task.
     """
-    config = find_config(recipe, path)
+    config, rounded = find_config(recipe, path), 0
     with torch.device("meta"):
         model = inner = EvoTokForConditionalGeneration(config)
         freeze_all_but(inner, trainable_parts(recipe))
@@ -245,9 +263,11 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
             name.replace("_", " "): inner.get_submodule(part) for name, part in PARTS.items()
         }
         if recipe.lora:
-            from ..multimodal.lora import add_adapters
+            from ..multimodal.lora import add_adapters, frozen_matrices
 
             model = add_adapters(inner, recipe.lora, trainable_parts(recipe))
+            if recipe.training.get("bf16") and not STAGES[recipe.stage].compares_answers:
+                rounded = sum(p.numel() for module in frozen_matrices(model) for p in module.parameters())
     parts = _count_parts(model, counted, bool(recipe.lora))
     if _is_half(recipe):
         model.to(torch.bfloat16)
@@ -259,17 +279,15 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     positions, shares = config.vq_config.num_positions, task_shares(recipe)
     answers = 2 if STAGES[recipe.stage].compares_answers else 1  # of a row
     flops_a_row = tokens_a_row = 0.0
-    for task, share in shares.items():
-        text, labels = TEXT_TOKENS[task]
-        rows = BatchShape(1, positions + text, labels, int(task == "understanding"), int(task == "generation"))
+    shapes = [(share, _average_row(task, positions)) for task, share in shares.items()]
+    encoding = 0.0 if _from_codes(recipe) else encoding_flops(vq_model.float())
+    for share, rows in shapes if measured is None else [(1 / measured.batch, measured)]:
         flops = count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows))
         if answers == 2:  # the reference evaluates both answers, too
             flops += count_flops(model, lambda _, rows=rows: run_multimodal(inner, rows), backward=False)
         flops_a_row += share * answers * flops
-        tokens_a_row += share * answers * rows.length
-    if not _from_codes(recipe):
-        vq_model.float()
-        flops_a_row += answers * encoding_flops(vq_model)
+        tokens_a_row += share * answers * rows.batch * rows.length
+        flops_a_row += share * answers * (rows.input_images + rows.generated_images) * encoding
 
     # Memory is for the largest batch: every row of the maximum length, all its text as targets. It is an upper bound
     # for preferences, since TRL computes the scores by tiles of the vocabulary.
@@ -283,7 +301,14 @@ def plan_multimodal(recipe: Recipe, path: Path, batch: int, gpus: int) -> ModelP
     for on in (False, True):
         peaks = [profile_step(model, lambda _, rows=rows: run_multimodal(inner, rows), on) for rows in largest]
         profiles[on] = Profile(max(peak.released for peak in peaks), max(peak.held for peak in peaks))
-    return ModelPlan(parts, profiles, flops_a_row, tokens_a_row, config.text_config.hidden_size, config.vq_config)
+    width = config.text_config.hidden_size
+    return ModelPlan(parts, profiles, flops_a_row, tokens_a_row, width, config.vq_config, rounded=rounded)
+
+
+def _average_row(task: str, positions: int) -> BatchShape:
+    """Returns one row of average length of a task, `understanding` or `generation`."""
+    text, labels = TEXT_TOKENS[task]
+    return BatchShape(1, positions + text, labels, int(task == "understanding"), int(task == "generation"))
 
 
 def _count_parts(model: nn.Module, counted: dict[str, nn.Module], lora: bool) -> dict[str, tuple[int, int]]:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 
+from ...modeling_evotok.configuration_evotok import EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 
@@ -191,14 +192,18 @@ def run_tokenizer(model: EvoTokVQModel, batch: int) -> torch.Tensor:
     return pixels.square().mean() + semantics.square().mean()
 
 
-def encoding_flops(model: EvoTokVQModel) -> float:
-    """Counts the operations that encode one image to codes."""
+def encoding_flops(model: EvoTokVQModel, with_search: bool = True) -> float:
+    """Counts the operations that encode one image to codes, or without the search to features."""
     config = model.config
     _Fused.flops = 0
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model._encode_features(_meta(1, 3, config.image_size, config.image_size))
-    search = 2 * config.num_positions * config.codebook_size * config.codebook_dim * config.num_codebooks
-    return float(counter.get_total_flops() + _Fused.flops + search)
+    return float(counter.get_total_flops() + _Fused.flops + (search_flops(config) if with_search else 0))
+
+
+def search_flops(config: EvoTokVQConfig) -> float:
+    """Returns the operations that find the codes of one image among the entries of all levels."""
+    return 2.0 * config.num_positions * config.codebook_size * config.codebook_dim * config.num_codebooks
 
 
 def _meta(*shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:

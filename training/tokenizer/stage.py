@@ -172,7 +172,11 @@ def tokenizer_arguments(recipe: Recipe, fields: dict[str, Any]) -> TrainingArgum
 
 def build_trainer(recipe: Recipe, arguments: TrainingArguments) -> TokenizerTrainer:
     """Builds the trainer of this stage."""
-    model = build_tokenizer(recipe)
+    return assemble_trainer(recipe, arguments, build_tokenizer(recipe))
+
+
+def assemble_trainer(recipe: Recipe, arguments: TrainingArguments, model: EvoTokVQModel) -> TokenizerTrainer:
+    """Builds the trainer around a model, with its data, teacher and discriminator."""
     if warning := restart_warning(model.config, arguments.train_batch_size * arguments.world_size):
         logger.warning(warning)
     size = model.config.image_size

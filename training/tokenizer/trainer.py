@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ...eval.reconstruction import evaluate_reconstruction
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ...processing.image_loading_evotok import convert_to_images
+from ..compilation import compile_blocks
 from ..optimizers import keep_settings
 from ..recipes import TokenizerLossArguments
 from ..trainer import EvoTokTrainer
@@ -71,6 +72,8 @@ class TokenizerTrainer(EvoTokTrainer):
         self.loss_args = loss_args
         self.weights = {name: weight for name, weight in asdict(loss_args).items() if name in TERMS and weight}
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
+        if self.teacher is not None and self.recipe is not None:
+            compile_blocks(self.teacher, self.recipe.training)
         self.perceptual = perceptual
         self.ema = None
         if ema_decay:

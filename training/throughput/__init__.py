@@ -1,0 +1,1 @@
+"""Benchmark of training: real steps of every stage, by the trainers, optimizers and loaders of `evotok train`."""
