@@ -16,11 +16,12 @@ FIGURES = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_mult
 COMPARISON = FIGURES | {"reference"}
 READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
+INT8 = {"reference", "seconds", "ratio", "floor_multiple", "over_plain", "same_codes"}
 STEP = {"seconds", "floor_multiple", "matmul_gflops"}
 ROWS = {
     "quantizer": {"search": COMPARISON | {"matmul_gflops"}, "train_step": {"over_search"}, "residual_vq": set()},
     "depth": {"position": READING},
-    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": set()},
+    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "int8": INT8, "compiled": set()},
     "loss": {"image": LOSS, "text": LOSS},
     "train": {"tokenizer_step": STEP, "gen_step": STEP},
 }
