@@ -553,8 +553,8 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
 __all__ = [
     "EvoTokCausalLMOutputWithPast",
     "EvoTokForConditionalGeneration",
-    "EvoTokInt8Config",
     "EvoTokInputs",
+    "EvoTokInt8Config",
     "EvoTokModel",
     "EvoTokModelOutputWithPast",
     "EvoTokMultiModalProjector",
