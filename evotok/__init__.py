@@ -24,6 +24,7 @@ from evotok import auto_classes as _auto_classes  # noqa: E402
 if _TYPE_CHECKING:
     from evotok.commands.checkpoints import checkpoint_folder
     from evotok.modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokDepthDecoderConfig, EvoTokVQConfig
+    from evotok.modeling_evotok.int8_evotok import EvoTokInt8Config
     from evotok.modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration, EvoTokModel
     from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthDecoder
     from evotok.modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -34,6 +35,7 @@ _MODULES = {
     "EvoTokDepthDecoder": "modeling_evotok.modeling_evotok_depth",
     "EvoTokDepthDecoderConfig": "modeling_evotok.configuration_evotok",
     "EvoTokForConditionalGeneration": "modeling_evotok.modeling_evotok",
+    "EvoTokInt8Config": "modeling_evotok.int8_evotok",
     "EvoTokModel": "modeling_evotok.modeling_evotok",
     "EvoTokProcessor": "processing.processing_evotok",
     "EvoTokVQConfig": "modeling_evotok.configuration_evotok",
@@ -45,6 +47,7 @@ __all__ = [
     "EvoTokDepthDecoder",
     "EvoTokDepthDecoderConfig",
     "EvoTokForConditionalGeneration",
+    "EvoTokInt8Config",
     "EvoTokModel",
     "EvoTokProcessor",
     "EvoTokVQConfig",

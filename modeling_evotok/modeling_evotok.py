@@ -39,6 +39,7 @@ from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokConfig
 from .generation_evotok import EvoTokGenerationMixin
+from .int8_evotok import EvoTokInt8Config
 from .losses_evotok import EvoTokLossMixin
 from .modeling_evotok_depth import EvoTokDepthDecoder
 from .modeling_evotok_vq import EvoTokVQModel
@@ -548,10 +549,12 @@ class EvoTokForConditionalGeneration(EvoTokPreTrainedModel, EvoTokLossMixin, Evo
         )
 
 
+# `EvoTokInt8Config` so that a saved checkpoint carries its quantizer.
 __all__ = [
     "EvoTokCausalLMOutputWithPast",
     "EvoTokForConditionalGeneration",
     "EvoTokInputs",
+    "EvoTokInt8Config",
     "EvoTokModel",
     "EvoTokModelOutputWithPast",
     "EvoTokMultiModalProjector",

@@ -19,6 +19,7 @@ FIGURES = {"seconds", "reference_seconds", "ratio", "floor_seconds", "floor_mult
 COMPARISON = FIGURES | {"reference"}
 READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
+INT8 = {"reference", "seconds", "ratio", "floor_multiple", "over_plain", "same_codes"}
 STEP = {"seconds", "data_seconds", "tokens_per_second", "images_per_second", "mfu", "peak_extra_mib", "planned_mib"}
 COMPILED = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
 COMPILED = COMPILED if shutil.which("g++") else {"note"}
@@ -29,7 +30,7 @@ ROWS = {
         "residual_vq": set(),
     },
     "depth": {"position": READING},
-    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": COMPILED},
+    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "int8": INT8, "compiled": COMPILED},
     "loss": {"image": LOSS, "text": LOSS},
     "train": dict.fromkeys((case.name for case in CASES["tiny"]), STEP) | {"sft_offload_checkpointing": {"note"}},
 }

@@ -14,6 +14,8 @@ from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig, TorchAoCo
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from evotok import EvoTokInt8Config
+
 
 KEPT = ("model.vq_model.", "depth_decoder.classifiers.", "lm_head")
 
@@ -67,7 +69,9 @@ def test_half_precision_keeps_the_unquantized_modules(folder):
 
 
 def int8(model_folder, library: str, **kwargs):
-    if library == "torchao":
+    if library == "evotok":
+        config = EvoTokInt8Config()
+    elif library == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
 
         config = TorchAoConfig(Int8WeightOnlyConfig())
@@ -76,17 +80,18 @@ def int8(model_folder, library: str, **kwargs):
     return AutoModelForMultimodalLM.from_pretrained(model_folder, quantization_config=config, **kwargs)
 
 
-@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+@pytest.mark.parametrize("library", ["evotok", "torchao", "bitsandbytes"])
 def test_int8_model_answers_and_generates_images(folder, library, pixels):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     whole, processor = build_chat_model()
     model = int8(folder, library, dtype=torch.bfloat16)
+    modules, plain = dict(model.named_modules()), (nn.Parameter, torch.Tensor)
     shrunk = {
         name
-        for name, module in model.named_modules()
+        for name, module in whole.named_modules()
         if isinstance(module, nn.Linear)
-        and (type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, torch.Tensor))
+        and (type(modules[name]) is not type(module) or type(modules[name].weight) not in plain)
     }
     assert shrunk == converted(whole)
     assert torch.equal(model.model.vq_model.encode(pixels), whole.model.vq_model.encode(pixels))

@@ -1,6 +1,7 @@
 """Benchmark of image generation: guided, cached and batched, against a plain loop over the same weights."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from torch._inductor.utils import fresh_cache
 from transformers import CompileConfig, DynamicCache
 
 from ...modeling_evotok.configuration_evotok import EvoTokConfig
+from ...modeling_evotok.int8_evotok import EvoTokInt8Config
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from . import depth
 from .meters import Setting, best_seconds, peak_bandwidth, peak_extra_mib, timed
@@ -51,24 +53,27 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, `eight_prompts` and
-    `compiled`."""
+    """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, `eight_prompts`,
+    `int8` and `compiled`; the weights of `int8` are a copy of the model's."""
     model = build_model(setting)
     prompts = torch.randint(1, 60, (8, PROMPT_LENGTH), device=setting.device)
     prompts[:, -1] = model.config.vision_start_token_id
 
-    def generate(count: int, **kwargs):
+    def generate(count: int, used=model, **kwargs):
         kwargs |= {"generation_mode": "image", "guidance_scale": GUIDANCE, "do_sample": False}
-        return model.generate(prompts[:count], **kwargs)
+        return used.generate(prompts[:count], **kwargs)
 
+    quantized = _quantize(model) if setting.device == "cpu" else None
     positions = model.config.vq_config.num_positions
     compared = min(REFERENCE_POSITIONS, positions)
-    one, eight, part = best_seconds(
+    functions = [
         lambda: generate(1),
         lambda: generate(8),
         lambda: generate_uncached(model, prompts[:1], positions=compared),
-        setting=setting,
-    )
+    ]
+    if quantized is not None:
+        functions.append(lambda: generate(1, quantized))
+    one, eight, part, *int8 = best_seconds(*functions, setting=setting)
     bandwidth = peak_bandwidth(setting)
     floor = positions * _bytes_per_position(model) / bandwidth
     peak, equal = peak_extra_mib(lambda: generate(1), setting.device), same_codes(model, prompts[:1])
@@ -79,7 +84,24 @@ def run(setting: Setting) -> Iterator[Row]:
     row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1, disable_compile=True)) / positions
     yield row
     yield {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}
+    if int8:
+        [seconds] = int8
+        same = (generate(1, quantized) == generate(1)).float().mean().item()
+        figures = {"reference": reference, "seconds": seconds, "ratio": row["reference_seconds"] / seconds}
+        figures |= {"floor_multiple": seconds / floor, "over_plain": seconds / one, "same_codes": same}
+        yield {"name": "int8", **figures}
+    else:
+        yield {"name": "int8", "note": "not measured: its kernel is for CPUs"}
     yield _compiled(generate, one, floor, setting)
+
+
+def _quantize(model: EvoTokForConditionalGeneration) -> EvoTokForConditionalGeneration:
+    """Loads the model's weights in int8, as `from_pretrained` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return EvoTokForConditionalGeneration.from_pretrained(
+            folder, dtype=model.lm_head.weight.dtype, quantization_config=EvoTokInt8Config()
+        )
 
 
 def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) -> Row:
