@@ -20,6 +20,7 @@ BENCHMARKS = {  # name -> module
     "depth": "depth",
     "generate": "generation",
     "loss": "losses",
+    "encode": "encoding",
     "serve": "serving",
     "train": "training",
 }
@@ -48,7 +49,7 @@ def run(
     """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
         raise ValueError(f"{file}: the rows are written to a file as JSON only: add --json.")
-    if size == "paper" and benchmark != "generate":
+    if size == "paper" and benchmark not in ("generate", "encode"):
         raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
     import torch
