@@ -3,18 +3,21 @@ one."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
 from ..modeling_evotok.modeling_evotok_vq import EvoTokVQModel
 from ..processing.image_loading_evotok import load_image
 from .atomic_files import atomic_file
+from .batch_encoding import BatchEncoder, available_cores
 from .code_shards import ShardInfo, ShardWriter
 from .collators import MAX_EMPTY_BATCHES, pixels_of
 from .errors import row_reason
@@ -25,13 +28,25 @@ logger = logging.get_logger(__name__)
 
 
 class Encoded(NamedTuple):
-    """Result of one process: shards written and found done, images encoded and skipped, seconds."""
+    """Result of one process: shards written and found done, images encoded and skipped, seconds in all, and those with
+    a batch on the device."""
 
     written: int
     found: int
     images: int
     skipped: int
     seconds: float
+    device_seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Returns the images encoded per second; 0 if there were none."""
+        return self.images / self.seconds if self.images else 0.0
+
+    @property
+    def device_share(self) -> float:
+        """Returns the share of the time with a batch on the device; 0 if there were none."""
+        return self.device_seconds / self.seconds if self.images else 0.0
 
 
 class _LoadedImage(NamedTuple):
@@ -41,18 +56,30 @@ class _LoadedImage(NamedTuple):
     reason: str
 
 
+class _Batch(NamedTuple):
+    """Images that could be read, their codes (B, N, L) once they are encoded, and keys and reasons of the others."""
+
+    keys: list[str]
+    captions: list[str]
+    codes: Future[np.ndarray] | None
+    bad: list[tuple[str, str]]
+
+
 class CorpusEncoder:
     """Encodes the shards of a source that one process has to encode.
 
-    Images are prepared by the checkpoint's image processor, as in training, so that the codes are the same. A shard is
-    `codes-00012-of-00340.parquet`; images that were skipped are listed beside it in a `.skipped.jsonl`.
+    Threads decode and resize images, others encode batches ([`BatchEncoder`]), and the calling one writes the codes of
+    batches before them. Images are prepared by the checkpoint's image processor, as in training, so that the codes are
+    the same. A shard is `codes-00012-of-00340.parquet`; images that were skipped are listed beside it in a
+    `.skipped.jsonl`.
 
     Args:
         model, image_processor: of a checkpoint; the model on the device that it runs on.
         source: of images with texts.
         folder: of the shards.
         batch_size: images encoded at once.
-        threads: number of threads that decode and resize images.
+        threads: number of threads that decode and resize images; by default one for each core of this process.
+        compiled: whether the encoder's layers are compiled, which changes the order of rounding, and so rarely a code.
 
     Raises:
         ValueError: the folder has shards of another tokenizer, source or number of shards.
@@ -65,13 +92,15 @@ class CorpusEncoder:
         source: MixtureSource,
         folder: str | Path,
         batch_size: int = 64,
-        threads: int = 4,
+        threads: int | None = None,
+        compiled: bool = False,
     ):
-        self.model, self.image_processor, self.source = model, image_processor, source
-        self.folder, self.batch_size, self.threads = Path(folder), batch_size, threads
+        self.image_processor, self.source = image_processor, source
+        self.folder, self.batch_size, self.threads = Path(folder), batch_size, threads or available_cores()
         self.info = ShardInfo.of(model, image_processor, source.name)
         self.total = len(source.rows.shards)
         self._check_folder()
+        self.encoder = BatchEncoder(model, self.info.levels, batch_size if compiled else 0)
 
     def _check_folder(self) -> None:
         for path in self.folder.glob("codes-*.parquet"):
@@ -96,8 +125,8 @@ class CorpusEncoder:
             ValueError: no image of a shard can be read, though it has many.
         """
         written = found = images = skipped = 0
-        start = time.monotonic()
-        with ThreadPoolExecutor(self.threads) as pool:
+        start, busy = time.perf_counter(), self.encoder.busy.seconds
+        with self.encoder, ThreadPoolExecutor(self.threads) as pool:
             for index in range(rank, self.total, world_size):
                 path = self.folder / f"codes-{index:05d}-of-{self.total:05d}.parquet"
                 if path.is_file():
@@ -105,34 +134,43 @@ class CorpusEncoder:
                     continue
                 good, bad = self._encode_shard(path, index, pool, on_images)
                 written, images, skipped = written + 1, images + good, skipped + bad
-        return Encoded(written, found, images, skipped, time.monotonic() - start)
+        seconds = time.perf_counter() - start
+        return Encoded(written, found, images, skipped, seconds, self.encoder.busy.seconds - busy)
 
     def _encode_shard(self, path: Path, index: int, pool: ThreadPoolExecutor, on_images) -> tuple[int, int]:
         rows = self.source.rows.read(index)
         writer, images, bad = ShardWriter(path, self.info), 0, []
-        for loaded in self._batches(rows, pool):
-            bad += [image for image in loaded if image.pixels is None]
-            good = [image for image in loaded if image.pixels is not None]
-            pixels = [image.pixels for image in loaded if image.pixels is not None]
-            if good:
-                codes = (
-                    self.model.encode(torch.stack(pixels).to(self.model.device))[..., : self.info.levels].cpu().numpy()
-                )
-                writer.write([image.key for image in good], [image.caption for image in good], codes)
-            images += len(good)
-            on_images(len(loaded))
+        for batch in self._encode_batches(self._batches(rows, pool)):
+            bad += batch.bad
+            if batch.codes is not None:
+                writer.write(batch.keys, batch.captions, batch.codes.result())
+            images += len(batch.keys)
+            on_images(len(batch.keys) + len(batch.bad))
         if len(bad) >= MAX_EMPTY_BATCHES and not images:
             raise ValueError(
-                f"{self.source.name}: none of the {len(bad)} images of shard {index} can be used, such as {bad[0].key} "
-                f"({bad[0].reason}): check the data set, and run the command again: it resumes with this shard."
+                f"{self.source.name}: none of the {len(bad)} images of shard {index} can be used, such as {bad[0][0]} "
+                f"({bad[0][1]}): check the data set, and run the command again: it resumes with this shard."
             )
         if bad:
-            lines = [json.dumps({"key": i.key, "reason": i.reason}, ensure_ascii=False) for i in bad]
+            lines = [json.dumps({"key": key, "reason": reason}, ensure_ascii=False) for key, reason in bad]
             with atomic_file(path.with_suffix(".skipped.jsonl")) as part:
                 part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            logger.warning(f"{path.name}: skipped {len(bad)} of {images + len(bad)}, such as {bad[0].reason}")
+            logger.warning(f"{path.name}: skipped {len(bad)} of {images + len(bad)}, such as {bad[0][1]}")
         writer.close(skipped=len(bad))
         return images, len(bad)
+
+    def _encode_batches(self, batches: Iterable[list[_LoadedImage]]) -> Iterator[_Batch]:
+        """Yields batches in their order; those after it are encoded meanwhile, and one more waits for its turn."""
+        waiting: deque[_Batch] = deque()
+        for loaded in batches:
+            good = [image for image in loaded if image.pixels is not None]
+            pixels = [image.pixels for image in loaded if image.pixels is not None]
+            codes = self.encoder.submit(pixels) if pixels else None
+            bad = [(image.key, image.reason) for image in loaded if image.pixels is None]
+            waiting.append(_Batch([image.key for image in good], [image.caption for image in good], codes, bad))
+            if len(waiting) > self.encoder.parallel:
+                yield waiting.popleft()
+        yield from waiting
 
     def _batches(self, rows: Iterator[dict], pool: ThreadPoolExecutor) -> Iterator[list[_LoadedImage]]:
         """Yields batches of images; the next one is decoded while one is encoded."""

@@ -343,7 +343,7 @@ class EvoTokModel(EvoTokPreTrainedModel):
         if pixel_values is not None:
             if codes is not None:
                 raise ValueError("Give generated images as generation_pixel_values or as generation_codes, not both.")
-            return self.vq_model.encode(pixel_values)[..., :levels]
+            return self.vq_model.encode(pixel_values, levels)
         if codes is None:
             return None
         if codes.ndim != 3 or codes.shape[1:] != (positions, levels) or codes.dtype not in (torch.int32, torch.int64):

@@ -216,8 +216,9 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
         )
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encodes images: (B, 3, H, W) in [-1, 1] -> codes (B, N, D) int64, positions in row-major order.
+    def encode(self, pixel_values: torch.Tensor, depth: int | None = None) -> torch.Tensor:
+        """Encodes images at a depth (all levels by default): (B, 3, H, W) in [-1, 1] -> codes (B, N, d) int64,
+        positions in row-major order.
 
         Autocast is switched off, because in half precision the features, and so the codes, would differ.
 
@@ -226,7 +227,7 @@ class EvoTokVQModel(EvoTokVQPreTrainedModel):
                 features are not finite.
         """
         with disable_autocast(pixel_values.device.type):
-            return self.quantizer.encode(self._encode_features(pixel_values)[0])
+            return self.quantizer.encode(self._encode_features(pixel_values)[0], depth)
 
     def decode_pixels(self, codes: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Decodes pixels at a depth (`num_pixel_codebooks` by default): (B, N, d) -> (B, 3, H, W)."""

@@ -182,18 +182,22 @@ class EvoTokResidualVectorQuantizer(nn.Module):
             )
 
     @torch.no_grad()
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Encodes features without updating the codebooks: (B, N, C) -> codes (B, N, D) int64.
+    def encode(self, features: torch.Tensor, depth: int | None = None) -> torch.Tensor:
+        """Encodes features without updating the codebooks, at a depth (all levels by default): (B, N, C) -> codes
+        (B, N, d) int64.
 
         Raises:
-            ValueError: features that are not finite, checked at the end so that no level waits for the device. In a
-                compiled or exported graph their code is -1.
+            ValueError: a depth beyond the levels; features that are not finite, checked at the end so that no level
+                waits for the device. In a compiled or exported graph their code is -1.
         """
+        depth = len(self.codebooks) if depth is None else depth
+        if not 1 <= depth <= len(self.codebooks):
+            raise ValueError(f"depth={depth} must be between 1 and the {len(self.codebooks)} levels of the codebooks.")
         with disable_autocast(features.device.type):
             residual, codes = features.float().flatten(0, 1), []
-            for codebook in self.codebooks:
-                codes.append(codebook(residual))
-                residual = residual - codebook(codes[-1].clamp(min=0))
+            for level in range(depth):
+                codes.append(self.codebooks[level](residual))
+                residual = residual - self.codebooks[level](codes[-1].clamp(min=0))
         _refuse_missing(codes[0])
         return torch.stack(codes, dim=-1).view(*features.shape[:2], -1)
 

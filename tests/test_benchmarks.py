@@ -33,6 +33,7 @@ ROWS = {
     "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "int8": INT8, "compiled": COMPILED},
     "loss": {"image": LOSS, "text": LOSS},
     "train": dict.fromkeys((case.name for case in CASES["tiny"]), STEP) | {"sft_offload_checkpointing": {"note"}},
+    "encode": {"corpus": COMPARISON | {"images_per_second", "device_share"}, "corpus_compiled": set()},
 }
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ from evotok.data.code_shards import (
 )
 from evotok.data.collators import EvoTokCollator
 from evotok.data.stream_loader import open_mixture, open_source
+from evotok.processing.image_loading_evotok import load_image
 from evotok.training.train import main as train
 from tools import measure_rates as rates
 
@@ -105,20 +107,44 @@ def test_encoder_writes_shards_and_lists_skipped_images(chat, tars, codes, tmp_p
 
 
 def test_encoder_removes_partial_shards_and_continues(chat, tars, tmp_path, monkeypatch):
-    model, calls = chat[0].model.vq_model, []
+    model, calls = chat[0].model.vq_model, count(1)
     encode = model.encode
 
-    def dying(pixels):
-        calls.append(1)
-        if len(calls) == 3:
+    def dying(*args):
+        if next(calls) == 3:
             raise KeyboardInterrupt
-        return encode(pixels)
+        return encode(*args)
 
     monkeypatch.setattr(model, "encode", dying)
     with pytest.raises(KeyboardInterrupt):
         encoder(chat, tars, tmp_path / "codes", batch_size=3).run()
     assert [path.name for path in (tmp_path / "codes").iterdir()] == ["codes-00000-of-00002.parquet"]
     assert encoder(chat, tars, tmp_path / "codes", batch_size=3).run().written == 1
+
+
+def test_codes_are_those_of_the_plain_path_for_all_kinds_of_images(chat, tmp_path):
+    model, processor = chat
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for number, mode in enumerate(["RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16", "F"]):
+        for width, height in ((50, 31), (32, 32), (7, 90)):
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+            image = image.convert("L").convert(mode) if mode in ("I;16", "F") else image.convert(mode)
+            image.save(folder / f"{number}-{width}.{'tiff' if mode in ('CMYK', 'F') else 'png'}")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "turned.jpg", exif=exif)
+    (folder / "damaged.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:900])
+    opened, _ = open_source(SourceArguments("image-folder", str(folder)))
+    done = CorpusEncoder(
+        model.model.vq_model, processor.image_processor, opened, tmp_path / "codes", batch_size=4, threads=3
+    ).run()
+    assert (done.images, done.skipped) == (28, 1)
+    rows, info = open_codes(tmp_path / "codes")
+    for row in rows:
+        image = load_image(str(folder / row["key"]))
+        pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        assert (code_row(row, info)["codes"] == model.model.vq_model.encode(pixels)[..., :2].numpy()).all(), row["key"]
 
 
 def test_codes_of_another_tokenizer_or_preparation_are_refused(chat, tars, codes, tmp_path):
@@ -196,6 +222,12 @@ def test_encode_dataset_writes_codes_for_training(checkpoint, tars, tmp_path, ca
     assert cli([*words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["folder"], facts["written"], facts["found"], facts["processes"]) == (str(out), 0, 2, 1)
+    assert facts["images_per_second"] == facts["device_share"] == 0
+    shutil.rmtree(out)
+    assert cli([*words, "--json", "--threads", "1"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["images_per_second"] == facts["images"] / facts["seconds"] > 0
+    assert facts["device_share"] == facts["device_seconds"] / facts["seconds"] and 0 < facts["device_share"] <= 1
     assert cli([*words[:3], "llava-next", *words[4:]]) == 2
     assert "codes are for images to generate" in capsys.readouterr().err
     recipe = {

@@ -45,6 +45,7 @@ def test_decoding_at_a_depth_uses_a_prefix_of_the_levels(model):
     pixels = random_pixels()
     codes, output = model.encode(pixels), model(pixels)
     assert codes.shape == (2, 16, 4) and codes.dtype == torch.long and torch.equal(output.codes, codes)
+    assert torch.equal(model.encode(pixels, depth=3), codes[..., :3])
     assert output.reconstruction.shape == pixels.shape and output.semantic_features.shape == (2, 16, 16)
     for prefix in (codes, codes[..., :2]):
         torch.testing.assert_close(model.decode_pixels(prefix), output.reconstruction)

@@ -49,6 +49,10 @@ def test_levels_quantize_the_residual():
     assert torch.equal(stacked, torch.stack([codebook.weight for codebook in quantizer.codebooks[:3]]))
     assert stacked.is_contiguous()
     assert torch.equal(quantizer.encode(features), output.codes)
+    assert torch.equal(quantizer.encode(features, depth=2), output.codes[..., :2])
+    for depth in (0, 5):
+        with pytest.raises(ValueError, match=f"depth={depth} must be between 1 and the 4 levels"):
+            quantizer.encode(features, depth)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(quantizer(features).codes, output.codes)
     for name, tensor in quantizer.state_dict().items():

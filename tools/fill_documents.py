@@ -55,6 +55,7 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "int8": ("an image, guided, by {}, weights in int8", "", lambda row: row["ratio"]),
     "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
     "corpus": ("image files to code shards", "", lambda row: row["ratio"]),
+    "corpus_compiled": ("the same, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
     "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
     "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
 }

@@ -42,6 +42,7 @@ PLAN = (
     Work("depth", "full", 5, 40),
     Work("generate", "paper", 2, 190),
     Work("train", "paper", 5, 230),
+    Work("encode", "paper", 2, 50),
     Work("loss", "full", 3, 30),
 )
 

@@ -20,6 +20,7 @@ BENCHMARKS = {  # name -> module
     "depth": "eval.benchmarks.depth",
     "generate": "eval.benchmarks.generation",
     "loss": "eval.benchmarks.losses",
+    "encode": "eval.benchmarks.encoding",
     "serve": "eval.benchmarks.serving",
     "train": "training.throughput.benchmark",
 }

@@ -28,7 +28,12 @@ def run(
     ] = None,
     image_folder: Annotated[str | None, typer.Option(metavar="DIR", help="folder of its images, if not there")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="images at once")] = 64,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="threads that decode images")] = 4,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="threads that decode images; one for each core by default")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="compile the encoder: faster on a GPU, but rarely a code differs")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Encode a source to code shards, on all GPUs."""
@@ -49,12 +54,13 @@ def run(
     if torch.accelerator.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         model.to(torch.device(pick_device().type, local))
-    encoder = CorpusEncoder(model, image_processor, opened, out, batch_size, threads)
+    encoder = CorpusEncoder(model, image_processor, opened, out, batch_size, threads, compiled)
     with tqdm(unit="image", disable=None if rank == 0 else True, leave=False) as progress:
         done = encoder.run(rank, world_size, progress.update)
-    speed = f", {done.images / done.seconds:,.0f} images/s" if done.images else ""
+    rates = {"images_per_second": done.images_per_second, "device_share": done.device_share}
+    speed = f", {done.images_per_second:,.0f} images/s, {model.device.type} busy {done.device_share:.0%} of the time"
     line = (
         f"{out}: process {rank} of {world_size}: {done.images:,} images in {done.written} shards, "
-        f"{done.skipped:,} skipped, {done.found} shards were there{speed}"
+        f"{done.skipped:,} skipped, {done.found} shards were there{speed if done.images else ''}"
     )
-    print_results(as_json, {"folder": out, "process": rank, "processes": world_size} | done._asdict(), [line])
+    print_results(as_json, {"folder": out, "process": rank, "processes": world_size} | done._asdict() | rates, [line])

@@ -92,7 +92,7 @@ class MultimodalTrainer(EvoTokTrainer):
         if "pixel_values" in inputs:
             inputs["image_codes"] = self.vq_model.encode(inputs.pop("pixel_values"))
         if "generation_pixel_values" in inputs:
-            inputs["generation_codes"] = self.vq_model.encode(inputs.pop("generation_pixel_values"))[..., :levels]
+            inputs["generation_codes"] = self.vq_model.encode(inputs.pop("generation_pixel_values"), levels)
         return inputs
 
     def _get_num_items_in_batch(self, batch_samples, device):
