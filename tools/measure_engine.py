@@ -41,8 +41,8 @@ PLAN = (
     Work("quantizer", "full", 5, 60),
     Work("depth", "full", 5, 40),
     Work("generate", "paper", 2, 190),
-    Work("train", "paper", 5, 230),
-    Work("encode", "paper", 2, 50),
+    Work("train", "paper", 5, 210),
+    Work("encode", "paper", 1, 70),
     Work("loss", "full", 3, 30),
 )
 
