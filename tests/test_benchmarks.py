@@ -18,8 +18,8 @@ COMPARISON = FIGURES | {"reference"}
 READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
 STEP = {"seconds", "floor_multiple", "matmul_gflops"}
-COMPILED = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
-COMPILED = COMPILED if shutil.which("g++") else {"note"}
+COLD_AND_WARM = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
+COMPILED = COLD_AND_WARM if shutil.which("g++") else {"note"}
 ROWS = {
     "quantizer": {"search": COMPARISON | {"matmul_gflops"}, "train_step": {"over_search"}, "residual_vq": set()},
     "depth": {"position": READING},
