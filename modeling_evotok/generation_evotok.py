@@ -144,9 +144,10 @@ class EvoTokGenerationMixin(GenerationMixin):
             kwargs: `guidance_scale` (1 for no unconditional rows), `guidance_min_p`, `do_sample`, `temperature`,
                 `top_k`, `top_p`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`;
                 `cache_implementation`, `"static"` (default, of fixed shape, which compiles) or `"dynamic"`;
-                `compile_config`, with which `torch.compile` makes one graph of a position, in a minute for each new
-                shape, and `disable_compile`, with which no CUDA graph is captured; and images in the prompt as in
-                `forward`: `pixel_values`, `image_codes`, `generation_pixel_values`, `generation_codes`.
+                `compile_config`, with which `torch.compile` compiles one layer of each kind and the sampler, or with
+                its `fullgraph` the whole position, in minutes for each new shape, and `disable_compile`, with which no
+                CUDA graph is captured; and images in the prompt as in `forward`: `pixel_values`, `image_codes`,
+                `generation_pixel_values`, `generation_codes`.
 
         The model runs in evaluation mode; its own mode is restored.
 

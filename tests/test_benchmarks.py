@@ -21,8 +21,8 @@ READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
 INT8 = {"reference", "seconds", "ratio", "floor_multiple", "over_plain", "same_codes"}
 STEP = {"seconds", "data_seconds", "tokens_per_second", "images_per_second", "mfu", "peak_extra_mib", "planned_mib"}
-COMPILED = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
-COMPILED = COMPILED if shutil.which("g++") else {"note"}
+COLD_AND_WARM = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
+COMPILED = COLD_AND_WARM if shutil.which("g++") else {"note"}
 ROWS = {
     "quantizer": {
         "search": COMPARISON | {"matmul_gflops"},

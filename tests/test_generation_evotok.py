@@ -243,6 +243,23 @@ def test_layers_of_a_kind_are_traced_as_one_graph():
     assert all("forward" not in vars(module) for module in model.modules()), "the model itself is not changed"
 
 
+def test_third_length_of_prompts_needs_no_new_graphs(tiny_model):
+    counts, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    config = CompileConfig(backend=backend, mode=None)
+    for length in (2, 4, 7):
+        prompt = torch.tensor([[3] * length + [START]])
+        codes = tiny_model.generate(prompt, **GREEDY, compile_config=config)
+        assert torch.equal(codes, tiny_model.generate(prompt, **GREEDY))
+        counts.append(len(graphs))
+    assert counts[0] < counts[1] == counts[2]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's code for CPUs needs g++")
 @pytest.mark.parametrize("fullgraph", [False, True], ids=["regions", "whole"])
 def test_compiled_position_equals_eager(fullgraph):
