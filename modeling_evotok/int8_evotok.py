@@ -46,7 +46,7 @@ class EvoTokInt8Config(QuantizationConfigMixin):
     """
 
     def __init__(self, modules_to_not_convert: list[str] | None = None, **kwargs):
-        self.quant_method = QUANT_METHOD  # pyright: ignore[reportAttributeAccessIssue]  # an enum of the library's own
+        self.quant_method = QUANT_METHOD
         self.modules_to_not_convert = modules_to_not_convert
 
 
@@ -97,10 +97,16 @@ class EvoTokInt8Quantizer(HfQuantizer):
     """Replaces linear layers by [`EvoTokInt8Linear`] before the weights are loaded."""
 
     quantization_config: EvoTokInt8Config
-    is_compileable = True
-    is_trainable = False
 
     def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
         return True
 
     @property

@@ -67,17 +67,21 @@ class EvoTokDepthDecoderOutput(ModelOutput):
 class EvoTokDepthLinear(nn.Linear):
     """Linear layer that multiplies a few rows in bfloat16 on a CPU as weight times rows, the order of its memory.
 
-    The time of generating codes is that of reading weights, and rows times weight reads them a third slower or worse;
-    but with up to eight rows on a CPU without matrix units (AMX) it is faster.
+    The linear layers of the language model are of this class as well. The time of generating codes is that of reading
+    weights, and rows times weight reads them a third slower or worse; but with up to eight rows on a CPU without matrix
+    units (AMX) it is faster.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         few = states.device.type == "cpu" and states.shape[:-1].numel() in _FEW_ROWS
         half = states.dtype == self.weight.dtype == torch.bfloat16
-        if not (few and half) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        plain = type(self.weight) is nn.Parameter  # quantized weights of TorchAO are of another type
+        if not (few and half and plain) or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(states)
         product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
-        return product.add_(self.bias).unflatten(0, states.shape[:-1])
+        if self.bias is not None:
+            product.add_(self.bias)
+        return product.unflatten(0, states.shape[:-1])
 
 
 class EvoTokDepthLayerCache(NamedTuple):

@@ -154,16 +154,34 @@ def test_loss_is_equal_with_a_replaced_projection(batch):
     torch.testing.assert_close(model.loss(hidden, embeddings, codes).loss, expected)
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("shape", [(3, 1, 24), (40, 24)], ids=["few rows", "many rows"])
-def test_linear_in_half_precision_equals_the_product(shape, monkeypatch):
+def test_linear_in_half_precision_equals_the_product(shape, bias, monkeypatch):
     monkeypatch.setattr(modeling_evotok_depth, "_FEW_ROWS", range(1, 33))  # as on a CPU with matrix units
     torch.manual_seed(0)
-    linear, states = EvoTokDepthLinear(24, 40).bfloat16(), torch.randn(shape).bfloat16()
+    linear, states = EvoTokDepthLinear(24, 40, bias=bias).bfloat16(), torch.randn(shape).bfloat16()
     with torch.no_grad():
         product = linear(states)
-        expected = F.linear(states.float(), linear.weight.float(), linear.bias.float())
+        expected = F.linear(states.float(), linear.weight.float(), linear.bias.float() if bias else None)
     assert product.dtype == torch.bfloat16 and product.is_contiguous()
     torch.testing.assert_close(product.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_linear_leaves_weights_of_other_types_to_their_own_product(monkeypatch):
+    """Quantized tensors of TorchAO have the dtype of their products, and no product from the left."""
+    monkeypatch.setattr(modeling_evotok_depth, "_FEW_ROWS", range(1, 33))
+
+    class Quantized(torch.Tensor):
+        pass
+
+    linear, states = EvoTokDepthLinear(24, 40).bfloat16(), torch.ones(2, 24).bfloat16()
+    calls = []
+    monkeypatch.setattr(torch, "mm", lambda *tensors: calls.append(1) or tensors[0] @ tensors[1])
+    with torch.no_grad():
+        expected = linear(states)
+        linear.weight = torch.nn.Parameter(linear.weight.detach().as_subclass(Quantized))
+        torch.testing.assert_close(linear(states).as_subclass(torch.Tensor), expected, atol=2e-2, rtol=2e-2)
+    assert calls == [1]
 
 
 def test_dropout_is_active_in_training_only(batch):

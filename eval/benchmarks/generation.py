@@ -84,15 +84,23 @@ def run(setting: Setting) -> Iterator[Row]:
     row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1, disable_compile=True)) / positions
     yield row
     yield {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}
-    if int8:
-        [seconds] = int8
-        same = (generate(1, quantized) == generate(1)).float().mean().item()
-        figures = {"reference": reference, "seconds": seconds, "ratio": row["reference_seconds"] / seconds}
-        figures |= {"floor_multiple": seconds / floor, "over_plain": seconds / one, "same_codes": same}
-        yield {"name": "int8", **figures}
-    else:
-        yield {"name": "int8", "note": "not measured: its kernel is for CPUs"}
+    yield _int8(generate, quantized, int8, row)
     yield _compiled(generate, one, floor, setting)
+
+
+def _int8(generate, quantized: EvoTokForConditionalGeneration | None, seconds: list[float], plain: Row) -> Row:
+    """Compares one prompt with weights in int8 with the row `one_prompt`, whose floor reads them in their dtype."""
+    if quantized is None:
+        return {"name": "int8", "note": "not measured: its kernel is for CPUs"}
+    return {
+        "name": "int8",
+        "reference": plain["reference"],
+        "seconds": seconds[0],
+        "ratio": plain["reference_seconds"] / seconds[0],
+        "floor_multiple": seconds[0] / plain["floor_seconds"],
+        "over_plain": seconds[0] / plain["seconds"],
+        "same_codes": (generate(1, quantized) == generate(1)).float().mean().item(),
+    }
 
 
 def _quantize(model: EvoTokForConditionalGeneration) -> EvoTokForConditionalGeneration:
