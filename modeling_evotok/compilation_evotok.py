@@ -100,10 +100,10 @@ def _run_depth_layer(layer, *args, **kwargs):
     return layer.forward(*args, **kwargs)
 
 
-def _replace_layers(model: nn.Module, calls: list[Callable]) -> nn.Module:
+def _replace_layers(model, calls: list[Callable]) -> nn.Module:
     """Returns a shallow copy of a model with these calls as the `forward` of its layers; the model itself is not
     changed, because others may use it at the same time."""
-    replaced = [copy.copy(layer) for layer in model.layers.children()]
+    replaced = [copy.copy(layer) for layer in model.layers]
     for layer, call in zip(replaced, calls, strict=True):
         layer.forward = call
     copied = copy.copy(model)
