@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import Cache, CompileConfig, StaticCache
+from transformers import Cache, CompileConfig
 
+from .modeling_evotok_depth import EvoTokDepthDecoder
 from .sampling_evotok import EvoTokCodeSampler
 
 
@@ -35,7 +36,7 @@ class EvoTokPositionModules(NamedTuple):
 
     pixel_projector: nn.Module
     language_model: nn.Module
-    depth_decoder: nn.Module
+    depth_decoder: EvoTokDepthDecoder
 
 
 class EvoTokLayerCache(Cache):
@@ -56,13 +57,13 @@ def compile_options(config: CompileConfig) -> dict[str, Any]:
 
 
 def compile_regions(
-    modules: EvoTokPositionModules, cache: StaticCache, sampler: EvoTokCodeSampler, options: dict[str, Any]
+    modules: EvoTokPositionModules, cache: Cache, sampler: EvoTokCodeSampler, options: dict[str, Any]
 ) -> EvoTokPositionModules:
     """Compiles the layers of a position, and the sampling of a level in place.
 
     Args:
         modules: not changed.
-        cache: of the language model, at its layers.
+        cache: a static cache of the language model.
         sampler: its `sample` is replaced.
         options: of `torch.compile`.
 
@@ -99,7 +100,7 @@ def _run_depth_layer(layer, *args, **kwargs):
     return layer.forward(*args, **kwargs)
 
 
-def _replace_layers(model: nn.Module, calls: list[Callable]) -> nn.Module:
+def _replace_layers(model, calls: list[Callable]) -> nn.Module:
     """Returns a shallow copy of a model with these calls as the `forward` of its layers; the model itself is not
     changed, because others may use it at the same time."""
     replaced = [copy.copy(layer) for layer in model.layers]

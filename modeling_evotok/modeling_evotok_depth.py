@@ -354,7 +354,7 @@ class EvoTokDepthDecoder(PreTrainedModel):
         shape = (batch_size, config.num_attention_heads, config.num_codebooks, head_dim)
         layers = []
         for layer in self.layers:
-            fused = layer.self_attn.fuse_projections() if fuse_projections else None
+            fused = layer.self_attn.fuse_projections() if fuse_projections else None  # pyright: ignore[reportCallIssue]
             layers.append(EvoTokDepthLayerCache(positions.new_zeros(shape), positions.new_zeros(shape), fused))
         return EvoTokDepthCache(tuple(layers), positions)
 

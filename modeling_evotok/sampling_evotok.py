@@ -261,6 +261,7 @@ class EvoTokCodeSampler:
             scores = self.warp(scores)
             # As torch.multinomial samples, without its checks, for which the host would wait for the device.
             probabilities = scores.softmax(-1)
+            assert noise is not None
             codes = (probabilities / noise).argmax(-1)
         else:
             probabilities, codes = scores, scores.argmax(-1)
