@@ -162,14 +162,15 @@ def assemble_trainer(
     prepare_model(model, recipe)
     collator = EvoTokCollator(processor, recipe.data.max_length, recipe.data.caption_dropout, seed=arguments.seed)
     data = build_dataset(recipe, arguments, collator, model.model.vq_model)
+    trained: nn.Module = model
     if recipe.lora:
         from .lora import add_adapters, round_frozen_matrices
 
-        model = add_adapters(model, recipe.lora, trainable_parts(recipe))
+        trained = add_adapters(model, recipe.lora, trainable_parts(recipe))
         if arguments.bf16 and not arguments.deepspeed:  # which rounds everything itself
-            round_frozen_matrices(model)
+            round_frozen_matrices(trained)
     return MultimodalTrainer(
-        model=model,
+        model=trained,
         args=arguments,
         recipe=recipe,
         train_dataset=data,
