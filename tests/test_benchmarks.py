@@ -23,7 +23,7 @@ ROWS = {
     "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "compiled": set()},
     "loss": {"image": LOSS, "text": LOSS},
     "train": {"tokenizer_step": STEP, "gen_step": STEP},
-    "encode": {"corpus": COMPARISON | {"images_per_second", "device_share"}, "compiled": set()},
+    "encode": {"corpus": COMPARISON | {"images_per_second", "device_share"}, "corpus_compiled": set()},
 }
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 

@@ -35,7 +35,8 @@ from .report import Row, comparison
 
 
 class Corpus(NamedTuple):
-    """Images of a benchmark: their number, shortest and longest side, those of a batch, and for the compiled row."""
+    """Images of a benchmark: their number, shortest and longest side, those of a batch, and those whose codes are
+    compared with the codes of compiled layers."""
 
     images: int
     shortest: int
@@ -56,7 +57,7 @@ Codes = dict[str, np.ndarray]  # key -> (N, L)
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Measures the rows `corpus` and `compiled`, whose encoder's layers are compiled."""
+    """Measures the rows `corpus` and `corpus_compiled`, whose encoder's layers are compiled."""
     size, model = SIZES[setting.size], build_tokenizer(setting)
     side = model.config.image_size
     image_processor = SiglipImageProcessorPil(size={"height": side, "width": side})
@@ -86,7 +87,7 @@ def run(setting: Setting) -> Iterator[Row]:
 def _compiled(model: EvoTokVQModel, encoder: CorpusEncoder, plain_seconds: float, setting: Setting) -> Row:
     """Measures the same with compiled layers; returns a note where there is no compiler."""
     if setting.device == "cpu" and shutil.which("g++") is None:
-        return {"name": "compiled", "note": "not measured: torch.compile needs g++ for code on CPUs"}
+        return {"name": "corpus_compiled", "note": "not measured: torch.compile needs g++ for code on CPUs"}
     size = SIZES[setting.size]
     shutil.rmtree(encoder.folder)
     compiled = deepcopy(model)
@@ -97,7 +98,7 @@ def _compiled(model: EvoTokVQModel, encoder: CorpusEncoder, plain_seconds: float
     best = min((_encode(encoder) for _ in range(setting.repeats)), key=lambda done: done.seconds)
     equal, other = (_encode_pixels(each, size.compared, size.batch) for each in (model, compiled))
     return {
-        "name": "compiled",
+        "name": "corpus_compiled",
         "seconds": best.seconds,
         "over_plain": best.seconds / plain_seconds,
         "first_seconds": first,
