@@ -52,8 +52,6 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
     "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
-    "corpus": ("{images:,} JPEG files to codes", "", lambda row: row["ratio"]),
-    "corpus_compiled": ("the same, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
     "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
     "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
 }
@@ -210,7 +208,7 @@ def engine_table() -> str:
 
 def _engine_line(row: dict[str, Any]) -> str:
     work, reference, faster = ENGINE[row["name"]]
-    work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters", **row)
+    work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")
     machine = row["machine"] if row["device"] == "cuda" else f"{row['threads']} cores of {row['machine']}"
     seconds = row["seconds"]
     takes = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
