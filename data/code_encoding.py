@@ -19,8 +19,9 @@ from ..processing.image_loading_evotok import load_image
 from .atomic_files import atomic_file
 from .batch_encoding import BatchEncoder, available_cores
 from .code_shards import ShardInfo, ShardWriter
-from .collators import MAX_EMPTY_BATCHES, pixels_of
+from .collators import MAX_EMPTY_BATCHES
 from .errors import row_reason
+from .image_files import pixels_of
 from .mixture import MixtureSource
 
 

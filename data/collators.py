@@ -8,12 +8,10 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, TypeVar, cast
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers.image_processing_backends import PilBackend
 from transformers.utils import logging
 
 from ..modeling_evotok.losses_evotok import IGNORE_INDEX
@@ -21,7 +19,7 @@ from ..processing.chat_template_evotok import prepare_conversations
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from ..processing.processing_evotok import EvoTokProcessor
 from .errors import printable
-from .image_files import crop_square, to_pixels
+from .image_files import crop_square, pixels_of, to_pixels
 
 
 logger = logging.get_logger(__name__)
@@ -389,27 +387,3 @@ def _is_text_to_image(messages: list[dict]) -> bool:
 
 def _empty_caption(messages: list[dict]) -> list[dict]:
     return [{**message, "content": ""} if message["role"] == "user" else message for message in messages]
-
-
-def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
-    """Converts RGB images to pixels `(B, 3, H, W)` as `image_processor` does, but faster: equal within rounding if all
-    have the right size, in all bits otherwise."""
-    arrays = [np.asarray(image) if isinstance(image, Image.Image) else image for image in images]
-    height, width = image_processor.size["height"], image_processor.size["width"]
-    shape = (height, width, 3)
-    fits = all(isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape for image in arrays)
-    if not fits or not (image_processor.do_rescale and image_processor.do_normalize):
-        if not _resizes_by_pillow(image_processor) or not all(getattr(image, "mode", "") == "RGB" for image in images):
-            return image_processor(list(images), return_tensors="pt")["pixel_values"]
-        # The processor would convert each image to an array with channels first, and back, before it is resized.
-        resized = [image.resize((width, height), image_processor.resample) for image in images]
-        return image_processor(resized, do_resize=False, return_tensors="pt")["pixel_values"]
-    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(image_processor.image_std).view(3, 1, 1)
-    return pixels.mul_(image_processor.rescale_factor).sub_(mean).div_(std).contiguous()
-
-
-def _resizes_by_pillow(image_processor: Any) -> bool:
-    by_pillow = isinstance(image_processor, PilBackend) and image_processor.do_resize
-    return by_pillow and isinstance(image_processor.resample, int)

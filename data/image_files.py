@@ -1,12 +1,14 @@
 """Image files: found in folders, named by rows, cropped to squares, converted to pixels and back."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_processing_backends import PilBackend
 
 from ..processing.image_loading_evotok import EvoTokImageError, load_image
 from .sequences import pick_evenly
@@ -48,6 +50,25 @@ def crop_square(image: Image.Image, size: int, place: tuple[float, float] = (0.5
 def to_pixels(image: Image.Image | np.ndarray) -> torch.Tensor:
     """Converts an RGB image, (H, W, 3) uint8 as an array, to (3, H, W) float32 in [-1, 1]."""
     return from_uint8(torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))))
+
+
+def pixels_of(images: Sequence[Any], image_processor: Any) -> torch.Tensor:
+    """Converts RGB images to pixels `(B, 3, H, W)` as `image_processor` does, but faster: equal within rounding if all
+    have the right size, in all bits otherwise."""
+    arrays = [np.asarray(image) if isinstance(image, Image.Image) else image for image in images]
+    height, width = image_processor.size["height"], image_processor.size["width"]
+    shape = (height, width, 3)
+    fits = all(isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape for image in arrays)
+    if not fits or not (image_processor.do_rescale and image_processor.do_normalize):
+        if not _resizes_by_pillow(image_processor) or not all(getattr(image, "mode", "") == "RGB" for image in images):
+            return image_processor(list(images), return_tensors="pt")["pixel_values"]
+        # The processor would convert each image to an array with channels first, and back, before it is resized.
+        resized = [image.resize((width, height), image_processor.resample) for image in images]
+        return image_processor(resized, do_resize=False, return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
+    std = torch.tensor(image_processor.image_std).view(3, 1, 1)
+    return pixels.mul_(image_processor.rescale_factor).sub_(mean).div_(std).contiguous()
 
 
 def from_uint8(values: torch.Tensor) -> torch.Tensor:
@@ -132,3 +153,8 @@ def row_image(value: Any, folder: Path | None) -> dict | str:
     if folder is None:
         raise ValueError(f"image {name!r} is a name, but there is no folder of images: set image_folder")
     return resolve_file(folder, name)
+
+
+def _resizes_by_pillow(image_processor: Any) -> bool:
+    by_pillow = isinstance(image_processor, PilBackend) and image_processor.do_resize
+    return by_pillow and isinstance(image_processor.resample, int)

@@ -3,6 +3,7 @@
 import os
 import threading
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def test_batches_are_encoded_at_the_same_time_in_exact_float32(two_threads):
         seen.append((torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
         return torch.full((len(pixels), 4, levels), int(pixels[0, 0, 0, 0]))
 
-    encoder = BatchEncoder(SimpleNamespace(device=torch.device("cpu"), encode=encode), levels=3)
+    stub = cast(EvoTokVQModel, SimpleNamespace(device=torch.device("cpu"), encode=encode))
+    encoder = BatchEncoder(stub, levels=3)
     for _ in range(2):  # it can be entered again
         with encoder:
             results = [encoder.submit([torch.full((3, 2, 2), float(number))] * 2) for number in range(4)]
@@ -112,7 +114,7 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
 def test_codes_on_a_gpu_are_those_of_encode_in_exact_float32(model):
     on_gpu = EvoTokVQModel(model.config).eval()
     on_gpu.load_state_dict(model.state_dict())
-    on_gpu.cuda()
+    on_gpu.to("cuda")
     batches = [random_images(model, count) for count in (4, 4, 4, 2)]
     with BatchEncoder(on_gpu, levels=2) as encoder:
         results = [encoder.submit(batch) for batch in batches]

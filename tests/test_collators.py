@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import SiglipImageProcessorPil
 
 from evotok import EvoTokProcessor
-from evotok.data.collators import MAX_EMPTY_BATCHES, EmptyBatchFallback, EvoTokCollator, ImageCollator, pixels_of
+from evotok.data.collators import MAX_EMPTY_BATCHES, EmptyBatchFallback, EvoTokCollator, ImageCollator
 from evotok.data.conversations import load_conversations
+from evotok.data.image_files import pixels_of
 from evotok.processing import image_loading_evotok
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
@@ -237,24 +237,6 @@ def test_collator_truncates_text_but_not_images(processor):
 def test_collator_refuses_malformed_rows(processor, change, message):
     with pytest.raises(ValueError, match=message):
         EvoTokCollator(processor)([question(), {**question(), "id": 3, **change}])
-
-
-@pytest.mark.parametrize("size", [(SIZE, SIZE), (9, 30)])
-def test_pixels_of_equals_the_image_processor(processor, size):
-    images = [picture(seed, size) for seed in range(3)]
-    expected = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    for given in (images, [np.asarray(image) for image in images]):
-        torch.testing.assert_close(pixels_of(given, processor.image_processor), expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("settings", [{}, {"resample": 0}, {"do_resize": False}, {"do_rescale": False}])
-def test_pixels_of_other_sizes_equal_the_image_processor_in_all_bits(processor, settings):
-    image_processor = SiglipImageProcessorPil(**processor.image_processor.to_dict() | settings)
-    sizes = [(9, 30)] if "do_resize" in settings else [(9, 30), (SIZE, SIZE + 1), (3 * SIZE, 2 * SIZE), (1, 1)]
-    images = [picture(seed, size) for seed, size in enumerate(sizes)]
-    expected = image_processor(images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels_of(images, image_processor), expected)
-    assert torch.equal(torch.cat([pixels_of([image], image_processor) for image in images]), expected)
 
 
 # --- images alone -----------------------------------------------------------------------------------------------------

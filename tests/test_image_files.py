@@ -5,8 +5,17 @@ import pytest
 import torch
 from bombs import little_memory
 from PIL import Image
+from transformers import SiglipImageProcessorPil
 
-from evotok.data.image_files import crop_square, folder_pixels, resolve_file, to_pixels, to_uint8, to_unit_range
+from evotok.data.image_files import (
+    crop_square,
+    folder_pixels,
+    pixels_of,
+    resolve_file,
+    to_pixels,
+    to_uint8,
+    to_unit_range,
+)
 from evotok.data.sequences import pick_evenly
 from evotok.processing.image_loading_evotok import EvoTokImageError
 
@@ -75,3 +84,25 @@ def test_resolve_file_stays_in_the_folder(tmp_path):
         resolve_file(folder, "http://x", "text")
     with pytest.raises(ValueError, match="is no file name"):
         resolve_file(folder, "a\0.png")
+
+
+def random_images(sizes):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)) for size in sizes]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 30)])
+def test_pixels_of_equals_the_image_processor(size):
+    image_processor, images = SiglipImageProcessorPil(size={"height": 16, "width": 16}), random_images([size] * 3)
+    expected = image_processor(images, return_tensors="pt")["pixel_values"]
+    for given in (images, [np.asarray(image) for image in images]):
+        torch.testing.assert_close(pixels_of(given, image_processor), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"resample": 0}, {"do_resize": False}, {"do_rescale": False}])
+def test_pixels_of_other_sizes_equal_the_image_processor_in_all_bits(settings):
+    image_processor = SiglipImageProcessorPil(size={"height": 16, "width": 20}, image_mean=[0.4, 0.5, 0.6], **settings)
+    images = random_images([(9, 30)] if "do_resize" in settings else [(9, 30), (20, 17), (50, 40), (1, 1), (16, 20)])
+    expected = image_processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels_of(images, image_processor), expected)
+    assert torch.equal(torch.cat([pixels_of([image], image_processor) for image in images]), expected)

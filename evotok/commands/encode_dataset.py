@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evotok.commands.checkpoints import find_checkpoint, load_tokenizer, pick_device
+from evotok.commands.checkpoints import find_checkpoint, load_tokenizer
 from evotok.commands.options import Json, TokenizerCheckpoint, complete_folder
 from evotok.commands.terminal import print_results
 
@@ -50,10 +50,9 @@ def run(
         raise ValueError(f"--source {source}: conversations about images; codes are for images to generate.")
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     opened, _ = open_source(SourceArguments(source, path, image_folder))
+    if torch.accelerator.is_available():  # otherwise each process would take memory of the first one, too
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
     model, image_processor = load_tokenizer(checkpoint)
-    if torch.accelerator.is_available():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        model.to(torch.device(pick_device().type, local))
     encoder = CorpusEncoder(model, image_processor, opened, out, batch_size, threads, compiled)
     with tqdm(unit="image", disable=None if rank == 0 else True, leave=False) as progress:
         done = encoder.run(rank, world_size, progress.update)
