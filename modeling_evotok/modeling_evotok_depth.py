@@ -73,10 +73,12 @@ class EvoTokDepthLinear(nn.Linear):
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a graph may have shapes without numbers
+            return super().forward(states)
         few = states.device.type == "cpu" and states.shape[:-1].numel() in _FEW_ROWS
         half = states.dtype == self.weight.dtype == torch.bfloat16
         plain = type(self.weight) is nn.Parameter  # quantized weights of TorchAO are of another type
-        if not (few and half and plain) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not (few and half and plain):
             return super().forward(states)
         product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
         if self.bias is not None:
