@@ -13,8 +13,8 @@
 # limitations under the License.
 """Training of codebooks: one step of the EMA of all levels at once (paper, Sec. 3.1), and restarts of unused entries.
 
-The levels are stacked, so that the number of kernels does not depend on their number; there is one message to the other
-processes, and nothing waits for the device, so that a CUDA graph can hold the step.
+On a GPU the levels are stacked, so that the number of kernels does not depend on their number. There is one message to
+the other processes, and nothing waits for the device, so that a CUDA graph can hold the step.
 
 Shapes: D levels, M vectors of this process, C codebook width, K codebook size.
 """
@@ -26,11 +26,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .nearest_code_evotok import is_finite
-
-
-# Levels that are updated together. On a CPU the tensors of one level stay in its cache; on a GPU the number of kernels
-# counts.
-_LEVELS_AT_ONCE = {"cpu": 1}
 
 
 @torch.no_grad()
@@ -49,14 +44,13 @@ def update_codebooks(codebooks: Sequence, vectors: torch.Tensor, codes: torch.Te
         vectors: (D, M, C) float32, residuals of this process; those that are not finite are ignored.
         codes: (D, M) int64, the entries they are assigned to.
     """
-    codebooks, size = list(codebooks), len(codebooks[0].weight)
-    statistics = _sums_and_counts(vectors, codes, size)  # (D, K, C + 1)
-    samples = _sample(vectors, size) if codebooks[0].restart_threshold else None  # (D, K, C)
-    statistics, samples = _add_up(statistics, samples)
-    at_once = _LEVELS_AT_ONCE.get(vectors.device.type, len(codebooks))
+    codebooks = list(codebooks)
+    # On a CPU the tensors of one level stay in its cache; elsewhere the number of kernels and messages counts.
+    alone = vectors.device.type == "cpu" and _rank_and_world()[1] == 1
+    at_once = 1 if alone else len(codebooks)
     for start in range(0, len(codebooks), at_once):
         levels = slice(start, start + at_once)
-        _update(codebooks[levels], statistics[levels], None if samples is None else samples[levels])
+        _update(codebooks[levels], vectors[levels], codes[levels])
 
 
 def _sums_and_counts(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> torch.Tensor:
@@ -81,7 +75,8 @@ def _sample(vectors: torch.Tensor, size: int) -> torch.Tensor:
         chosen = torch.rand(levels, count, device=vectors.device).argsort(dim=1)[:, :share]
     else:
         chosen = torch.randint(count, (levels, share), device=vectors.device)
-    sampled = vectors.gather(1, chosen[..., None].expand(-1, -1, dim))
+    first = count * torch.arange(levels, device=vectors.device)[:, None]
+    sampled = vectors.flatten(0, 1)[(first + chosen).flatten()].view(levels, share, dim)
     if world == 1:
         return sampled
     samples = vectors.new_zeros(levels, size, dim)
@@ -107,18 +102,21 @@ def _add_up(statistics: torch.Tensor, samples: torch.Tensor | None) -> tuple[tor
     return statistics, samples
 
 
-def _update(codebooks: Sequence, statistics: torch.Tensor, samples: torch.Tensor | None) -> None:
-    """Takes the step of some levels: (d, K, C + 1) of the global batch, (d, K, C)."""
+def _update(codebooks: list, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+    """Takes the step of some levels, as `update_codebooks`."""
     first = codebooks[0]
     size, dim = first.weight.shape
+    statistics = _sums_and_counts(vectors, codes, size)  # (D, K, C + 1)
+    samples = _sample(vectors, size) if first.restart_threshold else None  # (D, K, C)
+    statistics, samples = _add_up(statistics, samples)
     sums, counts = statistics.split([dim, 1], dim=-1)
-    weights = torch.stack([codebook.weight for codebook in codebooks])  # (d, K, C)
+    weights = torch.stack([codebook.weight for codebook in codebooks])  # (D, K, C)
     old_size = torch.stack([codebook.cluster_size for codebook in codebooks])[..., None]
     steps = torch.stack([codebook.step for codebook in codebooks])[:, None, None]
     keeps_sums = first.vector_sum is not None
     old_sum = torch.stack([codebook.vector_sum for codebook in codebooks]) if keeps_sums else old_size * weights
-    new_size = first.decay * old_size + (1 - first.decay) * counts  # (d, K, 1)
-    new_sum = old_sum.mul_(first.decay).add_(sums.mul_(1 - first.decay))  # (d, K, C)
+    new_size = first.decay * old_size + (1 - first.decay) * counts  # (D, K, 1)
+    new_sum = old_sum.mul_(first.decay).add_(sums.mul_(1 - first.decay))  # (D, K, C)
     total = new_size.sum(1, keepdim=True)
     smoothed = (new_size + first.epsilon) / (total + size * first.epsilon) * total
     # An entry that was never chosen has no mean.

@@ -41,7 +41,7 @@ from .configuration_evotok import EvoTokConfig
 from .generation_evotok import EvoTokGenerationMixin
 from .int8_evotok import EvoTokInt8Config
 from .losses_evotok import EvoTokLossMixin
-from .modeling_evotok_depth import EvoTokDepthDecoder, EvoTokDepthLinear
+from .modeling_evotok_depth import EvoTokDepthDecoder
 from .modeling_evotok_vq import EvoTokVQModel
 from .sampling_evotok import image_generation_config
 
@@ -200,9 +200,6 @@ class EvoTokModel(EvoTokPreTrainedModel):
     def __init__(self, config: EvoTokConfig):
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        for module in self.language_model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = EvoTokDepthLinear  # the same layer, which reads its weight faster for a few rows
         self.vq_model = EvoTokVQModel(config.vq_config).float().eval().requires_grad_(False)
         self.vq_model.stays_in_fp32 = True  # after loading, too
         self.semantic_projector = EvoTokMultiModalProjector(config, config.vq_config.semantic_feature_dim)

@@ -67,9 +67,8 @@ class EvoTokDepthDecoderOutput(ModelOutput):
 class EvoTokDepthLinear(nn.Linear):
     """Linear layer that multiplies a few rows in bfloat16 on a CPU as weight times rows, the order of its memory.
 
-    The linear layers of the language model are of this class as well. The time of generating codes is that of reading
-    weights, and rows times weight reads them a third slower or worse; but with up to eight rows on a CPU without matrix
-    units (AMX) it is faster.
+    The time of generating codes is that of reading weights, and rows times weight reads them a third slower or worse;
+    but with up to eight rows on a CPU without matrix units (AMX) it is faster.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -81,9 +80,7 @@ class EvoTokDepthLinear(nn.Linear):
         if not (few and half and plain):
             return super().forward(states)
         product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
-        if self.bias is not None:
-            product.add_(self.bias)
-        return product.unflatten(0, states.shape[:-1])
+        return product.add_(self.bias).unflatten(0, states.shape[:-1])
 
 
 class EvoTokDepthLayerCache(NamedTuple):

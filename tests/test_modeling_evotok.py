@@ -4,12 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import END, GENERATED, IMAGE, PAD, POSITIONS, START, build_tiny_model, tiny_config
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evotok import EvoTokConfig, EvoTokForConditionalGeneration, EvoTokModel
-from evotok.modeling_evotok import modeling_evotok_depth, modeling_evotok_vq
-from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthLinear
+from evotok.modeling_evotok import modeling_evotok_vq
 
 
 INPUT_IMAGE, GENERATED_IMAGE = [START, *[IMAGE] * POSITIONS, END], [START, *[GENERATED] * POSITIONS, END]
@@ -51,20 +49,6 @@ def test_model_on_text_equals_the_language_model(tiny_model):
     torch.testing.assert_close(output.logits, expected.logits)
     torch.testing.assert_close((output.loss, output.text_loss), (expected.loss, expected.loss))
     assert output.image_loss is None
-
-
-def test_language_model_reads_its_weights_as_the_depth_decoder(tiny_model, monkeypatch):
-    language_model = tiny_model.model.language_model
-    linear = [module for module in language_model.modules() if isinstance(module, nn.Linear)]
-    assert linear and all(type(module) is EvoTokDepthLinear for module in linear)
-    half = build_tiny_model().model.language_model.bfloat16()
-    states = torch.randn(2, 1, half.config.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
-    outputs = []
-    for rows in (range(0), range(1, 33)):
-        monkeypatch.setattr(modeling_evotok_depth, "_FEW_ROWS", rows)
-        with torch.no_grad():
-            outputs.append(half(inputs_embeds=states).last_hidden_state.float())
-    torch.testing.assert_close(*outputs, atol=5e-2, rtol=5e-2)
 
 
 def test_placeholders_become_projected_features(tiny_model, pixels):

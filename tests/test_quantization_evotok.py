@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from evotok import EvoTokVQConfig
-from evotok.modeling_evotok.codebook_update_evotok import _LEVELS_AT_ONCE, update_codebooks
+from evotok.modeling_evotok.codebook_update_evotok import _update, update_codebooks
 from evotok.modeling_evotok.quantization_evotok import (
     EvoTokCodebook,
     EvoTokResidualVectorQuantizer,
@@ -97,15 +97,14 @@ def one_level_after(codebook: EvoTokCodebook, vectors, codes) -> tuple[torch.Ten
     return weight, sizes
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 4])
-def test_update_of_all_levels_is_that_of_each(at_once, monkeypatch):
-    monkeypatch.setitem(_LEVELS_AT_ONCE, "cpu", at_once)
+@pytest.mark.parametrize("update", [update_codebooks, _update], ids=["one by one", "together"])
+def test_update_of_all_levels_is_that_of_each(update):
     quantizer = filled_quantizer(codebook_warmup_steps=0, codebook_restart_threshold=0)
     vectors, codes = torch.randn(4, 40, 8), torch.randint(64, (4, 40))
     for codebook in quantizer.codebooks:
         codebook.cluster_size.copy_(torch.rand(64) + 0.5)
     expected = [one_level_after(*level) for level in zip(quantizer.codebooks, vectors, codes, strict=True)]
-    update_codebooks(quantizer.codebooks, vectors, codes)
+    update(list(quantizer.codebooks), vectors, codes)
     for codebook, (weight, sizes) in zip(quantizer.codebooks, expected, strict=True):
         torch.testing.assert_close(codebook.weight.data, weight)
         torch.testing.assert_close(codebook.cluster_size, sizes)
