@@ -40,11 +40,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
 from .decoders_evotok import eager_attention_forward
+from .depth_linear_evotok import EvoTokDepthLinear
 from .losses_evotok import EvoTokDepthLoss, linear_cross_entropy
-
-
-# Numbers of rows with which a matmul on a CPU is bound by reading the weight, and faster with the operands exchanged.
-_FEW_ROWS = range(1 if torch.cpu.get_capabilities().get("amx_tile") else 9, 33)
 
 
 @auto_docstring(custom_intro="Output of [`EvoTokDepthDecoder`].")
@@ -62,25 +59,6 @@ class EvoTokDepthDecoderOutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class EvoTokDepthLinear(nn.Linear):
-    """Linear layer that multiplies a few rows in bfloat16 on a CPU as weight times rows, the order of its memory.
-
-    The time of generating codes is that of reading weights, and rows times weight reads them a third slower or worse;
-    but with up to eight rows on a CPU without matrix units (AMX) it is faster.
-    """
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # a graph may have shapes without numbers
-            return super().forward(states)
-        few = states.device.type == "cpu" and states.shape[:-1].numel() in _FEW_ROWS
-        half = states.dtype == self.weight.dtype == torch.bfloat16
-        plain = type(self.weight) is nn.Parameter  # quantized weights of TorchAO are of another type
-        if not (few and half and plain):
-            return super().forward(states)
-        product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
-        return product.add_(self.bias).unflatten(0, states.shape[:-1])
 
 
 class EvoTokDepthLayerCache(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
-from evotok.modeling_evotok import losses_evotok, modeling_evotok_depth
-from evotok.modeling_evotok.modeling_evotok_depth import EvoTokDepthLinear
+from evotok.modeling_evotok import depth_linear_evotok, losses_evotok
+from evotok.modeling_evotok.depth_linear_evotok import EvoTokDepthLinear
 
 
 POSITIONS, LEVELS, CODES, DIM, HIDDEN = 5, 3, 32, 8, 24
@@ -156,7 +156,7 @@ def test_loss_is_equal_with_a_replaced_projection(batch):
 
 @pytest.mark.parametrize("shape", [(3, 1, 24), (40, 24)], ids=["few rows", "many rows"])
 def test_linear_in_half_precision_equals_the_product(shape, monkeypatch):
-    monkeypatch.setattr(modeling_evotok_depth, "_FEW_ROWS", range(1, 33))  # as on a CPU with matrix units
+    monkeypatch.setattr(depth_linear_evotok, "_FEW_ROWS", range(1, 33))  # as on a CPU with matrix units
     torch.manual_seed(0)
     linear, states = EvoTokDepthLinear(24, 40).bfloat16(), torch.randn(shape).bfloat16()
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_linear_in_half_precision_equals_the_product(shape, monkeypatch):
 
 def test_linear_leaves_weights_of_other_types_to_their_own_product(monkeypatch):
     """Quantized tensors of TorchAO have the dtype of their products, and no product from the left."""
-    monkeypatch.setattr(modeling_evotok_depth, "_FEW_ROWS", range(1, 33))
+    monkeypatch.setattr(depth_linear_evotok, "_FEW_ROWS", range(1, 33))
 
     class Quantized(torch.Tensor):
         pass
