@@ -1,5 +1,6 @@
 """`evotok bench` at tiny sizes: names and keys of the rows, and their checks of equality."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from evotok.cli import main
-from evotok.commands.bench import BENCHMARKS
+from evotok.commands.bench import BENCHMARKS, PAPER
 from evotok.eval.benchmarks import depth, generation, meters, quantizer, serving
 from evotok.eval.benchmarks.meters import Setting
 from evotok.training.throughput.cases import CASES
@@ -67,6 +68,13 @@ def test_rows_are_written_as_they_are_measured(monkeypatch, tmp_path):
     with pytest.raises(MemoryError):
         main(["bench", "quantizer", "--size", "tiny", "--json", str(path)])
     assert [row["name"] for row in json.loads(path.read_text())] == ["first", "second"]
+
+
+def test_paper_is_a_size_of_the_benchmarks_that_say_so():
+    pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+    modules = {name: importlib.import_module(f"evotok.{path}") for name, path in BENCHMARKS.items()}
+    assert {name for name, module in modules.items() if "paper" in module.SIZES} == set(PAPER)
+    assert all({"full", "tiny"} <= set(module.SIZES) for module in modules.values())
 
 
 def test_serving_measures_one_server(monkeypatch):

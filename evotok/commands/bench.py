@@ -24,6 +24,8 @@ BENCHMARKS = {  # name -> module
     "serve": "eval.benchmarks.serving",
     "train": "training.throughput.benchmark",
 }
+PAPER = ("generate", "encode", "train")
+"""Benchmarks with the size `paper`; the others take `full` or `tiny`."""
 
 
 def run(
@@ -53,6 +55,8 @@ def run(
     """Measure time and memory against a plain reference and the limits of the machine."""
     if file is not None and not as_json:
         raise ValueError(f"{file}: the rows are written to a file as JSON only: add --json.")
+    if size == "paper" and benchmark not in PAPER:
+        raise ValueError(f"--size paper: {benchmark} takes full or tiny.")
     path = None if file is None else check_file(file)
     import torch
 
@@ -65,8 +69,6 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     module = importlib.import_module(f"evotok.{BENCHMARKS[benchmark]}")
-    if size not in module.SIZES:
-        raise ValueError(f"--size {size}: {benchmark} takes {' or '.join(module.SIZES)}.")
     setting = Setting(device, getattr(torch, dtype), size, repeats)
     if sys.stderr.isatty():  # one line: a progress bar would be measured as well
         print(f"measuring {benchmark}, {repeats} times ...", file=sys.stderr)
