@@ -82,9 +82,9 @@ class Options(SuiteOptions):
 
     batch_size: int = 64
     """Images at a time when measuring; training uses that of the recipes."""
-    steps: int = 240
+    steps: int = 1200
     """Training steps of every tokenizer."""
-    generator_steps: int = 200
+    generator_steps: int = 300
     """Training steps of every generator."""
     seeds: int = 3
     """Number of trainings of each row, at the seeds `seed`, `seed` + 1, ..."""
