@@ -13,7 +13,7 @@
 # limitations under the License.
 """Compilation of a position by regions: one layer of the language model, one of the depth decoder, and the sampler.
 
-`torch.compile` of a whole position traces every layer and generates its code anew, 28 of the language model and 4 x 6
+`torch.compile` of a whole position traces every layer and generates its own code, 28 of the language model and 4 x 6
 of the depth decoder at the paper's size. Here each kind of layer is compiled once and called for all of its kind, and
 the few operations between them run as they are; a CUDA graph around the position removes their launches.
 """

@@ -109,6 +109,14 @@ def build_chat_model(image_size: int = 32):
     return build_tiny_model(config), processor
 
 
+def save_chat_model(folder):
+    """Saves a model and a processor of `build_chat_model` as a checkpoint; returns the processor."""
+    model, processor = build_chat_model()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
+
+
 def parse_command(words: list[str]) -> dict:
     """Returns the argument values of `evotok COMMAND ...`, which is not run."""
     import typer

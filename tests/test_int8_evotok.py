@@ -4,7 +4,7 @@ from importlib.machinery import SourceFileLoader
 
 import pytest
 import torch
-from conftest import build_chat_model
+from conftest import save_chat_model
 from torch import nn
 from transformers import AutoModelForMultimodalLM, CompileConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -20,9 +20,7 @@ from evotok.modeling_evotok.int8_evotok import EvoTokInt8Linear, quantize_weight
 def folder(tmp_path_factory):
     """A checkpoint in float32, and in `int8` the same in int8, saved in bfloat16."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    model, processor = build_chat_model()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    processor = save_chat_model(folder)
     quantized = load(folder, dtype=torch.bfloat16, quantization_config=EvoTokInt8Config())
     quantized.save_pretrained(folder / "int8")
     processor.save_pretrained(folder / "int8")

@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import build_chat_model
+from conftest import build_chat_model, save_chat_model
 from torch import nn
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig, TorchAoConfig
 from transformers.quantizers.base import HfQuantizer
@@ -23,9 +23,7 @@ KEPT = ("model.vq_model.", "depth_decoder.classifiers.", "lm_head")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    model, processor = build_chat_model()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_chat_model(folder)
     return folder
 
 

@@ -123,16 +123,21 @@ def build_tokenizer(setting: Setting) -> EvoTokVQModel:
     return model
 
 
+def synthetic_photo(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """Builds an image of smooth colours with some noise, whose JPEG file takes as long to decode as a photograph's."""
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((width, height))
+    noisy = np.asarray(smooth).astype(int) + rng.integers(-12, 13, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
 def write_images(folder: Path, corpus: Corpus) -> None:
-    """Writes JPEG files of random sizes: smooth colours with some noise, as long to decode as photographs."""
+    """Writes JPEG files of random sizes."""
     folder.mkdir()
     rng, files = np.random.default_rng(0), []
     for _ in range(min(corpus.images, _DISTINCT)):
         width, height = rng.integers(corpus.shortest, corpus.longest, 2, endpoint=True).tolist()
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((width, height))
-        noisy = np.asarray(smooth).astype(int) + rng.integers(-12, 13, (height, width, 3))
         stream = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        synthetic_photo(width, height, rng).save(stream, "JPEG", quality=90)
         files.append(stream.getvalue())
     for number in range(corpus.images):
         (folder / f"{number}.jpg").write_bytes(files[number % len(files)])
@@ -158,7 +163,7 @@ def same_codes(codes: Codes, reference: Codes) -> bool:
 
 
 def _encode(encoder: CorpusEncoder) -> Encoded:
-    """Encodes the whole source anew."""
+    """Encodes the whole source again."""
     shutil.rmtree(encoder.folder, ignore_errors=True)
     return encoder.run()
 

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class _Clock(TrainerCallback):
 
     def seconds(self) -> list[float]:
         """Returns the time of every step."""
-        pairs = list(zip(self.marks, self.marks[1:], strict=False))
+        pairs = list(pairwise(self.marks))
         if self.device != "cuda":
             return [after - before for before, after in pairs]
         torch.cuda.synchronize()

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...data.code_shards import ShardInfo, ShardWriter
 from ...data.world.conversations import corpus
 from ...data.world.icons import load_world
+from ...eval.benchmarks.encoding import synthetic_photo
 from ...modeling_evotok.configuration_evotok import EvoTokConfig, EvoTokVQConfig
 from ...modeling_evotok.modeling_evotok import EvoTokForConditionalGeneration
 from ...modeling_evotok.modeling_evotok_vq import EvoTokVQModel
@@ -76,12 +76,7 @@ def write_images(folder: Path, shapes: Shapes) -> None:
     rng, noise, words = random.Random(0), np.random.default_rng(0), _words()
     for number in range(shapes.images):
         size = [rng.randint(shapes.image_side, shapes.image_side * 3 // 2) for _ in range(2)]
-        # Smooth shapes with some grain: about as many bytes a pixel as a photograph.
-        base = Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        pixels = np.asarray(base).astype(np.int16) + noise.integers(-9, 10, (size[1], size[0], 3), dtype=np.int16)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=90)
+        synthetic_photo(*size, noise).save(folder / f"{number:05d}.jpg", quality=90)
         caption = " ".join(rng.choices(words, k=shapes.words[2]))
         (folder / f"{number:05d}.txt").write_text(caption, encoding="utf-8")
 
