@@ -75,8 +75,8 @@ def write_images(folder: Path, shapes: Shapes) -> None:
     folder.mkdir(parents=True)
     rng, noise, words = random.Random(0), np.random.default_rng(0), _words()
     for number in range(shapes.images):
-        size = [rng.randint(shapes.image_side, shapes.image_side * 3 // 2) for _ in range(2)]
-        synthetic_photo(*size, noise).save(folder / f"{number:05d}.jpg", quality=90)
+        width, height = (rng.randint(shapes.image_side, shapes.image_side * 3 // 2) for _ in range(2))
+        synthetic_photo(width, height, noise).save(folder / f"{number:05d}.jpg", quality=90)
         caption = " ".join(rng.choices(words, k=shapes.words[2]))
         (folder / f"{number:05d}.txt").write_text(caption, encoding="utf-8")
 
