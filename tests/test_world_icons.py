@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from evotok.data.world.icons import EMOJI_STYLES, HELD_OUT_EMOJI_STYLE, SPLITS, TRAIN_EMOJI_STYLES, World
+from evotok.data.world.icons import EMOJI_STYLES, HELD_OUT_EMOJI_STYLE, SPLITS, TRAIN_EMOJI_STYLES, World, load_world
 
 
 THINGS = 48
@@ -22,6 +22,10 @@ def test_world_select_covers_things_and_partitions_icons(world):
     assert sorted(parts) == list(range(len(world.icons)))
     with pytest.raises(ValueError, match="unknown split 'new'"):
         world.select("new")
+
+
+def test_world_is_loaded_once_however_its_folder_is_named(world):
+    assert load_world() is load_world(None) is load_world(str(world.root)) is world
 
 
 def test_world_families_and_authors_are_in_one_split(world):

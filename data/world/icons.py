@@ -20,6 +20,7 @@ EMOJI_STYLES = {  # name of the sheet -> name in prompts
 }
 HELD_OUT_EMOJI_STYLE = "openmoji"
 TRAIN_EMOJI_STYLES = tuple(style for style in EMOJI_STYLES if style != HELD_OUT_EMOJI_STYLE)
+_EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "world"
 _SOLID = 0.8  # share of the outline's area that is covered, from which on an icon is a filled shape
 
 
@@ -60,8 +61,8 @@ class World:
         ValueError: `world.json` of another format version.
     """
 
-    def __init__(self, root: str | Path | None = None):
-        self.root = Path(root) if root is not None else Path(__file__).resolve().parents[2] / "assets" / "world"
+    def __init__(self, root: str | Path = _EMBEDDED):
+        self.root = Path(root)
         path = self.root / "world.json"
         if not path.is_file():
             raise FileNotFoundError(f"no world.json in {self.root}: pass the folder `assets/world` of a checkout.")
@@ -134,7 +135,9 @@ def _tiles(path: Path, mode: str, size: int, columns: int, count: int) -> np.nda
     return tiles
 
 
-@lru_cache(maxsize=2)
 def load_world(root: str | Path | None = None) -> World:
-    """Loads the world of a folder, once for a process."""
-    return World(root)
+    """Loads the world of a folder, by default the embedded one, once for a process."""
+    return _load(_EMBEDDED if root is None else Path(root))
+
+
+_load = lru_cache(maxsize=2)(World)
