@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -22,8 +23,8 @@ READING = COMPARISON | {"bandwidth_gb_per_s"}
 LOSS = {"reference", "memory_ratio", "time_ratio", "equal"}
 INT8 = {"reference", "seconds", "ratio", "floor_multiple", "over_plain", "same_codes"}
 STEP = {"seconds", "data_seconds", "tokens_per_second", "images_per_second", "mfu", "peak_extra_mib", "planned_mib"}
-COLD_AND_WARM = {"over_plain", "floor_multiple", "cold_seconds", "warm_seconds", "cold_over_target", "same_codes"}
-COMPILED = COLD_AND_WARM if shutil.which("g++") else {"note"}
+COLD_AND_WARM = {"cold_seconds", "warm_seconds", "cold_over_target"}
+COMPILED = {"ratio", "over_eager", "floor_multiple", "same_codes"} | COLD_AND_WARM if shutil.which("g++") else {"note"}
 ROWS = {
     "quantizer": {
         "search": COMPARISON | {"matmul_gflops"},
@@ -31,7 +32,14 @@ ROWS = {
         "residual_vq": set(),
     },
     "depth": {"position": READING},
-    "generate": {"one_prompt": READING, "eight_prompts": {"speedup"}, "int8": INT8, "compiled": COMPILED},
+    "generate": {
+        "one_prompt": READING,
+        **{name: {"floor_multiple"} for name in ("language_model", "depth_layers", "code_classifiers", "other")},
+        "eight_prompts": {"speedup"},
+        "int8": INT8,
+        "compiled": COMPILED,
+        "int8_compiled": COMPILED,
+    },
     "loss": {"image": LOSS, "text": LOSS},
     "train": dict.fromkeys((case.name for case in CASES["tiny"]), STEP) | {"sft_offload_checkpointing": {"note"}},
     "encode": {"corpus": COMPARISON | {"images_per_second", "device_share"}, "corpus_compiled": set()},
@@ -119,6 +127,24 @@ def test_peak_extra_mib_counts_freed_memory():
     take(1)
     assert 60 <= meters.peak_extra_mib(lambda: take(64), "cpu") <= 80
     assert meters.peak_extra_mib(lambda: None, "cpu") <= 4
+
+
+def test_parts_of_an_image_add_up():
+    model, calls = generation.build_model(TINY), []
+    prompt = torch.tensor([[1, 2, model.config.vision_start_token_id]])
+
+    def generate():
+        calls.append(time.perf_counter())
+        model.generate(prompt, generation_mode="image", guidance_scale=3.0, do_sample=False)
+        calls.append(time.perf_counter())
+
+    parts = list(generation._parts(model, generate, {"floor_seconds": 2.0}, TINY))
+    assert len(parts) == 4 and all(part["seconds"] > 0 for part in parts)
+    assert sum(part["floor_seconds"] for part in parts) == pytest.approx(2)
+    assert sum(part["seconds"] for part in parts) == pytest.approx(calls[1] - calls[0], rel=0.02)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    [note] = generation._parts(model, generate, {"floor_seconds": 2.0}, replace(TINY, device="cuda"))
+    assert note["name"] == "parts" and "CUDA graph" in note["note"]
 
 
 def test_is_nearest_finds_a_wrong_code():

@@ -121,7 +121,8 @@ def test_engine_table_leaves_out_rows_without_a_time(tmp_path):
     rows = [
         {"name": "train_step_graph", "seconds": 0.004, "over_search": 1.25, "floor_multiple": 1.5},
         {"name": "int8", "note": "not measured"},
-        {"name": "compiled", "seconds": 2, "over_plain": 0.5, "cold_seconds": 80, "warm_seconds": 9.6},
+        {"name": "compiled", "reference": "a loop", "seconds": 2, "ratio": 2, "cold_seconds": 80, "warm_seconds": 9.6},
+        {"name": "language_model", "seconds": 1.5, "floor_multiple": 1.25},
         {"name": "generate", "note": "stopped after 240 seconds"},
     ]
     (tmp_path / "h100-a.json").write_text(json.dumps([row | where for row in rows]))
@@ -130,7 +131,8 @@ def test_engine_table_leaves_out_rows_without_a_time(tmp_path):
     assert engine_table(tmp_path).splitlines()[2:] == [
         "| NVIDIA H100 | the same, as a CUDA graph | 4 ms | the search alone | 0.8 | 1.50 |",
         "| NVIDIA H100 | an image, guided, by the 7B model, compiled, the first after 80 s, 10 s from the cache "
-        "| 2 s | not compiled | 2 |  |",
+        "| 2 s | a loop | 2 |  |",
+        "| NVIDIA H100 | of it, the language model | 1.5 s |  |  | 1.25 |",
         "| NVIDIA H100 | training step `sft_lora`, 16 rows | 2 s |  |  | 2.50 |",
     ]
 

@@ -53,11 +53,18 @@ ENGINE = {  # rows of `evotok bench` -> operation, reference where the row names
     "one_prompt": ("an image, guided, by {}", "", lambda row: row["ratio"]),
     "eight_prompts": ("eight images, guided, by {}", "eight calls of one", lambda row: row["speedup"]),
     "int8": ("an image, guided, by {}, weights in int8", "", lambda row: row["ratio"]),
-    "compiled": ("an image, guided, by {}, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
+    "compiled": ("an image, guided, by {}, compiled", "", lambda row: row["ratio"]),
+    "int8_compiled": ("an image, guided, by {}, weights in int8, compiled", "", lambda row: row["ratio"]),
     "corpus": ("image files to code shards", "", lambda row: row["ratio"]),
     "corpus_compiled": ("the same, compiled", "not compiled", lambda row: 1 / row["over_plain"]),
     "image": ("loss of 8 images, 4 x 32,768 classes", "", lambda row: 1 / row["time_ratio"]),
     "text": ("loss of 256 labels in 1,024 tokens, 151,936 classes", "", lambda row: 1 / row["time_ratio"]),
+}
+ENGINE_PARTS = {  # rows of parts of `one_prompt`
+    "language_model": "of it, the language model",
+    "depth_layers": "of it, the layers of the depth decoder",
+    "code_classifiers": "of it, the classifiers of codes",
+    "other": "of it, projections, sampling and all between",
 }
 DEPTHS_SHOWN = (1, 2, 3, 4, 8, 16)
 DEPTH_FIGURES = {  # of the suite `trajectory` -> heading, digits
@@ -207,7 +214,7 @@ def engine_table(folder: Path = ROOT / "docs" / "results" / "engine") -> str:
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            shown = "seconds" in row and (row["name"] in ENGINE or "mfu" in row)
+            shown = "seconds" in row and (row["name"] in ENGINE | ENGINE_PARTS or "mfu" in row)
             lines += [_engine_line(row)] if shown else []
     return "\n".join(lines)
 
@@ -216,6 +223,8 @@ def _engine_line(row: dict[str, Any]) -> str:
     floor = f"{row['floor_multiple']:.2f}" if "floor_multiple" in row else ""
     if "mfu" in row:  # the floor of a training step is the time of the model's operations
         cells, floor = [f"training step `{row['name']}`, {row['rows_a_step']} rows", "", ""], f"{1 / row['mfu']:.2f}"
+    elif row["name"] in ENGINE_PARTS:
+        cells = [ENGINE_PARTS[row["name"]], "", ""]
     else:
         work, reference, faster = ENGINE[row["name"]]
         work = work.format("the 7B model" if row["size"] == "paper" else "a model of 180M parameters")

@@ -4,9 +4,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch._inductor.utils import fresh_cache
 from transformers import CompileConfig, DynamicCache
 
@@ -53,8 +56,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, `eight_prompts`,
-    `int8` and `compiled`; the weights of `int8` are a copy of the model's."""
+    """Measures the rows `one_prompt`, whose floor is the time to read all weights once a position, its parts,
+    `eight_prompts`, `int8`, `compiled` and `int8_compiled`; the weights of `int8` are a copy of the model's."""
     model = build_model(setting)
     prompts = torch.randint(1, 60, (8, PROMPT_LENGTH), device=setting.device)
     prompts[:, -1] = model.config.vision_start_token_id
@@ -81,11 +84,13 @@ def run(setting: Setting) -> Iterator[Row]:
     row = comparison("one_prompt", reference, one, part * positions / compared, floor, peak, equal)
     row["bandwidth_gb_per_s"] = bandwidth / 1e9
     row["bandwidth_share"] = floor / one
-    row["loop_seconds_per_position"] = _outside_of_modules(model, lambda: generate(1, disable_compile=True)) / positions
     yield row
+    yield from _parts(model, lambda: generate(1), row, setting)
     yield {"name": "eight_prompts", "seconds": eight, "one_prompt_seconds": one, "speedup": 8 * one / eight}
     yield _int8(generate, quantized, int8, row)
-    yield _compiled(generate, one, floor, setting)
+    yield _compiled("compiled", generate, one, row, setting)
+    if quantized is not None:
+        yield _compiled("int8_compiled", partial(generate, used=quantized), int8[0], row, setting)
 
 
 def _int8(generate, quantized: EvoTokForConditionalGeneration | None, seconds: list[float], plain: Row) -> Row:
@@ -112,11 +117,11 @@ def _quantize(model: EvoTokForConditionalGeneration) -> EvoTokForConditionalGene
         )
 
 
-def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) -> Row:
+def _compiled(name: str, generate, eager_seconds: float, plain: Row, setting: Setting) -> Row:
     """Measures one prompt with `torch.compile`: the first image with an empty cache of code (cold), the first with a
     filled one (warm), and a later one; returns a note where there is no compiler."""
     if setting.device == "cpu" and shutil.which("g++") is None:
-        return {"name": "compiled", "note": "not measured: torch.compile needs g++ for code on CPUs"}
+        return {"name": name, "note": "not measured: torch.compile needs g++ for code on CPUs"}
 
     def compiled() -> torch.Tensor:
         return generate(1, compile_config=CompileConfig(dynamic=False))
@@ -129,10 +134,12 @@ def _compiled(generate, plain_seconds: float, floor: float, setting: Setting) ->
         [seconds] = best_seconds(compiled, setting=setting)
         same = (compiled() == generate(1)).float().mean().item()
     return {
-        "name": "compiled",
+        "name": name,
+        "reference": plain["reference"],
         "seconds": seconds,
-        "over_plain": seconds / plain_seconds,
-        "floor_multiple": seconds / floor,
+        "ratio": plain["reference_seconds"] / seconds,
+        "over_eager": seconds / eager_seconds,
+        "floor_multiple": seconds / plain["floor_seconds"],
         "cold_seconds": cold,
         "warm_seconds": warm,
         "cold_over_target": cold / COLD_TARGET_SECONDS,
@@ -155,10 +162,72 @@ def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
 
 
 def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
+    parts = [*_language_model_weights(model), *model.model.pixel_projector.parameters()]
+    return sum(p.nbytes for p in parts) + depth.weight_bytes(model.depth_decoder)
+
+
+def _language_model_weights(model: EvoTokForConditionalGeneration) -> list[torch.Tensor]:
     embeddings = model.get_input_embeddings().weight  # only some rows are read
-    parts = [*model.model.language_model.parameters(), *model.model.pixel_projector.parameters()]
-    read = sum(p.numel() * p.element_size() for p in parts if p is not embeddings)
-    return read + depth.weight_bytes(model.depth_decoder)
+    return [p for p in model.model.language_model.parameters() if p is not embeddings]
+
+
+def _parts(model: EvoTokForConditionalGeneration, function, whole: Row, setting: Setting) -> Iterator[Row]:
+    """Measures where the time of one prompt goes: a row for each part, whose floor is the time to read its weights.
+
+    `other` is all else: projections, sampling, and the time between the modules' calls.
+    """
+    if setting.device != "cpu":
+        yield {"name": "parts", "note": "not measured: on a GPU, positions are one CUDA graph"}
+        return
+    decoder = model.depth_decoder
+    modules = {
+        "language_model": [model.model.language_model],
+        "depth_layers": list(decoder.layers),
+        "code_classifiers": list(decoder.classifiers),
+    }
+    read = {
+        "language_model": sum(p.nbytes for p in _language_model_weights(model)),
+        "depth_layers": decoder.config.num_codebooks * sum(p.nbytes for p in decoder.layers.parameters()),
+        "code_classifiers": sum(p.nbytes for p in decoder.classifiers.parameters()),
+    }
+    best: dict[str, float] = {}
+    for _ in range(setting.repeats):
+        with _clocks(modules) as inside:
+            total = timed(function, setting.device)
+        measured = inside | {"other": total - sum(inside.values())}
+        best = {name: min(seconds, best.get(name, seconds)) for name, seconds in measured.items()}
+    share = whole["floor_seconds"] / _bytes_per_position(model)  # seconds of an image for each byte of a position
+    read["other"] = _bytes_per_position(model) - sum(read.values())
+    for name, seconds in best.items():
+        floor = share * read[name]
+        yield {"name": name, "seconds": seconds, "floor_seconds": floor, "floor_multiple": seconds / floor}
+
+
+@contextmanager
+def _clocks(modules: dict[str, list[nn.Module]]) -> Iterator[dict[str, float]]:
+    """Adds up the seconds in the forward passes of modules, by name, while the context is open."""
+    seconds, hooks = dict.fromkeys(modules, 0.0), []
+
+    def start(name: str):
+        def hook(*_):
+            seconds[name] -= time.perf_counter()
+
+        return hook
+
+    def stop(name: str):
+        def hook(*_):
+            seconds[name] += time.perf_counter()
+
+        return hook
+
+    for name, each in modules.items():
+        for module in each:
+            hooks += [module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name))]
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
@@ -213,31 +282,3 @@ def same_codes(model: EvoTokForConditionalGeneration, prompts: torch.Tensor) -> 
     # Guidance multiplies the rounding of both rows; layers add to it.
     error = (output.scores[:, :compared] - expected).square().mean().sqrt() / expected.std()
     return bool(error <= 32 * torch.finfo(model.lm_head.weight.dtype).eps)
-
-
-def _outside_of_modules(model: EvoTokForConditionalGeneration, function) -> float:
-    """Measures the seconds of a run outside of the language model, the projector and the depth decoder's steps."""
-    inside, decoder = [], model.depth_decoder
-    modules = [model.model.language_model, model.model.pixel_projector, decoder]
-    originals = [model.model.language_model.forward, model.model.pixel_projector.forward, decoder.step]
-
-    def timed(original):
-        def call(*args, **kwargs):
-            start = time.perf_counter()
-            result = original(*args, **kwargs)
-            inside.append(time.perf_counter() - start)
-            return result
-
-        return call
-
-    names = ["forward", "forward", "step"]
-    for module, name, original in zip(modules, names, originals, strict=True):
-        setattr(module, name, timed(original))
-    try:
-        start = time.perf_counter()
-        function()
-        total = time.perf_counter() - start
-    finally:
-        for module, name in zip(modules, names, strict=True):
-            delattr(module, name)
-    return total - sum(inside)
