@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Linear layer of the depth decoder, fast for the few rows of generation on a CPU."""
+"""Linear layer of the depth decoder, fast for the few rows of generation on a CPU; the dtype of any layer's input."""
+
+from typing import cast
 
 import torch
 from torch import nn
@@ -38,6 +40,17 @@ class EvoTokDepthLinear(nn.Linear):
             return super().forward(states)
         product = torch.mm(self.weight, states.flatten(0, -2).t()).t().contiguous()  # (rows, features)
         return product.add_(self.bias).unflatten(0, states.shape[:-1])
+
+
+def input_dtype(layer: nn.Module) -> torch.dtype:
+    """Returns the dtype of a linear layer's input: that of its weight, or of its bias where the weight is quantized.
+
+    The bias alone does not tell: vLLM turns it into float32 for some of its kernels.
+    """
+    weight = getattr(layer, "weight", None)  # some quantized layers have none
+    if weight is not None and weight.is_floating_point() and weight.itemsize > 1:
+        return weight.dtype
+    return cast(torch.Tensor, layer.bias).dtype
 
 
 __all__ = ["EvoTokDepthLinear"]

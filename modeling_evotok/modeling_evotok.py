@@ -38,6 +38,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_evotok import EvoTokConfig
+from .depth_linear_evotok import input_dtype
 from .generation_evotok import EvoTokGenerationMixin
 from .int8_evotok import EvoTokInt8Config
 from .losses_evotok import EvoTokLossMixin
@@ -145,7 +146,7 @@ class EvoTokMultiModalProjector(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.bias.dtype))))
+        return self.linear_2(self.act(self.linear_1(features.to(input_dtype(self.linear_1)))))
 
 
 @auto_docstring(custom_intro="Base class of the multimodal models: loading, saving, initialization.")

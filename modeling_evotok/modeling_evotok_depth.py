@@ -40,7 +40,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_evotok import EvoTokDepthDecoderConfig
 from .decoders_evotok import eager_attention_forward
-from .depth_linear_evotok import EvoTokDepthLinear
+from .depth_linear_evotok import EvoTokDepthLinear, input_dtype
 from .losses_evotok import EvoTokDepthLoss, linear_cross_entropy
 
 
@@ -257,9 +257,9 @@ class EvoTokDepthDecoder(PreTrainedModel):
 
     def encode_levels(self, hidden_states: torch.Tensor, code_embeddings: torch.Tensor) -> torch.Tensor:
         """Computes teacher-forced states of every level before its classifier: (M, H), (M, L, C) -> (M, L, E)."""
-        first = self.backbone_projection(hidden_states.to(self.backbone_projection.bias.dtype))  # (M, E)
+        first = self.backbone_projection(hidden_states.to(input_dtype(self.backbone_projection)))  # (M, E)
         sums = code_embeddings[:, :-1].cumsum(dim=1)  # (M, L - 1, C), sums of the levels before each
-        rest = self.code_projection(sums.to(self.code_projection.bias.dtype))
+        rest = self.code_projection(sums.to(input_dtype(self.code_projection)))
         states = torch.cat([first[:, None], rest], dim=1)
         levels = torch.arange(states.shape[1], device=states.device)
         states = states + self.position_embeddings(levels)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from evotok import EvoTokDepthDecoder, EvoTokDepthDecoderConfig
 from evotok.modeling_evotok import depth_linear_evotok, losses_evotok
-from evotok.modeling_evotok.depth_linear_evotok import EvoTokDepthLinear
+from evotok.modeling_evotok.depth_linear_evotok import EvoTokDepthLinear, input_dtype
 
 
 POSITIONS, LEVELS, CODES, DIM, HIDDEN = 5, 3, 32, 8, 24
@@ -189,3 +189,14 @@ def test_dropout_is_active_in_training_only(batch):
     assert torch.equal(model(hidden, embeddings).logits, model(hidden, embeddings).logits)
     model.train()
     assert not torch.equal(model(hidden, embeddings).logits, model(hidden, embeddings).logits)
+
+
+def test_input_has_the_dtype_of_the_weight_unless_it_is_quantized():
+    layer = torch.nn.Linear(16, 4).bfloat16()
+    layer.bias.data = layer.bias.data.float()  # as vLLM does for some of its kernels
+    assert input_dtype(layer) == torch.bfloat16
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        layer.weight = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        assert input_dtype(layer) == torch.float32
+    del layer.weight  # packed under another name
+    assert input_dtype(layer) == torch.float32
