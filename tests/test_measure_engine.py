@@ -128,7 +128,7 @@ def test_a_missing_gpu_is_an_error_in_one_line(monkeypatch, capsys):
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_makefile_measures_without_network_where_there_are_wheels():
     def commands(*words):
-        make = ["make", "--dry-run", "--always-make", "bench-gpu", *words]
+        make = ["make", "--dry-run", "--always-make", "--no-print-directory", "bench-gpu", *words]
         return subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     plain = commands()
