@@ -50,7 +50,7 @@ def run(setting: Setting) -> list[Row]:
 
     seconds, reference_seconds = best_seconds(position, reference, setting=setting)
     bandwidth = peak_bandwidth(setting)
-    floor = weight_bytes(model) / bandwidth
+    floor = sum(weight_bytes(model).values()) / bandwidth
     peak = peak_extra_mib(position, setting.device)
     equal = same_logits(model, hidden, codebooks)
     row = comparison("position", "all levels so far at each level", seconds, reference_seconds, floor, peak, equal)
@@ -68,16 +68,15 @@ def _random_model(config: EvoTokDepthDecoderConfig, setting: Setting) -> EvoTokD
     return model
 
 
-def weight_bytes(model: EvoTokDepthDecoder) -> int:
-    """Returns the bytes of weights that one position reads: the layers at every level, the rest once."""
-    size = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in model.named_children()}
+def weight_bytes(model: EvoTokDepthDecoder) -> dict[str, int]:
+    """Returns the bytes of weights that one position reads, by part: the layers at every level, the rest once."""
+    size = {name: sum(p.nbytes for p in part.parameters()) for name, part in model.named_children()}
     levels = model.config.num_codebooks
-    return (
-        levels * size["layers"]
-        + size["classifiers"]
-        + size["backbone_projection"]
-        + (levels - 1) * size["code_projection"]
-    )
+    return {
+        "layers": levels * size["layers"],
+        "classifiers": size["classifiers"],
+        "projections": size["backbone_projection"] + (levels - 1) * size["code_projection"],
+    }
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def run(setting: Setting) -> Iterator[Row]:
         functions.append(lambda: generate(1, quantized))
     one, eight, part, *int8 = best_seconds(*functions, setting=setting)
     bandwidth = peak_bandwidth(setting)
-    floor = positions * _bytes_per_position(model) / bandwidth
+    floor = positions * sum(_weight_bytes(model).values()) / bandwidth
     peak, equal = peak_extra_mib(lambda: generate(1), setting.device), same_codes(model, prompts[:1])
     reference = f"the plain loop, {positions / compared:g} times its first {compared} positions"
     row = comparison("one_prompt", reference, one, part * positions / compared, floor, peak, equal)
@@ -161,14 +161,16 @@ def build_model(setting: Setting) -> EvoTokForConditionalGeneration:
     return model
 
 
-def _bytes_per_position(model: EvoTokForConditionalGeneration) -> int:
-    parts = [*_language_model_weights(model), *model.model.pixel_projector.parameters()]
-    return sum(p.nbytes for p in parts) + depth.weight_bytes(model.depth_decoder)
-
-
-def _language_model_weights(model: EvoTokForConditionalGeneration) -> list[torch.Tensor]:
+def _weight_bytes(model: EvoTokForConditionalGeneration) -> dict[str, int]:
+    """Returns the bytes of weights that one position reads, by part."""
     embeddings = model.get_input_embeddings().weight  # only some rows are read
-    return [p for p in model.model.language_model.parameters() if p is not embeddings]
+    of_depth = depth.weight_bytes(model.depth_decoder)
+    return {
+        "language_model": sum(p.nbytes for p in model.model.language_model.parameters() if p is not embeddings),
+        "depth_layers": of_depth["layers"],
+        "code_classifiers": of_depth["classifiers"],
+        "other": of_depth["projections"] + sum(p.nbytes for p in model.model.pixel_projector.parameters()),
+    }
 
 
 def _parts(model: EvoTokForConditionalGeneration, function, whole: Row, setting: Setting) -> Iterator[Row]:
@@ -185,21 +187,15 @@ def _parts(model: EvoTokForConditionalGeneration, function, whole: Row, setting:
         "depth_layers": list(decoder.layers),
         "code_classifiers": list(decoder.classifiers),
     }
-    read = {
-        "language_model": sum(p.nbytes for p in _language_model_weights(model)),
-        "depth_layers": decoder.config.num_codebooks * sum(p.nbytes for p in decoder.layers.parameters()),
-        "code_classifiers": sum(p.nbytes for p in decoder.classifiers.parameters()),
-    }
     best: dict[str, float] = {}
     for _ in range(setting.repeats):
         with _clocks(modules) as inside:
             total = timed(function, setting.device)
         measured = inside | {"other": total - sum(inside.values())}
         best = {name: min(seconds, best.get(name, seconds)) for name, seconds in measured.items()}
-    share = whole["floor_seconds"] / _bytes_per_position(model)  # seconds of an image for each byte of a position
-    read["other"] = _bytes_per_position(model) - sum(read.values())
+    read = _weight_bytes(model)
     for name, seconds in best.items():
-        floor = share * read[name]
+        floor = whole["floor_seconds"] * read[name] / sum(read.values())
         yield {"name": name, "seconds": seconds, "floor_seconds": floor, "floor_multiple": seconds / floor}
 
 
@@ -208,21 +204,16 @@ def _clocks(modules: dict[str, list[nn.Module]]) -> Iterator[dict[str, float]]:
     """Adds up the seconds in the forward passes of modules, by name, while the context is open."""
     seconds, hooks = dict.fromkeys(modules, 0.0), []
 
-    def start(name: str):
+    def clock(name: str, sign: int):
         def hook(*_):
-            seconds[name] -= time.perf_counter()
-
-        return hook
-
-    def stop(name: str):
-        def hook(*_):
-            seconds[name] += time.perf_counter()
+            seconds[name] += sign * time.perf_counter()
 
         return hook
 
     for name, each in modules.items():
         for module in each:
-            hooks += [module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name))]
+            hooks.append(module.register_forward_pre_hook(clock(name, -1)))
+            hooks.append(module.register_forward_hook(clock(name, 1)))
     try:
         yield seconds
     finally:
