@@ -2,7 +2,8 @@
 # make test    all tests, in WORKERS (2) processes
 # make lint    ruff, Pyright and the Transformers structure linter
 # make fuzz    generate untrusted input for SECONDS (300)
-# make drills  kill every stage of training under every engine, at nine to eleven moments each
+# make drills  the tests that take long: kill every stage of training under every engine, at nine to eleven moments
+#              each; the plans of all recipes; all rows of the benchmarks
 # make docs    build the documents with the API reference into site/
 # make mini    train EvoTok-mini anew, stage by stage; after a stop it resumes from the last checkpoint
 #              DEVICE=cuda: on a GPU, 12 minutes of training; RESULTS=FOLDER: copy the result of every stage there
@@ -81,7 +82,7 @@ fuzz: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest tests/test_untrusted_fuzz.py --fuzz-seconds $(SECONDS)
 
 drills: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py -m slow
+	@$(BIN)/python -m pytest tests/test_fault_drills.py tests/test_plan.py tests/test_benchmarks.py -m slow
 
 test-hf: $(if $(HF_TESTS_FROM),$(VENV)/.ready-dev,.hf-tests/fetched/.ready)
 	@$(PIP) parameterized

@@ -6,9 +6,11 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from evotok.cli import main
 from evotok.commands.bench import BENCHMARKS, PAPER
@@ -47,15 +49,33 @@ ROWS = {
 TINY = Setting(dtype=torch.float32, size="tiny", repeats=1)
 
 
+QUICK = "tokenizer", "pretrain_checkpointing", "sft_lora_compiled", "gen_lora_codes", "sft_offload_checkpointing"
+"""Rows of `train` at tiny sizes for every stage and every way of measuring; the others take a minute."""
+
+
 @pytest.mark.parametrize("benchmark", [name for name in BENCHMARKS if name != "serve"])
-def test_rows_are_printed_as_text_and_written_as_json(benchmark, tmp_path, capsys):
+def test_rows_are_printed_as_text_and_written_as_json(benchmark, tmp_path, capsys, monkeypatch):
+    """Without code of the compiler, and without rows of `train` that differ from another one by a word."""
+    monkeypatch.setattr(generation, "CompileConfig", partial(CompileConfig, backend="eager", mode=None))
+    monkeypatch.setitem(CASES, "tiny", [case for case in CASES["tiny"] if case.name in QUICK])
+    check_rows(benchmark, {name for name in ROWS[benchmark] if benchmark != "train" or name in QUICK}, tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", ["generate", "train"])
+def test_all_rows_are_measured(benchmark, tmp_path, capsys):
+    check_rows(benchmark, set(ROWS[benchmark]), tmp_path, capsys)
+
+
+def check_rows(benchmark, names, tmp_path, capsys):
+    """Checks what `evotok bench` prints and writes."""
     path = tmp_path / "new" / "rows.json"
     dtype = "float32" if benchmark in ("generate", "depth", "train") else "bfloat16"
     words = f"{benchmark} --size tiny --repeats 1 --threads 1 --dtype {dtype} --json {path}"
     assert main(["bench", *words.split()]) == 0
     printed, rows = capsys.readouterr().out, json.loads(path.read_text())
     assert not printed.startswith("[")
-    assert {row["name"] for row in rows} == set(ROWS[benchmark])
+    assert {row["name"] for row in rows} == names
     for row in rows:
         assert row["name"] in printed
         assert ROWS[benchmark][row["name"]] | {"threads", "dtype", "device", "size", "machine"} <= set(row)

@@ -32,7 +32,7 @@ from evotok.training.tokenizer.stage import (
     restart_warning,
 )
 from evotok.training.tokenizer.trainer import TokenizerTrainer
-from evotok.training.train import main
+from evotok.training.train import main, train
 
 
 RECIPE = {
@@ -211,6 +211,30 @@ def test_finished_model_and_validation_are_those_of_the_ema(whole):
     assert [logged[-1][f"eval_usage_level{level}"] for level in (1, 2, 3, 4)] == usage
     assert [logged[-1][f"eval_perplexity_level{level}"] for level in (1, 2, 3, 4)] == pytest.approx(perplexity)
     assert logged[-1]["eval_usage_min"] == min(usage)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (["eval_steps=1"], [1, 2]),
+        (["eval_strategy=no"], [2]),
+        (["eval_steps=1", "load_best_model_at_end=true", "metric_for_best_model=psnr_depth2"], [1, 2, 2]),
+    ],
+)
+def test_last_step_is_evaluated_once(recipe, tmp_path, monkeypatch, changes, steps):
+    """The metrics are those of the model that is saved, which is another one where the best one is loaded."""
+    found, evaluate = [], TokenizerTrainer.evaluate
+
+    def record(trainer):
+        found.append((trainer.state.global_step, metrics := evaluate(trainer)))
+        return metrics
+
+    monkeypatch.setattr(TokenizerTrainer, "evaluate", lambda trainer, *args, **kwargs: record(trainer))
+    folder = {"output_dir": tmp_path, "max_steps": 2, "save_steps": 1}
+    changes = [*(f"{name}={value}" for name, value in folder.items()), *changes]
+    results = train(read_recipe(recipe, [f"training.{change}" for change in changes]))
+    assert [step for step, _ in found] == steps
+    assert found[-1][1].items() <= results.items() and results["eval_psnr_depth2"] > 0
 
 
 def test_load_best_model_loads_the_best_ema(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Callbacks of the trainers: the progress bar with the speed, and the limit of minutes."""
+"""Callbacks of the trainers: the progress bar with the speed, the last evaluation, and the limit of minutes."""
 
 import time
 from collections.abc import Callable
@@ -30,6 +30,17 @@ class ThroughputBar(ProgressCallback):
         speed = (state.global_step - step) * self.rows / max(now - start, 1e-6)
         self.since = now, state.global_step
         self.training_bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "images/s": f"{speed:.1f}"})
+
+
+class LastEvaluation(TrainerCallback):
+    """Keeps the metrics of the last evaluation, and the step after which it was made; None before the first one."""
+
+    def __init__(self):
+        self.step: int | None = None
+        self.metrics: dict[str, float] = {}
+
+    def on_evaluate(self, args, state, control, metrics: Any = None, **kwargs):
+        self.step, self.metrics = state.global_step, dict(metrics)
 
 
 class TimeLimitCallback(TrainerCallback, ExportableState):

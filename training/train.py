@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..data.atomic_files import sync_files
 from ..data.errors import one_line
+from .callbacks import LastEvaluation
 from .checkpoint_configs import check_checkpoint
 from .deepspeed_setup import check_engine, prepare_engine, start_process_group
 from .recipe_checks import COMPILE_FIELDS, check_data, check_max_steps
@@ -119,6 +120,7 @@ def _train_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
     check_max_steps(recipe, arguments.max_steps)
     try:
         trainer = STAGES[recipe.stage].load("build")(recipe, arguments)
+        trainer.add_callback(last := LastEvaluation())
         result = trainer.train(resume_from_checkpoint=resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
@@ -127,9 +129,11 @@ def _train_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str 
             raise
         raise ValueError(f"{one_line(error)}: correct it, or lower training.dataloader_num_workers.") from error
     trainer.save_metrics("train", result.metrics)
-    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    # Transformers evaluates after the last step where it evaluates during training; the best model may be another one.
+    if trainer.eval_dataset is not None and (last.step != result.global_step or arguments.load_best_model_at_end):
+        trainer.evaluate()
     trainer.save_model()
-    return {"step": result.global_step} | result.metrics | evaluated
+    return {"step": result.global_step} | result.metrics | last.metrics
 
 
 def main(argv: list[str] | None = None) -> int:
