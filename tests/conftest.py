@@ -1,5 +1,7 @@
 """Tiny models shared by the tests: 32 px images of 4 x 4 positions, 4 levels of 32 entries, 2 of them for pixels."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,9 @@ from evotok.data.world.icons import load_world
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
+# Several tests run at a time, and threads of one process wait for each other in loops that take the others' cores.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 def pytest_addoption(parser):

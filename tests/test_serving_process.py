@@ -31,10 +31,7 @@ CLIENTS, EACH = 4, 40
 def process_of(checkpoint: str | Path, port: int) -> Iterator[subprocess.Popen]:
     """Starts `evotok serve`, waits until it listens, and kills it at the end."""
     command = [sys.executable, "-m", "evotok.cli", "serve", str(checkpoint), "--port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     timer = threading.Timer(START_SECONDS, process.kill)
     timer.start()
     try:

@@ -58,7 +58,7 @@ def unified(recipes, corpus):  # noqa: F811
 def torchrun(script, *arguments):
     """Runs a script on two processes; it may fail."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     command += [str(word) for word in (script, *arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
 

@@ -41,7 +41,7 @@ def run(arguments, nproc):
     port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc}", f"--master-port={port}"]
     command += ["-m", "evotok.training.train", *map(str, arguments)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": str(port)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_PORT": str(port)}
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
 

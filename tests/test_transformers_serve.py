@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 def server(tmp_path_factory, model):
     """Yields a client of `transformers serve` with the exported model."""
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "code")}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "code")}
     environment.pop("PYTHONPATH", None)
     program = "from transformers.cli.transformers import main; main()"
     options = ["--trust-remote-code", "--device", "cpu", "--dtype", "float32", "--port", str(port)]
