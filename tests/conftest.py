@@ -14,7 +14,8 @@ from evotok.data.world.icons import load_world
 from evotok.training.backbones.text_tokenizer import train_text_tokenizer
 
 
-# Several tests run at a time, and threads of one process wait for each other in loops that take the others' cores.
+# Several tests run at a time, and threads of one process wait for each other in loops that take the others' cores. Sums
+# of one process are compared with those of two under torchrun, which sets one thread as well.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 

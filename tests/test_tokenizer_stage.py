@@ -225,13 +225,13 @@ def test_last_step_is_evaluated_once(recipe, tmp_path, monkeypatch, changes, ste
     """The metrics are those of the model that is saved, which is another one where the best one is loaded."""
     found, evaluate = [], TokenizerTrainer.evaluate
 
-    def record(trainer):
-        found.append((trainer.state.global_step, metrics := evaluate(trainer)))
+    def record(trainer, *args, **kwargs):
+        metrics = evaluate(trainer, *args, **kwargs)
+        found.append((trainer.state.global_step, metrics))
         return metrics
 
-    monkeypatch.setattr(TokenizerTrainer, "evaluate", lambda trainer, *args, **kwargs: record(trainer))
-    folder = {"output_dir": tmp_path, "max_steps": 2, "save_steps": 1}
-    changes = [*(f"{name}={value}" for name, value in folder.items()), *changes]
+    monkeypatch.setattr(TokenizerTrainer, "evaluate", record)
+    changes = [f"output_dir={tmp_path}", "max_steps=2", "save_steps=1", *changes]
     results = train(read_recipe(recipe, [f"training.{change}" for change in changes]))
     assert [step for step, _ in found] == steps
     assert found[-1][1].items() <= results.items() and results["eval_psnr_depth2"] > 0

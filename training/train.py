@@ -118,9 +118,10 @@ def find_start(recipe: Recipe, arguments: TrainingArguments) -> str | None:
 def _train_stage(recipe: Recipe, arguments: TrainingArguments, resume_from: str | None) -> dict[str, Any]:
     check_data(recipe)  # before a model is built, which may take long
     check_max_steps(recipe, arguments.max_steps)
+    last = LastEvaluation()
     try:
         trainer = STAGES[recipe.stage].load("build")(recipe, arguments)
-        trainer.add_callback(last := LastEvaluation())
+        trainer.add_callback(last)
         result = trainer.train(resume_from_checkpoint=resume_from)
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
